@@ -1,0 +1,132 @@
+"""One vLLM engine, shared by every LangChain and LlamaIndex app on the machine.
+
+Names are loaded when first used: the supervisor imports this package too, and must stay small.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shared_engine.engine import Engine
+    from shared_engine.errors import (
+        AuthenticationError,
+        ContextLengthError,
+        EngineBusyError,
+        EngineDiedError,
+        EngineError,
+        EngineNotInstalledError,
+        EngineStartError,
+        EngineStartTimeoutError,
+        InvalidInputError,
+        ModelNotFoundError,
+        PermissionDeniedError,
+        RateLimitError,
+        RequestError,
+        RequestRejectedError,
+        RequestTimeoutError,
+        ServerConnectionError,
+        ServerError,
+        ServerUnreachableError,
+        SettingsError,
+        VLLMError,
+    )
+    from shared_engine.place import EngineStatus
+    from shared_engine.record import EngineState
+    from shared_engine.results import (
+        Choice,
+        EmbeddingResult,
+        GenerationChunk,
+        GenerationParams,
+        GenerationResult,
+        TokenUsage,
+        ToolCall,
+        ToolCallDelta,
+    )
+    from shared_engine.settings import EngineSettings
+
+_HOME = {
+    "engine": ("Engine",),
+    "settings": ("EngineSettings",),
+    "place": ("EngineStatus",),
+    "record": ("EngineState",),
+    "results": (
+        "Choice",
+        "EmbeddingResult",
+        "GenerationChunk",
+        "GenerationParams",
+        "GenerationResult",
+        "TokenUsage",
+        "ToolCall",
+        "ToolCallDelta",
+    ),
+    "errors": (
+        "AuthenticationError",
+        "ContextLengthError",
+        "EngineBusyError",
+        "EngineDiedError",
+        "EngineError",
+        "EngineNotInstalledError",
+        "EngineStartError",
+        "EngineStartTimeoutError",
+        "InvalidInputError",
+        "ModelNotFoundError",
+        "PermissionDeniedError",
+        "RateLimitError",
+        "RequestError",
+        "RequestRejectedError",
+        "RequestTimeoutError",
+        "ServerConnectionError",
+        "ServerError",
+        "ServerUnreachableError",
+        "SettingsError",
+        "VLLMError",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AuthenticationError",
+    "Choice",
+    "ContextLengthError",
+    "EmbeddingResult",
+    "Engine",
+    "EngineBusyError",
+    "EngineDiedError",
+    "EngineError",
+    "EngineNotInstalledError",
+    "EngineSettings",
+    "EngineStartError",
+    "EngineStartTimeoutError",
+    "EngineState",
+    "EngineStatus",
+    "GenerationChunk",
+    "GenerationParams",
+    "GenerationResult",
+    "InvalidInputError",
+    "ModelNotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestError",
+    "RequestRejectedError",
+    "RequestTimeoutError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerUnreachableError",
+    "SettingsError",
+    "TokenUsage",
+    "ToolCall",
+    "ToolCallDelta",
+    "VLLMError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,278 @@
+"""EngineSpec -> a leased, ready engine: use the one there is, wait for one that starts, launch one, or raise.
+
+Clients never decide from a state they read earlier: they ask the supervisor for the outcome. The record is read only
+to skip the asking when the engine is ready, and only while holding the lease, which forbids eviction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared_engine.command import EngineSpec, launch_environment
+from shared_engine.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineError,
+    EngineNotInstalledError,
+    EngineStartError,
+    EngineStartTimeoutError,
+)
+from shared_engine.lease import Lease, try_lock
+from shared_engine.record import EngineState, Failure, Record, boot_id, read_record
+from shared_engine.runtime_dir import RuntimeDir, runtime_dir
+
+SUPERVISOR_START_S = 30.0
+POLL_S = 0.02
+DEATH_NOTICE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """How long this caller wants the engine kept, in seconds. The supervisor takes the longest wish of all callers."""
+
+    idle_ttl_s: float
+    standby_ttl_s: float
+    start_timeout_s: float
+
+
+class Attachment:
+    """This process's hold on one engine; one per process and spec, whatever number of objects and loops use it."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.directory: RuntimeDir = runtime_dir(spec.key)
+        self._lease = Lease(self.directory.lease)
+        self._known: tuple[tuple[int, int], Record] | None = None
+        self._told: Lifetime | None = None
+        self._launching = threading.Lock()
+
+    async def acquire(self, lifetime: Lifetime) -> Record:
+        """Return the record of a ready engine, with a lease on it: give it back with ``release``.
+
+        Raises:
+            EngineStartError: the engine did not come up (EngineStartTimeoutError, EngineNotInstalledError).
+            SettingsError: the runtime directory can't be used.
+        """
+        deadline = time.monotonic() + lifetime.start_timeout_s + SUPERVISOR_START_S
+        while True:
+            record = self._try_acquire(lifetime)
+            if record is not None:
+                return record
+            await self._ensure_ready(lifetime, deadline)
+
+    def release(self) -> None:
+        self._lease.give_back()
+
+    def _try_acquire(self, lifetime: Lifetime) -> Record | None:
+        # The supervisor must hear this caller's wishes once, else it might evict too early.
+        if self._told != lifetime or not self.directory.path.exists():
+            return None
+        if not self._lease.try_take():
+            return None
+        record = self._current_record()
+        if record is not None and record.state is EngineState.READY:
+            return record
+        self._lease.give_back()
+        return None
+
+    def _current_record(self) -> Record | None:
+        """The record, read again only when the file is another one than last time."""
+        try:
+            status = os.stat(self.directory.record)
+        except FileNotFoundError:
+            return None
+        signature = (status.st_mtime_ns, status.st_ino)
+        if self._known is None or self._known[0] != signature:
+            record = read_record(self.directory.record)
+            if record is None:
+                return None
+            self._known = (signature, record)
+        return self._known[1]
+
+    async def _ensure_ready(self, lifetime: Lifetime, deadline: float) -> None:
+        """Ask the supervisor, and start one if there is none."""
+        request = {"op": "ensure_ready", "policy": vars(lifetime)}
+        while True:
+            answer = await self._ask(request, deadline)
+            if answer is None:
+                await self._launch_supervisor(deadline)
+                continue
+            if answer["ok"]:
+                self._told = lifetime
+                return
+            raise start_error(Failure.from_json(answer["failure"]), float(answer.get("retry_in_s", 0.0)))
+
+    async def _ask(self, request: dict[str, Any], deadline: float) -> dict[str, Any] | None:
+        """The supervisor's answer, or None if there is no supervisor (any more)."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            line = await asyncio.wait_for(reader.readline(), deadline - time.monotonic())
+        except ConnectionError:
+            return None
+        except asyncio.TimeoutError:
+            raise EngineStartTimeoutError(
+                f"the supervisor of {self.spec.model} did not answer in time; see {self.directory.log}"
+            ) from None
+        finally:
+            writer.close()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def _launch_supervisor(self, deadline: float) -> None:
+        """Start a supervisor and wait until one listens; any number of processes may do so at once, one wins."""
+        if self._launching.acquire(blocking=False):
+            try:
+                await asyncio.to_thread(self._spawn_supervisor)
+            finally:
+                self._launching.release()
+        limit = min(deadline, time.monotonic() + SUPERVISOR_START_S)
+        while not await self._is_listening():
+            if time.monotonic() > limit:
+                raise EngineStartError(f"no supervisor came up in {SUPERVISOR_START_S:g} s; see {self.directory.log}")
+            if not self._launching.locked() and not self.is_supervised():
+                # It left between our asking and its lock: the next round starts another.
+                return await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S)
+
+    def _spawn_supervisor(self) -> None:
+        self.directory.prepare()
+        write_atomically(self.directory.spec, json.dumps(self.spec.to_json()))
+        root = Path(__file__).resolve().parent.parent
+        subprocess.run(
+            [sys.executable, "-S", "-m", "shared_engine.supervisor", str(self.directory.path)],
+            env={**launch_environment(os.environ), "PYTHONPATH": str(root)},
+            cwd=self.directory.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+        )
+        # The child that stays takes the lock right away; wait for it, or for another's.
+        limit = time.monotonic() + SUPERVISOR_START_S
+        while not self.is_supervised() and time.monotonic() < limit:
+            time.sleep(POLL_S / 4)
+
+    async def _is_listening(self) -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        writer.close()
+        return True
+
+    # ---- looking on, without starting anything or keeping it awake
+
+    def is_supervised(self) -> bool:
+        """True while a supervisor lives: the kernel says so, by its lock."""
+        try:
+            fd = os.open(self.directory.lock, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return not try_lock(fd, fcntl.LOCK_EX)
+        finally:
+            os.close(fd)
+
+    def record(self) -> Record:
+        """The engine as it is now; STOPPED if nobody owns it, whatever an old record says."""
+        record = read_record(self.directory.record)
+        if record is None or record.boot_id != boot_id() or not self.is_supervised():
+            return Record(model=self.spec.model, vllm_version=self.spec.vllm_version)
+        return record
+
+    # ---- ending
+
+    async def evict(self, timeout: float, *, leave: bool = False, force: bool = False) -> None:
+        """Return when the server's process group is gone; with ``leave`` its launcher and supervisor too.
+
+        Raises:
+            EngineBusyError: requests were in flight for all of ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        request = {"op": "shutdown", "force": force} if leave else {"op": "evict"}
+        while True:
+            answer = await self._ask(request, deadline + SUPERVISOR_START_S)
+            if answer is None or answer["ok"]:
+                break
+            if time.monotonic() >= deadline:
+                raise EngineBusyError(f"requests were in flight for {timeout:g} s: {self.spec.model} was not stopped")
+            await asyncio.sleep(POLL_S)
+        while leave and self.is_supervised():
+            if time.monotonic() > deadline + SUPERVISOR_START_S:
+                raise EngineError(f"the supervisor of {self.spec.model} did not leave; see {self.directory.log}")
+            await asyncio.sleep(POLL_S)
+
+    async def death_of(self, generation: int) -> EngineDiedError | None:
+        """After a request lost its connection: the engine's death, if the supervisor sees one soon; else None."""
+        deadline = time.monotonic() + DEATH_NOTICE_S
+        while time.monotonic() < deadline:
+            record = self.record()
+            if record.generation != generation or record.state is not EngineState.READY:
+                return died_error(record.failure)
+            await asyncio.sleep(POLL_S)
+        return None
+
+    def forget_in_child(self) -> None:
+        """After a fork, in the child: start with no lease."""
+        self._lease.forget_in_child()
+        self._launching = threading.Lock()
+
+
+_attachments: dict[str, Attachment] = {}
+_attachments_guard = threading.Lock()
+
+
+def attachment(spec: EngineSpec) -> Attachment:
+    """This process's one attachment to the engine of ``spec``."""
+    directory = str(runtime_dir(spec.key).path)
+    with _attachments_guard:
+        return _attachments.setdefault(directory, Attachment(spec))
+
+
+def _forget_in_child() -> None:
+    global _attachments_guard
+    _attachments_guard = threading.Lock()
+    for each in _attachments.values():
+        each.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def start_error(failure: Failure, retry_in_s: float = 0.0) -> EngineStartError:
+    kinds = {"timeout": EngineStartTimeoutError, "not_installed": EngineNotInstalledError}
+    message = failure.message
+    if retry_in_s > 0:
+        message += f" (tried before; the next start is allowed in {retry_in_s:g} s)"
+    return kinds.get(failure.kind, EngineStartError)(message, failure.log_tail)
+
+
+def died_error(failure: Failure | None) -> EngineDiedError:
+    if failure is None:
+        return EngineDiedError("the engine was stopped while the request was running")
+    return EngineDiedError(f"the engine died while the request was running: {failure.message}", failure.log_tail)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,140 @@
+"""HTTP to one vLLM server, over a Unix socket or a URL. One I/O path, asynchronous, bound to its event loop.
+
+Knows nothing of leases or settings. aiohttp's exceptions end here: callers see ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
+from shared_engine.wire import error_from_response, split_events
+
+if TYPE_CHECKING:
+    import aiohttp
+
+# A server closes an idle connection after 5 s (uvicorn) or later; a client must let go of it first.
+KEEP_ALIVE_S = 4.0
+CONNECT_TIMEOUT_S = 10.0
+
+
+class Client:
+    """A pool of connections to one server, for one event loop.
+
+    Args:
+        base_url: the server's root, without ``/v1``. For a socket any host will do.
+        socket_path: Unix socket to connect to; None for TCP.
+    """
+
+    def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
+        import aiohttp
+
+        self._base_url = base_url
+        self._where = base_url if socket_path is None else f"the engine's socket {socket_path}"
+        connector: aiohttp.BaseConnector
+        if socket_path is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+        else:
+            connector = aiohttp.UnixConnector(socket_path, limit=0)
+        headers = {"Content-Type": "application/json"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            auto_decompress=True,
+            trust_env=socket_path is None,  # HTTPS_PROXY and NO_PROXY, as other HTTP clients do
+            read_bufsize=1 << 18,
+        )
+
+    async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
+        """The body of a 2xx answer.
+
+        Raises:
+            RequestError: see errors.py.
+        """
+        async with self._open(method, path, body, timeout) as response:
+            return await response.read()
+
+    async def stream(self, path: str, body: bytes, timeout: float | None = None) -> AsyncIterator[bytes]:
+        """The ``data:`` lines of a server-sent stream, until ``[DONE]``. Closing it early aborts the request in vLLM.
+
+        Raises:
+            RequestError: see errors.py; ServerConnectionError also when the stream ends without ``[DONE]``.
+        """
+        async with self._open("POST", path, body, timeout) as response:
+            buffer = bytearray()
+            async for data in response.content.iter_any():
+                buffer += data
+                for event in split_events(buffer):
+                    if event == b"[DONE]":
+                        return
+                    yield event
+            raise ServerConnectionError(f"{self._where} closed the connection in the middle of an answer")
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self, method: str, path: str, body: bytes | None, timeout: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._session.request(method, self._base_url + path, data=body, timeout=limits) as response:
+                if response.status >= 400:
+                    raise error_from_response(response.status, await response.read())
+                yield response
+        except aiohttp.ServerTimeoutError as exc:
+            if isinstance(exc, aiohttp.ConnectionTimeoutError):
+                message = f"{self._where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
+                raise ServerUnreachableError(message) from exc
+            raise RequestTimeoutError(f"{self._where} sent nothing for timeout = {timeout:g} s") from exc
+        except aiohttp.ClientConnectorError as exc:
+            raise ServerUnreachableError(f"{self._where} can't be reached: {exc.os_error or exc}") from exc
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
+            raise ServerConnectionError(f"{self._where} closed the connection before it had answered") from exc
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class LoopClients:
+    """The clients of one server, one for each event loop that uses it; a client never outlives its loop."""
+
+    def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
+        self._arguments = (base_url, socket_path, api_key)
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
+
+    async def get(self) -> Client:
+        """The running loop's client."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            scope = _client_scope(*self._arguments)
+            client = await anext(scope)
+            # asyncio.run and uvloop close every started generator before they close the loop: the client goes
+            # with its loop, and nobody has to remember to close it.
+            _scopes.setdefault(loop, []).append(scope)
+            self._clients[loop] = client
+        return client
+
+    async def close(self) -> None:
+        """Close the running loop's client."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+
+
+_scopes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncIterator[Client]]] = weakref.WeakKeyDictionary()
+
+
+async def _client_scope(base_url: str, socket_path: str | None, api_key: str | None) -> AsyncIterator[Client]:
+    client = Client(base_url, socket_path, api_key)
+    try:
+        yield client
+    finally:
+        await client.close()

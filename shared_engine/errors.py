@@ -1,0 +1,167 @@
+"""Every error this project raises, and nothing else.
+
+    VLLMError
+    ├── SettingsError (ValueError)            a setting or parameter is wrong; found before anything starts
+    ├── InvalidInputError (ValueError)        a prompt, message or parameter can't be sent; names its position
+    ├── EngineError
+    │   ├── EngineStartError                  the engine did not come up; carries its last log lines
+    │   │   ├── EngineNotInstalledError       no Python with vLLM was found
+    │   │   └── EngineStartTimeoutError       not ready within start_timeout_s
+    │   ├── EngineDiedError                   the engine ended while a request was running
+    │   └── EngineBusyError                   requests in flight forbid what was asked (evict)
+    └── RequestError                          a request failed; carries the HTTP status, if there was one
+        ├── RequestTimeoutError (TimeoutError)   no byte came for ``timeout`` seconds
+        ├── ServerConnectionError (ConnectionError)  the connection was cut before the answer was whole
+        │   └── ServerUnreachableError        no connection was made
+        ├── ServerError                       5xx
+        └── RequestRejectedError              4xx, with the server's message
+            ├── ContextLengthError            the prompt exceeds the model's limit; carries both numbers
+            ├── AuthenticationError           401
+            ├── PermissionDeniedError         403
+            ├── ModelNotFoundError            404
+            └── RateLimitError                429
+
+Fields go through ``args``, so every error survives pickling. Foreign errors are translated once, in client.py
+(transport) and wire.py (responses).
+"""
+
+from __future__ import annotations
+
+
+class VLLMError(Exception):
+    """Base of all errors raised by vllm-local."""
+
+
+class SettingsError(VLLMError, ValueError):
+    """A setting is missing, unknown or out of range. The message names field, value and what is allowed."""
+
+
+class InvalidInputError(VLLMError, ValueError):
+    """A prompt, message or parameter can't be sent. The message names its position and what is allowed."""
+
+
+class EngineError(VLLMError):
+    """Something about a local engine process.
+
+    Attributes:
+        message: what failed, and what to do.
+        log_tail: the engine's last log lines, oldest first; empty where it never wrote any.
+    """
+
+    def __init__(self, message: str, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message, tuple(log_tail))
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def log_tail(self) -> tuple[str, ...]:
+        return tuple(self.args[1])
+
+    def __str__(self) -> str:
+        if not self.log_tail:
+            return self.message
+        return "\n".join([self.message, "The engine's last log lines:", *(f"  | {line}" for line in self.log_tail)])
+
+
+class EngineStartError(EngineError):
+    """The engine did not come up."""
+
+
+class EngineNotInstalledError(EngineStartError):
+    """No Python with vLLM was found, or the one named has none."""
+
+
+class EngineStartTimeoutError(EngineStartError):
+    """The engine was not ready within ``start_timeout_s``."""
+
+
+class EngineDiedError(EngineError):
+    """The engine ended while a request was running. The next request starts a new one."""
+
+
+class EngineBusyError(EngineError):
+    """Requests in flight forbid what was asked for."""
+
+
+class RequestError(VLLMError):
+    """A request failed.
+
+    Attributes:
+        message: the server's own words where it gave any.
+        status: the HTTP status, None when no response came.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message, status)
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def status(self) -> int | None:
+        return None if self.args[1] is None else int(self.args[1])
+
+    def __str__(self) -> str:
+        return self.message if self.status is None else f"HTTP {self.status}: {self.message}"
+
+
+class RequestTimeoutError(RequestError, TimeoutError):
+    """The server sent nothing for ``timeout`` seconds."""
+
+
+class ServerConnectionError(RequestError, ConnectionError):
+    """The server closed the connection before it had answered."""
+
+
+class ServerUnreachableError(ServerConnectionError):
+    """No connection was made, so nothing was sent."""
+
+
+class ServerError(RequestError):
+    """The server failed (5xx)."""
+
+
+class RequestRejectedError(RequestError):
+    """The server refused the request (4xx)."""
+
+
+class ContextLengthError(RequestRejectedError):
+    """The prompt does not fit the model.
+
+    Attributes:
+        max_model_len: the model's limit, in tokens.
+        prompt_tokens: the prompt's length (at least), in tokens; None where the server did not say.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = 400, max_model_len: int | None = None, prompt_tokens: int | None = None
+    ) -> None:
+        super().__init__(message, status)
+        self.args = (message, status, max_model_len, prompt_tokens)
+
+    @property
+    def max_model_len(self) -> int | None:
+        return self.args[2]  # type: ignore[no-any-return]
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return self.args[3]  # type: ignore[no-any-return]
+
+
+class AuthenticationError(RequestRejectedError):
+    """The server wants another ``api_key`` (401)."""
+
+
+class PermissionDeniedError(RequestRejectedError):
+    """The key does not allow this (403)."""
+
+
+class ModelNotFoundError(RequestRejectedError):
+    """The server has no such model or route (404)."""
+
+
+class RateLimitError(RequestRejectedError):
+    """Too many requests (429)."""

@@ -1,0 +1,193 @@
+"""Where requests go: an engine of this machine (leased, started on demand) or a server somebody else runs.
+
+Both hand out a ``Server`` for the time of one request, and say what a failed request means. Only the local place
+ever starts, keeps or ends anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import msgspec
+
+from shared_engine.attach import Attachment, Lifetime, attachment
+from shared_engine.client import Client, LoopClients
+from shared_engine.command import engine_spec
+from shared_engine.errors import EngineDiedError, EngineError, RequestError, ServerConnectionError, VLLMError
+from shared_engine.record import EngineState, Record
+from shared_engine.settings import EngineSettings
+from shared_engine.wire import parse_models, says_engine_died
+
+PROBE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server for the time of one request.
+
+    Attributes:
+        client: connections of the running event loop.
+        model: as the server names it.
+        generation: which start of a local engine this is; 0 for a remote one.
+    """
+
+    client: Client
+    model: str
+    generation: int = 0
+
+
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine as it is now. Asking starts nothing and keeps nothing awake."""
+
+    state: EngineState
+    model: str | None
+    base_url: str | None = None
+    """Set for a remote engine."""
+    starts: int = 0
+    """How often this engine was started."""
+    start_seconds: float | None = None
+    """How long the last start took."""
+    server_pid: int | None = None
+    supervisor_pid: int | None = None
+    socket: str | None = None
+    log_file: str | None = None
+    vllm_version: str | None = None
+    last_error: str | None = None
+
+
+class Place(ABC):
+    """See the module's docstring."""
+
+    @abstractmethod
+    def server(self) -> contextlib.AbstractAsyncContextManager[Server]:
+        """A server, ready, for one request."""
+
+    @abstractmethod
+    async def explain(self, error: RequestError, server: Server) -> VLLMError:
+        """What a failed request means here: the error itself, or the death of the engine."""
+
+    @abstractmethod
+    async def status(self) -> EngineStatus: ...
+
+    @abstractmethod
+    async def looking_client(self) -> Client | None:
+        """A client that holds no lease, to look at a server that is up; None if none is."""
+
+    @abstractmethod
+    async def end(self, timeout: float, *, leave: bool, force: bool) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of the running loop's connections."""
+
+
+class LocalPlace(Place):
+    """An engine of this machine."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._lifetime = Lifetime(
+            idle_ttl_s=settings.idle_ttl_s,
+            standby_ttl_s=settings.standby_ttl_s if settings.standby else 0.0,
+            start_timeout_s=settings.start_timeout_s,
+        )
+        self._attachment: Attachment = attachment(engine_spec(settings))
+        self._clients: tuple[str, LoopClients] | None = None
+
+    @contextlib.asynccontextmanager
+    async def server(self) -> AsyncIterator[Server]:
+        record = await self._attachment.acquire(self._lifetime)
+        try:
+            client = await self._clients_of(record).get()
+            yield Server(client, self._attachment.spec.model, record.generation)
+        finally:
+            self._attachment.release()
+
+    def _clients_of(self, record: Record) -> LoopClients:
+        if self._clients is None or self._clients[0] != record.socket:
+            self._clients = (record.socket, LoopClients("http://engine", record.socket))
+        return self._clients[1]
+
+    async def explain(self, error: RequestError, server: Server) -> VLLMError:
+        if isinstance(error, ServerConnectionError) or says_engine_died(error):
+            return await self._attachment.death_of(server.generation) or error
+        return error
+
+    async def status(self) -> EngineStatus:
+        record = self._attachment.record()
+        return EngineStatus(
+            state=record.state,
+            model=record.model,
+            starts=record.generation,
+            start_seconds=record.start_seconds,
+            server_pid=record.server_pid or None,
+            supervisor_pid=record.supervisor_pid or None,
+            socket=record.socket or None,
+            log_file=str(self._attachment.directory.log),
+            vllm_version=record.vllm_version,
+            last_error=None if record.failure is None else record.failure.message,
+        )
+
+    async def looking_client(self) -> Client | None:
+        record = self._attachment.record()
+        return await self._clients_of(record).get() if record.state is EngineState.READY else None
+
+    async def end(self, timeout: float, *, leave: bool, force: bool) -> None:
+        await self._attachment.evict(timeout, leave=leave, force=force)
+
+    async def close(self) -> None:
+        if self._clients is not None:
+            await self._clients[1].close()
+
+
+class RemotePlace(Place):
+    """A server somebody else runs."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        assert settings.base_url is not None
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        self._base_url = settings.base_url
+        self._clients = LoopClients(settings.base_url, api_key=key)
+        self._model = settings.model
+
+    @contextlib.asynccontextmanager
+    async def server(self) -> AsyncIterator[Server]:
+        client = await self._clients.get()
+        if self._model is None:
+            self._model = await self._first_model(client)
+        yield Server(client, self._model)
+
+    async def _first_model(self, client: Client) -> str:
+        models = parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
+        if not models:
+            raise RequestError(f"{self._base_url} serves no model")
+        return models[0][0]
+
+    async def explain(self, error: RequestError, server: Server) -> VLLMError:
+        return error
+
+    async def status(self) -> EngineStatus:
+        state, message = EngineState.READY, None
+        try:
+            await (await self._clients.get()).request("GET", "/health", timeout=PROBE_TIMEOUT_S)
+        except RequestError as exc:
+            state, message = EngineState.FAILED, str(exc)
+        return EngineStatus(state=state, model=self._model, base_url=self._base_url, last_error=message)
+
+    async def looking_client(self) -> Client | None:
+        return await self._clients.get()
+
+    async def end(self, timeout: float, *, leave: bool, force: bool) -> None:
+        raise EngineError(f"the server at {self._base_url} is somebody else's: it is never stopped from here")
+
+    async def close(self) -> None:
+        await self._clients.close()
+
+
+def is_retryable(error: VLLMError) -> bool:
+    """True when trying again can help and nothing of an answer has reached the caller. Callers check the latter."""
+    if isinstance(error, (ServerConnectionError, EngineDiedError)):
+        return True
+    return isinstance(error, RequestError) and error.status in (429, 503)

@@ -1,0 +1,103 @@
+"""The private folder of one engine: its locks, record, sockets and log. Standard library only.
+
+    <root>/<key>/
+        supervisor.lock   held for life by the one supervisor
+        lease             shared lock: a request runs; exclusive lock: being evicted; content: see lease.py
+        record.json       written by the supervisor, read by all
+        spec.json         what to start
+        control.sock      asks the supervisor
+        <generation>.sock the vLLM server
+        engine.log        vLLM's log and the supervisor's, rotated once
+
+The root must be the same for every process of the user, so it depends on no session variable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from shared_engine.errors import SettingsError
+
+ROOT_VARIABLE = "VLLM_LOCAL_RUNTIME_DIR"
+MAX_SOCKET_PATH = 107  # sun_path is 108 bytes with its terminating zero; macOS has 104
+_LONGEST_NAME = "control.sock"
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph", "9p")
+
+
+def runtime_root() -> Path:
+    """The folder that holds all engines of this user."""
+    chosen = os.environ.get(ROOT_VARIABLE)
+    return Path(chosen).absolute() if chosen else Path("/tmp") / f"vllm-local-{os.getuid()}"
+
+
+class RuntimeDir:
+    """The paths of one engine. Creates nothing until ``prepare``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = path / "supervisor.lock"
+        self.lease = path / "lease"
+        self.record = path / "record.json"
+        self.spec = path / "spec.json"
+        self.control_socket = path / "control.sock"
+        self.log = path / "engine.log"
+
+    def server_socket(self, generation: int) -> Path:
+        """A fresh name for each start: nothing can connect to the wrong server, and no bind finds a stale file."""
+        return self.path / f"{generation}.sock"
+
+    def prepare(self) -> None:
+        """Make the folder, or check that the one there is private.
+
+        Raises:
+            SettingsError: too long a path, not writable, somebody else's, or on a network file system.
+        """
+        longest = len(os.fsencode(self.path / _LONGEST_NAME))
+        if longest > MAX_SOCKET_PATH:
+            raise SettingsError(
+                f"the runtime directory {self.path} is too long for a Unix socket ({longest} bytes, at most "
+                f"{MAX_SOCKET_PATH}): set {ROOT_VARIABLE} to a shorter path"
+            )
+        for folder in (self.path.parent, self.path):
+            _make_private(folder)
+        kind = _file_system_of(self.path)
+        if kind.startswith(_NETWORK_FILE_SYSTEMS):
+            raise SettingsError(
+                f"the runtime directory {self.path} is on a network file system ({kind}), where locks can't be "
+                f"trusted: set {ROOT_VARIABLE} to a local path"
+            )
+
+
+def runtime_dir(key: str) -> RuntimeDir:
+    return RuntimeDir(runtime_root() / key)
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as exc:
+        raise SettingsError(
+            f"the runtime directory {folder} can't be made: {exc.strerror}; set {ROOT_VARIABLE} to another path"
+        ) from exc
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise SettingsError(
+            f"the runtime directory {folder} is a link or belongs to user {status.st_uid}, which is unsafe: "
+            f"remove it, or set {ROOT_VARIABLE} to another path"
+        )
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _file_system_of(folder: Path) -> str:
+    """The type of the mount that holds ``folder``; empty where the system does not tell."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError), open("/proc/self/mounts") as mounts:
+        for line in mounts:
+            _, point, this_kind, *_ = line.split(" ")
+            if str(folder).startswith(point.rstrip("/") + "/") and len(point) >= len(best):
+                best, kind = point, this_kind
+    return kind

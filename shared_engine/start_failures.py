@@ -1,0 +1,55 @@
+"""Why a start failed, in words a user can act on, from vLLM's log. Pure.
+
+vLLM's last line is always "Engine core initialization failed. See root cause above": the cause stands earlier.
+Patterns were read off real failed starts (vLLM 0.32).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# (pattern in the log, what to tell the user); the first match in this order wins.
+_CAUSES: tuple[tuple[str, str], ...] = (
+    (r"unrecognized arguments?: (?P<what>.+)", "vLLM does not know {what}: check engine_args"),
+    (r"error: argument (?P<what>.+)", "vLLM refused a setting: {what}"),
+    (r"(?P<what>Repo id must be .+)", "the model was not found: {what}"),
+    (r"(?P<what>\S+ is not a local folder and is not a valid model identifier.*)", "the model was not found: {what}"),
+    (r"(?P<what>(Cannot find|couldn't find|Can't load|We couldn't connect to).{0,200})", "the model can't be loaded: {what}"),
+    (r"(?P<what>.*outgoing traffic has been disabled.*)", "the model is not on disk and the hub is switched off: {what}"),
+    (r"(?P<what>.*does not recognize this architecture.*)", "this vLLM does not support the model: {what}"),
+    (r"(?P<what>Model architectures .* are not supported for now.*)", "this vLLM does not support the model: {what}"),
+    (r"(?P<what>.*requires you to execute the configuration file.*|.*trust_remote_code=True.*)",
+     "the model needs its own code, which is run only with trust_remote_code=True: {what}"),
+    (r"(?P<what>User-specified max_model_len .* is greater than the derived.*)", "max_model_len is too large: {what}"),
+    (r"(?P<what>.*estimated maximum model length is.*)",
+     "the KV cache is too small for max_model_len: lower max_model_len or raise gpu_memory_utilization "
+     "(on CPU: engine_args={{'kv_cache_memory_bytes': ...}}): {what}"),
+    (r"(?P<what>No available memory for the cache blocks.*)",
+     "no memory left for the KV cache: raise gpu_memory_utilization or lower max_model_len: {what}"),
+    (r"(?P<what>Free memory on device .* is less than desired.*)",
+     "the GPU's memory is taken: lower gpu_memory_utilization or free it: {what}"),
+    (r"(?P<what>Available memory on node .* less than requested.*)",
+     "not enough memory: lower engine_args['kv_cache_memory_bytes'] or free some: {what}"),
+    (r"(?P<what>(torch\.)?(OutOfMemoryError|cuda out of memory).*)",
+     "out of GPU memory: lower gpu_memory_utilization or max_model_len: {what}"),
+    (r"(?P<what>SafetensorError: .*)", "the model's weights are damaged: {what}"),
+    (r"^(.*\s)?(?P<what>MemoryError)\b", "the model's weights are damaged or too large for memory: {what}"),
+    (r"(?P<what>No such file or directory: .*)", "a file is missing: {what}"),
+    (r"(?P<what>(No CUDA GPUs are available|Failed to infer device type|libcuda\.so|no NVIDIA driver).*)",
+     "no usable GPU: {what}; `vllm-local install --cpu` makes an environment that needs none"),
+)  # fmt: skip
+_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), text) for pattern, text in _CAUSES)
+_ERROR_LINE = re.compile(r"^(\(.*?\) )?(ERROR .*?\] )?(?P<what>\w*(Error|Exception): .+)")
+
+
+def explain(log: Sequence[str]) -> str | None:
+    """The cause told by the log's lines, oldest first; None where it tells none."""
+    for pattern, text in _COMPILED:
+        for line in log:
+            found = pattern.search(line)
+            if found:
+                return text.format(what=found["what"].strip())
+    errors = [found["what"] for line in log if (found := _ERROR_LINE.match(line))]
+    own = [line for line in errors if "Engine core initialization failed" not in line]
+    return own[-1] if own else None

@@ -1,0 +1,621 @@
+"""The single owner of one engine: starts it, watches it, evicts it. A detached process; standard library only.
+
+Owns: supervisor.lock, record.json, the control socket, the log, every timer. It knows nothing of settings, HTTP or
+prompts: what to start stands in spec.json, when it was used stands in the lease file.
+
+One thread, one loop: events in, state changes out. Clients ask over the control socket, one JSON object a line:
+
+    {"op": "ensure_ready", "policy": {...}}   answered when the engine is ready or its start has failed
+    {"op": "evict"}                           answered when the server is gone, or {"busy": true}
+    {"op": "shutdown", "force": false}        as evict, and launcher and supervisor leave as well
+
+A caller that hangs up only stops waiting.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shared_engine.lease import open_lease_file, read_last_use, try_lock
+from shared_engine.record import EngineState, Failure, Record, boot_id, read_record, write_record
+from shared_engine.runtime_dir import RuntimeDir
+from shared_engine.start_failures import explain
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+LOG_BYTES = 5_000_000
+TAIL_LINES = 12
+RING_LINES = 400
+READY_POLL_S = 0.02
+END_POLL_S = 0.01
+TERM_GRACE_S = 5.0
+BUSY_POLL_S = 1.0
+MAX_BACKOFF_S = 30.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class EngineLog:
+    """vLLM's output: the last lines in memory, all of it in a file that is rotated once. Never fatal."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ring: collections.deque[str] = collections.deque(maxlen=RING_LINES)
+        self._pending = b""
+        self._written = 0
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        self._pending = self._pending[-16_384:]  # a line without end must not grow without end
+        self._ring.extend(line.decode(errors="replace").rstrip() for line in lines)
+        self._write(data)
+
+    def note(self, text: str) -> None:
+        """A line of the supervisor's own; not part of the ring, which explains failures of vLLM."""
+        self._write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vllm-local supervisor: {text}\n".encode())
+
+    def clear(self) -> None:
+        """Forget the lines of the start before."""
+        self._ring.clear()
+
+    def lines(self) -> list[str]:
+        return [line for line in self._ring if line]
+
+    def tail(self) -> tuple[str, ...]:
+        return tuple(self.lines()[-TAIL_LINES:])
+
+    def _write(self, data: bytes) -> None:
+        # A full disk must not stop the engine, nor the draining of its pipe.
+        with contextlib.suppress(OSError):
+            if self._written > LOG_BYTES:
+                os.replace(self._path, self._path.with_suffix(".log.1"))
+                self._written = 0
+            with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
+                file.write(data)
+            self._written += len(data)
+
+
+@dataclass
+class Policy:
+    """How long to keep the engine. Callers that share one engine may differ: the longest wish holds."""
+
+    idle_ttl_s: float = 1800.0
+    standby_ttl_s: float = 0.0
+    start_timeout_s: float = 900.0
+
+    def widen(self, other: dict[str, float]) -> None:
+        for name in asdict(self):
+            setattr(self, name, max(getattr(self, name), float(other.get(name, 0.0))))
+
+
+@dataclass
+class Ending:
+    """A server on its way out, and what the record will say when its process group is gone."""
+
+    state: EngineState
+    failure: Failure | None
+    kill_at: float
+
+
+class Caller:
+    """One connection to the control socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.pending = b""
+
+    def reply(self, **answer: Any) -> None:
+        with contextlib.suppress(OSError):  # it hung up: it only stopped waiting
+            self.connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+class Supervisor:
+    """See the module's docstring. Construct with the lock already held."""
+
+    def __init__(self, directory: RuntimeDir) -> None:
+        self._dir = directory
+        self._spec: dict[str, Any] = json.loads(directory.spec.read_text())
+        self._log = EngineLog(directory.log)
+        self._policy: Policy | None = None
+        self._selector = selectors.DefaultSelector()
+        self._lease_fd = open_lease_file(directory.lease)
+        self._ready_waiters: list[Caller] = []
+        self._evict_waiters: list[Caller] = []
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._log_fd: int | None = None
+        self._preloaded = False
+        self._ending: Ending | None = None
+        self._start_began = 0.0
+        self._last_busy = 0.0
+        self._idle_check_at = 0.0
+        self._rest_until = 0.0
+        self._failed_starts = 0
+        self._retry_at = 0.0
+        self._leaving = False
+        self._done = False
+        self._record = Record(
+            generation=(read_record(directory.record) or Record()).generation,
+            model=self._spec["model"],
+            vllm_version=self._spec["vllm_version"],
+            supervisor_pid=os.getpid(),
+            boot_id=boot_id(),
+            since=time.time(),
+        )
+
+    # ---- the loop
+
+    def run(self) -> None:
+        self._install_signals()
+        for stale in self._dir.path.glob("*.sock"):
+            stale.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self._dir.control_socket))
+        listener.listen(256)
+        self._watch(listener.fileno(), lambda: self._accept(listener))
+        write_record(self._dir.record, self._record)
+        self._rest_until = time.monotonic() + 60.0  # the caller that started us died: leave again
+        try:
+            while not self._done:
+                for key, _ in self._selector.select(self._wait_s()):
+                    key.data()
+                self._tick(time.monotonic())
+        finally:
+            listener.close()
+            self._close()
+
+    def _wait_s(self) -> float:
+        now = time.monotonic()
+        if self._ending is not None:
+            return END_POLL_S
+        if self._record.state is EngineState.STARTING:
+            return READY_POLL_S if self._record.server_pid else 0.5
+        if self._record.state is EngineState.READY:
+            return max(0.0, self._idle_check_at - now)
+        return 0.0 if self._leaving else max(0.0, self._rest_until - now)
+
+    def _tick(self, now: float) -> None:
+        if self._ending is not None:
+            self._step_ending(self._ending, now)
+        elif self._record.state is EngineState.STARTING:
+            self._step_start(now)
+        elif self._record.state is EngineState.READY:
+            if now >= self._idle_check_at:
+                self._check_idle(now)
+        elif self._leaving or now >= self._rest_until:
+            self._leave()
+
+    def _enter(self, state: EngineState, reason: str, **changes: Any) -> None:
+        self._log.note(f"{self._record.state.value} -> {state.value}, {reason}")
+        self._record = self._record.entered(state, since=time.time(), **changes)
+        write_record(self._dir.record, self._record)
+
+    # ---- callers
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        caller = Caller(connection)
+        self._watch(connection.fileno(), lambda: self._hear(caller))
+
+    def _hear(self, caller: Caller) -> None:
+        try:
+            data = caller.connection.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            return self._drop(caller)
+        *lines, caller.pending = (caller.pending + data).split(b"\n")
+        for line in lines:
+            self._obey(caller, json.loads(line))
+
+    def _obey(self, caller: Caller, request: dict[str, Any]) -> None:
+        if request["op"] == "ensure_ready":
+            self._want_ready(caller, request["policy"])
+        elif request["op"] == "evict":
+            self._want_gone(caller, leave=False, force=False)
+        elif request["op"] == "shutdown":
+            self._want_gone(caller, leave=True, force=bool(request.get("force")))
+        else:
+            caller.reply(ok=False, error=f"unknown op {request['op']!r}")
+
+    def _drop(self, caller: Caller) -> None:
+        self._unwatch(caller.connection.fileno())
+        caller.connection.close()
+        for waiters in (self._ready_waiters, self._evict_waiters):
+            if caller in waiters:
+                waiters.remove(caller)
+
+    def _want_ready(self, caller: Caller, policy: dict[str, float]) -> None:
+        if self._policy is None:
+            self._policy = Policy(**policy)
+        else:
+            self._policy.widen(policy)
+        now = time.monotonic()
+        if self._record.state is EngineState.READY and self._ending is None:
+            self._idle_check_at = min(self._idle_check_at, now + self._policy.idle_ttl_s)
+            caller.reply(ok=True)
+        elif self._record.failure is not None and self._ending is None and now < self._retry_at:
+            caller.reply(ok=False, failure=asdict(self._record.failure), retry_in_s=round(self._retry_at - now, 1))
+        else:
+            self._ready_waiters.append(caller)
+            if self._ending is None and self._record.state is not EngineState.STARTING:
+                self._begin_start()
+
+    def _want_gone(self, caller: Caller, *, leave: bool, force: bool) -> None:
+        state = self._record.state
+        if state in (EngineState.READY, EngineState.STARTING) and self._ending is None and not force:
+            busy = bool(self._ready_waiters) or not try_lock(self._lease_fd, fcntl.LOCK_EX)
+            if busy:
+                return caller.reply(ok=False, busy=True)
+        self._leaving = self._leaving or leave
+        self._evict_waiters.append(caller)
+        if self._ending is None and state in (EngineState.READY, EngineState.STARTING):
+            self._begin_stop("asked to")
+        elif self._ending is None and not self._leaving:
+            self._answer_evictions()
+
+    def _answer_evictions(self) -> None:
+        for caller in self._evict_waiters:
+            caller.reply(ok=True)
+        self._evict_waiters.clear()
+
+    def _answer_waiters(self, **answer: Any) -> None:
+        for caller in self._ready_waiters:
+            caller.reply(**answer)
+        self._ready_waiters.clear()
+
+    # ---- starting
+
+    def _begin_start(self) -> None:
+        self._start_began = time.monotonic()
+        self._log.clear()
+        generation = self._record.generation + 1
+        self._enter(
+            EngineState.STARTING,
+            "a request waits",
+            generation=generation,
+            socket=str(self._dir.server_socket(generation)),
+            server_pid=0,
+            failure=None,
+        )
+        if self._launcher is None:
+            self._launch()
+        elif self._preloaded:
+            self._send_start()
+
+    def _launch(self) -> None:
+        events_r, events_w = os.pipe()
+        log_r, log_w = os.pipe()
+        self._preloaded = False
+        environment = {**os.environ, **self._spec["environment"]}
+        environment.pop("PYTHONPATH", None)  # ours, set by attach.py; the engine's Python is another one
+        try:
+            self._launcher = subprocess.Popen(
+                [self._spec["python"], "-u", str(LAUNCHER), "--events-fd", str(events_w)],
+                stdin=subprocess.PIPE,
+                stdout=log_w,
+                stderr=log_w,
+                pass_fds=(events_w,),
+                env=environment,
+                cwd=self._dir.path,
+            )
+        except OSError as exc:
+            os.close(events_r)
+            os.close(log_r)
+            return self._fail_start(Failure("not_installed", f"{self._spec['python']} can't be run: {exc.strerror}"))
+        finally:
+            os.close(events_w)
+            os.close(log_w)
+        for fd in (events_r, log_r):
+            os.set_blocking(fd, False)
+        pending = bytearray()
+        self._watch(events_r, lambda: self._read_events(events_r, pending))
+        self._watch(log_r, lambda: self._read_log(log_r))
+        self._log_fd = log_r
+        self._record = replace(self._record, launcher_pid=self._launcher.pid)
+        write_record(self._dir.record, self._record)
+
+    def _send_start(self) -> None:
+        argv = [*self._spec["argv"], "--uds", self._record.socket]
+        self._tell_launcher({"op": "start", "argv": argv})
+
+    def _tell_launcher(self, command: dict[str, Any]) -> None:
+        assert self._launcher is not None and self._launcher.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its end of file on the events pipe tells the same
+            self._launcher.stdin.write(json.dumps(command).encode() + b"\n")
+            self._launcher.stdin.flush()
+
+    def _step_start(self, now: float) -> None:
+        assert self._policy is not None
+        if self._record.server_pid and can_connect(self._record.socket):
+            seconds = round(now - self._start_began, 3)
+            self._failed_starts = 0
+            self._last_busy = now
+            self._idle_check_at = now + self._policy.idle_ttl_s
+            self._enter(EngineState.READY, f"the server answers after {seconds} s", start_seconds=seconds)
+            self._answer_waiters(ok=True)
+        elif now - self._start_began > self._policy.start_timeout_s:
+            message = f"the engine was not ready after start_timeout_s = {self._policy.start_timeout_s:g} s"
+            self._fail_start(Failure("timeout", message, self._log.tail()))
+
+    def _fail_start(self, failure: Failure) -> None:
+        """End what is left of the server, then tell all who wait."""
+        if self._ending is None:
+            self._ending = Ending(EngineState.FAILED, failure, kill_at=0.0)
+
+    # ---- what the launcher says
+
+    def _read_events(self, fd: int, pending: bytearray) -> None:
+        data = os.read(fd, 65536)
+        if not data:
+            self._unwatch(fd)
+            os.close(fd)
+            return self._launcher_ended()
+        pending += data
+        while (end := pending.find(b"\n")) >= 0:
+            event = json.loads(bytes(pending[:end]))
+            del pending[: end + 1]
+            self._handle(event)
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "preloaded":
+            self._preloaded = True
+            how = "forks its processes" if event["fork_refusal"] is None else f"plain start: {event['fork_refusal']}"
+            self._log.note(f"vLLM {event['version']} imported in {event['seconds']} s; {how}")
+            if self._record.state is EngineState.STARTING and self._ending is None:
+                self._send_start()
+        elif kind == "import_failed":
+            message = f"{self._spec['python']} can't import vLLM ({event['error']}): run `vllm-local install`"
+            self._fail_start(Failure("not_installed", message, self._log.tail()))
+        elif kind == "started":
+            if self._record.state is not EngineState.STARTING or self._ending is not None:
+                return signal_group(event["pid"], signal.SIGKILL)  # stopped while the launcher was forking it
+            self._record = replace(self._record, server_pid=event["pid"])
+            write_record(self._dir.record, self._record)
+        elif kind == "exited" and event["pid"] == self._record.server_pid and self._ending is None:
+            self._drain_log()
+            self._server_ended(f"vLLM ended by itself with exit code {event['returncode']}")
+
+    def _server_ended(self, how: str) -> None:
+        if self._record.state is EngineState.STARTING:
+            cause = explain(self._log.lines())
+            message = f"the engine did not start: {cause}" if cause else f"the engine did not start: {how}"
+            self._fail_start(Failure("start", message, self._log.tail()))
+        elif self._record.state is EngineState.READY:
+            # An engine that dies makes vLLM exit with 0 as well: every exit nobody asked for is a crash.
+            self._ending = Ending(EngineState.FAILED, Failure("died", how, self._log.tail()), kill_at=0.0)
+
+    def _launcher_ended(self) -> None:
+        self._drain_log()
+        assert self._launcher is not None and self._launcher.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._launcher.stdin.close()
+        self._launcher.wait(timeout=TERM_GRACE_S)
+        self._launcher = None
+        self._preloaded = False
+        if self._ending is None:
+            self._server_ended("the process that started vLLM was killed")
+
+    def _read_log(self, fd: int) -> bool:
+        """Take what is there; False when there is nothing (yet, or ever again)."""
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        if data:
+            self._log.feed(data)
+            return True
+        self._unwatch(fd)
+        os.close(fd)
+        self._log_fd = None
+        return False
+
+    def _drain_log(self) -> None:
+        """Read what the server wrote before it ended: the cause stands there."""
+        while self._log_fd is not None and self._read_log(self._log_fd):
+            pass
+
+    # ---- ending
+
+    def _begin_stop(self, reason: str) -> None:
+        self._enter(EngineState.STOPPING, reason)
+        state = EngineState.STANDBY if self._keeps_standby() else EngineState.STOPPED
+        self._ending = Ending(state, None, kill_at=time.monotonic() + TERM_GRACE_S)
+        signal_group(self._record.server_pid, signal.SIGTERM)
+
+    def _keeps_standby(self) -> bool:
+        assert self._policy is not None
+        return self._policy.standby_ttl_s > 0 and not self._leaving and self._launcher is not None
+
+    def _step_ending(self, ending: Ending, now: float) -> None:
+        pid = self._record.server_pid
+        reap_orphans(self._launcher)
+        if pid and group_exists(pid):
+            if now >= ending.kill_at:
+                signal_group(pid, signal.SIGKILL)
+            return
+        self._ending = None
+        with contextlib.suppress(OSError):
+            os.unlink(self._record.socket)
+        fcntl.flock(self._lease_fd, fcntl.LOCK_UN)
+        if ending.state is EngineState.FAILED:
+            assert ending.failure is not None
+            self._finish_failure(ending.failure, now)
+        else:
+            self._enter(ending.state, "the server is gone", server_pid=0)
+            self._rest(now)
+        if not self._leaving:
+            self._answer_evictions()
+        if self._ready_waiters and not self._leaving:
+            self._begin_start()
+
+    def _finish_failure(self, failure: Failure, now: float) -> None:
+        self._enter(EngineState.FAILED, failure.message, failure=failure, server_pid=0)
+        if failure.kind != "died":
+            # The first new try is free: the user may have mended the cause. After that, wait longer each time.
+            self._failed_starts += 1
+            wait_s = 0.0 if self._failed_starts == 1 else min(2.0 ** (self._failed_starts - 2), MAX_BACKOFF_S)
+            self._retry_at = now + wait_s
+            self._answer_waiters(ok=False, failure=asdict(failure), retry_in_s=wait_s)
+        self._rest(now)
+
+    def _rest(self, now: float) -> None:
+        """Set until when to stay without a server: standby, or the end of the back-off."""
+        assert self._policy is not None
+        self._rest_until = max(now + self._policy.standby_ttl_s, self._retry_at)
+
+    def _check_idle(self, now: float) -> None:
+        assert self._policy is not None
+        if not try_lock(self._lease_fd, fcntl.LOCK_EX):
+            self._last_busy = now
+            self._idle_check_at = now + min(self._policy.idle_ttl_s, BUSY_POLL_S)
+            return
+        idle_since = max(read_last_use(self._lease_fd), self._last_busy)
+        if now - idle_since >= self._policy.idle_ttl_s:
+            self._begin_stop(f"idle for {now - idle_since:.1f} s")  # keeps the lock: nobody can lease it meanwhile
+        else:
+            fcntl.flock(self._lease_fd, fcntl.LOCK_UN)
+            self._idle_check_at = idle_since + self._policy.idle_ttl_s
+
+    def _leave(self) -> None:
+        """End the launcher and this process."""
+        if self._record.state is not EngineState.STOPPED:
+            self._enter(EngineState.STOPPED, "asked to" if self._leaving else "standby is over")
+        self._done = True
+
+    def _close(self) -> None:
+        if self._launcher is not None:
+            self._tell_launcher({"op": "exit"})
+            try:
+                self._launcher.wait(timeout=TERM_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._launcher.kill()
+                self._launcher.wait()
+        if self._record.server_pid:
+            signal_group(self._record.server_pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._dir.control_socket.unlink()
+        self._answer_evictions()
+        self._log.note("left")
+
+    # ---- plumbing
+
+    def _watch(self, fd: int, callback: Callable[[], object]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _unwatch(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def _install_signals(self) -> None:
+        wakeup_r, wakeup_w = os.pipe()
+        for fd in (wakeup_r, wakeup_w):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wakeup_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._terminate())
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+        def woken() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wakeup_r, 4096)
+            reap_orphans(self._launcher)
+
+        self._watch(wakeup_r, woken)
+
+    def _terminate(self) -> None:
+        """SIGTERM: the machine goes down, or the user wants it gone. Requests in flight do not hold it."""
+        self._leaving = True
+        if self._ending is None and self._record.state in (EngineState.READY, EngineState.STARTING):
+            self._begin_stop("SIGTERM")
+        self._rest_until = 0.0
+
+
+def can_connect(path: str) -> bool:
+    """True when a server listens: vLLM binds early, but refuses connections until it can answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def group_exists(pgid: int) -> bool:
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        # Between its fork and its setsid the server is not a group yet.
+        return Path(f"/proc/{pgid}").exists() and not is_zombie(pgid)
+    return True
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def signal_group(pgid: int, number: signal.Signals) -> None:
+    if not pgid:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pgid, number)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pgid, number)
+
+
+def reap_orphans(launcher: subprocess.Popen[bytes] | None) -> None:
+    """Collect children this process adopted when the launcher was killed; Popen collects the launcher itself."""
+    if launcher is not None:
+        launcher.poll()
+        return
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def adopt_orphans() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m shared_engine.supervisor <runtime directory>``: detach, take the lock, run.
+
+    Exits at once, with 0, when another supervisor owns the engine: whoever started this one talks to that one.
+    """
+    directory = RuntimeDir(Path(argv[0]))
+    # Twice removed, so that no tool that kills an app's process tree takes an engine others share.
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    lock = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not try_lock(lock, fcntl.LOCK_EX):
+        return 0
+    os.chdir(directory.path)
+    log = os.open(directory.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)  # a traceback of this process must be found somewhere
+    adopt_orphans()
+    Supervisor(directory).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
