@@ -124,7 +124,7 @@ class Attachment:
             line = await asyncio.wait_for(reader.readline(), deadline - time.monotonic())
         except ConnectionError:
             return None
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise EngineStartTimeoutError(
                 f"the supervisor of {self.spec.model} did not answer in time; see {self.directory.log}"
             ) from None

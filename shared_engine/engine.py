@@ -22,7 +22,7 @@ from shared_engine.errors import (
 from shared_engine.io_loop import iterate_sync, run_sync
 from shared_engine.place import PROBE_TIMEOUT_S, EngineStatus, LocalPlace, Place, RemotePlace, Server, is_retryable
 from shared_engine.record import EngineState
-from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationParams, GenerationResult
+from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationParams, GenerationResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.wire import Message
 
@@ -300,7 +300,7 @@ class Engine:
             raise InvalidInputError(f"texts must be a list of strings, got one string: {texts!r:.80}")
         checked = [wire.check_prompt(text, f"texts[{index}]") for index, text in enumerate(texts)]
         if not checked:
-            return EmbeddingResult(embeddings=[], usage=wire.TokenUsage(), model=self.settings.model or "")
+            return EmbeddingResult(embeddings=[], usage=TokenUsage(), model=self.settings.model or "")
 
         async def call(server: Server) -> EmbeddingResult:
             body = wire.encode(wire.embedding_body(server.model, checked, extra_body))
@@ -547,7 +547,7 @@ class Engine:
 
     async def _with_length(self, error: ContextLengthError, server: Server, body: dict[str, Any]) -> ContextLengthError:
         """The error with the prompt's exact length: vLLM stops counting one token past the limit."""
-        part = {name: body[name] for name in ("messages", "tools", "prompt") if name in body}
+        part: dict[str, Any] = {name: body[name] for name in ("messages", "tools", "prompt") if name in body}
         try:
             count = await self._count(server, part)
         except RequestError:  # a server without that route: its own number has to do

@@ -165,7 +165,7 @@ class RemotePlace(Place):
             raise RequestError(f"{self._base_url} serves no model")
         return models[0][0]
 
-    async def explain(self, error: RequestError, server: Server) -> VLLMError:
+    async def explain(self, error: RequestError, server: Server) -> VLLMError:  # noqa: ARG002
         return error
 
     async def status(self) -> EngineStatus:
@@ -179,7 +179,7 @@ class RemotePlace(Place):
     async def looking_client(self) -> Client | None:
         return await self._clients.get()
 
-    async def end(self, timeout: float, *, leave: bool, force: bool) -> None:
+    async def end(self, timeout: float, *, leave: bool, force: bool) -> None:  # noqa: ARG002
         raise EngineError(f"the server at {self._base_url} is somebody else's: it is never stopped from here")
 
     async def close(self) -> None:

@@ -98,9 +98,9 @@ class EngineFields(BaseModel):
     model: Annotated[str | None, Field(min_length=1)] = None
     """Folder of a model, or its id on the Hugging Face hub."""
     mode: Literal["local", "remote"] | None = None
-    """``local``: an engine of this machine, shared; ``remote``: the server at ``base_url``. Default: remote if base_url is set."""
+    """``local``: a shared engine of this machine; ``remote``: the server at ``base_url``. Default: by base_url."""
     base_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    """A vLLM server somebody else runs, with or without ``/v1``. Nothing is ever started, stopped or put to sleep there."""
+    """A vLLM server somebody else runs, with or without ``/v1``. It is never started, stopped or put to sleep."""
     api_key: SecretStr | None = None
     """Sent to ``base_url`` as a bearer token."""
     python: Annotated[str | None, AfterValidator(_absolute_path)] = None
@@ -155,11 +155,25 @@ class EngineFields(BaseModel):
     repetition_penalty: Annotated[float | None, Field(gt=0)] = None
     """Default for requests. None: the model's generation_config."""
 
+    def engine_settings(self) -> EngineSettings:
+        """The settings that were given here; what was not comes from the environment."""
+        given = {name: getattr(self, name) for name in EngineFields.model_fields if name in self.model_fields_set}
+        return EngineSettings(**given)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """For pickling: without the secret, which the other process reads from VLLM_API_KEY."""
+        state = super().__getstate__()
+        return {
+            **state,
+            "__dict__": {**state["__dict__"], **dict.fromkeys(SECRET)},
+            "__pydantic_fields_set__": state["__pydantic_fields_set__"] - set(SECRET),
+        }
+
 
 class _Environment(PydanticBaseSettingsSource):
     """Reads the variables of ENVIRONMENT; an empty one counts as unset."""
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         return os.environ.get(ENVIRONMENT[field_name]) or None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
@@ -208,7 +222,12 @@ class EngineSettings(EngineFields, BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _Environment(settings_cls)
 

@@ -411,7 +411,8 @@ def error_from_response(status: int, body: bytes) -> RequestError:
 
 def server_error(error: _Error) -> RequestError:
     """An error that came in place of an answer, with HTTP status 200."""
-    code = int(error.code) if str(error.code or "").isdigit() else 500
+    said = str(error.code)
+    code = int(said) if said.isdigit() else 500
     return error_from_response(code, msgspec.json.encode({"error": {"message": error.message}}))
 
 

@@ -1,0 +1,87 @@
+"""What all tests share: one runtime directory, one engine on tiny_chat, and the promise that no process stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine.record import read_record
+from shared_engine.runtime_dir import ROOT_VARIABLE
+from shared_engine.settings import ENVIRONMENT
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY_CHAT = REPOSITORY / "examples" / "tiny_chat"
+LEAVE_S = 20.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses the engine is marked so, by where it stands or by what it asks for."""
+    for item in items:
+        if "engine" in Path(str(item.path)).relative_to(REPOSITORY / "tests").parts or "tiny_chat" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_root() -> Iterator[Path]:
+    """A runtime directory of this test run's own; at the end no supervisor may be left in it."""
+    root = Path(tempfile.mkdtemp(prefix="vlt-", dir="/tmp"))
+    before = {name: os.environ.pop(name, None) for name in (*ENVIRONMENT.values(), ROOT_VARIABLE)}
+    os.environ[ROOT_VARIABLE] = str(root)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    yield root
+    end_engines(root)
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    shutil.rmtree(root)
+
+
+def end_engines(root: Path) -> None:
+    """Ask every supervisor below ``root`` to leave, and see it gone."""
+    pids = [record.supervisor_pid for file in root.glob("*/record.json") if (record := read_record(file))]
+    for pid in pids:
+        if process_exists(pid):
+            os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not any(process_exists(pid) for pid in pids), LEAVE_S, "supervisors to leave")
+
+
+def process_exists(pid: int) -> bool:
+    """True for a running process of ours; not for a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Any, timeout_s: float, what: str) -> None:
+    """Poll until ``condition()`` is true.
+
+    Raises:
+        AssertionError: it was not in ``timeout_s`` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(runtime_root: Path) -> dict[str, Any]:
+    """Settings of the engine that the whole run shares: pass them to Engine, ChatVLLM, VLLM, ..."""
+    return {
+        "model": str(TINY_CHAT),
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "engine_args": {"kv_cache_memory_bytes": 256 << 20},
+        "idle_ttl_s": 600,
+        "standby_ttl_s": 600,
+    }
