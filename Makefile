@@ -1,0 +1,78 @@
+# Needs Python 3.11+ and make; everything else is set up here. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+OLDEST := .venv-oldest/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+# Settings of the user's shell must not change what is tested or shown.
+CLEAN_ENV := env -u PYTHONPATH
+
+.PHONY: help demo test check format bench install clean
+
+help:
+	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
+	@echo "make check   format, lint, types, tests that need no engine: seconds"
+	@echo "make test    everything CI runs, on real vLLM"
+	@echo "make bench   side by side with vllm serve, ChatOpenAI and LLM.chat"
+	@echo "make format  let ruff rewrite the code"
+	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
+
+# ---- what is set up, once
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@echo "== making .venv"
+	@$(PYTHON) -m venv --clear .venv || { echo "python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/app: .venv/made pyproject.toml
+	@echo "== installing vllm-local with LangChain and LlamaIndex into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[langchain,llama-index]'
+	@touch $@
+
+.venv/dev: .venv/app
+	@echo "== installing the development tools into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
+
+.venv-oldest/made: pyproject.toml tests/oldest.txt
+	@echo "== making .venv-oldest: the oldest releases of the frameworks we claim"
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@$(OLDEST)/pip install $(PIP_FLAGS) --editable '.[langchain,llama-index]' --requirement tests/oldest.txt
+	@touch $@
+
+install: .venv/app
+	@echo "== the engine's environment"
+	@$(CLEAN_ENV) $(BIN)/vllm-local install
+
+# ---- what there is to run
+
+demo: install
+	@$(CLEAN_ENV) $(BIN)/python examples/demo.py
+
+check: .venv/dev
+	@echo "== format, lint, types"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@echo "== tests that need no engine"
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -q -m "not engine"
+
+test: .venv/dev .venv-oldest/made install
+	@echo "== format, lint, types"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@echo "== the oldest frameworks, without an engine"
+	@$(CLEAN_ENV) $(OLDEST)/python -m pytest -q -m "not engine"
+	@echo "== the newest frameworks, on real vLLM"
+	@$(CLEAN_ENV) $(BIN)/python -m pytest
+
+bench: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/foundation.py
+
+format: .venv/dev
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,147 @@
+"""EngineSettings: arguments, environment, ranges, and what an error says."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from shared_engine import EngineSettings, SettingsError
+from shared_engine.settings import ENVIRONMENT
+
+ENVIRONMENT_VALUES = {
+    "VLLM_MODEL_PATH": ("model", "org/name", "org/name"),
+    "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", "0.5", 0.5),
+    "VLLM_MAX_MODEL_LEN": ("max_model_len", "4096", 4096),
+    "VLLM_TENSOR_PARALLEL_SIZE": ("tensor_parallel_size", "2", 2),
+    "VLLM_DTYPE": ("dtype", "bfloat16", "bfloat16"),
+    "VLLM_IDLE_TTL_SECONDS": ("idle_ttl_s", "60", 60.0),
+    "VLLM_TRUST_REMOTE_CODE": ("trust_remote_code", "true", True),
+    "VLLM_DEFAULT_TEMPERATURE": ("temperature", "0.2", 0.2),
+    "VLLM_DEFAULT_TOP_P": ("top_p", "0.9", 0.9),
+    "VLLM_DEFAULT_TOP_K": ("top_k", "40", 40),
+    "VLLM_DEFAULT_MAX_TOKENS": ("max_tokens", "128", 128),
+    "VLLM_DEFAULT_REPETITION_PENALTY": ("repetition_penalty", "1.1", 1.1),
+    "VLLM_MODE": ("mode", "local", "local"),
+    "VLLM_QUANTIZATION": ("quantization", "awq", "awq"),
+    "VLLM_REVISION": ("revision", "main", "main"),
+    "VLLM_TOKENIZER": ("tokenizer", "org/other", "org/other"),
+    "VLLM_DOWNLOAD_DIR": ("download_dir", "/data/models", "/data/models"),
+    "VLLM_SEED": ("seed", "7", 7),
+    "VLLM_ENFORCE_EAGER": ("enforce_eager", "1", True),
+    "VLLM_VISIBLE_DEVICES": ("visible_devices", "0,1", "0,1"),
+    "VLLM_START_TIMEOUT_SECONDS": ("start_timeout_s", "30", 30.0),
+    "VLLM_REQUEST_TIMEOUT_SECONDS": ("timeout", "5", 5.0),
+    "VLLM_ENGINE_ARGS": ("engine_args", '{"max-num-seqs": 8}', {"max_num_seqs": 8}),
+    "VLLM_STANDBY": ("standby", "false", False),
+    "VLLM_STANDBY_TTL_SECONDS": ("standby_ttl_s", "10", 10.0),
+    "VLLM_MAX_RETRIES": ("max_retries", "0", 0),
+    "VLLM_PYTHON": ("python", "/opt/vllm/bin/python", "/opt/vllm/bin/python"),
+    "VLLM_API_URL": ("base_url", "http://host:8000/v1/", "http://host:8000"),
+}
+
+
+@pytest.mark.parametrize("variable", sorted(ENVIRONMENT_VALUES))
+def test_each_setting_is_read_from_its_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    field, text, value = ENVIRONMENT_VALUES[variable]
+    monkeypatch.setenv("VLLM_MODEL_PATH", "org/name")
+    monkeypatch.setenv(variable, text)
+    assert getattr(EngineSettings(), field) == value
+
+
+def test_every_setting_has_a_variable() -> None:
+    assert set(ENVIRONMENT) == set(EngineSettings.model_fields)
+    assert set(ENVIRONMENT.values()) == {*ENVIRONMENT_VALUES, "VLLM_API_KEY"}
+
+
+def test_an_argument_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "4096")
+    assert EngineSettings(model="org/name", max_model_len=512).max_model_len == 512
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "")
+    assert EngineSettings(model="org/name").max_model_len is None
+
+
+def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_URL", "http://host:8000")
+    assert EngineSettings(model="org/name").is_remote
+    assert not EngineSettings(model="org/name", mode="local").is_remote
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"gpu_memory_utilization": 1.5}, ["gpu_memory_utilization", "1.5", "less than or equal to 1"]),
+        ({"gpu_memory_utilization": 0}, ["gpu_memory_utilization", "greater than 0"]),
+        ({"max_model_len": 0}, ["max_model_len", "greater than 0"]),
+        ({"tensor_parallel_size": 0}, ["tensor_parallel_size", "greater than or equal to 1"]),
+        ({"dtype": "int3"}, ["dtype", "int3", "bfloat16"]),
+        ({"idle_ttl_s": -1}, ["idle_ttl_s", "-1", "greater than 0"]),
+        ({"top_p": 1.1}, ["top_p", "1.1"]),
+        ({"mode": "cloud"}, ["mode", "cloud", "local", "remote"]),
+        ({"base_url": "gpu:8000"}, ["base_url", "gpu:8000", "http://"]),
+        ({"mode": "remote"}, ["mode='remote'", "base_url"]),
+        ({"mode": "local", "base_url": "http://x"}, ["mode='local'", "http://x"]),
+        ({"max_model_leng": 5}, ["max_model_leng", "did you mean 'max_model_len'"]),
+        ({"engine_args": {"--max-model-len": 5}}, ["engine_args", "setting of its own", "max_model_len="]),
+        ({"engine_args": {"uds": "/tmp/x"}}, ["engine_args", "uds", "chosen by vllm-local"]),
+        ({"seed": 1, "engine_args": {"seed": 2}}, ["seed", "twice"]),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(values: dict[str, object], parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        EngineSettings(**{"model": "org/name", **values})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "many")
+    with pytest.raises(SettingsError, match=r"max_model_len \(from VLLM_MAX_MODEL_LEN\) = 'many'"):
+        EngineSettings(model="org/name")
+
+
+def test_engine_args_that_are_no_json_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_ARGS", "max_num_seqs=8")
+    with pytest.raises(SettingsError, match="VLLM_ENGINE_ARGS must be a JSON object"):
+        EngineSettings(model="org/name")
+
+
+def test_without_a_model_the_error_says_how_to_name_one() -> None:
+    with pytest.raises(SettingsError, match=r"pass model=.*VLLM_MODEL_PATH.*base_url="):
+        EngineSettings()
+
+
+def test_a_path_that_is_no_model_is_refused_with_the_path(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no such folder.*/nowhere/model"):
+        EngineSettings(model="/nowhere/model")
+    with pytest.raises(SettingsError, match=r"no config\.json"):
+        EngineSettings(model=str(tmp_path))
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    with pytest.raises(SettingsError, match="is a file"):
+        EngineSettings(model=str(weights))
+
+
+def test_settings_can_not_be_changed() -> None:
+    settings = EngineSettings(model="org/name")
+    with pytest.raises(Exception, match="frozen"):
+        settings.max_model_len = 5  # type: ignore[misc]
+
+
+def test_the_api_key_is_in_no_repr_error_or_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EngineSettings(base_url="http://host", api_key="s3cret")
+    assert "s3cret" not in repr(settings)
+    data = pickle.dumps(settings)
+    assert b"s3cret" not in data
+    assert pickle.loads(data).base_url == "http://host"
+    with pytest.raises(SettingsError) as caught:
+        EngineSettings(api_key="s3cret", max_model_len=-1)
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    with pytest.raises(SettingsError) as caught:
+        EngineSettings()
+    assert "s3cret" not in str(caught.value)
