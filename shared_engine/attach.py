@@ -219,6 +219,8 @@ class Attachment:
 
     async def death_of(self, generation: int) -> EngineDiedError | None:
         """After a request lost its connection: the engine's death, if the supervisor sees one soon; else None."""
+        # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
+        self._told = None
         deadline = time.monotonic() + DEATH_NOTICE_S
         while time.monotonic() < deadline:
             record = self.record()

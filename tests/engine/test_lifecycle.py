@@ -1,0 +1,179 @@
+"""An engine's life on real vLLM: lazy, shared, evicted, brought back; faults leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState
+from tests.conftest import wait_until
+from tests.engine.conftest import all_processes, any_exists, processes_of_group, run_app
+
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+MakeEngine = Callable[..., Engine]
+
+CHAT = """
+import json, sys
+from shared_engine import Engine
+engine = Engine(**json.loads(sys.argv[1]))
+text = engine.chat([{"role": "user", "content": "Hello"}], max_tokens=8).text
+status = engine.status()
+print(json.dumps({"text": text, "server_pid": status.server_pid, "starts": status.starts}))
+"""
+
+STREAM_FOR_EVER = """
+import json, sys
+from shared_engine import Engine
+engine = Engine(**json.loads(sys.argv[1]))
+hello = [{"role": "user", "content": "Hello"}]
+for chunk in engine.stream_chat(hello, max_tokens=1500, extra_body={"ignore_eos": True}):
+    print("chunk", flush=True)
+"""
+
+
+def settings_of(engine: Engine) -> str:
+    return json.dumps(engine.settings.model_dump(exclude_unset=True, exclude={"api_key"}))
+
+
+def state_of(engine: Engine) -> EngineState:
+    return engine.status().state
+
+
+def test_constructing_and_looking_start_nothing(tiny_chat: dict[str, Any], runtime_root: Path) -> None:
+    before = set(runtime_root.iterdir())
+    engine = Engine(**tiny_chat, seed=1)
+    assert not engine.is_ready()
+    assert engine.status().state is EngineState.STOPPED
+    assert engine.stats() == {}
+    engine.evict()
+    engine.shutdown()
+    assert set(runtime_root.iterdir()) == before
+
+
+def test_processes_that_start_at_once_share_one_engine(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    apps = [run_app(CHAT, settings_of(engine)) for _ in range(4)]
+    outputs = [app.communicate(timeout=120) for app in apps]
+    assert [app.returncode for app in apps] == [0] * 4, outputs
+    answers = [json.loads(out) for out, _ in outputs]
+    assert len({(answer["server_pid"], answer["text"]) for answer in answers}) == 1
+    assert {answer["starts"] for answer in answers} == {1}
+
+
+def test_an_idle_engine_leaves_memory_and_the_next_request_brings_it_back(own_engine: MakeEngine) -> None:
+    engine = own_engine(idle_ttl_s=1)
+    text = engine.chat(HELLO, max_tokens=8).text
+    group = processes_of_group(engine.status().server_pid or 0)
+    assert len(group) >= 3, "API server, EngineCore and worker"
+    ended = time.monotonic()
+    wait_until(lambda: state_of(engine) is EngineState.STANDBY, 30, "the eviction")
+    assert time.monotonic() - ended >= 0.9, "the time to live is counted from the end of the last request"
+    assert not any_exists(group)
+    assert engine.chat(HELLO, max_tokens=8).text == text
+    status = engine.status()
+    assert (status.state, status.starts) == (EngineState.READY, 2)
+
+    # A request that takes longer than the time to live is not cut off.
+    began = time.monotonic()
+    pieces = 0
+    for _ in engine.stream_chat(HELLO, **LONG):
+        pieces += 1
+        if time.monotonic() - began > 2.5:
+            break
+    assert pieces > 2
+    assert engine.status().starts == 2
+
+    # Standby ends with its own time to live; the supervisor goes with it.
+    everything = all_processes(engine)
+    engine.shutdown()
+    assert not any_exists(everything)
+    assert state_of(engine) is EngineState.STOPPED
+
+
+def test_a_killed_app_leaves_nothing_after_the_time_to_live(own_engine: MakeEngine) -> None:
+    engine = own_engine(idle_ttl_s=1, standby=False)
+    app = run_app(STREAM_FOR_EVER, settings_of(engine))
+    assert app.stdout is not None
+    assert app.stderr is not None
+    with app.stdout, app.stderr:
+        assert app.stdout.readline() == "chunk\n"
+        everything = all_processes(engine)
+        assert len(everything) >= 5
+        app.send_signal(signal.SIGKILL)
+        app.wait()
+    wait_until(lambda: not any_exists(everything), 30, "all processes to leave")
+    assert state_of(engine) is EngineState.STOPPED
+
+
+def test_a_death_in_the_middle_is_told_and_the_next_request_works(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    stream = engine.stream_chat(HELLO, **LONG)
+    next(stream)
+    os.kill(engine.status().server_pid or 0, signal.SIGKILL)
+    with pytest.raises(EngineDiedError, match="died while the request was running") as caught:
+        list(stream)
+    assert caught.value.log_tail
+    assert state_of(engine) in (EngineState.FAILED, EngineState.STARTING)
+    assert engine.chat(HELLO, max_tokens=8).text
+    assert engine.status().starts == 2
+
+    # Nothing of an unstreamed answer has reached the caller: it is asked for again, and the caller sees no fault.
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(engine.chat, HELLO, **LONG)
+        wait_until(lambda: engine.stats().get("num_requests_running", 0) > 0, 30, "the request to run")
+        core = [pid for pid in processes_of_group(engine.status().server_pid or 0) if is_named(pid, "EngineCore")]
+        os.kill(core[0], signal.SIGKILL)
+        assert answer.result(timeout=120).finish_reason == "length"
+    assert engine.status().starts == 3
+
+    # The supervisor killed: the kernel takes all below it, and the next request starts anew.
+    everything = all_processes(engine)
+    os.kill(engine.status().supervisor_pid or 0, signal.SIGKILL)
+    wait_until(lambda: not any_exists(everything), 15, "all processes to leave")
+    assert state_of(engine) is EngineState.STOPPED
+    assert engine.chat(HELLO, max_tokens=8).text
+
+    # The launcher killed: the same, under the same supervisor.
+    supervisor = engine.status().supervisor_pid
+    launcher = [pid for pid in all_processes(engine)[1:] if is_named(pid, "launcher.py")]
+    os.kill(launcher[0], signal.SIGKILL)
+    wait_until(lambda: state_of(engine) is EngineState.FAILED, 15, "the supervisor to see it")
+    assert engine.chat(HELLO, max_tokens=8).text
+    assert engine.status().supervisor_pid == supervisor
+
+
+def is_named(pid: int, name: str) -> bool:
+    return name in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_busy_engine_is_not_evicted(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    stream = engine.stream_chat(HELLO, **LONG)
+    next(stream)
+    with pytest.raises(EngineBusyError, match=r"0\.2 s"):
+        engine.evict(timeout=0.2)
+    assert next(stream).text is not None
+    stream.close()  # type: ignore[attr-defined]
+    engine.evict()
+    assert state_of(engine) is EngineState.STANDBY
+    assert engine.chat(HELLO, max_tokens=8).text
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_uses_the_same_engine(tiny_chat: dict[str, Any]) -> None:
+    engine = Engine(**tiny_chat)
+    text = engine.chat(HELLO, max_tokens=8).text
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if engine.chat(HELLO, max_tokens=8).text == text else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert engine.chat(HELLO, max_tokens=8).text == text

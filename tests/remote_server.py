@@ -1,0 +1,117 @@
+"""A real HTTP server that answers as told: for faults of a remote server that vLLM can't be made to show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def chat_answer(text: str = "Hi", finish_reason: str = "stop") -> dict[str, Any]:
+    """An answer as vLLM 0.32 gives it."""
+    message = {"role": "assistant", "content": text, "tool_calls": None}
+    return {
+        "id": "chatcmpl-1",
+        "model": "served",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+    }
+
+
+class RemoteServer:
+    """Answers POST /v1/chat/completions with ``handler``; the rest as vLLM would."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.aborted = threading.Event()
+        self.handler: Handler = self.answer
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(chat_answer())
+
+    def fails(self, status: int, *, times: int = 1000, message: str = "no") -> None:
+        """Answer with an error ``times`` times, then well."""
+        left = [times]
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            if left[0] == 0:
+                return await self.answer(request)
+            left[0] -= 1
+            return web.json_response({"error": {"message": message, "code": status}}, status=status)
+
+        self.handler = handler
+
+    def streams(self, *texts: str, then: str = "done") -> None:
+        """Stream the texts, then end well (``done``), drop the connection (``cut``), or stay silent (``hang``)."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for text in texts:
+                choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+                event = {"id": "c", "model": "served", "choices": [choice]}
+                await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            if then == "cut":
+                assert request.transport is not None
+                request.transport.close()
+            elif then == "hang":
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.aborted.set()
+            else:
+                await response.write(b"data: [DONE]\n\n")
+            return response
+
+        self.handler = handler
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((dict(request.headers), await request.json()))
+        return await self.handler(request)
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"data": [{"id": "served", "max_model_len": 2048}]})
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        return app
+
+
+@contextmanager
+def running_server() -> Iterator[RemoteServer]:
+    """A server on a free port of this machine, in a thread of its own."""
+    server = RemoteServer()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> web.AppRunner:
+        runner = web.AppRunner(server.app(), handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
