@@ -260,7 +260,7 @@ def start_error(failure: Failure, retry_in_s: float = 0.0) -> EngineStartError:
     kinds = {"timeout": EngineStartTimeoutError, "not_installed": EngineNotInstalledError}
     message = failure.message
     if retry_in_s > 0:
-        message += f" (tried before; the next start is allowed in {retry_in_s:g} s)"
+        message += f" (this is the last start's error; the next start is allowed in {retry_in_s:.1f} s)"
     return kinds.get(failure.kind, EngineStartError)(message, failure.log_tail)
 
 

@@ -42,16 +42,18 @@ _CAUSES: tuple[tuple[str, str], ...] = (
      "no usable GPU: {what}; `vllm-local install --cpu` makes an environment that needs none"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), text) for pattern, text in _CAUSES)
-_ERROR_LINE = re.compile(r"^(\(.*?\) )?(ERROR .*?\] )?(?P<what>\w*(Error|Exception): .+)")
+_ERROR_LINE = re.compile(r"^(?P<what>\w*(Error|Exception): .+)")
+_LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?")
 
 
 def explain(log: Sequence[str]) -> str | None:
     """The cause told by the log's lines, oldest first; None where it tells none."""
+    lines = [_LOG_PREFIX.sub("", line) for line in log]
     for pattern, text in _COMPILED:
-        for line in log:
+        for line in lines:
             found = pattern.search(line)
             if found:
                 return text.format(what=found["what"].strip())
-    errors = [found["what"] for line in log if (found := _ERROR_LINE.match(line))]
+    errors = [found["what"] for line in lines if (found := _ERROR_LINE.match(line))]
     own = [line for line in errors if "Engine core initialization failed" not in line]
     return own[-1] if own else None

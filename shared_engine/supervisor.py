@@ -247,7 +247,7 @@ class Supervisor:
             self._idle_check_at = min(self._idle_check_at, now + self._policy.idle_ttl_s)
             caller.reply(ok=True)
         elif self._record.failure is not None and self._ending is None and now < self._retry_at:
-            caller.reply(ok=False, failure=asdict(self._record.failure), retry_in_s=round(self._retry_at - now, 1))
+            caller.reply(ok=False, failure=asdict(self._record.failure), retry_in_s=self._retry_at - now)
         else:
             self._ready_waiters.append(caller)
             if self._ending is None and self._record.state is not EngineState.STARTING:
@@ -469,7 +469,7 @@ class Supervisor:
             self._failed_starts += 1
             wait_s = 0.0 if self._failed_starts == 1 else min(2.0 ** (self._failed_starts - 2), MAX_BACKOFF_S)
             self._retry_at = now + wait_s
-            self._answer_waiters(ok=False, failure=asdict(failure), retry_in_s=wait_s)
+            self._answer_waiters(ok=False, failure=asdict(failure))
         self._rest(now)
 
     def _rest(self, now: float) -> None:

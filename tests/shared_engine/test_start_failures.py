@@ -21,7 +21,13 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             ["huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name'", LAST],
             "the model was not found",
         ),
-        (["ValueError: The checkpoint ... but Transformers does not recognize this architecture."], "does not support"),
+        (
+            [
+                "(APIServer pid=7) ERROR 11-21 09:48:08 [repo_utils.py:126] Error parsing config for /m: The checkpoint"
+                " has model type `x` but Transformers does not recognize this architecture."
+            ],
+            "does not support the model: Error parsing config for /m",
+        ),
         (["ValueError: Model architectures ['Foo'] are not supported for now."], "does not support"),
         (
             ["ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len"],
