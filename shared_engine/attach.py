@@ -54,7 +54,7 @@ class Attachment:
         self.directory: RuntimeDir = runtime_dir(spec.key)
         self._lease = Lease(self.directory.lease)
         self._known: tuple[tuple[int, int], Record] | None = None
-        self._told: Lifetime | None = None
+        self._told: set[tuple[Lifetime, int]] = set()
         self._launching = threading.Lock()
 
     async def acquire(self, lifetime: Lifetime) -> Record:
@@ -75,13 +75,11 @@ class Attachment:
         self._lease.give_back()
 
     def _try_acquire(self, lifetime: Lifetime) -> Record | None:
-        # The supervisor must hear this caller's wishes once, else it might evict too early.
-        if self._told != lifetime or not self.directory.path.exists():
-            return None
-        if not self._lease.try_take():
+        if not self._told or not self._lease.try_take():
             return None
         record = self._current_record()
-        if record is not None and record.state is EngineState.READY:
+        # Each supervisor must hear this caller's wishes once, else it might evict too early.
+        if record is not None and record.state is EngineState.READY and (lifetime, record.supervisor_pid) in self._told:
             return record
         self._lease.give_back()
         return None
@@ -109,7 +107,7 @@ class Attachment:
                 await self._launch_supervisor(deadline)
                 continue
             if answer["ok"]:
-                self._told = lifetime
+                self._told.add((lifetime, answer["supervisor_pid"]))
                 return
             raise start_error(Failure.from_json(answer["failure"]), float(answer.get("retry_in_s", 0.0)))
 
@@ -220,7 +218,7 @@ class Attachment:
     async def death_of(self, generation: int) -> EngineDiedError | None:
         """After a request lost its connection: the engine's death, if the supervisor sees one soon; else None."""
         # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
-        self._told = None
+        self._told.clear()
         deadline = time.monotonic() + DEATH_NOTICE_S
         while time.monotonic() < deadline:
             record = self.record()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import weakref
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -107,29 +108,28 @@ class LoopClients:
 
     def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
         self._arguments = (base_url, socket_path, api_key)
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
+        # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Client, AsyncIterator[Client]]]
+        self._clients = weakref.WeakKeyDictionary()
 
     async def get(self) -> Client:
         """The running loop's client."""
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            scope = _client_scope(*self._arguments)
-            client = await anext(scope)
-            # asyncio.run and uvloop close every started generator before they close the loop: the client goes
-            # with its loop, and nobody has to remember to close it.
-            _scopes.setdefault(loop, []).append(scope)
-            self._clients[loop] = client
+        known = self._clients.get(loop)
+        if known is not None:
+            return known[0]
+        # asyncio.run and uvloop close every started generator before they close the loop: the client goes with its
+        # loop, and nobody has to remember to close it.
+        scope = _client_scope(*self._arguments)
+        client = await anext(scope)
+        self._clients[loop] = (client, scope)
         return client
 
     async def close(self) -> None:
-        """Close the running loop's client."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-
-_scopes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncIterator[Client]]] = weakref.WeakKeyDictionary()
+        """Close the running loop's client; the next request opens another."""
+        known = self._clients.pop(asyncio.get_running_loop(), None)
+        if known is not None:
+            await known[0].close()
 
 
 async def _client_scope(base_url: str, socket_path: str | None, api_key: str | None) -> AsyncIterator[Client]:
@@ -138,3 +138,20 @@ async def _client_scope(base_url: str, socket_path: str | None, api_key: str | N
         yield client
     finally:
         await client.close()
+
+
+_shared: dict[tuple[str, str | None, str | None], LoopClients] = {}
+
+
+def loop_clients(base_url: str, socket_path: str | None = None, api_key: str | None = None) -> LoopClients:
+    """This process's clients of one server, shared by all objects: frameworks construct and copy models freely."""
+    return _shared.setdefault((base_url, socket_path, api_key), LoopClients(base_url, socket_path, api_key))
+
+
+def drop_socket(base_url: str, socket_path: str) -> None:
+    """Let go of the connections to a socket nobody will listen on again."""
+    _shared.pop((base_url, socket_path, None), None)
+
+
+# A forked child has none of the parent's loops, and must not touch its connections.
+os.register_at_fork(after_in_child=_shared.clear)

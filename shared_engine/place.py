@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from shared_engine.attach import Attachment, Lifetime, attachment
-from shared_engine.client import Client, LoopClients
+from shared_engine.client import Client, LoopClients, drop_socket, loop_clients
 from shared_engine.command import engine_spec
 from shared_engine.errors import EngineDiedError, EngineError, RequestError, ServerConnectionError, VLLMError
 from shared_engine.record import EngineState, Record
@@ -22,6 +22,7 @@ from shared_engine.settings import EngineSettings
 from shared_engine.wire import parse_models, says_engine_died
 
 PROBE_TIMEOUT_S = 10.0
+ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class LocalPlace(Place):
             start_timeout_s=settings.start_timeout_s,
         )
         self._attachment: Attachment = attachment(engine_spec(settings))
-        self._clients: tuple[str, LoopClients] | None = None
+        self._socket: str | None = None
 
     @contextlib.asynccontextmanager
     async def server(self) -> AsyncIterator[Server]:
@@ -106,9 +107,10 @@ class LocalPlace(Place):
             self._attachment.release()
 
     def _clients_of(self, record: Record) -> LoopClients:
-        if self._clients is None or self._clients[0] != record.socket:
-            self._clients = (record.socket, LoopClients("http://engine", record.socket))
-        return self._clients[1]
+        if self._socket is not None and self._socket != record.socket:
+            drop_socket(ENGINE_URL, self._socket)  # of a start before
+        self._socket = record.socket
+        return loop_clients(ENGINE_URL, record.socket)
 
     async def explain(self, error: RequestError, server: Server) -> VLLMError:
         if isinstance(error, ServerConnectionError) or says_engine_died(error):
@@ -138,8 +140,8 @@ class LocalPlace(Place):
         await self._attachment.evict(timeout, leave=leave, force=force)
 
     async def close(self) -> None:
-        if self._clients is not None:
-            await self._clients[1].close()
+        if self._socket is not None:
+            await loop_clients(ENGINE_URL, self._socket).close()
 
 
 class RemotePlace(Place):
@@ -149,7 +151,7 @@ class RemotePlace(Place):
         assert settings.base_url is not None
         key = settings.api_key.get_secret_value() if settings.api_key else None
         self._base_url = settings.base_url
-        self._clients = LoopClients(settings.base_url, api_key=key)
+        self._clients = loop_clients(settings.base_url, api_key=key)
         self._model = settings.model
 
     @contextlib.asynccontextmanager

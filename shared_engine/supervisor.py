@@ -245,7 +245,7 @@ class Supervisor:
         now = time.monotonic()
         if self._record.state is EngineState.READY and self._ending is None:
             self._idle_check_at = min(self._idle_check_at, now + self._policy.idle_ttl_s)
-            caller.reply(ok=True)
+            caller.reply(ok=True, supervisor_pid=os.getpid())
         elif self._record.failure is not None and self._ending is None and now < self._retry_at:
             caller.reply(ok=False, failure=asdict(self._record.failure), retry_in_s=self._retry_at - now)
         else:
@@ -345,7 +345,7 @@ class Supervisor:
             self._last_busy = now
             self._idle_check_at = now + self._policy.idle_ttl_s
             self._enter(EngineState.READY, f"the server answers after {seconds} s", start_seconds=seconds)
-            self._answer_waiters(ok=True)
+            self._answer_waiters(ok=True, supervisor_pid=os.getpid())
         elif now - self._start_began > self._policy.start_timeout_s:
             message = f"the engine was not ready after start_timeout_s = {self._policy.start_timeout_s:g} s"
             self._fail_start(Failure("timeout", message, self._log.tail()))
