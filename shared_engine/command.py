@@ -77,7 +77,7 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     if settings.trust_remote_code:
         argv.append("--trust-remote-code")
     argv += _memory_flags(settings, interpreter)
-    argv += _flags({**choose_parsers(model, settings.engine_args), **settings.engine_args})
+    argv += _flags(choose_parsers(model, settings.engine_args))
     return EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,

@@ -178,6 +178,7 @@ def serve(argv: list[str]) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        die_with_parent()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)

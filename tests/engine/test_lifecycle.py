@@ -154,6 +154,33 @@ def is_named(pid: int, name: str) -> bool:
     return name in Path(f"/proc/{pid}/cmdline").read_text()
 
 
+def test_ctrl_c_while_starting_ends_the_waiting_not_the_start(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    app = run_app(CHAT, settings_of(engine))
+    wait_until(lambda: state_of(engine) is EngineState.STARTING, 30, "the start")
+    app.send_signal(signal.SIGINT)
+    _, err = app.communicate(timeout=10)
+    assert app.returncode != 0
+    assert "KeyboardInterrupt" in err
+    wait_until(lambda: state_of(engine) is EngineState.READY, 120, "the start to end well")
+    assert engine.chat(HELLO, max_tokens=8).text
+    assert engine.status().starts == 1
+
+
+def test_a_start_nobody_waits_for_can_be_called_off(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    app = run_app(CHAT, settings_of(engine))
+    wait_until(lambda: state_of(engine) is EngineState.STARTING, 30, "the start")
+    with pytest.raises(EngineBusyError):
+        engine.evict(timeout=0.1)
+    app.kill()
+    app.communicate()
+    everything = all_processes(engine)
+    engine.shutdown()
+    assert not any_exists(everything)
+    assert state_of(engine) is EngineState.STOPPED
+
+
 def test_a_busy_engine_is_not_evicted(own_engine: MakeEngine) -> None:
     engine = own_engine()
     stream = engine.stream_chat(HELLO, **LONG)
