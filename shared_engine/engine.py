@@ -6,32 +6,23 @@ Constructing one starts nothing, opens nothing and imports neither torch nor vLL
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 from shared_engine import wire
-from shared_engine.errors import (
-    ContextLengthError,
-    EngineDiedError,
-    InvalidInputError,
-    RequestError,
-    VLLMError,
-)
+from shared_engine.errors import InvalidInputError
 from shared_engine.io_loop import iterate_sync, run_sync
-from shared_engine.place import PROBE_TIMEOUT_S, EngineStatus, LocalPlace, Place, RemotePlace, Server, is_retryable
+from shared_engine.place import EngineStatus, LocalPlace, RemotePlace, Server
 from shared_engine.record import EngineState
+from shared_engine.requests import Body, Requests, gather
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationParams, GenerationResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.wire import Message
 
-T = TypeVar("T")
-Item = TypeVar("Item")
-
 DEFAULT_MAX_NUM_SEQS = 256
-MAX_DEATHS = 1
-MAX_RETRY_WAIT_S = 8.0
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
@@ -63,7 +54,6 @@ class Engine:
             raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
         self.settings = settings if settings is not None else EngineSettings(**fields)
         self._defaults = GenerationParams(**self.settings.sampling_defaults)
-        self._max_model_len: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
@@ -73,8 +63,14 @@ class Engine:
         return Engine, (self.settings,)
 
     @cached_property
-    def _place(self) -> Place:
-        return RemotePlace(self.settings) if self.settings.is_remote else LocalPlace(self.settings)
+    def _requests(self) -> Requests:
+        place = RemotePlace(self.settings) if self.settings.is_remote else LocalPlace(self.settings)
+        return Requests(place, self.settings.timeout, self.settings.max_retries)
+
+    @property
+    def _batch_limit(self) -> int:
+        """max_num_seqs: more requests at once would only queue inside vLLM."""
+        return int(self.settings.engine_args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
 
     # ---- text
 
@@ -82,7 +78,8 @@ class Engine:
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> GenerationResult:
         """Continue one prompt, as it is, without a chat template."""
-        return await self._generate(wire.check_prompt(prompt), self._params(params, overrides))
+        body = self._completion(wire.check_prompt(prompt), self._params(params, overrides))
+        return await self._requests.generate(COMPLETIONS, body)
 
     def generate(self, prompt: str, params: GenerationParams | None = None, **overrides: Any) -> GenerationResult:
         """See ``agenerate``."""
@@ -125,7 +122,11 @@ class Engine:
             raise InvalidInputError(f"prompts must be a list of strings, got one string: {prompts!r:.80}")
         checked = [wire.check_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
         request = self._params(params, overrides)
-        return await self._gather(checked, lambda prompt: self._generate(prompt, request), return_exceptions)
+
+        def call(prompt: str) -> Awaitable[GenerationResult]:
+            return self._requests.generate(COMPLETIONS, self._completion(prompt, request))
+
+        return await gather(checked, call, self._batch_limit, return_exceptions)
 
     def generate_batch(
         self,
@@ -143,13 +144,8 @@ class Engine:
     ) -> AsyncIterator[GenerationChunk]:
         """Continue one prompt, piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
         wire.check_prompt(prompt)
-        request = self._params(params, overrides)
-        length = None if request.max_tokens else await self._with_server(self._model_len)
-
-        def body(server: Server) -> dict[str, Any]:
-            return wire.completion_body(server.model, prompt, request, max_model_len=length or 1, stream=True)
-
-        async for chunk in self._stream("/v1/completions", body):
+        body = self._completion(prompt, self._params(params, overrides), stream=True)
+        async for chunk in self._requests.stream(COMPLETIONS, body):
             yield chunk
 
     def stream_generate(
@@ -179,7 +175,8 @@ class Engine:
             tool_choice: ``auto``, ``none``, ``required`` or ``{"type": "function", "function": {"name": ...}}``.
         """
         wire.check_messages(messages)
-        return await self._chat(messages, self._params(params, overrides), tools, tool_choice)
+        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice)
+        return await self._requests.generate(CHAT, body)
 
     def chat(
         self,
@@ -231,9 +228,11 @@ class Engine:
         for index, messages in enumerate(conversations):
             wire.check_messages(messages, f"conversations[{index}]")
         request = self._params(params, overrides)
-        return await self._gather(
-            conversations, lambda messages: self._chat(messages, request, tools, tool_choice), return_exceptions
-        )
+
+        def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
+            return self._requests.generate(CHAT, self._conversation(messages, request, tools, tool_choice))
+
+        return await gather(conversations, call, self._batch_limit, return_exceptions)
 
     def chat_batch(
         self,
@@ -268,12 +267,8 @@ class Engine:
     ) -> AsyncIterator[GenerationChunk]:
         """Answer piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
         wire.check_messages(messages)
-        request = self._params(params, overrides)
-
-        def body(server: Server) -> dict[str, Any]:
-            return wire.chat_body(server.model, messages, request, tools=tools, tool_choice=tool_choice, stream=True)
-
-        async for chunk in self._stream("/v1/chat/completions", body):
+        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice, stream=True)
+        async for chunk in self._requests.stream(CHAT, body):
             yield chunk
 
     def stream_chat(
@@ -301,14 +296,7 @@ class Engine:
         checked = [wire.check_prompt(text, f"texts[{index}]") for index, text in enumerate(texts)]
         if not checked:
             return EmbeddingResult(embeddings=[], usage=TokenUsage(), model=self.settings.model or "")
-
-        async def call(server: Server) -> EmbeddingResult:
-            body = wire.encode(wire.embedding_body(server.model, checked, extra_body))
-            return wire.parse_embeddings(
-                await server.client.request("POST", "/v1/embeddings", body, self.settings.timeout)
-            )
-
-        return await self._with_server(call)
+        return await self._requests.embed(checked, extra_body)
 
     def embed(self, texts: Sequence[str], *, extra_body: Mapping[str, Any] | None = None) -> EmbeddingResult:
         """See ``aembed``."""
@@ -317,11 +305,7 @@ class Engine:
     async def acount_tokens(self, text: str | Sequence[Message]) -> int:
         """Tokens of a text, or of a conversation with the chat template around it; exact, counted by the server."""
         part: dict[str, Any] = {"prompt": text} if isinstance(text, str) else {"messages": wire.check_messages(text)}
-
-        async def call(server: Server) -> int:
-            return await self._count(server, part)
-
-        return await self._with_server(call)
+        return await self._requests.count_tokens(part)
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         """See ``acount_tokens``."""
@@ -331,11 +315,7 @@ class Engine:
 
     async def awarmup(self) -> None:
         """Return when the engine is ready, starting it if need be. A remote server is only asked for its health."""
-
-        async def call(server: Server) -> None:
-            await server.client.request("GET", "/health", timeout=PROBE_TIMEOUT_S)
-
-        await self._with_server(call)
+        await self._requests.check_health()
 
     def warmup(self) -> None:
         """See ``awarmup``."""
@@ -351,7 +331,7 @@ class Engine:
 
     async def astatus(self) -> EngineStatus:
         """The engine as it is now. Starts nothing and keeps nothing awake."""
-        return await self._place.status()
+        return await self._requests.place.status()
 
     def status(self) -> EngineStatus:
         """See ``astatus``."""
@@ -362,10 +342,7 @@ class Engine:
 
         On a remote server they count other users' requests too.
         """
-        client = await self._place.looking_client()
-        if client is None:
-            return {}
-        return wire.parse_metrics((await client.request("GET", "/metrics", timeout=PROBE_TIMEOUT_S)).decode())
+        return await self._requests.metrics()
 
     def stats(self) -> dict[str, float]:
         """See ``astats``."""
@@ -378,7 +355,7 @@ class Engine:
             EngineBusyError: requests, of any process, were in flight for all of ``timeout`` seconds.
             EngineError: the engine is remote.
         """
-        await self._place.end(timeout, leave=False, force=False)
+        await self._requests.place.end(timeout, leave=False, force=False)
 
     def evict(self, timeout: float = 30.0) -> None:
         """See ``aevict``."""
@@ -390,7 +367,7 @@ class Engine:
         Args:
             force: do not wait for requests in flight; they fail.
         """
-        await self._place.end(timeout, leave=True, force=force)
+        await self._requests.place.end(timeout, leave=True, force=force)
 
     def shutdown(self, timeout: float = 30.0, *, force: bool = False) -> None:
         """See ``ashutdown``."""
@@ -398,7 +375,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Let go of this loop's connections. The engine itself is shared: it stays until idle."""
-        await self._place.close()
+        await self._requests.place.close()
 
     def close(self) -> None:
         """See ``aclose``."""
@@ -422,143 +399,23 @@ class Engine:
         given = self._defaults if params is None else self._defaults.merged(params.model_dump(exclude_unset=True))
         return given.merged(overrides)
 
-    async def _generate(self, prompt: str, params: GenerationParams) -> GenerationResult:
-        async def call(server: Server) -> GenerationResult:
-            length = 1 if params.max_tokens else await self._model_len(server)
-            body = wire.completion_body(server.model, prompt, params, max_model_len=length)
-            return await self._post(server, "/v1/completions", body)
+    def _completion(self, prompt: str, params: GenerationParams, *, stream: bool = False) -> Body:
+        async def body(server: Server) -> dict[str, Any]:
+            limit = params.max_tokens or await self._requests.max_model_len(server)
+            return wire.completion_body(server.model, prompt, params, max_model_len=limit, stream=stream)
 
-        return await self._with_server(call)
+        return body
 
-    async def _chat(
-        self, messages: Sequence[Message], params: GenerationParams, tools: Tools | None, tool_choice: ToolChoice | None
-    ) -> GenerationResult:
-        async def call(server: Server) -> GenerationResult:
-            body = wire.chat_body(server.model, messages, params, tools=tools, tool_choice=tool_choice)
-            return await self._post(server, "/v1/chat/completions", body)
+    def _conversation(
+        self,
+        messages: Sequence[Message],
+        params: GenerationParams,
+        tools: Tools | None,
+        tool_choice: ToolChoice | None,
+        *,
+        stream: bool = False,
+    ) -> Body:
+        async def body(server: Server) -> dict[str, Any]:
+            return wire.chat_body(server.model, messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
 
-        return await self._with_server(call)
-
-    async def _post(self, server: Server, path: str, body: dict[str, Any]) -> GenerationResult:
-        try:
-            data = await server.client.request("POST", path, wire.encode(body), self.settings.timeout)
-        except ContextLengthError as exc:
-            raise await self._with_length(exc, server, body) from exc
-        result = wire.parse_result(data)
-        if any(choice.finish_reason == "abort" for choice in result.choices):
-            raise _aborted()
-        return result
-
-    async def _stream(self, path: str, body: Callable[[Server], dict[str, Any]]) -> AsyncIterator[GenerationChunk]:
-        attempt = 0
-        while True:
-            reached_caller = False
-            try:
-                async with self._place.server() as server:
-                    try:
-                        async for chunk in self._events(server, path, body(server)):
-                            reached_caller = True
-                            yield chunk
-                        return
-                    except RequestError as exc:
-                        raise await self._place.explain(exc, server) from exc
-            except VLLMError as exc:
-                if reached_caller or not self._may_retry(exc, attempt):
-                    raise
-            await asyncio.sleep(_retry_wait_s(attempt))
-            attempt += 1
-
-    async def _events(self, server: Server, path: str, body: dict[str, Any]) -> AsyncIterator[GenerationChunk]:
-        try:
-            async for event in server.client.stream(path, wire.encode(body), self.settings.timeout):
-                for chunk in wire.parse_event(event):
-                    if chunk.finish_reason == "abort":
-                        raise _aborted()
-                    if chunk != GenerationChunk(index=chunk.index, request_id=chunk.request_id, model=chunk.model):
-                        yield chunk  # all but the opening one, which only names the role
-        except ContextLengthError as exc:
-            raise await self._with_length(exc, server, body) from exc
-
-    async def _with_server(self, call: Callable[[Server], Awaitable[T]]) -> T:
-        """Make one call, again if it failed in a way that can't have reached the caller."""
-        attempt = 0
-        while True:
-            try:
-                async with self._place.server() as server:
-                    try:
-                        return await call(server)
-                    except RequestError as exc:
-                        raise await self._place.explain(exc, server) from exc
-            except VLLMError as exc:
-                if not self._may_retry(exc, attempt):
-                    raise
-            await asyncio.sleep(_retry_wait_s(attempt))
-            attempt += 1
-
-    def _may_retry(self, error: VLLMError, attempt: int) -> bool:
-        # A request that kills the engine must not do so again and again.
-        limit = (
-            min(MAX_DEATHS, self.settings.max_retries)
-            if isinstance(error, EngineDiedError)
-            else self.settings.max_retries
-        )
-        return is_retryable(error) and attempt < limit
-
-    async def _gather(
-        self, items: Sequence[Item], call: Callable[[Item], Awaitable[T]], return_exceptions: bool
-    ) -> list[T | BaseException]:
-        """Call for each item with at most max_num_seqs in flight: more would only queue inside vLLM."""
-        results: list[Any] = [None] * len(items)
-        pending = iter(enumerate(items))
-
-        async def work() -> None:
-            for index, item in pending:
-                try:
-                    results[index] = await call(item)
-                except Exception as exc:
-                    if not return_exceptions:
-                        raise
-                    results[index] = exc
-
-        limit = int(self.settings.engine_args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
-        workers = [asyncio.ensure_future(work()) for _ in range(min(limit, len(items)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-        return results
-
-    async def _model_len(self, server: Server) -> int:
-        """The server's max_model_len, asked once for each start of the engine."""
-        if self._max_model_len is None or self._max_model_len[0] != server.generation:
-            models = wire.parse_models(await server.client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
-            lengths = dict(models)
-            length = lengths.get(server.model) or next((value for value in lengths.values() if value), None)
-            if length is None:
-                raise InvalidInputError("this server does not tell its max_model_len: pass max_tokens")
-            self._max_model_len = (server.generation, length)
-        return self._max_model_len[1]
-
-    async def _count(self, server: Server, part: Mapping[str, Any]) -> int:
-        body = wire.encode({"model": server.model, **part})
-        return wire.parse_token_count(await server.client.request("POST", "/tokenize", body, self.settings.timeout))
-
-    async def _with_length(self, error: ContextLengthError, server: Server, body: dict[str, Any]) -> ContextLengthError:
-        """The error with the prompt's exact length: vLLM stops counting one token past the limit."""
-        part: dict[str, Any] = {name: body[name] for name in ("messages", "tools", "prompt") if name in body}
-        try:
-            count = await self._count(server, part)
-        except RequestError:  # a server without that route: its own number has to do
-            return error
-        message = f"the prompt has {count} tokens, and the model's limit is {error.max_model_len}: {error.message}"
-        return ContextLengthError(message, error.status, error.max_model_len, count)
-
-
-def _aborted() -> EngineDiedError:
-    return EngineDiedError("the server was stopped while the request was running")
-
-
-def _retry_wait_s(attempt: int) -> float:
-    return float(min(0.1 * 2**attempt, MAX_RETRY_WAIT_S))
+        return body

@@ -14,16 +14,13 @@ A caller that hangs up only stops waiting.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,61 +28,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shared_engine.engine_log import EngineLog
+from shared_engine.launcher_process import LauncherProcess
 from shared_engine.lease import open_lease_file, read_last_use, try_lock
+from shared_engine.process_group import adopt_orphans, group_exists, reap_children, signal_group
 from shared_engine.record import EngineState, Failure, Record, boot_id, read_record, write_record
 from shared_engine.runtime_dir import RuntimeDir
 from shared_engine.start_failures import explain
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
-LOG_BYTES = 5_000_000
-TAIL_LINES = 12
-RING_LINES = 400
 READY_POLL_S = 0.02
 END_POLL_S = 0.01
 TERM_GRACE_S = 5.0
 BUSY_POLL_S = 1.0
 MAX_BACKOFF_S = 30.0
-PR_SET_CHILD_SUBREAPER = 36
-
-
-class EngineLog:
-    """vLLM's output: the last lines in memory, all of it in a file that is rotated once. Never fatal."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._ring: collections.deque[str] = collections.deque(maxlen=RING_LINES)
-        self._pending = b""
-        self._written = 0
-
-    def feed(self, data: bytes) -> None:
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        self._pending = self._pending[-16_384:]  # a line without end must not grow without end
-        self._ring.extend(line.decode(errors="replace").rstrip() for line in lines)
-        self._write(data)
-
-    def note(self, text: str) -> None:
-        """A line of the supervisor's own; not part of the ring, which explains failures of vLLM."""
-        self._write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vllm-local supervisor: {text}\n".encode())
-
-    def clear(self) -> None:
-        """Forget the lines of the start before."""
-        self._ring.clear()
-
-    def lines(self) -> list[str]:
-        return [line for line in self._ring if line]
-
-    def tail(self) -> tuple[str, ...]:
-        return tuple(self.lines()[-TAIL_LINES:])
-
-    def _write(self, data: bytes) -> None:
-        # A full disk must not stop the engine, nor the draining of its pipe.
-        with contextlib.suppress(OSError):
-            if self._written > LOG_BYTES:
-                os.replace(self._path, self._path.with_suffix(".log.1"))
-                self._written = 0
-            with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
-                file.write(data)
-            self._written += len(data)
 
 
 @dataclass
@@ -134,9 +89,7 @@ class Supervisor:
         self._lease_fd = open_lease_file(directory.lease)
         self._ready_waiters: list[Caller] = []
         self._evict_waiters: list[Caller] = []
-        self._launcher: subprocess.Popen[bytes] | None = None
-        self._log_fd: int | None = None
-        self._preloaded = False
+        self._launcher: LauncherProcess | None = None
         self._ending: Ending | None = None
         self._start_began = 0.0
         self._last_busy = 0.0
@@ -292,50 +245,25 @@ class Supervisor:
         )
         if self._launcher is None:
             self._launch()
-        elif self._preloaded:
-            self._send_start()
+        elif self._launcher.is_preloaded:
+            self._start_server(self._launcher)
 
     def _launch(self) -> None:
-        events_r, events_w = os.pipe()
-        log_r, log_w = os.pipe()
-        self._preloaded = False
         environment = {**os.environ, **self._spec["environment"]}
         environment.pop("PYTHONPATH", None)  # ours, set by attach.py; the engine's Python is another one
+        python = self._spec["python"]
         try:
-            self._launcher = subprocess.Popen(
-                [self._spec["python"], "-u", str(LAUNCHER), "--events-fd", str(events_w)],
-                stdin=subprocess.PIPE,
-                stdout=log_w,
-                stderr=log_w,
-                pass_fds=(events_w,),
-                env=environment,
-                cwd=self._dir.path,
-            )
+            launcher = LauncherProcess(python, environment, self._dir.path)
         except OSError as exc:
-            os.close(events_r)
-            os.close(log_r)
-            return self._fail_start(Failure("not_installed", f"{self._spec['python']} can't be run: {exc.strerror}"))
-        finally:
-            os.close(events_w)
-            os.close(log_w)
-        for fd in (events_r, log_r):
-            os.set_blocking(fd, False)
-        pending = bytearray()
-        self._watch(events_r, lambda: self._read_events(events_r, pending))
-        self._watch(log_r, lambda: self._read_log(log_r))
-        self._log_fd = log_r
-        self._record = replace(self._record, launcher_pid=self._launcher.pid)
+            return self._fail_start(Failure("not_installed", f"{python} can't be run: {exc.strerror}"))
+        self._launcher = launcher
+        self._watch(launcher.events_fd, lambda: self._hear_launcher(launcher))
+        self._watch(launcher.log_fd, lambda: self._read_log(launcher))
+        self._record = replace(self._record, launcher_pid=launcher.pid)
         write_record(self._dir.record, self._record)
 
-    def _send_start(self) -> None:
-        argv = [*self._spec["argv"], "--uds", self._record.socket]
-        self._tell_launcher({"op": "start", "argv": argv})
-
-    def _tell_launcher(self, command: dict[str, Any]) -> None:
-        assert self._launcher is not None and self._launcher.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its end of file on the events pipe tells the same
-            self._launcher.stdin.write(json.dumps(command).encode() + b"\n")
-            self._launcher.stdin.flush()
+    def _start_server(self, launcher: LauncherProcess) -> None:
+        launcher.start_server([*self._spec["argv"], "--uds", self._record.socket])
 
     def _step_start(self, now: float) -> None:
         assert self._policy is not None
@@ -357,36 +285,32 @@ class Supervisor:
 
     # ---- what the launcher says
 
-    def _read_events(self, fd: int, pending: bytearray) -> None:
-        data = os.read(fd, 65536)
-        if not data:
-            self._unwatch(fd)
-            os.close(fd)
-            return self._launcher_ended()
-        pending += data
-        while (end := pending.find(b"\n")) >= 0:
-            event = json.loads(bytes(pending[:end]))
-            del pending[: end + 1]
-            self._handle(event)
+    def _hear_launcher(self, launcher: LauncherProcess) -> None:
+        events = launcher.read_events()
+        if events is None:
+            return self._launcher_ended(launcher)
+        for event in events:
+            self._handle(launcher, event)
 
-    def _handle(self, event: dict[str, Any]) -> None:
+    def _handle(self, launcher: LauncherProcess, event: dict[str, Any]) -> None:
         kind = event["event"]
+        is_starting = self._record.state is EngineState.STARTING and self._ending is None
         if kind == "preloaded":
-            self._preloaded = True
+            launcher.is_preloaded = True
             how = "forks its processes" if event["fork_refusal"] is None else f"plain start: {event['fork_refusal']}"
             self._log.note(f"vLLM {event['version']} imported in {event['seconds']} s; {how}")
-            if self._record.state is EngineState.STARTING and self._ending is None:
-                self._send_start()
-        elif kind == "import_failed":
+            if is_starting:
+                self._start_server(launcher)
+        elif kind == "import_failed" and is_starting:
             message = f"{self._spec['python']} can't import vLLM ({event['error']}): run `vllm-local install`"
             self._fail_start(Failure("not_installed", message, self._log.tail()))
         elif kind == "started":
-            if self._record.state is not EngineState.STARTING or self._ending is not None:
+            if not is_starting:
                 return signal_group(event["pid"], signal.SIGKILL)  # stopped while the launcher was forking it
             self._record = replace(self._record, server_pid=event["pid"])
             write_record(self._dir.record, self._record)
         elif kind == "exited" and event["pid"] == self._record.server_pid and self._ending is None:
-            self._drain_log()
+            self._drain_log(launcher)
             self._server_ended(f"vLLM ended by itself with exit code {event['returncode']}")
 
     def _server_ended(self, how: str) -> None:
@@ -398,34 +322,27 @@ class Supervisor:
             # An engine that dies makes vLLM exit with 0 as well: every exit nobody asked for is a crash.
             self._ending = Ending(EngineState.FAILED, Failure("died", how, self._log.tail()), kill_at=0.0)
 
-    def _launcher_ended(self) -> None:
-        self._drain_log()
-        assert self._launcher is not None and self._launcher.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._launcher.stdin.close()
-        self._launcher.wait(timeout=TERM_GRACE_S)
+    def _launcher_ended(self, launcher: LauncherProcess) -> None:
+        self._drain_log(launcher)
+        self._unwatch(launcher.events_fd)
+        launcher.close()
         self._launcher = None
-        self._preloaded = False
         if self._ending is None:
             self._server_ended("the process that started vLLM was killed")
 
-    def _read_log(self, fd: int) -> bool:
+    def _read_log(self, launcher: LauncherProcess) -> bool:
         """Take what is there; False when there is nothing (yet, or ever again)."""
-        try:
-            data = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return False
-        if data:
+        data = launcher.read_log()
+        if data is None:
+            self._unwatch(launcher.log_fd)
+            os.close(launcher.log_fd)
+        elif data:
             self._log.feed(data)
-            return True
-        self._unwatch(fd)
-        os.close(fd)
-        self._log_fd = None
-        return False
+        return bool(data)
 
-    def _drain_log(self) -> None:
+    def _drain_log(self, launcher: LauncherProcess) -> None:
         """Read what the server wrote before it ended: the cause stands there."""
-        while self._log_fd is not None and self._read_log(self._log_fd):
+        while launcher.log_fd in self._selector.get_map() and self._read_log(launcher):
             pass
 
     # ---- ending
@@ -442,7 +359,7 @@ class Supervisor:
 
     def _step_ending(self, ending: Ending, now: float) -> None:
         pid = self._record.server_pid
-        reap_orphans(self._launcher)
+        reap_children()
         if pid and group_exists(pid):
             if now >= ending.kill_at:
                 signal_group(pid, signal.SIGKILL)
@@ -498,12 +415,7 @@ class Supervisor:
 
     def _close(self) -> None:
         if self._launcher is not None:
-            self._tell_launcher({"op": "exit"})
-            try:
-                self._launcher.wait(timeout=TERM_GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._launcher.kill()
-                self._launcher.wait()
+            self._launcher.end(TERM_GRACE_S)
         if self._record.server_pid:
             signal_group(self._record.server_pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
@@ -532,7 +444,7 @@ class Supervisor:
         def woken() -> None:
             with contextlib.suppress(BlockingIOError):
                 os.read(wakeup_r, 4096)
-            reap_orphans(self._launcher)
+            reap_children()
 
         self._watch(wakeup_r, woken)
 
@@ -553,46 +465,6 @@ def can_connect(path: str) -> bool:
         except OSError:
             return False
         return True
-
-
-def group_exists(pgid: int) -> bool:
-    try:
-        os.killpg(pgid, 0)
-    except ProcessLookupError:
-        # Between its fork and its setsid the server is not a group yet.
-        return Path(f"/proc/{pgid}").exists() and not is_zombie(pgid)
-    return True
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-def signal_group(pgid: int, number: signal.Signals) -> None:
-    if not pgid:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pgid, number)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pgid, number)
-
-
-def reap_orphans(launcher: subprocess.Popen[bytes] | None) -> None:
-    """Collect children this process adopted when the launcher was killed; Popen collects the launcher itself."""
-    if launcher is not None:
-        launcher.poll()
-        return
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def adopt_orphans() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def main(argv: list[str]) -> int:

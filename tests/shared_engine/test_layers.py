@@ -17,6 +17,7 @@ LAYERS = (
     "__init__",
     "cli",
     "engine",
+    "requests",
     "place",
     "attach",
     "client",
@@ -24,6 +25,9 @@ LAYERS = (
     "wire",
     "command",
     "supervisor",
+    "launcher_process",
+    "process_group",
+    "engine_log",
     "install",
     "settings",
     "results",
@@ -36,7 +40,10 @@ LAYERS = (
     "runtime_dir",
     "errors",
 )
-STANDARD_LIBRARY_ONLY = ("supervisor", "lease", "record", "runtime_dir", "start_failures", "errors", "launcher")
+STANDARD_LIBRARY_ONLY = (
+    "supervisor", "launcher_process", "process_group", "engine_log", "lease", "record", "runtime_dir",
+    "start_failures", "errors", "launcher",
+)  # fmt: skip
 
 
 def imported(module: str) -> set[str]:
