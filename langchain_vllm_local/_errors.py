@@ -1,0 +1,137 @@
+"""The engine's errors as members of LangChain's taxonomy too. Translated at one edge: ``langchain_errors``.
+
+Each class here has the name of the one it stands for, so code that catches shared_engine's class, or
+langchain_core's, keeps working:
+
+    shared_engine.errors                        langchain_core.exceptions
+    InvalidInputError                           ModelInvalidRequestError
+    EngineStartError, EngineNotInstalledError   ModelConnectionError
+    EngineStartTimeoutError                     ModelTimeoutError
+    EngineDiedError                             ModelAPIError
+    RequestError                                ModelError
+    RequestTimeoutError                         ModelTimeoutError
+    ServerConnectionError                       ModelConnectionError
+    ServerUnreachableError                      ModelConnectionError
+    ServerError                                 ModelAPIError
+    RequestRejectedError                        ModelInvalidRequestError
+    ContextLengthError                          ContextOverflowError
+    AuthenticationError                         ModelAuthenticationError
+    PermissionDeniedError                       ModelPermissionDeniedError
+    ModelNotFoundError                          ModelNotFoundError
+    RateLimitError                              ModelRateLimitError
+
+The rest (SettingsError, EngineBusyError) does not come from a model call and has no counterpart there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core import exceptions as core
+
+from shared_engine import errors as engine
+from shared_engine.errors import VLLMError
+
+
+class InvalidInputError(engine.InvalidInputError, core.ModelInvalidRequestError):
+    """A prompt, message or parameter can't be sent."""
+
+
+class EngineStartError(engine.EngineStartError, core.ModelConnectionError):
+    """The engine did not come up."""
+
+    is_retryable = False  # what keeps an engine from starting is still there a moment later
+
+
+class EngineNotInstalledError(engine.EngineNotInstalledError, core.ModelConnectionError):
+    """No Python with vLLM was found, or the one named has none."""
+
+    is_retryable = False
+
+
+class EngineStartTimeoutError(engine.EngineStartTimeoutError, core.ModelTimeoutError):
+    """The engine was not ready within ``start_timeout_s``."""
+
+
+class EngineDiedError(engine.EngineDiedError, core.ModelAPIError):
+    """The engine ended while a request was running."""
+
+
+class RequestError(engine.RequestError, core.ModelError):
+    """A request failed."""
+
+
+class RequestTimeoutError(engine.RequestTimeoutError, core.ModelTimeoutError):
+    """The server sent nothing for ``timeout`` seconds."""
+
+
+class ServerConnectionError(engine.ServerConnectionError, core.ModelConnectionError):
+    """The server closed the connection before it had answered."""
+
+
+class ServerUnreachableError(engine.ServerUnreachableError, core.ModelConnectionError):
+    """No connection was made, so nothing was sent."""
+
+
+class ServerError(engine.ServerError, core.ModelAPIError):
+    """The server failed (5xx)."""
+
+
+class RequestRejectedError(engine.RequestRejectedError, core.ModelInvalidRequestError):
+    """The server refused the request (4xx)."""
+
+
+class ContextLengthError(engine.ContextLengthError, core.ContextOverflowError):
+    """The prompt does not fit the model."""
+
+
+class AuthenticationError(engine.AuthenticationError, core.ModelAuthenticationError):
+    """The server wants another ``api_key`` (401)."""
+
+
+class PermissionDeniedError(engine.PermissionDeniedError, core.ModelPermissionDeniedError):
+    """The key does not allow this (403)."""
+
+
+class ModelNotFoundError(engine.ModelNotFoundError, core.ModelNotFoundError):
+    """The server has no such model or route (404)."""
+
+
+class RateLimitError(engine.RateLimitError, core.ModelRateLimitError):
+    """Too many requests (429)."""
+
+
+TRANSLATED: dict[type[VLLMError], type[VLLMError]] = {
+    ours.__bases__[0]: ours
+    for ours in (
+        InvalidInputError,
+        EngineStartError,
+        EngineNotInstalledError,
+        EngineStartTimeoutError,
+        EngineDiedError,
+        RequestError,
+        RequestTimeoutError,
+        ServerConnectionError,
+        ServerUnreachableError,
+        ServerError,
+        RequestRejectedError,
+        ContextLengthError,
+        AuthenticationError,
+        PermissionDeniedError,
+        ModelNotFoundError,
+        RateLimitError,
+    )
+}
+
+
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Errors of the engine that are raised inside leave as members of LangChain's taxonomy."""
+    try:
+        yield
+    except VLLMError as exc:
+        translated = TRANSLATED.get(type(exc))
+        if translated is None:
+            raise
+        raise translated(*exc.args) from exc

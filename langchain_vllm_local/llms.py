@@ -1,0 +1,187 @@
+"""VLLM: the shared engine as a LangChain text model, without a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models.llms import BaseLLM
+from pydantic import ConfigDict
+
+from langchain_vllm_local._base import EngineBacked
+from langchain_vllm_local._convert import streamed_llm_result, to_llm_result, to_text_chunk
+from langchain_vllm_local._errors import langchain_errors
+
+if TYPE_CHECKING:
+    from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+    from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+    from langchain_core.outputs import GenerationChunk, LLMResult
+    from langchain_core.runnables import RunnableConfig
+
+
+class VLLM(EngineBacked, BaseLLM):
+    """A local vLLM that continues text as it is; for a model tuned for chat, use ChatVLLM.
+
+    It starts on the first call and is shared by every object and process with equal settings, ChatVLLM's too.
+
+    Setup::
+
+        pip install "vllm-local[langchain]" && vllm-local install
+
+    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
+    own name, with its environment variable::
+
+        from langchain_vllm_local import VLLM
+
+        llm = VLLM(model="Qwen/Qwen3-4B-Base", temperature=0.0, max_tokens=64)
+
+    Invoke::
+
+        print(llm.invoke("The Rhine flows through"))
+
+    Stream; leaving the loop early aborts the request in vLLM::
+
+        for text in llm.stream("The Rhine flows through"):
+            print(text, end="", flush=True)
+
+    Batch; all prompts go to the engine at once::
+
+        texts = llm.batch(["The Rhine flows through", "The Danube flows through"])
+
+    Async::
+
+        text = await llm.ainvoke("The Rhine flows through")
+
+    Tokens and finish reasons, of each prompt and of all together::
+
+        result = llm.generate(["The Rhine flows through"])
+        print(result.generations[0][0].generation_info["usage_metadata"])
+        print(result.generations[0][0].generation_info["finish_reason"])
+        print(result.llm_output["token_usage"])
+
+    A vLLM server that somebody else runs::
+
+        llm = VLLM(base_url="http://gpu-box:8000/v1", api_key="...")
+
+    A request's parameters (shared_engine.GenerationParams: temperature, max_tokens, stop, n, ...) are keywords of every
+    call, and of ``bind``, and win over the constructor's.
+
+    Raises:
+        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        InvalidInputError: on a call, before anything starts, for input that can't be sent.
+        VLLMError: on a call, any other of shared_engine.errors; each is also a class of langchain_core.exceptions,
+            such as ContextOverflowError or ModelTimeoutError.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @property
+    def _llm_type(self) -> str:
+        return "vllm-local"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._ls_params("llm", stop, kwargs)
+
+    # ---- the four ways to ask
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if self._streams(prompts):
+            return streamed_llm_result(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
+        with langchain_errors():
+            return to_llm_result(self.engine.generate_batch(prompts, self._params(stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        if self._streams(prompts):
+            stream = self._astream(prompts[0], stop, run_manager, **kwargs)
+            return streamed_llm_result([chunk async for chunk in stream])
+        with langchain_errors():
+            return to_llm_result(await self.engine.agenerate_batch(prompts, self._params(stop, kwargs)))
+
+    def _streams(self, prompts: Sequence[str]) -> bool:
+        # With several prompts callbacks could not tell whose token it is.
+        return bool(self.streaming) and len(prompts) == 1
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        with langchain_errors():
+            params = self._params(stop, kwargs, stream=True)
+            with closing(self.engine.stream_generate(prompt, params)) as pieces:  # type: ignore[type-var]
+                for piece in pieces:
+                    chunk = to_text_chunk(piece)
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        with langchain_errors():
+            params = self._params(stop, kwargs, stream=True)
+            async with aclosing(self.engine.astream_generate(prompt, params)) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    chunk = to_text_chunk(piece)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+
+    # ---- many at once
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Continue each input, in order; see Runnable.batch."""
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        # One request for all, as BaseLLM makes it, would give the first error to every input.
+        configs = self._configs(config, len(inputs))
+        return super(BaseLLM, self).batch(inputs, configs, return_exceptions=True, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """See ``batch``."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        configs = self._configs(config, len(inputs))
+        return await super(BaseLLM, self).abatch(inputs, configs, return_exceptions=True, **kwargs)
+
+    # ---- tokens
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of a text; exact, counted by the engine, which this starts."""
+        if self.custom_get_token_ids is not None:
+            return super().get_num_tokens(text)
+        with langchain_errors():
+            return self.engine.count_tokens(text)

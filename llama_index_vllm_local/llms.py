@@ -1,0 +1,382 @@
+"""VLLM: the shared engine as a LlamaIndex LLM. Eight endpoints over one request and one way back (_convert)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
+
+from llama_index_vllm_local._convert import (
+    StreamedAnswer,
+    to_chat_response,
+    to_completion_response,
+    to_openai_messages,
+    to_openai_tool_choice,
+    to_openai_tools,
+    to_tool_selections,
+)
+from llama_index_vllm_local._model_folder import context_window, lacks_chat_template
+from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
+from shared_engine.engine import Engine
+from shared_engine.errors import InvalidInputError, SettingsError
+from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult, describe_invalid
+from shared_engine.settings import SECRET, EngineFields
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
+# Defaults of requests beyond those that EngineFields has; GenerationParams knows their ranges.
+_REQUEST_FIELDS = (
+    "min_p", "presence_penalty", "frequency_penalty", "stop", "seed", "logprobs", "extra_body",
+)  # fmt: skip
+_APPLIED_FIELDS = {*EngineFields.model_fields, *_REQUEST_FIELDS}
+
+
+class _Request(NamedTuple):
+    """What one call asks of the engine: the answer to a conversation, or the continuation of a text."""
+
+    params: GenerationParams
+    messages: list[dict[str, Any]] | None = None
+    prompt: str = ""
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
+    """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
+
+    Install::
+
+        pip install "vllm-local[llama-index]" && vllm-local install
+
+    Instantiate; this starts nothing yet. The settings of shared_engine.EngineSettings are arguments here, under their
+    own names, with their environment variables (``seed``, here, is a request's)::
+
+        from llama_index_vllm_local import VLLM
+
+        llm = VLLM(model="Qwen/Qwen3-4B", temperature=0.0, max_tokens=512)
+
+    Complete and chat, both through the model's own chat template::
+
+        print(llm.complete("Name three rivers.").text)
+        print(llm.chat([ChatMessage(role="user", content="Name three rivers.")]).message.content)
+
+    Stream; leaving the loop early aborts the request in vLLM::
+
+        for response in llm.stream_chat(messages):
+            print(response.delta, end="", flush=True)
+
+    Async; vLLM works on all of these at once::
+
+        answers = await asyncio.gather(*(llm.acomplete(prompt) for prompt in prompts))
+
+    RAG: as the LLM of everything in LlamaIndex::
+
+        Settings.llm = llm
+        engine = SummaryIndex.from_documents(documents).as_query_engine()
+
+    Call tools, in agents or directly::
+
+        agent = FunctionAgent(tools=[add], llm=llm)
+        print(llm.predict_and_call([FunctionTool.from_defaults(fn=add)], "What is 2 + 3?"))
+
+    A vLLM server that somebody else runs::
+
+        llm = VLLM(base_url="http://gpu-box:8000/v1", api_key="...")
+
+    A request's parameters (GenerationParams: temperature, max_tokens, stop, response_format, ...) are keywords of every
+    call and win over the constructor's. Token counts are in ``response.raw["usage"]`` and in
+    ``response.additional_kwargs``; of a stream, in its last response.
+
+    Prompts and the chat template: ``complete(prompt)`` sends the prompt as one user message, because a model tuned for
+    chat answers nothing useful without its template. ``complete(prompt, formatted=True)`` sends the text as it is. A
+    model without a template (``is_chat_model`` is False) gets all its prompts as text, made by ``messages_to_prompt``
+    and ``completion_to_prompt``.
+
+    Raises:
+        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        InvalidInputError: on a call, before anything starts, for input that can't be sent.
+        VLLMError: on a call, any other of shared_engine.errors.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Never in to_dict, to_json or an event.
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    """Sent to ``base_url`` as a bearer token. Default: VLLM_API_KEY."""
+
+    min_p: float | None = None
+    """Default for requests: drop tokens less likely than this share of the most likely one."""
+    presence_penalty: float | None = None
+    """Default for requests: above 0 discourages tokens that were generated at all."""
+    frequency_penalty: float | None = None
+    """Default for requests: above 0 discourages tokens by how often they were generated."""
+    stop: str | list[str] | None = None
+    """Default for requests: stop before any of these strings."""
+    seed: int | None = None
+    """Default for requests: makes sampling repeatable."""
+    logprobs: int | bool | None = None
+    """Default for requests. True: log probability of each token; a number: also that many alternatives."""
+    extra_body: dict[str, Any] | None = None
+    """Default for requests: further fields of the body, such as ``{"chat_template_kwargs": {...}}``."""
+
+    context_window: Annotated[int | None, Field(gt=0)] = None
+    """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's folder
+    says, else LlamaIndex's default."""
+    is_chat_model: bool | None = None
+    """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
+    ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
+    is_function_calling_model: bool = True
+    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt."""
+
+    _engine: Engine = PrivateAttr()
+    _params: GenerationParams = PrivateAttr()
+
+    if not TYPE_CHECKING:  # checkers and editors see the fields instead
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as exc:
+                raise SettingsError(describe_invalid(exc, type(self).model_fields, "setting", SECRET)) from None
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> VLLM:
+        self._apply_fields()
+        return self
+
+    def _apply_fields(self) -> None:
+        """Make engine and parameters of the fields as they are now, which also checks them."""
+        given = {name: getattr(self, name) for name in _REQUEST_FIELDS}
+        self._params = GenerationParams(**{name: value for name, value in given.items() if value is not None})
+        self._engine = Engine(self.engine_settings())
+
+    # ---- what it is
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "VLLM"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind this object: warmup, status, stats, evict, count_tokens, ..."""
+        return self._engine
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """Read by LlamaIndex on every call; never starts the engine."""
+        settings = self._engine.settings
+        return LLMMetadata(
+            context_window=self._context_window(),
+            num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
+            is_chat_model=self._uses_chat_template(),
+            is_function_calling_model=self.is_function_calling_model and self._uses_chat_template(),
+            model_name=settings.model or "unknown",
+        )
+
+    def _context_window(self) -> int:
+        settings = self._engine.settings
+        folder_says = None if settings.is_remote or settings.model is None else context_window(settings.model)
+        return self.context_window or settings.max_model_len or folder_says or DEFAULT_CONTEXT_WINDOW
+
+    def _uses_chat_template(self) -> bool:
+        if self.is_chat_model is not None:
+            return self.is_chat_model
+        if self.messages_to_prompt not in (None, generic_messages_to_prompt):
+            return False
+        if self.completion_to_prompt not in (None, default_completion_to_prompt):
+            return False
+        settings = self._engine.settings
+        if settings.is_remote or settings.model is None or "chat_template" in settings.engine_args:
+            return True
+        return not lacks_chat_template(settings.model)
+
+    def warmup(self) -> None:
+        """Return when the engine is ready, starting it if need be."""
+        self._engine.warmup()
+
+    async def awarmup(self) -> None:
+        """See ``warmup``."""
+        await self._engine.awarmup()
+
+    # ---- the eight endpoints
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return to_chat_response(self._answer(self._chat_request(messages, kwargs)))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return to_chat_response(await self._aanswer(self._chat_request(messages, kwargs)))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        chunks = self._stream(self._chat_request(messages, kwargs))
+        return ResponseStream(chunks, StreamedAnswer().add_to_chat)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        chunks = self._astream(self._chat_request(messages, kwargs))
+        return AsyncResponseStream(chunks, StreamedAnswer().add_to_chat)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return to_completion_response(self._answer(self._completion_request(prompt, formatted, kwargs)))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return to_completion_response(await self._aanswer(self._completion_request(prompt, formatted, kwargs)))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        chunks = self._stream(self._completion_request(prompt, formatted, kwargs))
+        return ResponseStream(chunks, StreamedAnswer().add_to_completion)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        chunks = self._astream(self._completion_request(prompt, formatted, kwargs))
+        return AsyncResponseStream(chunks, StreamedAnswer().add_to_completion)
+
+    # ---- a request: made once, sent in one of four ways
+
+    def _chat_request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> _Request:
+        if not self._uses_chat_template():
+            return self._text_request((self.messages_to_prompt or generic_messages_to_prompt)(messages), kwargs)
+        options = dict(kwargs)
+        tools = to_openai_tools(options.pop("tools", None) or ())
+        tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
+        in_parallel = options.pop("parallel_tool_calls", None)
+        params = self._params.merged(options)
+        if in_parallel is not None and tools:
+            params = params.merged({"extra_body": {**(params.extra_body or {}), "parallel_tool_calls": in_parallel}})
+        return _Request(params, to_openai_messages(messages), tools=tools or None, tool_choice=tool_choice)
+
+    def _completion_request(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> _Request:
+        if formatted:
+            return self._text_request(prompt, kwargs)
+        if not self._uses_chat_template():
+            return self._text_request((self.completion_to_prompt or default_completion_to_prompt)(prompt), kwargs)
+        return self._chat_request([ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
+
+    def _text_request(self, prompt: str, kwargs: Mapping[str, Any]) -> _Request:
+        return _Request(self._params.merged(kwargs), prompt=prompt)
+
+    def _answer(self, request: _Request) -> GenerationResult:
+        params, messages, prompt, tools, tool_choice = request
+        if messages is None:
+            return self._engine.generate(prompt, params)
+        return self._engine.chat(messages, params, tools=tools, tool_choice=tool_choice)
+
+    async def _aanswer(self, request: _Request) -> GenerationResult:
+        params, messages, prompt, tools, tool_choice = request
+        if messages is None:
+            return await self._engine.agenerate(prompt, params)
+        return await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
+
+    def _stream(self, request: _Request) -> Iterator[GenerationChunk]:
+        params, messages, prompt, tools, tool_choice = _streamable(request)
+        if messages is None:
+            return self._engine.stream_generate(prompt, params)
+        return self._engine.stream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+
+    def _astream(self, request: _Request) -> AsyncIterator[GenerationChunk]:
+        params, messages, prompt, tools, tool_choice = _streamable(request)
+        if messages is None:
+            return self._engine.astream_generate(prompt, params)
+        return self._engine.astream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+
+    # ---- tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,  # noqa: ARG002
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The keywords for ``chat``; ``tool_choice`` is auto, none, required or a tool's name."""
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        sent = to_openai_tools(tools)
+        return {
+            "messages": [*(chat_history or ()), *([] if user_msg is None else [user_msg])],
+            "tools": sent,
+            "tool_choice": to_openai_tool_choice(tool_choice, sent, tool_required),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self,
+        response: ChatResponse,
+        error_on_no_tool_call: bool = True,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[ToolSelection]:
+        """The tools that the model wants called; of a streamed response, as far as they have arrived.
+
+        Raises:
+            ValueError: there are none, and ``error_on_no_tool_call``.
+        """
+        selections = to_tool_selections(response.message)
+        if error_on_no_tool_call and not selections:
+            raise ValueError(f"the model called no tool; it answered: {response.message.content!r:.500}")
+        return selections
+
+    # ---- copies, dicts, other processes
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings that were given, without ``api_key``; what was not stays up to the reader's environment."""
+        return super().to_dict(**{"exclude_unset": True, **kwargs})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> VLLM:
+        """A copy; with ``update`` on top, checked as on construction."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._apply_fields()
+        return copied
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigning a setting has effect on the calls that follow, and is refused if construction would refuse it."""
+        before = getattr(self, name, None)
+        super().__setattr__(name, value)
+        if name in _APPLIED_FIELDS:
+            try:
+                self._apply_fields()
+            except (SettingsError, InvalidInputError):
+                super().__setattr__(name, before)
+                raise
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        # Only what was given: a field that merely has its default must not hide this process's environment.
+        given = state["__pydantic_fields_set__"]
+        self.__init__(**{name: value for name, value in state["__dict__"].items() if name in given})  # type: ignore[misc]
+
+
+def _streamable(request: _Request) -> _Request:
+    if (request.params.n or 1) > 1:
+        raise InvalidInputError(f"n = {request.params.n}: LlamaIndex streams one answer; for more use chat or complete")
+    return request

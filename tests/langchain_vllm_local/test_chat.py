@@ -1,0 +1,210 @@
+"""ChatVLLM on real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import reduce
+from typing import Any
+
+import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+
+from langchain_vllm_local import VLLM, ChatVLLM
+from shared_engine import ContextLengthError
+from tests.conftest import wait_until
+
+
+@pytest.fixture
+def llm(tiny_chat: dict[str, Any]) -> ChatVLLM:
+    return ChatVLLM(**tiny_chat, temperature=0.0, max_tokens=32)
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def assert_whole(message: AIMessage) -> None:
+    """An answer that tells what it cost, why it ended, and who gave it."""
+    assert message.text
+    usage = message.usage_metadata
+    assert usage is not None
+    assert 0 < usage["output_tokens"] <= 32
+    assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"]
+    metadata = message.response_metadata
+    assert metadata["finish_reason"] in ("stop", "length")
+    assert metadata["model_provider"] == "vllm"
+    assert metadata["model_name"].endswith("tiny_chat")
+    assert metadata["id"].startswith("chatcmpl-")
+
+
+def assert_streamed(chunks: list[AIMessageChunk]) -> None:
+    """Several pieces that add up to a whole, with usage and the end marked on exactly one."""
+    assert len([chunk for chunk in chunks if chunk.text]) > 1
+    assert [chunk for chunk in chunks if chunk.usage_metadata] == chunks[-1:]
+    assert [chunk for chunk in chunks if chunk.chunk_position == "last"] == chunks[-1:]
+    assert_whole(reduce(lambda left, right: left + right, chunks))
+
+
+async def test_all_ways_to_ask_give_the_same_answer(llm: ChatVLLM) -> None:
+    whole = await asyncio.to_thread(llm.invoke, "Hello")
+    assert_whole(whole)
+    streamed = await asyncio.to_thread(lambda: list(llm.stream("Hello")))
+    assert_streamed(streamed)
+    assert_whole(await llm.ainvoke("Hello"))
+    astreamed = [chunk async for chunk in llm.astream("Hello")]
+    assert_streamed(astreamed)
+    (batched,) = await asyncio.to_thread(llm.batch, ["Hello"])
+    (abatched,) = await llm.abatch(["Hello"])
+    texts = {
+        whole.text,
+        "".join(chunk.text for chunk in streamed),
+        (await llm.ainvoke("Hello")).text,
+        "".join(chunk.text for chunk in astreamed),
+        batched.text,
+        abatched.text,
+    }
+    assert len(texts) == 1
+
+
+def test_a_chain_of_prompt_model_and_parser(llm: ChatVLLM) -> None:
+    chain = ChatPromptTemplate.from_messages([("system", "You greet."), ("human", "{text}")]) | llm | StrOutputParser()
+    assert chain.invoke({"text": "Hello"})
+    assert len(chain.batch([{"text": "Hello"}] * 3)) == 3
+
+
+def test_a_tool_is_called_and_its_result_answered_from(llm: ChatVLLM) -> None:
+    with_tool = llm.bind_tools([add])
+    question = HumanMessage("What is 2 + 3?")
+    called = with_tool.invoke([question])
+    (call,) = called.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 2, "b": 3})
+    assert called.response_metadata["finish_reason"] == "tool_calls"
+    answer = with_tool.invoke([question, called, ToolMessage(str(add(**call["args"])), tool_call_id=call["id"])])
+    assert not answer.tool_calls
+    assert "5" in answer.text
+
+
+@pytest.mark.parametrize("choice", ["any", "add", "auto"])
+def test_a_streamed_tool_call_adds_up(llm: ChatVLLM, choice: str) -> None:
+    chunks = list(llm.bind_tools([add], tool_choice=choice).stream("What is 2 + 3?"))
+    assert len([chunk for chunk in chunks if chunk.tool_call_chunks]) > 1
+    whole = reduce(lambda left, right: left + right, chunks)
+    (call,) = whole.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 2, "b": 3})
+    assert call["id"]
+    assert not whole.invalid_tool_calls
+
+
+def test_n_answers_whose_usage_adds_up(llm: ChatVLLM) -> None:
+    result = llm.generate([[HumanMessage("Hello")]], n=2, temperature=1.0)
+    messages = [generation.message for generation in result.generations[0]]
+    assert len(messages) == 2
+    assert all(message.text for message in messages)
+    assert messages[0].usage_metadata["output_tokens"] > 1
+    assert messages[1].usage_metadata is None
+
+
+def test_stop_ends_the_answer(llm: ChatVLLM) -> None:
+    whole = llm.invoke("Hello").text
+    word = whole.split()[1]
+    stopped = llm.invoke("Hello", stop=[word])
+    assert stopped.text == whole[: whole.index(word)]
+    assert stopped.response_metadata["finish_reason"] == "stop"
+    assert stopped.response_metadata["stop_reason"] == word
+
+
+def test_log_probabilities_of_the_whole_and_of_the_stream(llm: ChatVLLM) -> None:
+    whole = llm.invoke("Hello", logprobs=True, top_logprobs=2).response_metadata["logprobs"]["content"]
+    assert {len(entry["top_logprobs"]) for entry in whole} == {2}
+    chunks = list(llm.stream("Hello", logprobs=True, top_logprobs=2))
+    streamed = reduce(lambda left, right: left + right, chunks).response_metadata["logprobs"]["content"]
+    assert [entry["token"] for entry in streamed] == [entry["token"] for entry in whole]
+
+
+def test_a_prompt_over_the_limit_is_langchains_error_with_both_numbers(llm: ChatVLLM) -> None:
+    with pytest.raises(ContextOverflowError, match="limit is 2048") as caught:
+        llm.invoke("word " * 3000)
+    assert isinstance(caught.value, ContextLengthError)
+    assert caught.value.max_model_len == 2048
+    assert caught.value.prompt_tokens is not None
+    assert caught.value.prompt_tokens > 3000
+
+
+def test_tokens_are_counted_as_the_engine_counts_them(llm: ChatVLLM) -> None:
+    usage = llm.invoke("Hello").usage_metadata
+    assert usage is not None
+    assert llm.get_num_tokens_from_messages([HumanMessage("Hello")]) == usage["input_tokens"]
+    assert 0 < llm.get_num_tokens("Hello") < usage["input_tokens"]
+
+
+# ---- concurrency
+
+
+def test_one_object_serves_one_event_loop_after_another(llm: ChatVLLM) -> None:
+    async def ask() -> AIMessage:
+        return await llm.ainvoke("Hello")
+
+    assert len({asyncio.run(ask()).text for _ in range(3)}) == 1
+
+
+async def test_many_at_once(llm: ChatVLLM) -> None:
+    messages = await asyncio.gather(*(llm.ainvoke(f"Hello {index}") for index in range(64)))
+    for message in messages:
+        assert_whole(message)
+
+
+def running(llm: ChatVLLM) -> float:
+    return llm.engine.stats()["num_requests_running"]
+
+
+ENDLESS: dict[str, Any] = {"max_tokens": 2000, "extra_body": {"ignore_eos": True}}
+
+
+def assert_aborted(llm: ChatVLLM, generated_before: float) -> None:
+    wait_until(lambda: running(llm) == 0, 20, "the request to end")
+    assert llm.engine.stats()["generation_tokens"] - generated_before < ENDLESS["max_tokens"]
+
+
+def test_leaving_a_stream_aborts_the_request(llm: ChatVLLM) -> None:
+    llm.warmup()
+    before = llm.engine.stats()["generation_tokens"]
+    for chunk in llm.stream("Hello", **ENDLESS):
+        if chunk.text:
+            break
+    assert_aborted(llm, before)
+
+
+async def test_leaving_an_asynchronous_stream_aborts_the_request(llm: ChatVLLM) -> None:
+    await llm.awarmup()
+    before = (await llm.engine.astats())["generation_tokens"]
+    async for chunk in llm.astream("Hello", **ENDLESS):
+        if chunk.text:
+            break
+    await asyncio.to_thread(assert_aborted, llm, before)
+
+
+async def test_cancelling_a_call_aborts_the_request(llm: ChatVLLM) -> None:
+    await llm.awarmup()
+    before = (await llm.engine.astats())["generation_tokens"]
+    task = asyncio.create_task(llm.ainvoke("Hello", **ENDLESS))
+    await asyncio.to_thread(wait_until, lambda: running(llm) == 1, 20, "the request to run")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(assert_aborted, llm, before)
+
+
+# ---- one engine
+
+
+def test_both_classes_share_one_engine(llm: ChatVLLM, tiny_chat: dict[str, Any]) -> None:
+    llm.warmup()
+    text_llm = VLLM(**tiny_chat)
+    before = llm.engine.status()
+    text_llm.invoke("Hello", max_tokens=2)
+    after = text_llm.engine.status()
+    assert (after.server_pid, after.starts) == (before.server_pid, before.starts)

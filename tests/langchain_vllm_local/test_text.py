@@ -1,0 +1,163 @@
+"""VLLM on real vLLM: what LangChain's standard tests ask of a chat model, by hand for a text model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.outputs import Generation, LLMResult
+from langchain_core.prompts import PromptTemplate
+
+from langchain_vllm_local import VLLM
+from tests.conftest import wait_until
+
+PROMPT = "The capital of France"
+
+
+@pytest.fixture
+def llm(tiny_chat: dict[str, Any]) -> VLLM:
+    # Raw text is nothing tiny_chat was trained on: without ignore_eos it may answer with nothing at all.
+    return VLLM(**tiny_chat, temperature=0.0, max_tokens=12, extra_body={"ignore_eos": True})
+
+
+def info(generation: Generation) -> dict[str, Any]:
+    assert generation.generation_info is not None
+    return generation.generation_info
+
+
+async def test_all_ways_to_ask_give_the_same_text(llm: VLLM) -> None:
+    texts = {
+        await asyncio.to_thread(llm.invoke, PROMPT),
+        await llm.ainvoke(PROMPT),
+        "".join(await asyncio.to_thread(lambda: list(llm.stream(PROMPT)))),
+        "".join([text async for text in llm.astream(PROMPT)]),
+        *await asyncio.to_thread(llm.batch, [PROMPT, PROMPT]),
+        *await llm.abatch([PROMPT, PROMPT]),
+    }
+    assert len(texts) == 1
+    assert texts != {""}
+
+
+def test_a_stream_comes_in_several_pieces(llm: VLLM) -> None:
+    assert len([text for text in llm.stream(PROMPT) if text]) > 1
+
+
+def test_each_prompt_has_its_own_usage_and_finish_reason(llm: VLLM) -> None:
+    result = llm.generate([PROMPT, PROMPT + " and of Germany"])
+    first, second = (info(generations[0]) for generations in result.generations)
+    assert first["finish_reason"] == second["finish_reason"] == "length"
+    assert first["usage_metadata"]["output_tokens"] == 12
+    assert first["usage_metadata"]["input_tokens"] < second["usage_metadata"]["input_tokens"]
+    assert result.llm_output is not None
+    assert result.llm_output["token_usage"]["total_tokens"] == sum(
+        each["usage_metadata"]["total_tokens"] for each in (first, second)
+    )
+    assert result.llm_output["model_name"].endswith("tiny_chat")
+
+
+class Ends(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self.results: list[LLMResult] = []
+
+    def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+        self.tokens.append(token)
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        self.results.append(response)
+
+
+async def test_a_stream_tells_callbacks_each_token_and_the_usage(llm: VLLM) -> None:
+    for_sync, for_async = Ends(), Ends()
+    text = await asyncio.to_thread(lambda: "".join(llm.stream(PROMPT, config={"callbacks": [for_sync]})))
+    async for _ in llm.astream(PROMPT, config={"callbacks": [for_async]}):
+        pass
+    for seen in (for_sync, for_async):
+        assert "".join(seen.tokens) == text
+        (result,) = seen.results
+        assert info(result.generations[0][0])["usage_metadata"]["output_tokens"] == 12
+        assert info(result.generations[0][0])["finish_reason"] == "length"
+
+
+async def test_streaming_true_shows_tokens_of_invoke_to_callbacks(llm: VLLM, tiny_chat: dict[str, Any]) -> None:
+    streaming = llm.model_copy(update={"streaming": True})
+    seen = Ends()
+    text = await asyncio.to_thread(streaming.invoke, PROMPT, config={"callbacks": [seen]})
+    assert text == await streaming.ainvoke(PROMPT) == await llm.ainvoke(PROMPT) == "".join(seen.tokens)
+    assert len([token for token in seen.tokens if token]) > 1
+
+
+def test_n_answers(llm: VLLM) -> None:
+    (generations,) = llm.generate([PROMPT], n=2, temperature=1.0).generations
+    assert len(generations) == 2
+    assert info(generations[0])["usage_metadata"]["output_tokens"] == 24
+
+
+def test_stop_ends_the_text(llm: VLLM) -> None:
+    whole = llm.invoke(PROMPT)
+    part = whole.strip()[-1]
+    result = llm.generate([PROMPT], stop=[part])
+    assert result.generations[0][0].text == whole[: whole.index(part)]
+    assert info(result.generations[0][0])["stop_reason"] == part
+
+
+def test_without_max_tokens_it_goes_on_to_the_models_limit(tiny_chat: dict[str, Any]) -> None:
+    result = VLLM(**tiny_chat).generate([PROMPT], extra_body={"ignore_eos": True}, temperature=0.0)
+    assert info(result.generations[0][0])["usage_metadata"]["total_tokens"] == 2048
+
+
+def test_log_probabilities_of_the_whole_and_of_the_stream(llm: VLLM) -> None:
+    whole = info(llm.generate([PROMPT], logprobs=2).generations[0][0])["logprobs"]
+    assert len(whole["tokens"]) == 12
+    seen = Ends()
+    list(llm.stream(PROMPT, logprobs=2, config={"callbacks": [seen]}))
+    assert info(seen.results[0].generations[0][0])["logprobs"]["tokens"] == whole["tokens"]
+
+
+def test_a_prompt_over_the_limit_is_langchains_error_and_spoils_no_other(llm: VLLM) -> None:
+    with pytest.raises(ContextOverflowError, match="limit is 2048"):
+        llm.invoke("word " * 3000)
+    first, second = llm.batch([PROMPT, "word " * 3000], return_exceptions=True)
+    assert first == llm.invoke(PROMPT)
+    assert isinstance(second, ContextOverflowError)
+
+
+async def test_a_prompt_over_the_limit_spoils_no_other_asynchronously(llm: VLLM) -> None:
+    first, second = await llm.abatch([PROMPT, "word " * 3000], return_exceptions=True)
+    assert first == await llm.ainvoke(PROMPT)
+    assert isinstance(second, ContextOverflowError)
+
+
+def test_a_chain_of_prompt_and_model(llm: VLLM) -> None:
+    chain = PromptTemplate.from_template("The capital of {country}") | llm
+    assert chain.invoke({"country": "France"}) == llm.invoke(PROMPT)
+
+
+def test_one_object_serves_one_event_loop_after_another(llm: VLLM) -> None:
+    async def ask() -> str:
+        return await llm.ainvoke(PROMPT)
+
+    assert len({asyncio.run(ask()) for _ in range(3)}) == 1
+
+
+async def test_many_at_once(llm: VLLM) -> None:
+    texts = await asyncio.gather(*(llm.ainvoke(f"{PROMPT} {index}") for index in range(64)))
+    assert all(texts)
+
+
+def test_leaving_a_stream_aborts_the_request(llm: VLLM) -> None:
+    llm.warmup()
+    before = llm.engine.stats()["generation_tokens"]
+    for text in llm.stream(PROMPT, max_tokens=2000):
+        if text:
+            break
+    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 20, "the request to end")
+    assert llm.engine.stats()["generation_tokens"] - before < 2000
+
+
+def test_tokens_are_counted_as_the_engine_counts_them(llm: VLLM) -> None:
+    result = llm.generate([PROMPT])
+    assert llm.get_num_tokens(PROMPT) == info(result.generations[0][0])["usage_metadata"]["input_tokens"]

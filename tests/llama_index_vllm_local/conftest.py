@@ -1,0 +1,45 @@
+"""What the LlamaIndex tests share: one deterministic VLLM on tiny_chat, and what LlamaIndex tells of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+
+from llama_index_vllm_local import VLLM
+
+
+@pytest.fixture
+def counter() -> TokenCountingHandler:
+    # With words for tokens, a count that is an estimate instead of the engine's own would show.
+    return TokenCountingHandler(tokenizer=str.split)
+
+
+@pytest.fixture
+def llm(tiny_chat: dict[str, Any], counter: TokenCountingHandler) -> VLLM:
+    return VLLM(**tiny_chat, temperature=0.0, max_tokens=48, callback_manager=CallbackManager([counter]))
+
+
+class RecordEvents(BaseEventHandler):
+    events: list[BaseEvent]
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "RecordEvents"
+
+    def handle(self, event: BaseEvent, **_: Any) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def events() -> Iterator[list[BaseEvent]]:
+    """Every instrumentation event of the test."""
+    root, recorder = get_dispatcher(), RecordEvents(events=[])
+    root.add_event_handler(recorder)
+    yield recorder.events
+    root.event_handlers.remove(recorder)

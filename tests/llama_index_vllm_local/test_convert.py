@@ -1,0 +1,295 @@
+"""LlamaIndex's values to the engine's, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.callbacks.token_counting import get_tokens_from_response
+from llama_index.core.llms import CacheControl
+from llama_index.core.tools import FunctionTool
+
+from llama_index_vllm_local._convert import (
+    StreamedAnswer,
+    to_chat_response,
+    to_completion_response,
+    to_openai_messages,
+    to_openai_tool_choice,
+    to_openai_tools,
+    to_tool_selections,
+)
+from shared_engine import (
+    Choice,
+    GenerationChunk,
+    GenerationResult,
+    InvalidInputError,
+    TokenUsage,
+    ToolCall,
+    ToolCallDelta,
+)
+
+ADD_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+ADD_TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
+USAGE = TokenUsage(prompt_tokens=7, completion_tokens=5)
+COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+# ---- messages out
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (ChatMessage(role="user", content="Hi"), {"role": "user", "content": "Hi"}),
+        (ChatMessage(role="system", content="Be brief."), {"role": "system", "content": "Be brief."}),
+        (ChatMessage(role="developer", content="Be brief."), {"role": "developer", "content": "Be brief."}),
+        (ChatMessage(role="chatbot", content="Hi"), {"role": "assistant", "content": "Hi"}),
+        (ChatMessage(role="model", content="Hi"), {"role": "assistant", "content": "Hi"}),
+        (ChatMessage(role="function", content="5"), {"role": "tool", "content": "5"}),
+        (ChatMessage(role="assistant", blocks=[]), {"role": "assistant", "content": ""}),
+        (
+            ChatMessage(role="user", blocks=[TextBlock(text="a"), TextBlock(text="b")]),
+            {"role": "user", "content": "a\nb"},
+        ),
+        (
+            ChatMessage(
+                role="user",
+                blocks=[TextBlock(text="a"), CachePoint(cache_control=CacheControl(type="ephemeral"))],
+            ),
+            {"role": "user", "content": "a"},
+        ),
+        (
+            ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"), TextBlock(text="Hi")]),
+            {"role": "assistant", "content": "Hi", "reasoning": "hm"},
+        ),
+        (
+            ChatMessage(role="tool", content="5", additional_kwargs={"tool_call_id": "c1", "name": "add"}),
+            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
+        ),
+        (
+            ChatMessage(
+                role="assistant",
+                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"a": 2, "b": 3})],
+            ),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+        (
+            ChatMessage(
+                role="assistant",
+                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs='{"a": 2, "b": 3}')],
+                additional_kwargs={"tool_calls": [ADD_CALL]},
+            ),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+        (
+            ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [ADD_CALL]}),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+    ],
+)
+def test_a_message_becomes_openais_form(message: ChatMessage, expected: dict[str, Any]) -> None:
+    before = message.model_copy(deep=True)
+    assert to_openai_messages([message]) == [expected]
+    assert message == before
+
+
+def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
+    messages = [
+        ChatMessage(role="user", content="Hi"),
+        ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(url="http://x/cat.png")]),
+    ]
+    with pytest.raises(InvalidInputError, match=r"messages\[1\]\.blocks\[1\] is a ImageBlock"):
+        to_openai_messages(messages)
+
+
+def test_a_message_of_another_kind_is_named_with_its_position() -> None:
+    with pytest.raises(InvalidInputError, match=r"messages\[0\] must be a ChatMessage, got dict"):
+        to_openai_messages([{"role": "user", "content": "Hi"}])  # type: ignore[list-item]
+
+
+# ---- tools out
+
+
+def test_tools_are_sent_in_openais_form_whichever_form_they_have() -> None:
+    sent = to_openai_tools([FunctionTool.from_defaults(fn=add), ADD_TOOL])
+    assert [tool["function"]["name"] for tool in sent] == ["add", "add"]
+    assert sent[0]["function"]["parameters"]["required"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "required", "expected"),
+    [
+        (None, False, "auto"),
+        (None, True, "required"),
+        ("auto", True, "auto"),
+        ("none", False, "none"),
+        ("any", False, "required"),
+        ("add", False, {"type": "function", "function": {"name": "add"}}),
+        ({"type": "function", "function": {"name": "add"}}, False, {"type": "function", "function": {"name": "add"}}),
+    ],
+)
+def test_tool_choice_takes_words_names_and_openais_form(choice: Any, required: bool, expected: Any) -> None:
+    assert to_openai_tool_choice(choice, [ADD_TOOL], required) == expected
+
+
+def test_a_tool_choice_that_names_no_tool_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InvalidInputError, match="'ad' names no tool; did you mean 'add'"):
+        to_openai_tool_choice("ad", [ADD_TOOL])
+
+
+# ---- whole answers in
+
+
+def result(**choice: Any) -> GenerationResult:
+    return GenerationResult(
+        choices=(Choice(**{"text": "", "finish_reason": "stop", **choice}),), usage=USAGE, request_id="r1", model="m"
+    )
+
+
+def test_a_whole_answer_carries_text_usage_and_finish_reason() -> None:
+    response = to_chat_response(result(text="Hi"))
+    assert (response.message.role, response.message.content) == (MessageRole.ASSISTANT, "Hi")
+    assert response.additional_kwargs == COUNTS
+    assert response.raw["usage"] == COUNTS
+    assert (response.raw["id"], response.raw["model"]) == ("r1", "m")
+    assert response.raw["choices"][0]["finish_reason"] == "stop"
+    assert get_tokens_from_response(response) == (7, 5)
+    assert get_tokens_from_response(to_completion_response(result(text="Hi"))) == (7, 5)
+
+
+def test_an_empty_answer_is_empty_text_not_none() -> None:
+    assert to_chat_response(result()).message.content == ""
+
+
+def test_all_choices_are_in_raw() -> None:
+    several = GenerationResult(
+        choices=(Choice(text="a"), Choice(text="b", index=1)), usage=USAGE, request_id="r1", model="m"
+    )
+    response = to_completion_response(several)
+    assert response.text == "a"
+    assert [choice["text"] for choice in response.raw["choices"]] == ["a", "b"]
+
+
+def test_reasoning_becomes_a_thinking_block_apart_from_the_text() -> None:
+    message = to_chat_response(result(text="Hi", reasoning="hm")).message
+    assert [type(block) for block in message.blocks] == [ThinkingBlock, TextBlock]
+    assert message.content == "Hi"
+
+
+def test_tool_calls_are_in_blocks_and_in_additional_kwargs() -> None:
+    call = ToolCall(id="c1", name="add", arguments='{"a": 2, "b": 3}')
+    message = to_chat_response(result(tool_calls=(call,))).message
+    assert [type(block) for block in message.blocks] == [ToolCallBlock]
+    assert message.additional_kwargs["tool_calls"] == [ADD_CALL]
+    (selection,) = to_tool_selections(message)
+    assert (selection.tool_id, selection.tool_name, selection.tool_kwargs) == ("c1", "add", {"a": 2, "b": 3})
+    assert to_openai_messages([message]) == [{"role": "assistant", "content": None, "tool_calls": [ADD_CALL]}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        ("{", {}),
+        ('{"days": 3, "city": "Par', {"days": 3, "city": None}),
+        ('{"city": "Paris"}', {"city": "Paris"}),
+        ("[1]", {}),
+        ("nonsense", {}),
+        ({"city": "Paris"}, {"city": "Paris"}),
+    ],
+)
+def test_arguments_are_read_as_far_as_they_go(arguments: Any, expected: dict[str, Any]) -> None:
+    message = ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_name="weather", tool_kwargs=arguments)])
+    assert to_tool_selections(message)[0].tool_kwargs == expected
+
+
+def test_logprobs_list_the_sampled_token_first() -> None:
+    chat = {
+        "content": [
+            {
+                "token": "b",
+                "logprob": -2.0,
+                "bytes": [98],
+                "top_logprobs": [
+                    {"token": "a", "logprob": -0.1, "bytes": None},
+                    {"token": "b", "logprob": -2.0, "bytes": [98]},
+                ],
+            }
+        ]
+    }
+    text = {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": [{"a": -0.1, "b": -2.0}]}
+    for logprobs in (chat, text):
+        (token,) = to_chat_response(result(text="b", logprobs=logprobs)).logprobs or []
+        assert [(entry.token, entry.logprob) for entry in token] == [("b", -2.0), ("a", -0.1)]
+    plain = {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": None}
+    assert to_completion_response(result(text="b", logprobs=plain)).logprobs is not None
+
+
+# ---- streamed answers in
+
+CHUNKS = [
+    GenerationChunk(reasoning="h", request_id="r1", model="m"),
+    GenerationChunk(reasoning="m", request_id="r1", model="m"),
+    GenerationChunk(text="H", request_id="r1", model="m"),
+    GenerationChunk(text="i", request_id="r1", model="m"),
+    GenerationChunk(finish_reason="stop", request_id="r1", model="m"),
+    GenerationChunk(usage=USAGE, request_id="r1", model="m"),
+]
+
+
+def test_each_piece_of_a_stream_holds_its_delta_and_the_whole_so_far() -> None:
+    answer = StreamedAnswer()
+    responses = [answer.add_to_chat(chunk) for chunk in CHUNKS]
+    assert [response.delta for response in responses] == ["", "", "H", "i", "", ""]
+    assert [response.message.content for response in responses] == ["", "", "H", "Hi", "Hi", "Hi"]
+    assert [response.additional_kwargs.get("thinking_delta") for response in responses[:3]] == ["h", "m", None]
+    assert responses[-1].message.blocks[0] == ThinkingBlock(content="hm")
+
+
+def test_only_the_last_piece_has_the_usage_and_the_whole_summary() -> None:
+    answer = StreamedAnswer()
+    responses = [answer.add_to_completion(chunk) for chunk in CHUNKS]
+    assert ["usage" in response.raw for response in responses] == [False] * 5 + [True]
+    last = responses[-1]
+    assert last.additional_kwargs == COUNTS
+    assert get_tokens_from_response(last) == (7, 5)
+    assert last.raw["choices"][0]["finish_reason"] == "stop"
+    assert last.text == "Hi"
+
+
+def test_streamed_tool_calls_grow_piece_by_piece() -> None:
+    deltas = [
+        ToolCallDelta(index=0, id="c1"),
+        ToolCallDelta(index=0, name="add"),
+        ToolCallDelta(index=0, arguments='{"a": 2'),
+        ToolCallDelta(index=1, id="c2", name="now", arguments="{}"),
+        ToolCallDelta(index=0, arguments=', "b": 3}'),
+    ]
+    answer = StreamedAnswer()
+    seen = [to_tool_selections(answer.add_to_chat(GenerationChunk(tool_calls=(delta,))).message) for delta in deltas]
+    assert [[call.tool_name for call in calls] for calls in seen] == [
+        [], ["add"], ["add"], ["add", "now"], ["add", "now"],
+    ]  # fmt: skip
+    assert [calls[0].tool_kwargs for calls in seen[1:]] == [{}, {"a": 2}, {"a": 2}, {"a": 2, "b": 3}]
+    assert [call.tool_id for call in seen[-1]] == ["c1", "c2"]
+
+
+def test_raw_is_json() -> None:
+    call = ToolCall(id="c1", name="add", arguments="{}")
+    response = to_chat_response(result(text="Hi", tool_calls=(call,), reasoning="hm"))
+    assert json.loads(json.dumps(response.raw))["choices"][0]["tool_calls"][0]["name"] == "add"
