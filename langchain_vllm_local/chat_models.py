@@ -146,7 +146,7 @@ class ChatVLLM(EngineBacked, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs, stream=True)
-            with closing(self.engine.stream_chat(**request)) as pieces:  # type: ignore[type-var]
+            with closing(self.engine.stream_chat(**request)) as pieces:
                 for piece in pieces:
                     chunk = to_chat_chunk(piece)
                     if run_manager is not None:
@@ -162,7 +162,7 @@ class ChatVLLM(EngineBacked, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs, stream=True)
-            async with aclosing(self.engine.astream_chat(**request)) as pieces:  # type: ignore[type-var]
+            async with aclosing(self.engine.astream_chat(**request)) as pieces:
                 async for piece in pieces:
                     chunk = to_chat_chunk(piece)
                     if run_manager is not None:

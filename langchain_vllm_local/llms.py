@@ -123,7 +123,7 @@ class VLLM(EngineBacked, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         with langchain_errors():
             params = self._params(stop, kwargs, stream=True)
-            with closing(self.engine.stream_generate(prompt, params)) as pieces:  # type: ignore[type-var]
+            with closing(self.engine.stream_generate(prompt, params)) as pieces:
                 for piece in pieces:
                     chunk = to_text_chunk(piece)
                     if run_manager is not None:
@@ -139,7 +139,7 @@ class VLLM(EngineBacked, BaseLLM):
     ) -> AsyncIterator[GenerationChunk]:
         with langchain_errors():
             params = self._params(stop, kwargs, stream=True)
-            async with aclosing(self.engine.astream_generate(prompt, params)) as pieces:  # type: ignore[type-var]
+            async with aclosing(self.engine.astream_generate(prompt, params)) as pieces:
                 async for piece in pieces:
                     chunk = to_text_chunk(piece)
                     if run_manager is not None:

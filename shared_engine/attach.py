@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.command import EngineSpec, launch_environment
+from shared_engine.engine_log import TAIL_LINES
 from shared_engine.errors import (
     EngineBusyError,
     EngineDiedError,
@@ -150,16 +151,25 @@ class Attachment:
         self.directory.prepare()
         write_atomically(self.directory.spec, json.dumps(self.spec.to_json()))
         root = Path(__file__).resolve().parent.parent
-        subprocess.run(
-            [sys.executable, "-S", "-m", "shared_engine.supervisor", str(self.directory.path)],
-            env={**launch_environment(os.environ), "PYTHONPATH": str(root)},
-            cwd=self.directory.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            check=True,
-        )
+        log = os.open(self.directory.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-S", "-m", "shared_engine.supervisor", str(self.directory.path)],
+                env={**launch_environment(os.environ), "PYTHONPATH": str(root)},
+                cwd=self.directory.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                check=False,
+            )
+        except OSError as exc:
+            raise EngineStartError(f"{sys.executable} can't be run to supervise the engine: {exc.strerror}") from exc
+        finally:
+            os.close(log)
+        if done.returncode != 0:
+            tail = self.directory.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            raise EngineStartError(f"{sys.executable} failed to supervise the engine", tuple(tail))
         # The child that stays takes the lock right away; wait for it, or for another's.
         limit = time.monotonic() + SUPERVISOR_START_S
         while not self.is_supervised() and time.monotonic() < limit:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
@@ -58,8 +58,10 @@ class Client:
         Raises:
             RequestError: see errors.py.
         """
-        async with self._open(method, path, body, timeout) as response:
-            return await response.read()
+        with self._our_errors(timeout):
+            async with self._send(method, path, body, timeout) as response:
+                await _refuse_failure(response)
+                return await response.read()
 
     async def stream(self, path: str, body: bytes, timeout: float | None = None) -> AsyncIterator[bytes]:
         """The ``data:`` lines of a server-sent stream, until ``[DONE]``. Closing it early aborts the request in vLLM.
@@ -67,28 +69,34 @@ class Client:
         Raises:
             RequestError: see errors.py; ServerConnectionError also when the stream ends without ``[DONE]``.
         """
-        async with self._open("POST", path, body, timeout) as response:
-            buffer = bytearray()
-            async for data in response.content.iter_any():
-                buffer += data
-                for event in split_events(buffer):
-                    if event == b"[DONE]":
-                        return
-                    yield event
-            raise ServerConnectionError(f"{self._where} closed the connection in the middle of an answer")
+        with self._our_errors(timeout):
+            async with self._send("POST", path, body, timeout) as response:
+                await _refuse_failure(response)
+                buffer = bytearray()
+                async for data in response.content.iter_any():
+                    buffer += data
+                    for event in split_events(buffer):
+                        if event == b"[DONE]":
+                            return
+                        yield event
+                raise ServerConnectionError(f"{self._where} closed the connection in the middle of an answer")
 
-    @contextlib.asynccontextmanager
-    async def _open(
+    def _send(
         self, method: str, path: str, body: bytes | None, timeout: float | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
+        return self._session.request(method, self._base_url + path, data=body, timeout=limits)
+
+    # Not an asynccontextmanager: a loop that shuts down closes all asynchronous generators at once, a stream that was
+    # left open and the generator such a manager is made of, and each would be in the other's way.
+    @contextlib.contextmanager
+    def _our_errors(self, timeout: float | None) -> Iterator[None]:
+        import aiohttp
+
         try:
-            async with self._session.request(method, self._base_url + path, data=body, timeout=limits) as response:
-                if response.status >= 400:
-                    raise error_from_response(response.status, await response.read())
-                yield response
+            yield
         except aiohttp.ServerTimeoutError as exc:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
                 message = f"{self._where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
@@ -101,6 +109,11 @@ class Client:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+async def _refuse_failure(response: aiohttp.ClientResponse) -> None:
+    if response.status >= 400:
+        raise error_from_response(response.status, await response.read())
 
 
 class LoopClients:

@@ -36,6 +36,7 @@ class EngineSpec:
         python: the interpreter that has vLLM.
         vllm_version: for messages; a new version is a new engine.
         model: as requests name it.
+        protocol: what client, supervisor and launcher say to each other; those of another version are left alone.
     """
 
     argv: tuple[str, ...]
@@ -43,6 +44,7 @@ class EngineSpec:
     vllm_version: str
     model: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    protocol: int = 1
 
     @property
     def key(self) -> str:

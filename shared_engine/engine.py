@@ -6,7 +6,7 @@ Constructing one starts nothing, opens nothing and imports neither torch nor vLL
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -141,7 +141,7 @@ class Engine:
 
     async def astream_generate(
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
-    ) -> AsyncIterator[GenerationChunk]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Continue one prompt, piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
         wire.check_prompt(prompt)
         body = self._completion(prompt, self._params(params, overrides), stream=True)
@@ -150,7 +150,7 @@ class Engine:
 
     def stream_generate(
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
-    ) -> Iterator[GenerationChunk]:
+    ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_generate``."""
         wire.check_prompt(prompt)
         request = self._params(params, overrides)
@@ -264,7 +264,7 @@ class Engine:
         tools: Tools | None = None,
         tool_choice: ToolChoice | None = None,
         **overrides: Any,
-    ) -> AsyncIterator[GenerationChunk]:
+    ) -> AsyncGenerator[GenerationChunk, None]:
         """Answer piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
         wire.check_messages(messages)
         body = self._conversation(messages, self._params(params, overrides), tools, tool_choice, stream=True)
@@ -279,7 +279,7 @@ class Engine:
         tools: Tools | None = None,
         tool_choice: ToolChoice | None = None,
         **overrides: Any,
-    ) -> Iterator[GenerationChunk]:
+    ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_chat``. Bad input is refused here, not at the first chunk."""
         wire.check_messages(messages)
         request = self._params(params, overrides)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -59,13 +59,13 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 _END = object()
 
 
-def iterate_sync(iterator: AsyncIterator[T]) -> Iterator[T]:
-    """Iterate an asynchronous iterator from a thread. Leaving the loop early, or closing this, ends the iterator."""
+def iterate_sync(iterator: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """Iterate an asynchronous generator from a thread. Leaving the loop early, or closing this, ends the generator."""
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     async def pump() -> None:
         try:
-            async with contextlib.aclosing(iterator) as closing:  # type: ignore[type-var]
+            async with contextlib.aclosing(iterator) as closing:
                 async for item in closing:
                     items.put(item)
             items.put(_END)

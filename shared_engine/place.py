@@ -6,9 +6,7 @@ ever starts, keeps or ends anything.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
@@ -59,12 +57,31 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class ForOneRequest:
+    """Holds a server. Not an asynccontextmanager, for the reason given in client.py."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    async def __aenter__(self) -> Server:
+        return await self._place.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._place.release()
+
+
 class Place(ABC):
     """See the module's docstring."""
 
-    @abstractmethod
-    def server(self) -> contextlib.AbstractAsyncContextManager[Server]:
+    def server(self) -> ForOneRequest:
         """A server, ready, for one request."""
+        return ForOneRequest(self)
+
+    @abstractmethod
+    async def acquire(self) -> Server: ...
+
+    @abstractmethod
+    def release(self) -> None: ...
 
     @abstractmethod
     async def explain(self, error: RequestError, server: Server) -> VLLMError:
@@ -97,14 +114,17 @@ class LocalPlace(Place):
         self._attachment: Attachment = attachment(engine_spec(settings))
         self._socket: str | None = None
 
-    @contextlib.asynccontextmanager
-    async def server(self) -> AsyncIterator[Server]:
+    async def acquire(self) -> Server:
         record = await self._attachment.acquire(self._lifetime)
         try:
             client = await self._clients_of(record).get()
-            yield Server(client, self._attachment.spec.model, record.generation)
-        finally:
+        except BaseException:
             self._attachment.release()
+            raise
+        return Server(client, self._attachment.spec.model, record.generation)
+
+    def release(self) -> None:
+        self._attachment.release()
 
     def _clients_of(self, record: Record) -> LoopClients:
         if self._socket is not None and self._socket != record.socket:
@@ -154,12 +174,14 @@ class RemotePlace(Place):
         self._clients = loop_clients(settings.base_url, api_key=key)
         self._model = settings.model
 
-    @contextlib.asynccontextmanager
-    async def server(self) -> AsyncIterator[Server]:
+    async def acquire(self) -> Server:
         client = await self._clients.get()
         if self._model is None:
             self._model = await self._first_model(client)
-        yield Server(client, self._model)
+        return Server(client, self._model)
+
+    def release(self) -> None:
+        pass
 
     async def _first_model(self, client: Client) -> str:
         models = parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))

@@ -6,7 +6,7 @@ Safe means: nothing of an answer has reached the caller, and the failure can pas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from shared_engine import wire
@@ -54,7 +54,7 @@ class Requests:
 
         return await self._with_server(call)
 
-    async def stream(self, path: str, body: Body) -> AsyncIterator[GenerationChunk]:
+    async def stream(self, path: str, body: Body) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this aborts the request."""
         attempt = 0
         while True:
@@ -133,7 +133,7 @@ class Requests:
         limit = min(MAX_DEATHS, self._max_retries) if isinstance(error, EngineDiedError) else self._max_retries
         return is_retryable(error) and attempt < limit
 
-    async def _events(self, server: Server, path: str, body: dict[str, Any]) -> AsyncIterator[GenerationChunk]:
+    async def _events(self, server: Server, path: str, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk, None]:
         try:
             async for event in server.client.stream(path, wire.encode(body), self._timeout):
                 for chunk in wire.parse_event(event):

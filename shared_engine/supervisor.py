@@ -470,6 +470,8 @@ def can_connect(path: str) -> bool:
 def main(argv: list[str]) -> int:
     """``python -m shared_engine.supervisor <runtime directory>``: detach, take the lock, run.
 
+    Its stdout and stderr are the engine's log: a traceback of this process must be found somewhere.
+
     Exits at once, with 0, when another supervisor owns the engine: whoever started this one talks to that one.
     """
     directory = RuntimeDir(Path(argv[0]))
@@ -481,9 +483,6 @@ def main(argv: list[str]) -> int:
     if not try_lock(lock, fcntl.LOCK_EX):
         return 0
     os.chdir(directory.path)
-    log = os.open(directory.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for stream in (1, 2):
-        os.dup2(log, stream)  # a traceback of this process must be found somewhere
     adopt_orphans()
     Supervisor(directory).run()
     return 0

@@ -11,6 +11,7 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
+from pydantic import BaseModel
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import ContextLengthError
@@ -99,6 +100,25 @@ def test_a_streamed_tool_call_adds_up(llm: ChatVLLM, choice: str) -> None:
     assert not whole.invalid_tool_calls
 
 
+class Sum(BaseModel):
+    """Add two numbers."""
+
+    a: int
+    b: int
+
+
+@pytest.mark.parametrize("choice", ["any", "Sum"])
+def test_a_forced_call_is_made_whatever_was_said(llm: ChatVLLM, choice: str) -> None:
+    (call,) = llm.bind_tools([Sum], tool_choice=choice).invoke("Hello").tool_calls
+    assert Sum(**call["args"])
+
+
+async def test_structured_output(llm: ChatVLLM) -> None:
+    structured = llm.with_structured_output(Sum)
+    assert await structured.ainvoke("What is 2 + 3?") == Sum(a=2, b=3)
+    assert await asyncio.to_thread(lambda: list(structured.stream("What is 2 + 3?"))[-1]) == Sum(a=2, b=3)
+
+
 def test_n_answers_whose_usage_adds_up(llm: ChatVLLM) -> None:
     result = llm.generate([[HumanMessage("Hello")]], n=2, temperature=1.0)
     messages = [generation.message for generation in result.generations[0]]
@@ -157,41 +177,46 @@ async def test_many_at_once(llm: ChatVLLM) -> None:
         assert_whole(message)
 
 
+# Several at once, so that they are still running when the first is left, on however busy a machine.
+CROWD = 8
+ENDLESS: dict[str, Any] = {"max_tokens": 2000, "extra_body": {"ignore_eos": True}}
+
+
 def running(llm: ChatVLLM) -> float:
     return llm.engine.stats()["num_requests_running"]
 
 
-ENDLESS: dict[str, Any] = {"max_tokens": 2000, "extra_body": {"ignore_eos": True}}
-
-
 def assert_aborted(llm: ChatVLLM, generated_before: float) -> None:
-    wait_until(lambda: running(llm) == 0, 20, "the request to end")
-    assert llm.engine.stats()["generation_tokens"] - generated_before < ENDLESS["max_tokens"]
+    wait_until(lambda: running(llm) == 0, 60, "the requests to end")
+    assert llm.engine.stats()["generation_tokens"] - generated_before < CROWD * ENDLESS["max_tokens"]
 
 
-def test_leaving_a_stream_aborts_the_request(llm: ChatVLLM) -> None:
+def test_leaving_streams_aborts_their_requests(llm: ChatVLLM) -> None:
     llm.warmup()
     before = llm.engine.stats()["generation_tokens"]
-    for chunk in llm.stream("Hello", **ENDLESS):
-        if chunk.text:
-            break
+    streams = [llm.stream("Hello", **ENDLESS) for _ in range(CROWD)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        stream.close()
     assert_aborted(llm, before)
 
 
-async def test_leaving_an_asynchronous_stream_aborts_the_request(llm: ChatVLLM) -> None:
+async def test_leaving_asynchronous_streams_aborts_their_requests(llm: ChatVLLM) -> None:
     await llm.awarmup()
     before = (await llm.engine.astats())["generation_tokens"]
-    async for chunk in llm.astream("Hello", **ENDLESS):
-        if chunk.text:
-            break
+    streams = [llm.astream("Hello", **ENDLESS) for _ in range(CROWD)]
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    for stream in streams:
+        await stream.aclose()
     await asyncio.to_thread(assert_aborted, llm, before)
 
 
 async def test_cancelling_a_call_aborts_the_request(llm: ChatVLLM) -> None:
     await llm.awarmup()
     before = (await llm.engine.astats())["generation_tokens"]
-    task = asyncio.create_task(llm.ainvoke("Hello", **ENDLESS))
-    await asyncio.to_thread(wait_until, lambda: running(llm) == 1, 20, "the request to run")
+    task = asyncio.create_task(llm.ainvoke("Hello", n=CROWD, temperature=1.0, **ENDLESS))
+    await asyncio.to_thread(wait_until, lambda: running(llm) > 0, 60, "the request to run")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

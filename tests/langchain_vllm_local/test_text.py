@@ -148,14 +148,16 @@ async def test_many_at_once(llm: VLLM) -> None:
     assert all(texts)
 
 
-def test_leaving_a_stream_aborts_the_request(llm: VLLM) -> None:
+def test_leaving_streams_aborts_their_requests(llm: VLLM) -> None:
     llm.warmup()
     before = llm.engine.stats()["generation_tokens"]
-    for text in llm.stream(PROMPT, max_tokens=2000):
-        if text:
-            break
-    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 20, "the request to end")
-    assert llm.engine.stats()["generation_tokens"] - before < 2000
+    streams = [llm.stream(PROMPT, max_tokens=2000) for _ in range(8)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        stream.close()
+    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 60, "the requests to end")
+    assert llm.engine.stats()["generation_tokens"] - before < 8 * 2000
 
 
 def test_tokens_are_counted_as_the_engine_counts_them(llm: VLLM) -> None:

@@ -11,6 +11,7 @@ from llama_index.core.agent.workflow.workflow_events import AgentStream, ToolCal
 from llama_index.core.callbacks import TokenCountingHandler
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms import ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
 
 from llama_index_vllm_local import VLLM
@@ -18,6 +19,11 @@ from llama_index_vllm_local import VLLM
 pytestmark = pytest.mark.engine
 
 WEATHER = "What is the weather in Paris?"
+
+
+def plain_memory() -> ChatMemoryBuffer:
+    """LlamaIndex's default memory leaves an SQLite connection for the garbage collector to complain about."""
+    return ChatMemoryBuffer.from_defaults()
 
 
 def get_weather(city: str) -> str:
@@ -77,7 +83,7 @@ async def test_a_function_agent_calls_its_tool_and_answers(
     llm: VLLM, weather_tool: FunctionTool, streaming: bool
 ) -> None:
     agent = FunctionAgent(tools=[weather_tool], llm=llm, streaming=streaming)
-    handler = agent.run(user_msg=WEATHER)
+    handler = agent.run(user_msg=WEATHER, memory=plain_memory())
     results, deltas = [], []
     async for event in handler.stream_events():
         if isinstance(event, ToolCallResult):
@@ -135,6 +141,6 @@ def test_tree_summarize_counts_every_call_it_makes(count_everything: VLLM, count
 
 
 def test_a_chat_engine_remembers_what_was_said(llm: VLLM) -> None:
-    engine = SimpleChatEngine.from_defaults(llm=llm)
+    engine = SimpleChatEngine.from_defaults(llm=llm, memory=plain_memory())
     engine.chat("My name is Ann.")
     assert "Ann" in "".join(engine.stream_chat("What is my name?").response_gen)

@@ -191,3 +191,25 @@ def test_one_refused_item_of_a_batch_fails_alone(server: RemoteServer) -> None:
     assert isinstance(second, RequestRejectedError)
     with pytest.raises(RequestRejectedError):
         engine.chat_batch(conversations)
+
+
+def test_a_stream_left_open_at_the_end_of_its_loop_is_closed_quietly(
+    server: RemoteServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.streams("a", "b", then="hang")
+    engine = Engine(base_url=server.url)
+
+    async def leave() -> None:
+        async for _ in engine.astream_chat(HELLO):
+            break
+
+    async def keep() -> object:
+        stream = engine.astream_chat(HELLO)
+        async for _ in stream:
+            break
+        return stream
+
+    for begin in (leave, keep) * 5:
+        asyncio.run(begin())
+    assert server.aborted.wait(10)
+    assert caplog.records == []
