@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from langchain_vllm_local import ChatVLLM
 from langchain_vllm_local import VLLM as LangChainVLLM
+from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM as LlamaIndexVLLM
 from shared_engine import AuthenticationError, ContextLengthError, Engine, EngineError, ModelNotFoundError
 from shared_engine.interpreter import find_interpreter
