@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from shared_engine.results import GenerationChunk
@@ -19,7 +19,9 @@ class ResponseStream(Generator[Response, None, None], Generic[Response]):
     given the only reference to the generator inside: it goes when the loop does.
     """
 
-    def __init__(self, chunks: Iterator[GenerationChunk], respond: Callable[[GenerationChunk], Response]) -> None:
+    def __init__(
+        self, chunks: Generator[GenerationChunk, None, None], respond: Callable[[GenerationChunk], Response]
+    ) -> None:
         self._responses = _responses(chunks, respond)
 
     def __iter__(self) -> Generator[Response, None, None]:
@@ -36,7 +38,9 @@ class ResponseStream(Generator[Response, None, None], Generic[Response]):
 class AsyncResponseStream(AsyncGenerator[Response, None], Generic[Response]):
     """See ``ResponseStream``."""
 
-    def __init__(self, chunks: AsyncIterator[GenerationChunk], respond: Callable[[GenerationChunk], Response]) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[GenerationChunk, None], respond: Callable[[GenerationChunk], Response]
+    ) -> None:
         self._responses = _aresponses(chunks, respond)
 
     def __aiter__(self) -> AsyncGenerator[Response, None]:
@@ -51,17 +55,17 @@ class AsyncResponseStream(AsyncGenerator[Response, None], Generic[Response]):
 
 
 def _responses(
-    chunks: Iterator[GenerationChunk], respond: Callable[[GenerationChunk], Response]
+    chunks: Generator[GenerationChunk, None, None], respond: Callable[[GenerationChunk], Response]
 ) -> Generator[Response, None, None]:
-    with contextlib.closing(chunks):  # type: ignore[type-var]
+    with contextlib.closing(chunks):
         for chunk in chunks:
             yield respond(chunk)
 
 
 async def _aresponses(
-    chunks: AsyncIterator[GenerationChunk], respond: Callable[[GenerationChunk], Response]
+    chunks: AsyncGenerator[GenerationChunk, None], respond: Callable[[GenerationChunk], Response]
 ) -> AsyncGenerator[Response, None]:
-    async with contextlib.aclosing(chunks):  # type: ignore[type-var]
+    async with contextlib.aclosing(chunks):
         async for chunk in chunks:
             yield respond(chunk)
 

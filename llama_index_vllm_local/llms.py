@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -291,13 +291,13 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
             return await self._engine.agenerate(prompt, params)
         return await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
 
-    def _stream(self, request: _Request) -> Iterator[GenerationChunk]:
+    def _stream(self, request: _Request) -> Generator[GenerationChunk, None, None]:
         params, messages, prompt, tools, tool_choice = _streamable(request)
         if messages is None:
             return self._engine.stream_generate(prompt, params)
         return self._engine.stream_chat(messages, params, tools=tools, tool_choice=tool_choice)
 
-    def _astream(self, request: _Request) -> AsyncIterator[GenerationChunk]:
+    def _astream(self, request: _Request) -> AsyncGenerator[GenerationChunk, None]:
         params, messages, prompt, tools, tool_choice = _streamable(request)
         if messages is None:
             return self._engine.astream_generate(prompt, params)
