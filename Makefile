@@ -4,7 +4,7 @@ BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 PIP_FLAGS := --quiet --disable-pip-version-check
 # Settings of the user's shell must not change what is tested or shown.
-CLEAN_ENV := env -u PYTHONPATH
+CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
 .PHONY: help demo test check format bench install clean
 

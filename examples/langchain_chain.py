@@ -10,7 +10,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_vllm_local import ChatVLLM
 
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, enforce_eager=True)
+llm = ChatVLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
 prompt = ChatPromptTemplate.from_messages(
     [
         ("system", "Answer the user's question based on the context.\n\nContext: {context}"),
@@ -18,10 +18,10 @@ prompt = ChatPromptTemplate.from_messages(
     ]
 )
 chain = prompt | llm | StrOutputParser()
-context = "The Norling bridge was opened in 1936. The Norling bridge is 412 metres long."
+context = "The director of the museum is Ada Norling. The password of the archive is blue-heron-42."
 usage = UsageMetadataCallbackHandler()
 
-for question in ("When was the Norling bridge opened?", "How long is the Norling bridge?"):
+for question in ("What is the password of the archive?", "Who is the owner of the ship?"):
     print(f"> {question}\n  ", end="")
     for piece in chain.stream({"context": context, "question": question}, config={"callbacks": [usage]}):
         print(piece, end="", flush=True)

@@ -11,10 +11,10 @@ from llama_index_vllm_local import VLLM
 counter = TokenCountingHandler()
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
 Settings.callback_manager = CallbackManager([counter])
-Settings.llm = VLLM(model=model, temperature=0, enforce_eager=True)
+Settings.llm = VLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
 
 documents = [
-    Document(text="The harbour library opens at 8:30 and closes at 19:00."),
+    Document(text="The director of the museum is Mara Lindt."),
     Document(text="The reactor of Halden station was built by Ada Norling in 1987."),
     Document(text="Parking at the north gate costs 4 euros a day."),
 ]
@@ -22,7 +22,7 @@ documents = [
 index = SimpleKeywordTableIndex.from_documents(documents)
 engine = index.as_query_engine(retriever_mode="simple", num_chunks_per_query=1, streaming=True)
 
-for question in ("Who built the reactor of Halden station?", "When does the harbour library open?"):
+for question in ("Who built the reactor of Halden station?", "Who is the director of the museum?"):
     print(f"> {question}\n  ", end="")
     for piece in engine.query(question).response_gen:
         print(piece, end="", flush=True)

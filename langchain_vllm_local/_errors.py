@@ -8,6 +8,7 @@ langchain_core's, keeps working:
     EngineStartError, EngineNotInstalledError   ModelConnectionError
     EngineStartTimeoutError                     ModelTimeoutError
     EngineDiedError                             ModelAPIError
+    EngineStoppedError                          ModelError
     RequestError                                ModelError
     RequestTimeoutError                         ModelTimeoutError
     ServerConnectionError                       ModelConnectionError
@@ -56,6 +57,10 @@ class EngineStartTimeoutError(engine.EngineStartTimeoutError, core.ModelTimeoutE
 
 class EngineDiedError(engine.EngineDiedError, core.ModelAPIError):
     """The engine ended while a request was running."""
+
+
+class EngineStoppedError(engine.EngineStoppedError, core.ModelError):
+    """Somebody stopped the engine while a request waited or ran."""
 
 
 class RequestError(engine.RequestError, core.ModelError):
@@ -110,6 +115,7 @@ TRANSLATED: dict[type[VLLMError], type[VLLMError]] = {
         EngineNotInstalledError,
         EngineStartTimeoutError,
         EngineDiedError,
+        EngineStoppedError,
         RequestError,
         RequestTimeoutError,
         ServerConnectionError,

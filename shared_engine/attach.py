@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -28,6 +29,7 @@ from shared_engine.errors import (
     EngineNotInstalledError,
     EngineStartError,
     EngineStartTimeoutError,
+    EngineStoppedError,
 )
 from shared_engine.lease import Lease, try_lock
 from shared_engine.record import EngineState, Failure, Record, boot_id, read_record
@@ -36,6 +38,8 @@ from shared_engine.runtime_dir import RuntimeDir, runtime_dir
 SUPERVISOR_START_S = 30.0
 POLL_S = 0.02
 DEATH_NOTICE_S = 2.0
+# No socket, no listener, or one whose queue is full at the moment.
+_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Attachment:
         self._known: tuple[tuple[int, int], Record] | None = None
         self._told: set[tuple[Lifetime, int]] = set()
         self._launching = threading.Lock()
+        self._asking: dict[tuple[asyncio.AbstractEventLoop, Lifetime], asyncio.Task[None]] = {}
 
     async def acquire(self, lifetime: Lifetime) -> Record:
         """Return the record of a ready engine, with a lease on it: give it back with ``release``.
@@ -70,7 +75,11 @@ class Attachment:
             record = self._try_acquire(lifetime)
             if record is not None:
                 return record
-            await self._ensure_ready(lifetime, deadline)
+            if time.monotonic() > deadline:
+                raise EngineStartTimeoutError(
+                    f"{self.spec.model} was ready but never to be had; see {self.directory.log}"
+                )
+            await self._ensure_ready_once(lifetime, deadline)
 
     def release(self) -> None:
         self._lease.give_back()
@@ -99,10 +108,24 @@ class Attachment:
             self._known = (signature, record)
         return self._known[1]
 
+    async def _ensure_ready_once(self, lifetime: Lifetime, deadline: float) -> None:
+        """All requests of this loop that wait, wait for one asking. Cancelling one stops its waiting only."""
+        loop = asyncio.get_running_loop()
+        asking = self._asking.get((loop, lifetime))
+        if asking is None:
+            asking = loop.create_task(self._ensure_ready(lifetime, deadline))
+            self._asking[loop, lifetime] = asking
+            asking.add_done_callback(lambda _: self._asking.pop((loop, lifetime), None))
+            asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if all have left
+        await asyncio.shield(asking)
+
     async def _ensure_ready(self, lifetime: Lifetime, deadline: float) -> None:
         """Ask the supervisor, and start one if there is none."""
-        request = {"op": "ensure_ready", "policy": vars(lifetime)}
+        environment = launch_environment(os.environ)
+        request = {"op": "ensure_ready", "policy": vars(lifetime), "environment": environment}
         while True:
+            if time.monotonic() > deadline:
+                raise EngineStartTimeoutError(f"no supervisor of {self.spec.model} stayed; see {self.directory.log}")
             answer = await self._ask(request, deadline)
             if answer is None:
                 await self._launch_supervisor(deadline)
@@ -116,8 +139,10 @@ class Attachment:
         """The supervisor's answer, or None if there is no supervisor (any more)."""
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None
+        except OSError as exc:
+            if exc.errno in _NOBODY_LISTENS:
+                return None
+            raise
         try:
             writer.write(json.dumps(request).encode() + b"\n")
             line = await asyncio.wait_for(reader.readline(), deadline - time.monotonic())
@@ -178,8 +203,10 @@ class Attachment:
     async def _is_listening(self) -> bool:
         try:
             _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
+        except OSError as exc:
+            if exc.errno in _NOBODY_LISTENS:
+                return False
+            raise
         writer.close()
         return True
 
@@ -214,7 +241,10 @@ class Attachment:
         deadline = time.monotonic() + timeout
         request = {"op": "shutdown", "force": force} if leave else {"op": "evict"}
         while True:
-            answer = await self._ask(request, deadline + SUPERVISOR_START_S)
+            try:
+                answer = await self._ask(request, deadline + SUPERVISOR_START_S)
+            except EngineStartTimeoutError as exc:
+                raise EngineError(exc.message) from exc
             if answer is None or answer["ok"]:
                 break
             if time.monotonic() >= deadline:
@@ -225,15 +255,19 @@ class Attachment:
                 raise EngineError(f"the supervisor of {self.spec.model} did not leave; see {self.directory.log}")
             await asyncio.sleep(POLL_S)
 
-    async def death_of(self, generation: int) -> EngineDiedError | None:
+    async def death_of(self, generation: int) -> EngineDiedError | EngineStoppedError | None:
         """After a request lost its connection: the engine's death, if the supervisor sees one soon; else None."""
         # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
         self._told.clear()
         deadline = time.monotonic() + DEATH_NOTICE_S
         while time.monotonic() < deadline:
-            record = self.record()
-            if record.generation != generation or record.state is not EngineState.READY:
+            record = read_record(self.directory.record)
+            if record is None or record.generation != generation:
+                return EngineDiedError("the engine died while the request was running, and was started anew")
+            if record.state is not EngineState.READY:
                 return died_error(record.failure)
+            if not self.is_supervised():
+                return EngineDiedError("the engine died with its supervisor while the request was running")
             await asyncio.sleep(POLL_S)
         return None
 
@@ -241,6 +275,7 @@ class Attachment:
         """After a fork, in the child: start with no lease."""
         self._lease.forget_in_child()
         self._launching = threading.Lock()
+        self._asking.clear()
 
 
 _attachments: dict[str, Attachment] = {}
@@ -264,7 +299,9 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def start_error(failure: Failure, retry_in_s: float = 0.0) -> EngineStartError:
+def start_error(failure: Failure, retry_in_s: float = 0.0) -> EngineError:
+    if failure.kind == "stopped":
+        return EngineStoppedError(failure.message)
     kinds = {"timeout": EngineStartTimeoutError, "not_installed": EngineNotInstalledError}
     message = failure.message
     if retry_in_s > 0:
@@ -272,9 +309,9 @@ def start_error(failure: Failure, retry_in_s: float = 0.0) -> EngineStartError:
     return kinds.get(failure.kind, EngineStartError)(message, failure.log_tail)
 
 
-def died_error(failure: Failure | None) -> EngineDiedError:
+def died_error(failure: Failure | None) -> EngineDiedError | EngineStoppedError:
     if failure is None:
-        return EngineDiedError("the engine was stopped while the request was running")
+        return EngineStoppedError("the engine was stopped while the request was running")
     return EngineDiedError(f"the engine died while the request was running: {failure.message}", failure.log_tail)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import urllib.request
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
 from shared_engine.wire import error_from_response, split_events
@@ -47,8 +49,7 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=headers,
-            auto_decompress=True,
-            trust_env=socket_path is None,  # HTTPS_PROXY and NO_PROXY, as other HTTP clients do
+            proxy=None if socket_path is not None else proxy_of(base_url),
             read_bufsize=1 << 18,
         )
 
@@ -106,9 +107,22 @@ class Client:
             raise ServerUnreachableError(f"{self._where} can't be reached: {exc.os_error or exc}") from exc
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
             raise ServerConnectionError(f"{self._where} closed the connection before it had answered") from exc
+        except aiohttp.ClientError as exc:
+            raise ServerConnectionError(f"{self._where} does not answer as an HTTP server does: {exc}") from exc
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...).
+
+    aiohttp's ``trust_env`` would do this too, but also send what ~/.netrc holds for the host.
+    """
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 async def _refuse_failure(response: aiohttp.ClientResponse) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shared_engine.interpreter import Interpreter, find_interpreter
@@ -106,8 +108,16 @@ def _memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[st
     chosen = "kv_cache_memory_bytes" in settings.engine_args or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if interpreter.build != "cpu" or chosen:
         return share
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return [*share, "--kv-cache-memory-bytes", str(min(ram // 16, 4 << 30))]
+    return [*share, "--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
+
+
+def total_memory() -> int:
+    """Bytes of RAM this process may have: the machine's, or less in a container."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such limit; "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

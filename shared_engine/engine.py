@@ -17,7 +17,7 @@ from shared_engine.place import EngineStatus, LocalPlace, RemotePlace, Server
 from shared_engine.record import EngineState
 from shared_engine.requests import Body, Requests, gather
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationParams, GenerationResult, TokenUsage
-from shared_engine.settings import EngineSettings
+from shared_engine.settings import SECRET, EngineSettings
 from shared_engine.wire import Message
 
 DEFAULT_MAX_NUM_SEQS = 256
@@ -59,8 +59,12 @@ class Engine:
         where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
         return f"Engine({where}model={self.settings.model!r})"
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Engine:
+        return type(self)(self.settings)  # frozen; a copy in this process keeps the secret
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Engine, (self.settings,)
+        given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set if name not in SECRET}
+        return _engine_of, (type(self), given)
 
     @cached_property
     def _requests(self) -> Requests:
@@ -152,9 +156,8 @@ class Engine:
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_generate``."""
-        wire.check_prompt(prompt)
-        request = self._params(params, overrides)
-        return iterate_sync(self.astream_generate(prompt, request))
+        body = self._completion(wire.check_prompt(prompt), self._params(params, overrides), stream=True)
+        return iterate_sync(self._requests.stream(COMPLETIONS, body))
 
     # ---- chat
 
@@ -282,8 +285,8 @@ class Engine:
     ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_chat``. Bad input is refused here, not at the first chunk."""
         wire.check_messages(messages)
-        request = self._params(params, overrides)
-        return iterate_sync(self.astream_chat(messages, request, tools=tools, tool_choice=tool_choice))
+        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice, stream=True)
+        return iterate_sync(self._requests.stream(CHAT, body))
 
     # ---- embeddings and tokens
 
@@ -400,9 +403,13 @@ class Engine:
         return given.merged(overrides)
 
     def _completion(self, prompt: str, params: GenerationParams, *, stream: bool = False) -> Body:
+        content = wire.completion_body(prompt, params, stream=stream)
+        wire.encode(content)  # what can't be sent is refused before anything starts
+
         async def body(server: Server) -> dict[str, Any]:
-            limit = params.max_tokens or await self._requests.max_model_len(server)
-            return wire.completion_body(server.model, prompt, params, max_model_len=limit, stream=stream)
+            if "max_tokens" in content:
+                return {"model": server.model, **content}
+            return {"model": server.model, "max_tokens": await self._requests.max_model_len(server), **content}
 
         return body
 
@@ -415,7 +422,15 @@ class Engine:
         *,
         stream: bool = False,
     ) -> Body:
+        content = wire.chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
+        wire.encode(content)  # what can't be sent is refused before anything starts
+
         async def body(server: Server) -> dict[str, Any]:
-            return wire.chat_body(server.model, messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
+            return {"model": server.model, **content}
 
         return body
+
+
+def _engine_of(kind: type[Engine], given: dict[str, Any]) -> Engine:
+    """An unpickled Engine: its settings, and the secret of the process that reads it."""
+    return kind(**given)

@@ -7,7 +7,8 @@
     │   ├── EngineStartError                  the engine did not come up; carries its last log lines
     │   │   ├── EngineNotInstalledError       no Python with vLLM was found
     │   │   └── EngineStartTimeoutError       not ready within start_timeout_s
-    │   ├── EngineDiedError                   the engine ended while a request was running
+    │   ├── EngineDiedError                   the engine ended by itself while a request was running
+    │   ├── EngineStoppedError                somebody stopped it meanwhile (shutdown(force=True)); not retried
     │   └── EngineBusyError                   requests in flight forbid what was asked (evict)
     └── RequestError                          a request failed; carries the HTTP status, if there was one
         ├── RequestTimeoutError (TimeoutError)   no byte came for ``timeout`` seconds
@@ -79,6 +80,10 @@ class EngineStartTimeoutError(EngineStartError):
 
 class EngineDiedError(EngineError):
     """The engine ended while a request was running. The next request starts a new one."""
+
+
+class EngineStoppedError(EngineError):
+    """Somebody stopped the engine while a request waited or ran. Not tried again: it was meant."""
 
 
 class EngineBusyError(EngineError):

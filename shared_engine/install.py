@@ -35,9 +35,7 @@ class InstallError(VLLMError):
 
 
 def detect_build() -> Build:
-    """``cuda`` where the NVIDIA driver shows a GPU, else ``cpu``."""
-    if Path("/proc/driver/nvidia/gpus").is_dir():
-        return "cuda"
+    """``cuda`` where the NVIDIA driver shows a GPU that this process may use, else ``cpu``."""
     if shutil.which("nvidia-smi") is None:
         return "cpu"
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)

@@ -8,7 +8,7 @@ Protocol: one JSON object a line. Commands come on stdin, events go to the file 
 is killed and the launcher leaves.
 
     command                                         event
-    {"op": "start", "argv": [...]}                  {"event": "started", "pid": 123}
+    {"op": "start", "argv": [...], "generation": 1} {"event": "started", "pid": 123, "generation": 1}
     {"op": "exit"}                                  {"event": "exited", "pid": 123, "returncode": 0}
                                                     {"event": "preloaded", "version": "0.32.0", "mode": "fork", ...}
 
@@ -243,7 +243,7 @@ class Launcher:
                     command = json.loads(line)
                     if command["op"] == "exit":
                         return self.close()
-                    self._start(command["argv"])
+                    self._start(command["argv"], command["generation"])
 
     def emit(self, event: str, **fields: Any) -> None:
         os.write(self._events_fd, json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -262,13 +262,13 @@ class Launcher:
             except ChildProcessError:
                 return
 
-    def _start(self, argv: list[str]) -> None:
+    def _start(self, argv: list[str], generation: int) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(self._events_fd)
             serve(argv)
         self._server_pid = pid
-        self.emit("started", pid=pid)
+        self.emit("started", pid=pid, generation=generation)
 
     def _reap(self) -> None:
         while True:
@@ -279,6 +279,8 @@ class Launcher:
             if pid == 0:
                 return
             if pid == self._server_pid:
+                # The supervisor ends the rest of the group: a number that is free again may become somebody else's.
+                self._server_pid = None
                 self.emit("exited", pid=pid, returncode=os.waitstatus_to_exitcode(status))
 
 

@@ -27,7 +27,9 @@ class LauncherProcess:
     def __init__(self, python: str, environment: Mapping[str, str], folder: Path) -> None:
         self.is_preloaded = False
         self.events_fd, events_w = os.pipe()
-        self.log_fd, log_w = os.pipe()
+        log_r, log_w = os.pipe()
+        self.log_fd: int | None = log_r
+        """None once all who could write have ended."""
         try:
             self._process = subprocess.Popen(
                 [python, "-u", str(LAUNCHER), "--events-fd", str(events_w)],
@@ -40,18 +42,18 @@ class LauncherProcess:
             )
         except OSError:
             os.close(self.events_fd)
-            os.close(self.log_fd)
+            os.close(log_r)
             raise
         finally:
             os.close(events_w)
             os.close(log_w)
         self.pid = self._process.pid
         self._pending = b""
-        for fd in (self.events_fd, self.log_fd):
+        for fd in (self.events_fd, log_r):
             os.set_blocking(fd, False)
 
-    def start_server(self, argv: list[str]) -> None:
-        self._tell({"op": "start", "argv": argv})
+    def start_server(self, argv: list[str], generation: int) -> None:
+        self._tell({"op": "start", "argv": argv, "generation": generation})
 
     def read_events(self) -> list[dict[str, Any]] | None:
         """What has happened since; None when the launcher has ended."""
@@ -64,10 +66,11 @@ class LauncherProcess:
         *lines, self._pending = (self._pending + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def read_log(self) -> bytes | None:
+    @staticmethod
+    def read_log(fd: int) -> bytes | None:
         """Some output, empty when none is waiting; None when all who could write have ended."""
         try:
-            return os.read(self.log_fd, 1 << 16) or None
+            return os.read(fd, 1 << 16) or None
         except BlockingIOError:
             return b""
 

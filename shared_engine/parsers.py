@@ -1,11 +1,12 @@
-"""Model -> vLLM's tool-call and reasoning parser, from the chat template in the model's folder.
+"""Model -> vLLM's tool-call and reasoning parser, from the chat template in the model's folder, or from a hub id.
 
-Covers the template formats this project has run; for others, name the parsers with engine_args.
+Covers few families as yet; for others, name the parsers with engine_args.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,22 @@ _REASONING_FORMATS = (
 )
 
 
+# Hub id -> parser. The hub's cache is not read: an engine must be the same before and after its first download.
+_TOOL_FAMILIES = ((r"/qwen(2\.5|3)-(?!.*(coder|vl|omni))", "hermes"),)
+# Qwen3's later "Instruct-2507" and "Thinking-2507" models do not switch.
+_REASONING_FAMILIES = ((r"/qwen3-[\d.]+b(-a[\d.]+b)?(-fp8|-awq|-gptq.*)?$", "qwen3"),)
+
+
 def choose_parsers(model: str, engine_args: Mapping[str, Any]) -> dict[str, Any]:
     """Flags (as engine_args) for what ``model`` writes; the user's choice wins, an unknown format gets none."""
     template = chat_template(Path(model)) or ""
     chosen: dict[str, Any] = {}
-    tool_parser = engine_args.get("tool_call_parser") or _first_match(_TOOL_FORMATS, template)
+    tool_parser = (
+        engine_args.get("tool_call_parser") or _first_match(_TOOL_FORMATS, template) or _family(_TOOL_FAMILIES, model)
+    )
     if tool_parser is not None:
         chosen |= {"enable_auto_tool_choice": True, "tool_call_parser": tool_parser}
-    reasoning_parser = _first_match(_REASONING_FORMATS, template)
+    reasoning_parser = _first_match(_REASONING_FORMATS, template) or _family(_REASONING_FAMILIES, model)
     if reasoning_parser is not None:
         chosen["reasoning_parser"] = reasoning_parser
     return {**chosen, **engine_args}
@@ -47,3 +56,9 @@ def chat_template(folder: Path) -> str | None:
 
 def _first_match(formats: tuple[tuple[tuple[str, ...], str], ...], template: str) -> str | None:
     return next((parser for marks, parser in formats if all(mark in template for mark in marks)), None)
+
+
+def _family(families: tuple[tuple[str, str], ...], model: str) -> str | None:
+    if Path(model).is_dir():
+        return None
+    return next((parser for pattern, parser in families if re.search(pattern, model.lower())), None)

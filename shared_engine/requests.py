@@ -10,7 +10,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import Any, TypeVar
 
 from shared_engine import wire
-from shared_engine.errors import ContextLengthError, EngineDiedError, InvalidInputError, RequestError, VLLMError
+from shared_engine.errors import (
+    ContextLengthError,
+    EngineDiedError,
+    InvalidInputError,
+    RequestError,
+    ServerConnectionError,
+    VLLMError,
+)
 from shared_engine.place import PROBE_TIMEOUT_S, Place, Server, is_retryable
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult
 
@@ -188,8 +195,9 @@ async def gather(
     return results
 
 
-def _aborted() -> EngineDiedError:
-    return EngineDiedError("the server was stopped while the request was running")
+def _aborted() -> ServerConnectionError:
+    # vLLM gives what it has as an answer with status 200; it must not be taken for a whole one.
+    return ServerConnectionError("the server stopped in the middle of the answer (finish_reason=abort)")
 
 
 def _retry_wait_s(attempt: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -84,6 +85,15 @@ def _http_url(value: str | None) -> str | None:
         return None
     if not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://, such as http://127.0.0.1:8000/v1")
+    try:
+        parts = urlsplit(value)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as exc:
+        raise ValueError(f"is no URL: {exc}") from None
+    if not has_host:
+        raise ValueError("has no host; it must be like http://127.0.0.1:8000/v1")
+    if parts.username or parts.password:
+        raise ValueError("must not carry a name or password: pass api_key")
     # The OpenAI client libraries name the /v1 root, vLLM's own routes lie beside it: keep the server's root.
     return value.rstrip("/").removesuffix("/v1")
 

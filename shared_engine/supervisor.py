@@ -5,7 +5,8 @@ prompts: what to start stands in spec.json, when it was used stands in the lease
 
 One thread, one loop: events in, state changes out. Clients ask over the control socket, one JSON object a line:
 
-    {"op": "ensure_ready", "policy": {...}}   answered when the engine is ready or its start has failed
+    {"op": "ensure_ready", "policy": {...}, "environment": {...}}
+                                              answered when the engine is ready or its start has failed
     {"op": "evict"}                           answered when the server is gone, or {"busy": true}
     {"op": "shutdown", "force": false}        as evict, and launcher and supervisor leave as well
 
@@ -39,7 +40,10 @@ from shared_engine.start_failures import explain
 READY_POLL_S = 0.02
 END_POLL_S = 0.01
 TERM_GRACE_S = 5.0
+GIVE_UP_S = 30.0
 BUSY_POLL_S = 1.0
+LEASE_GRACE_S = 1.0
+LOCK_PATIENCE_S = 0.5
 MAX_BACKOFF_S = 30.0
 
 
@@ -63,6 +67,7 @@ class Ending:
     state: EngineState
     failure: Failure | None
     kill_at: float
+    give_up_at: float
 
 
 class Caller:
@@ -90,6 +95,8 @@ class Supervisor:
         self._ready_waiters: list[Caller] = []
         self._evict_waiters: list[Caller] = []
         self._launcher: LauncherProcess | None = None
+        self._wanted_environment: dict[str, str] = {}
+        self._environment: dict[str, str] = {}
         self._ending: Ending | None = None
         self._start_began = 0.0
         self._last_busy = 0.0
@@ -123,7 +130,9 @@ class Supervisor:
         try:
             while not self._done:
                 for key, _ in self._selector.select(self._wait_s()):
-                    key.data()
+                    # A callback before this one may have closed it, and its number may be another's by now.
+                    if self._selector.get_map().get(key.fd) is key:
+                        key.data()
                 self._tick(time.monotonic())
         finally:
             listener.close()
@@ -158,7 +167,10 @@ class Supervisor:
     # ---- callers
 
     def _accept(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as exc:  # out of file descriptors, or the caller has gone: the others must still be served
+            return self._log.note(f"a caller was not accepted: {exc}")
         caller = Caller(connection)
         self._watch(connection.fileno(), lambda: self._hear(caller))
 
@@ -175,7 +187,7 @@ class Supervisor:
 
     def _obey(self, caller: Caller, request: dict[str, Any]) -> None:
         if request["op"] == "ensure_ready":
-            self._want_ready(caller, request["policy"])
+            self._want_ready(caller, request["policy"], request["environment"])
         elif request["op"] == "evict":
             self._want_gone(caller, leave=False, force=False)
         elif request["op"] == "shutdown":
@@ -190,11 +202,14 @@ class Supervisor:
             if caller in waiters:
                 waiters.remove(caller)
 
-    def _want_ready(self, caller: Caller, policy: dict[str, float]) -> None:
+    def _want_ready(self, caller: Caller, policy: dict[str, float], environment: dict[str, str]) -> None:
         if self._policy is None:
             self._policy = Policy(**policy)
         else:
             self._policy.widen(policy)
+        self._wanted_environment = environment
+        if self._leaving:
+            return  # it hears the end of this process, and starts another
         now = time.monotonic()
         if self._record.state is EngineState.READY and self._ending is None:
             self._idle_check_at = min(self._idle_check_at, now + self._policy.idle_ttl_s)
@@ -234,6 +249,9 @@ class Supervisor:
     def _begin_start(self) -> None:
         self._start_began = time.monotonic()
         self._log.clear()
+        has_failed = self._record.failure is not None and self._record.failure.kind != "died"
+        if has_failed and self._wanted_environment != self._environment:
+            self._end_launcher()  # the caller may have mended the cause there: a token, a proxy
         generation = self._record.generation + 1
         self._enter(
             EngineState.STARTING,
@@ -249,21 +267,21 @@ class Supervisor:
             self._start_server(self._launcher)
 
     def _launch(self) -> None:
-        environment = {**os.environ, **self._spec["environment"]}
-        environment.pop("PYTHONPATH", None)  # ours, set by attach.py; the engine's Python is another one
+        self._environment = self._wanted_environment
         python = self._spec["python"]
         try:
-            launcher = LauncherProcess(python, environment, self._dir.path)
+            launcher = LauncherProcess(python, {**self._environment, **self._spec["environment"]}, self._dir.path)
         except OSError as exc:
             return self._fail_start(Failure("not_installed", f"{python} can't be run: {exc.strerror}"))
         self._launcher = launcher
         self._watch(launcher.events_fd, lambda: self._hear_launcher(launcher))
+        assert launcher.log_fd is not None
         self._watch(launcher.log_fd, lambda: self._read_log(launcher))
         self._record = replace(self._record, launcher_pid=launcher.pid)
         write_record(self._dir.record, self._record)
 
     def _start_server(self, launcher: LauncherProcess) -> None:
-        launcher.start_server([*self._spec["argv"], "--uds", self._record.socket])
+        launcher.start_server([*self._spec["argv"], "--uds", self._record.socket], self._record.generation)
 
     def _step_start(self, now: float) -> None:
         assert self._policy is not None
@@ -271,17 +289,20 @@ class Supervisor:
             seconds = round(now - self._start_began, 3)
             self._failed_starts = 0
             self._last_busy = now
-            self._idle_check_at = now + self._policy.idle_ttl_s
+            # Those who waited must have time to take their lease, however short they want the engine kept.
+            self._idle_check_at = now + max(self._policy.idle_ttl_s, LEASE_GRACE_S)
             self._enter(EngineState.READY, f"the server answers after {seconds} s", start_seconds=seconds)
             self._answer_waiters(ok=True, supervisor_pid=os.getpid())
         elif now - self._start_began > self._policy.start_timeout_s:
             message = f"the engine was not ready after start_timeout_s = {self._policy.start_timeout_s:g} s"
             self._fail_start(Failure("timeout", message, self._log.tail()))
+            if not self._record.server_pid:
+                self._end_launcher()  # it hangs in the import: the next start needs another
 
     def _fail_start(self, failure: Failure) -> None:
         """End what is left of the server, then tell all who wait."""
         if self._ending is None:
-            self._ending = Ending(EngineState.FAILED, failure, kill_at=0.0)
+            self._ending = self._new_ending(EngineState.FAILED, failure, grace_s=0.0)
 
     # ---- what the launcher says
 
@@ -302,10 +323,12 @@ class Supervisor:
             if is_starting:
                 self._start_server(launcher)
         elif kind == "import_failed" and is_starting:
+            self._drain_log(launcher)
             message = f"{self._spec['python']} can't import vLLM ({event['error']}): run `vllm-local install`"
             self._fail_start(Failure("not_installed", message, self._log.tail()))
+            self._end_launcher()  # it is leaving: the next start must not wait for it
         elif kind == "started":
-            if not is_starting:
+            if not is_starting or event["generation"] != self._record.generation:
                 return signal_group(event["pid"], signal.SIGKILL)  # stopped while the launcher was forking it
             self._record = replace(self._record, server_pid=event["pid"])
             write_record(self._dir.record, self._record)
@@ -320,7 +343,7 @@ class Supervisor:
             self._fail_start(Failure("start", message, self._log.tail()))
         elif self._record.state is EngineState.READY:
             # An engine that dies makes vLLM exit with 0 as well: every exit nobody asked for is a crash.
-            self._ending = Ending(EngineState.FAILED, Failure("died", how, self._log.tail()), kill_at=0.0)
+            self._ending = self._new_ending(EngineState.FAILED, Failure("died", how, self._log.tail()), grace_s=0.0)
 
     def _launcher_ended(self, launcher: LauncherProcess) -> None:
         self._drain_log(launcher)
@@ -330,19 +353,31 @@ class Supervisor:
         if self._ending is None:
             self._server_ended("the process that started vLLM was killed")
 
+    def _end_launcher(self) -> None:
+        """See the launcher gone, so that the next start makes another. Its server, if any, goes with it."""
+        launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            self._unwatch(launcher.events_fd)
+            launcher.end(TERM_GRACE_S)
+            self._drain_log(launcher)
+            launcher.close()
+
     def _read_log(self, launcher: LauncherProcess) -> bool:
         """Take what is there; False when there is nothing (yet, or ever again)."""
-        data = launcher.read_log()
+        if launcher.log_fd is None:
+            return False
+        data = launcher.read_log(launcher.log_fd)
         if data is None:
             self._unwatch(launcher.log_fd)
             os.close(launcher.log_fd)
+            launcher.log_fd = None
         elif data:
             self._log.feed(data)
         return bool(data)
 
     def _drain_log(self, launcher: LauncherProcess) -> None:
         """Read what the server wrote before it ended: the cause stands there."""
-        while launcher.log_fd in self._selector.get_map() and self._read_log(launcher):
+        while self._read_log(launcher):
             pass
 
     # ---- ending
@@ -350,8 +385,12 @@ class Supervisor:
     def _begin_stop(self, reason: str) -> None:
         self._enter(EngineState.STOPPING, reason)
         state = EngineState.STANDBY if self._keeps_standby() else EngineState.STOPPED
-        self._ending = Ending(state, None, kill_at=time.monotonic() + TERM_GRACE_S)
+        self._ending = self._new_ending(state, None, grace_s=TERM_GRACE_S)
         signal_group(self._record.server_pid, signal.SIGTERM)
+
+    def _new_ending(self, state: EngineState, failure: Failure | None, grace_s: float) -> Ending:
+        kill_at = time.monotonic() + grace_s
+        return Ending(state, failure, kill_at, give_up_at=kill_at + GIVE_UP_S)
 
     def _keeps_standby(self) -> bool:
         assert self._policy is not None
@@ -363,7 +402,10 @@ class Supervisor:
         if pid and group_exists(pid):
             if now >= ending.kill_at:
                 signal_group(pid, signal.SIGKILL)
-            return
+            if now < ending.give_up_at:
+                return
+            # Held by the kernel (a driver, a file system): those who wait must hear something all the same.
+            self._log.note(f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it")
         self._ending = None
         with contextlib.suppress(OSError):
             os.unlink(self._record.socket)
@@ -400,7 +442,9 @@ class Supervisor:
             self._last_busy = now
             self._idle_check_at = now + min(self._policy.idle_ttl_s, BUSY_POLL_S)
             return
-        idle_since = max(read_last_use(self._lease_fd), self._last_busy)
+        last_use = read_last_use(self._lease_fd)
+        # A stamp of the future was written before this boot of the machine.
+        idle_since = max(last_use if last_use <= now else 0.0, self._last_busy)
         if now - idle_since >= self._policy.idle_ttl_s:
             self._begin_stop(f"idle for {now - idle_since:.1f} s")  # keeps the lock: nobody can lease it meanwhile
         else:
@@ -414,13 +458,13 @@ class Supervisor:
         self._done = True
 
     def _close(self) -> None:
-        if self._launcher is not None:
-            self._launcher.end(TERM_GRACE_S)
+        self._end_launcher()
         if self._record.server_pid:
             signal_group(self._record.server_pid, signal.SIGKILL)
         with contextlib.suppress(OSError):
             self._dir.control_socket.unlink()
         self._answer_evictions()
+        self._answer_waiters(ok=False, failure=asdict(Failure("stopped", "the engine was stopped while it started")))
         self._log.note("left")
 
     # ---- plumbing
@@ -480,8 +524,12 @@ def main(argv: list[str]) -> int:
         os._exit(0)
     os.setsid()
     lock = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not try_lock(lock, fcntl.LOCK_EX):
-        return 0
+    # Not at the first refusal: a client that looks whether an engine is supervised holds the lock for an instant.
+    patience = time.monotonic() + LOCK_PATIENCE_S
+    while not try_lock(lock, fcntl.LOCK_EX):
+        if time.monotonic() > patience:
+            return 0
+        time.sleep(0.01)
     os.chdir(directory.path)
     adopt_orphans()
     Supervisor(directory).run()

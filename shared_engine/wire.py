@@ -44,7 +44,6 @@ Message = Mapping[str, Any]
 
 
 def chat_body(
-    model: str,
     messages: Sequence[Message],
     params: GenerationParams,
     *,
@@ -52,8 +51,8 @@ def chat_body(
     tool_choice: str | Mapping[str, Any] | None = None,
     stream: bool = False,
 ) -> dict[str, Any]:
-    """The body of POST /v1/chat/completions."""
-    body: dict[str, Any] = {"model": model, "messages": list(messages), **_sampling(params)}
+    """The body of POST /v1/chat/completions, but for the model."""
+    body: dict[str, Any] = {"messages": list(messages), **_sampling(params)}
     if params.logprobs is not None and params.logprobs is not False:
         body["logprobs"] = True
         if params.logprobs is not True:
@@ -67,15 +66,13 @@ def chat_body(
     return _finished(body, params, stream)
 
 
-def completion_body(
-    model: str, prompt: str, params: GenerationParams, *, max_model_len: int, stream: bool = False
-) -> dict[str, Any]:
-    """The body of POST /v1/completions.
+def completion_body(prompt: str, params: GenerationParams, *, stream: bool = False) -> dict[str, Any]:
+    """The body of POST /v1/completions, but for the model.
 
-    Without max_tokens that route stops after 16 tokens; chat goes on to the model's limit. Both do the latter here:
-    the server takes at most ``max_model_len`` and cuts it to what the prompt leaves.
+    Without max_tokens that route stops after 16 tokens, where chat goes on to the model's limit: the caller must add
+    max_tokens = max_model_len, which the server cuts to what the prompt leaves.
     """
-    body: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": max_model_len, **_sampling(params)}
+    body: dict[str, Any] = {"prompt": prompt, **_sampling(params)}
     if params.logprobs is not None and params.logprobs is not False:
         body["logprobs"] = int(params.logprobs)
     return _finished(body, params, stream)

@@ -56,10 +56,8 @@ def test_examples_are_short() -> None:
 
 def test_the_demo_shows_right_answers_one_start_and_leaves_nothing(runtime_root: Path) -> None:
     out = run("examples/demo.py")
-    assert "1936" in out
-    assert "412" in out
-    assert "Ada Norling" in out
-    assert "8:30" in out
+    for answer in ("blue-heron-42", "I don't know", "Ada Norling in 1987", "Mara Lindt"):
+        assert answer in out
     assert len(re.findall(r"tokens: \d+ in, \d+ out", out)) == 2
     assert "started 1 time(s)" in out
     assert out.count("starting -> ready") == 1, "shown after both examples"

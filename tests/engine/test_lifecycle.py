@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState
+from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState, EngineStoppedError
 from tests.conftest import wait_until
 from tests.engine.conftest import all_processes, any_exists, processes_of_group, run_app
 
@@ -203,3 +203,17 @@ def test_a_forked_child_uses_the_same_engine(tiny_chat: dict[str, Any]) -> None:
         os._exit(0 if engine.chat(HELLO, max_tokens=8).text == text else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert engine.chat(HELLO, max_tokens=8).text == text
+
+
+def test_a_forced_shutdown_is_final_for_requests_in_flight(own_engine: MakeEngine) -> None:
+    engine = own_engine()
+    with ThreadPoolExecutor(1) as pool:
+        engine.warmup()
+        answer = pool.submit(engine.chat, HELLO, **LONG)
+        wait_until(lambda: engine.stats().get("num_requests_running", 0) > 0, 30, "the request to run")
+        everything = all_processes(engine)
+        engine.shutdown(force=True)
+        with pytest.raises(EngineStoppedError):
+            answer.result(timeout=60)
+    assert not any_exists(everything)
+    assert state_of(engine) is EngineState.STOPPED, "the request in flight has not started it again"

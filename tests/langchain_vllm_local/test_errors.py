@@ -17,6 +17,7 @@ ARGUMENTS: dict[type[engine.VLLMError], tuple[Any, ...]] = {
     engine.EngineNotInstalledError: ("no vLLM", ()),
     engine.EngineStartTimeoutError: ("took too long", ("last line",)),
     engine.EngineDiedError: ("died", ("last line",)),
+    engine.EngineStoppedError: ("stopped", ()),
     engine.RequestError: ("failed", None),
     engine.RequestTimeoutError: ("silence", None),
     engine.ServerConnectionError: ("cut", None),

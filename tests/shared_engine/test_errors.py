@@ -15,6 +15,7 @@ MADE = [
     errors.EngineNotInstalledError("no"),
     errors.EngineStartTimeoutError("no"),
     errors.EngineDiedError("no", ("line",)),
+    errors.EngineStoppedError("no"),
     errors.EngineBusyError("no"),
     errors.RequestTimeoutError("no"),
     errors.ServerConnectionError("no"),

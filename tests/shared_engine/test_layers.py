@@ -98,6 +98,7 @@ def test_public_names() -> None:
         "EngineStartTimeoutError",
         "EngineState",
         "EngineStatus",
+        "EngineStoppedError",
         "GenerationChunk",
         "GenerationParams",
         "GenerationResult",

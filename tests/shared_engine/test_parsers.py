@@ -44,6 +44,22 @@ def test_a_model_without_a_readable_template_gets_none(tmp_path: Path, text: str
     assert choose_parsers("org/name", {}) == {}
 
 
+@pytest.mark.parametrize(
+    ("model", "tools", "reasoning"),
+    [
+        ("Qwen/Qwen3-4B", "hermes", "qwen3"),
+        ("Qwen/Qwen3-30B-A3B-FP8", "hermes", "qwen3"),
+        ("Qwen/Qwen3-4B-Instruct-2507", "hermes", None),
+        ("Qwen/Qwen2.5-7B-Instruct", "hermes", None),
+        ("Qwen/Qwen3-Coder-30B-A3B-Instruct", None, None),
+        ("org/other", None, None),
+    ],
+)
+def test_a_hub_id_gets_its_familys(model: str, tools: str | None, reasoning: str | None) -> None:
+    flags = choose_parsers(model, {})
+    assert (flags.get("tool_call_parser"), flags.get("reasoning_parser")) == (tools, reasoning)
+
+
 def test_tiny_chat_gets_the_parsers_its_readme_names() -> None:
     assert choose_parsers(str(TINY_CHAT), {}) == {**HERMES_FLAGS, "reasoning_parser": "deepseek_v3"}
 

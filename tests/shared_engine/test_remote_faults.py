@@ -12,7 +12,6 @@ import pytest
 from shared_engine import (
     AuthenticationError,
     Engine,
-    EngineDiedError,
     EngineError,
     EngineState,
     InvalidInputError,
@@ -94,9 +93,9 @@ def test_an_aborted_answer_is_never_taken_for_a_whole_one(server: RemoteServer) 
         return web.json_response(chat_answer("Half an ans", "abort"))
 
     server.handler = aborted  # type: ignore[assignment]
-    with pytest.raises(EngineDiedError, match="stopped while the request was running"):
-        Engine(base_url=server.url).chat(HELLO)
-    assert len(server.requests) == 2
+    with pytest.raises(ServerConnectionError, match="stopped in the middle of the answer"):
+        Engine(base_url=server.url, max_retries=2).chat(HELLO)
+    assert len(server.requests) == 3
 
 
 def test_silence_is_a_timeout_that_names_the_setting(server: RemoteServer) -> None:
@@ -168,6 +167,10 @@ def test_bad_input_is_refused_before_anything_is_sent(server: RemoteServer) -> N
         lambda: engine.generate_batch("one string"),
         lambda: engine.embed("one string"),
         lambda: engine.chat_batch([HELLO, []]),
+        lambda: engine.chat(HELLO, tool_choice="required"),
+        lambda: engine.stream_chat(HELLO, tool_choice="required"),
+        lambda: engine.chat(HELLO, extra_body={"x": object()}),
+        lambda: engine.stream_generate("Hello", extra_body={"x": object()}),
     ):
         with pytest.raises(InvalidInputError):
             call()

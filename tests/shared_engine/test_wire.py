@@ -27,7 +27,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 
 
 def test_only_what_is_set_is_sent() -> None:
-    assert wire.chat_body("m", HELLO, GenerationParams()) == {"model": "m", "messages": HELLO}
+    assert wire.chat_body(HELLO, GenerationParams()) == {"messages": HELLO}
 
 
 def test_every_parameter_reaches_the_body() -> None:
@@ -45,8 +45,8 @@ def test_every_parameter_reaches_the_body() -> None:
         "n": 2,
         "response_format": {"type": "json_object"},
     }
-    body = wire.chat_body("m", HELLO, GenerationParams(**values, extra_body={"ignore_eos": True, "seed": 9}))
-    assert body == {"model": "m", "messages": HELLO, **values, "ignore_eos": True, "seed": 9}
+    body = wire.chat_body(HELLO, GenerationParams(**values, extra_body={"ignore_eos": True, "seed": 9}))
+    assert body == {"messages": HELLO, **values, "ignore_eos": True, "seed": 9}
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,19 @@ def test_logprobs_in_the_words_of_each_route(
     logprobs: int | bool | None, chat: dict[str, Any], text: dict[str, Any]
 ) -> None:
     params = GenerationParams(logprobs=logprobs)
-    body = wire.chat_body("m", HELLO, params)
+    body = wire.chat_body(HELLO, params)
     assert {name: body[name] for name in body if "logprobs" in name} == chat
-    body = wire.completion_body("m", "Hello", params, max_model_len=100)
+    body = wire.completion_body("Hello", params)
     assert {name: body[name] for name in body if "logprobs" in name} == text
 
 
-def test_a_completion_without_max_tokens_may_use_the_whole_context() -> None:
-    assert wire.completion_body("m", "Hello", GenerationParams(), max_model_len=100)["max_tokens"] == 100
-    assert wire.completion_body("m", "Hello", GenerationParams(max_tokens=7), max_model_len=100)["max_tokens"] == 7
+def test_a_completion_leaves_max_tokens_to_its_caller() -> None:
+    assert wire.completion_body("Hello", GenerationParams()) == {"prompt": "Hello"}
+    assert wire.completion_body("Hello", GenerationParams(max_tokens=7)) == {"prompt": "Hello", "max_tokens": 7}
 
 
 def test_a_stream_asks_for_its_usage() -> None:
-    body = wire.chat_body("m", HELLO, GenerationParams(), tools=[TOOL], tool_choice="auto", stream=True)
+    body = wire.chat_body(HELLO, GenerationParams(), tools=[TOOL], tool_choice="auto", stream=True)
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
     assert body["tools"] == [TOOL]
@@ -84,7 +84,7 @@ def test_a_stream_asks_for_its_usage() -> None:
 
 def test_a_tool_choice_without_tools_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="needs tools"):
-        wire.chat_body("m", HELLO, GenerationParams(), tool_choice="required")
+        wire.chat_body(HELLO, GenerationParams(), tool_choice="required")
 
 
 @pytest.mark.parametrize(
