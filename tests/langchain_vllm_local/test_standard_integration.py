@@ -57,10 +57,6 @@ class TestChatVLLM(ChatModelIntegrationTests):
         return reduce(lambda left, right: left + right, llm.stream(prompt))
 
     @beyond_tiny_chat
-    def test_tool_choice(self, model: BaseChatModel) -> None:
-        super().test_tool_choice(model)
-
-    @beyond_tiny_chat
     @schema_types
     def test_structured_output(self, model: BaseChatModel, schema_type: SchemaType) -> None:
         super().test_structured_output(model, schema_type)
