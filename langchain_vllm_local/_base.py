@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.runnables.config import RunnableConfig, get_config_list
-from pydantic import PrivateAttr, ValidationError, model_validator
+from pydantic import PrivateAttr, model_validator
 
 from langchain_vllm_local._convert import PROVIDER
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.engine import DEFAULT_MAX_NUM_SEQS, Engine
-from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.results import GenerationParams, describe_invalid
+from shared_engine.errors import InvalidInputError
+from shared_engine.results import GenerationParams
 from shared_engine.settings import SECRET, EngineFields, EngineSettings
 
 if TYPE_CHECKING:
@@ -64,14 +64,6 @@ class EngineBacked(EngineFields):
     """True: ``invoke`` streams too, so that callbacks see each token; False: nothing is ever streamed."""
 
     _engine: Engine = PrivateAttr()
-
-    if not TYPE_CHECKING:  # checkers and editors see the fields instead
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as exc:
-                raise SettingsError(describe_invalid(exc, type(self).model_fields, "setting", SECRET)) from None
 
     @model_validator(mode="before")
     @classmethod

@@ -22,7 +22,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from llama_index_vllm_local._convert import (
     StreamedAnswer,
@@ -37,8 +37,8 @@ from llama_index_vllm_local._model_folder import context_window, lacks_chat_temp
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult, describe_invalid
-from shared_engine.settings import SECRET, EngineFields
+from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
+from shared_engine.settings import EngineFields
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -149,14 +149,6 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
 
     _engine: Engine = PrivateAttr()
     _params: GenerationParams = PrivateAttr()
-
-    if not TYPE_CHECKING:  # checkers and editors see the fields instead
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as exc:
-                raise SettingsError(describe_invalid(exc, type(self).model_fields, "setting", SECRET)) from None
 
     @model_validator(mode="after")
     def _check_fields(self) -> VLLM:

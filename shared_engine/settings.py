@@ -7,6 +7,7 @@ adapters inherit it, so a setting is defined once.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -103,7 +104,11 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class EngineFields(BaseModel):
-    """The settings of an engine, as a pydantic mixin without behaviour."""
+    """The settings of an engine, as a pydantic mixin.
+
+    Raises:
+        SettingsError: on construction; names field, value and what is allowed.
+    """
 
     model: Annotated[str | None, Field(min_length=1)] = None
     """Folder of a model, or its id on the Hugging Face hub."""
@@ -165,6 +170,20 @@ class EngineFields(BaseModel):
     repetition_penalty: Annotated[float | None, Field(gt=0)] = None
     """Default for requests. None: the model's generation_config."""
 
+    if not TYPE_CHECKING:  # checkers and editors see the fields instead
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as exc:
+                message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, self._sources(values))
+                raise SettingsError(message) from None
+
+    @classmethod
+    def _sources(cls, given: Collection[str]) -> dict[str, str]:  # noqa: ARG003
+        """Names of the environment variables that values not ``given`` came from, by field."""
+        return {}
+
     def engine_settings(self) -> EngineSettings:
         """The settings that were given here; what was not comes from the environment."""
         given = {name: getattr(self, name) for name in EngineFields.model_fields if name in self.model_fields_set}
@@ -218,17 +237,9 @@ class EngineSettings(EngineFields, BaseSettings):
     seed: int | None = None
     """vLLM's ``--seed``: the engine's own. A request's ``seed`` (GenerationParams) makes that request repeatable."""
 
-    if not TYPE_CHECKING:  # checkers and editors see the fields instead
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as exc:
-                from_environment = {
-                    field: name for field, name in ENVIRONMENT.items() if field not in values and os.environ.get(name)
-                }
-                message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, from_environment)
-                raise SettingsError(message) from None
+    @classmethod
+    def _sources(cls, given: Collection[str]) -> dict[str, str]:
+        return {field: name for field, name in ENVIRONMENT.items() if field not in given and os.environ.get(name)}
 
     @classmethod
     def settings_customise_sources(
