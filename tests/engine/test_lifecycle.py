@@ -6,19 +6,21 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState, EngineStoppedError
+from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState, EngineStoppedError, GenerationChunk
+from shared_engine.io_loop import run_sync
 from tests.conftest import wait_until
 from tests.engine.conftest import all_processes, any_exists, processes_of_group, run_app
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
+ATTEMPTS = 5
 MakeEngine = Callable[..., Engine]
 
 CHAT = """
@@ -38,6 +40,15 @@ hello = [{"role": "user", "content": "Hello"}]
 for chunk in engine.stream_chat(hello, max_tokens=1500, extra_body={"ignore_eos": True}):
     print("chunk", flush=True)
 """
+
+
+async def first_chunk(stream: AsyncGenerator[GenerationChunk, None]) -> GenerationChunk:
+    """Begin a stream and leave it open: an asynchronous one is read only as far as it is asked to."""
+    return await anext(stream)
+
+
+async def rest_of(stream: AsyncGenerator[GenerationChunk, None]) -> list[GenerationChunk]:
+    return [chunk async for chunk in stream]
 
 
 def settings_of(engine: Engine) -> str:
@@ -83,12 +94,12 @@ def test_an_idle_engine_leaves_memory_and_the_next_request_brings_it_back(own_en
     assert (status.state, status.starts) == (EngineState.READY, 2)
 
     # A request that takes longer than the time to live is not cut off.
-    stream = engine.stream_chat(HELLO, **LONG)
-    next(stream)
+    stream = engine.astream_chat(HELLO, **LONG)
+    run_sync(first_chunk(stream))
     open_until = time.monotonic() + 2.5
     wait_until(lambda: time.monotonic() > open_until, 5, "the time to live to pass")
     assert state_of(engine) is EngineState.READY
-    assert [chunk.finish_reason for chunk in stream if chunk.finish_reason] == ["length"]
+    assert run_sync(rest_of(stream))[-1].usage is not None
     assert engine.status().starts == 2
 
     # Standby ends with its own time to live; the supervisor goes with it.
@@ -115,15 +126,14 @@ def test_a_killed_app_leaves_nothing_after_the_time_to_live(own_engine: MakeEngi
 
 def test_a_death_in_the_middle_is_told_and_the_next_request_works(own_engine: MakeEngine) -> None:
     engine = own_engine()
-    stream = engine.stream_chat(HELLO, **LONG)
-    next(stream)
-    os.kill(engine.status().server_pid or 0, signal.SIGKILL)
-    with pytest.raises(EngineDiedError, match="died while the request was running") as caught:
-        list(stream)
-    assert caught.value.log_tail
+    error = next(filter(None, (death_in_a_stream(engine) for _ in range(ATTEMPTS))), None)
+    assert error is not None
+    assert "died while the request was running" in error.message
+    assert error.log_tail
     assert state_of(engine) in (EngineState.FAILED, EngineState.STARTING)
+    starts = engine.status().starts
     assert engine.chat(HELLO, max_tokens=8).text
-    assert engine.status().starts == 2
+    assert engine.status().starts == starts + 1
 
     # Nothing of an unstreamed answer has reached the caller: it is asked for again, and the caller sees no fault.
     with ThreadPoolExecutor(1) as pool:
@@ -132,7 +142,7 @@ def test_a_death_in_the_middle_is_told_and_the_next_request_works(own_engine: Ma
         core = [pid for pid in processes_of_group(engine.status().server_pid or 0) if is_named(pid, "EngineCore")]
         os.kill(core[0], signal.SIGKILL)
         assert answer.result(timeout=120).finish_reason == "length"
-    assert engine.status().starts == 3
+    wait_until(lambda: engine.chat(HELLO, max_tokens=1) and engine.status().starts == starts + 2, 60, "a new engine")
 
     # The supervisor killed: the kernel takes all below it, and the next request starts anew.
     everything = all_processes(engine)
@@ -148,6 +158,21 @@ def test_a_death_in_the_middle_is_told_and_the_next_request_works(own_engine: Ma
     wait_until(lambda: state_of(engine) is EngineState.FAILED, 15, "the supervisor to see it")
     assert engine.chat(HELLO, max_tokens=8).text
     assert engine.status().supervisor_pid == supervisor
+
+
+def death_in_a_stream(engine: Engine) -> EngineDiedError | None:
+    """Kill the server when a stream has begun; None if all of the answer had come by then.
+
+    On two cores vLLM may hold back the first chunk until the last token is done (benchmarks/NOTES.md).
+    """
+    stream = engine.stream_chat(HELLO, **LONG)
+    next(stream)
+    os.kill(engine.status().server_pid or 0, signal.SIGKILL)
+    try:
+        list(stream)
+    except EngineDiedError as exc:
+        return exc
+    return None
 
 
 def is_named(pid: int, name: str) -> bool:
@@ -183,12 +208,11 @@ def test_a_start_nobody_waits_for_can_be_called_off(own_engine: MakeEngine) -> N
 
 def test_a_busy_engine_is_not_evicted(own_engine: MakeEngine) -> None:
     engine = own_engine()
-    stream = engine.stream_chat(HELLO, **LONG)
-    next(stream)
+    stream = engine.astream_chat(HELLO, **LONG)
+    run_sync(first_chunk(stream))
     with pytest.raises(EngineBusyError, match=r"0\.2 s"):
         engine.evict(timeout=0.2)
-    assert next(stream).text is not None
-    stream.close()  # type: ignore[attr-defined]
+    run_sync(stream.aclose())
     engine.evict()
     assert state_of(engine) is EngineState.STANDBY
     assert engine.chat(HELLO, max_tokens=8).text

@@ -186,41 +186,69 @@ def running(llm: ChatVLLM) -> float:
     return llm.engine.stats()["num_requests_running"]
 
 
-def assert_aborted(llm: ChatVLLM, generated_before: float) -> None:
+# On two cores vLLM may hold back the first chunk until the last token is done (benchmarks/NOTES.md): then there is
+# nothing left to abort, and another attempt is made.
+ATTEMPTS = 8
+
+
+def generated(llm: ChatVLLM) -> float:
+    """Tokens that the engine has made in all, once nothing runs."""
     wait_until(lambda: running(llm) == 0, 60, "the requests to end")
-    assert llm.engine.stats()["generation_tokens"] - generated_before < CROWD * ENDLESS["max_tokens"]
+    return llm.engine.stats()["generation_tokens"]
+
+
+def is_less_than_asked_for(before: float, after: float) -> bool:
+    return after - before < CROWD * ENDLESS["max_tokens"]
 
 
 def test_leaving_streams_aborts_their_requests(llm: ChatVLLM) -> None:
     llm.warmup()
-    before = llm.engine.stats()["generation_tokens"]
-    streams = [llm.stream("Hello", **ENDLESS) for _ in range(CROWD)]
-    for stream in streams:
-        next(stream)
-    for stream in streams:
-        stream.close()
-    assert_aborted(llm, before)
+
+    def leave_early() -> bool:
+        before = generated(llm)
+        streams = [llm.stream("Hello", **ENDLESS) for _ in range(CROWD)]
+        for stream in streams:
+            next(stream)
+        for stream in streams:
+            stream.close()
+        return is_less_than_asked_for(before, generated(llm))
+
+    assert any(leave_early() for _ in range(ATTEMPTS))
 
 
 async def test_leaving_asynchronous_streams_aborts_their_requests(llm: ChatVLLM) -> None:
     await llm.awarmup()
-    before = (await llm.engine.astats())["generation_tokens"]
-    streams = [llm.astream("Hello", **ENDLESS) for _ in range(CROWD)]
-    await asyncio.gather(*(anext(stream) for stream in streams))
-    for stream in streams:
-        await stream.aclose()
-    await asyncio.to_thread(assert_aborted, llm, before)
+
+    async def leave_early() -> bool:
+        before = await asyncio.to_thread(generated, llm)
+        streams = [llm.astream("Hello", **ENDLESS) for _ in range(CROWD)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        for stream in streams:
+            await stream.aclose()
+        return is_less_than_asked_for(before, await asyncio.to_thread(generated, llm))
+
+    for _ in range(ATTEMPTS):
+        if await leave_early():
+            return
+    pytest.fail(f"every stream of {ATTEMPTS} attempts was generated to its end")
 
 
 async def test_cancelling_a_call_aborts_the_request(llm: ChatVLLM) -> None:
     await llm.awarmup()
-    before = (await llm.engine.astats())["generation_tokens"]
-    task = asyncio.create_task(llm.ainvoke("Hello", n=CROWD, temperature=1.0, **ENDLESS))
-    await asyncio.to_thread(wait_until, lambda: running(llm) > 0, 60, "the request to run")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.to_thread(assert_aborted, llm, before)
+
+    async def cancel_early() -> bool:
+        before = await asyncio.to_thread(generated, llm)
+        task = asyncio.create_task(llm.ainvoke("Hello", n=CROWD, temperature=1.0, **ENDLESS))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(wait_until, lambda: running(llm) > 0 or task.done(), 60, "the request to run")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return task.cancelled() and is_less_than_asked_for(before, await asyncio.to_thread(generated, llm))
+
+    for _ in range(ATTEMPTS):
+        if await cancel_early():
+            return
+    pytest.fail(f"every request of {ATTEMPTS} attempts was generated to its end")
 
 
 # ---- one engine
