@@ -61,9 +61,19 @@ def test_a_text_stream_is_the_same_as_the_whole(engine: Engine) -> None:
 
 
 def test_leaving_a_stream_ends_the_request_in_vllm(engine: Engine) -> None:
-    for _ in engine.stream_chat(HELLO, max_tokens=1900, extra_body={"ignore_eos": True}):
-        break
-    wait_until(lambda: engine.stats()["num_requests_running"] == 0, 10, "the request to end")
+    def generated() -> float:
+        wait_until(lambda: engine.stats()["num_requests_running"] == 0, 10, "the request to end")
+        return engine.stats()["generation_tokens"]
+
+    def leave_early() -> bool:
+        before = generated()
+        for _ in engine.stream_chat(HELLO, max_tokens=1900, extra_body={"ignore_eos": True}):
+            break
+        return generated() - before < 1900
+
+    engine.warmup()
+    # vLLM may hold back the first chunk until the last token is done (benchmarks/NOTES.md): then try again.
+    assert any(leave_early() for _ in range(20))
 
 
 async def test_64_requests_at_once(engine: Engine) -> None:
