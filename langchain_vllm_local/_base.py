@@ -12,70 +12,34 @@ from langchain_core.language_models.base import LangSmithParams
 from pydantic import model_validator
 
 from langchain_vllm_local._convert import PROVIDER
-from langchain_vllm_local._engine_user import EngineUser, without_aliases
+from langchain_vllm_local._engine_user import LangChainUser, without_aliases
 from langchain_vllm_local._errors import langchain_errors
-from langchain_vllm_local._parameters import merged_parameters
+from shared_engine.engine_user import GenerationUser
 from shared_engine.errors import InvalidInputError
+from shared_engine.parameters import merged_parameters
 from shared_engine.results import GenerationParams
-from shared_engine.settings import SECRET, EngineFields, EngineSettings
+from shared_engine.settings import SECRET, EngineFields
 
 # Other names that LangChain's models give to the same things.
-_ALIASES = {**EngineUser._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
-# Defaults of requests beyond those that EngineFields has; GenerationParams knows their ranges.
-_REQUEST_FIELDS = (
-    "min_p", "presence_penalty", "frequency_penalty", "stop", "seed", "n", "logprobs", "structured_outputs",
-    "extra_body",
-)  # fmt: skip
+_ALIASES = {**LangChainUser._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
 
 
-class EngineBacked(EngineUser):
+class EngineBacked(LangChainUser, GenerationUser):
     """Fields and behaviour of a language model whose requests go to a shared engine."""
 
-    min_p: float | None = None
-    """Default for requests: drop tokens less likely than this share of the most likely one."""
-    presence_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens that were generated at all."""
-    frequency_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens by how often they were generated."""
-    stop: str | list[str] | None = None
-    """Default for requests: stop before any of these strings. Alias: ``stop_sequences``."""
-    seed: int | None = None
-    """Default for requests: makes sampling repeatable."""
     n: int | None = None
     """Default for requests: number of answers to generate; more than one can't be streamed."""
-    logprobs: int | bool | None = None
-    """Default for requests. True: log probability of each token; a number, or ``top_logprobs``: also that many
-    alternatives."""
-    structured_outputs: dict[str, Any] | None = None
-    """Default for requests: vLLM's constraints on the answer, one of ``{"regex": ...}``, ``{"choice": [...]}``,
-    ``{"grammar": ...}``, ``{"json": schema}``."""
-    extra_body: dict[str, Any] | None = None
-    """Default for requests: further fields of the body, such as ``{"ignore_eos": True}``. Those of a call
-    are added, and win."""
     streaming: bool | None = None
     """True: ``invoke`` streams too, so that callbacks see each token; False: nothing is ever streamed."""
 
-    _request_fields: ClassVar[tuple[str, ...]] = _REQUEST_FIELDS
+    _request_fields: ClassVar[tuple[str, ...]] = (*GenerationUser._request_fields, "n")
 
     @model_validator(mode="before")
     @classmethod
     def _replace_aliases(cls, values: Any) -> Any:
         return with_own_names(values) if isinstance(values, Mapping) else values
 
-    def _use(self, settings: EngineSettings) -> None:
-        GenerationParams(**self._request_defaults())  # refuses values out of range
-        super()._use(settings)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._request_fields:
-            GenerationParams(**{**self._request_defaults(), name: value})
-        super().__setattr__(name, value)
-
     # ---- one request
-
-    def _request_defaults(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self._request_fields}
-        return {name: value for name, value in values.items() if value is not None}
 
     def _params(
         self, stop: Sequence[str] | None, call: Mapping[str, Any], *, stream: bool = False, **body: Any

@@ -2,7 +2,7 @@
 
 LangChain's standard blocks, those of its version 0, OpenAI's, vLLM's own, and Anthropic's images. What LangChain's
 blocks say is in a local file is read here, since the server may be on another machine; OpenAI's go as they are. Whether
-the model can see or hear is for the server to say: see _media_errors.
+the model can see or hear is for the server to say: see shared_engine.media_errors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langchain_vllm_local._local_files import file_of, mime_type_of, read_file
 from shared_engine.errors import InvalidInputError
+from shared_engine.local_files import file_of, mime_type_of, read_file
 
 _EXAMPLES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 _MEDIA = tuple(_EXAMPLES)

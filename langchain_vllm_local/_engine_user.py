@@ -1,4 +1,4 @@
-"""What every class here shares: the engine's settings as fields, the engine behind them, copies and pickles.
+"""What every class here shares: LangChain's names for the settings, its errors, and what its traces show.
 
 Knows nothing of what is asked of the engine.
 """
@@ -6,66 +6,37 @@ Knows nothing of what is asked of the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import model_validator
 
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.engine import Engine
+from shared_engine.engine_user import EngineUser
 from shared_engine.errors import InvalidInputError
-from shared_engine.settings import EngineFields, EngineSettings
-
-if TYPE_CHECKING:
-    from typing import Self
+from shared_engine.settings import EngineSettings
 
 
-class EngineUser(EngineFields):
-    """An object whose requests go to a shared engine; mixed into LangChain's base classes.
-
-    Settings that were not given are read from the environment once, on construction, and are fields like the others
-    from then on: copies, pickles and caches then speak of the same engine.
-    """
+class LangChainUser(EngineUser):
+    """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""
 
     _aliases: ClassVar[Mapping[str, str]] = {"model_name": "model", "request_timeout": "timeout"}
-    _engine: Engine = PrivateAttr()
 
     @model_validator(mode="before")
     @classmethod
     def _replace_aliases(cls, values: Any) -> Any:
         return without_aliases(values, cls._aliases) if isinstance(values, Mapping) else values
 
-    @model_validator(mode="after")
-    def _attach(self) -> Self:
-        self._use(self.engine_settings())
-        return self
-
-    def _use(self, settings: EngineSettings) -> None:
-        """Make ``settings`` this object's own. Starts nothing."""
-        self.__dict__.update({name: getattr(settings, name) for name in EngineFields.model_fields})
-        self._engine = Engine(settings)
-
-    def _current_settings(self, **changes: Any) -> EngineSettings:
-        values = {name: getattr(self, name) for name in EngineFields.model_fields}
-        if "api_key" not in self.model_fields_set and values["api_key"] is None:
-            del values["api_key"]  # after unpickling: of this process's environment
-        return EngineSettings(**{**values, **changes})
-
     # ---- the engine
-
-    @property
-    def engine(self) -> Engine:
-        """The engine behind this object: status, stats, evict, shutdown, count_tokens, ..."""
-        return self._engine
 
     def warmup(self) -> None:
         """Return when the engine is ready, starting it if need be."""
         with langchain_errors():
-            self._engine.warmup()
+            super().warmup()
 
     async def awarmup(self) -> None:
         """See ``warmup``."""
         with langchain_errors():
-            await self._engine.awarmup()
+            await super().awarmup()
 
     @property
     def model_name(self) -> str | None:
@@ -82,34 +53,17 @@ class EngineUser(EngineFields):
     def lc_secrets(self) -> dict[str, str]:
         return {"api_key": "VLLM_API_KEY"}
 
-    # ---- copies, assignments, other processes
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy; with ``update`` on top, checked as on construction."""
-        copied = super().model_copy(update=update, deep=deep)
-        copied._forget_description()
-        copied._use(copied._current_settings())
-        return copied
+    def _use(self, settings: EngineSettings) -> None:
+        super()._use(settings)
+        self._forget_description()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assigning a setting has effect on the calls that follow, and is refused if construction would refuse it."""
-        if name in EngineFields.model_fields:
-            self._use(self._current_settings(**{name: value}))
-            self.model_fields_set.add(name)
-        else:
-            super().__setattr__(name, value)
+        super().__setattr__(name, value)
         self._forget_description()
 
     def _forget_description(self) -> None:
         # Core computes it once, and makes cache keys of it: after a change it would be the other model's.
         self.__dict__.pop("_serialized", None)
-
-    def __getstate__(self) -> dict[Any, Any]:
-        return {**super().__getstate__(), "__pydantic_private__": {}}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
-        self._use(self._current_settings())
 
 
 def without_aliases(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from langchain_vllm_local._convert import (
     with_strict_arguments,
 )
 from langchain_vllm_local._errors import langchain_errors
-from langchain_vllm_local._media_errors import media_errors
 from langchain_vllm_local._profile import ToldProfile, model_profile
 from langchain_vllm_local._streamed_calls import StreamedCalls
+from shared_engine.engine_user import CHAT_REQUEST_FIELDS, ChatUser
 from shared_engine.errors import InvalidInputError
+from shared_engine.media_errors import media_errors
 from shared_engine.parsers import known_tool_parsers
 from shared_engine.results import GenerationParams
 from shared_engine.wire import template_variables
@@ -51,7 +52,7 @@ class _Request(TypedDict):
     tool_choice: str | dict[str, Any] | None
 
 
-class ChatVLLM(EngineBacked, FullBatches, BaseChatModel):
+class ChatVLLM(EngineBacked, ChatUser, FullBatches, BaseChatModel):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Setup::
@@ -141,16 +142,7 @@ class ChatVLLM(EngineBacked, FullBatches, BaseChatModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    enable_thinking: bool | None = None
-    """Default for requests, where the model's template can switch: False to answer at once, True to think before."""
-    reasoning_effort: str | None = None
-    """Default for requests, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ..."""
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Default for requests: further variables of the chat template."""
-
-    _request_fields: ClassVar[tuple[str, ...]] = (
-        *EngineBacked._request_fields, "enable_thinking", "reasoning_effort", "chat_template_kwargs",
-    )  # fmt: skip
+    _request_fields: ClassVar[tuple[str, ...]] = (*EngineBacked._request_fields, *CHAT_REQUEST_FIELDS)
     _told: ToldProfile = PrivateAttr()
 
     def _use(self, settings: EngineSettings) -> None:

@@ -10,8 +10,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
+from langchain_vllm_local._engine_user import LangChainUser
 from langchain_vllm_local._errors import langchain_errors
-from langchain_vllm_local._pooling import PoolingUser
+from shared_engine.engine_user import PoolingUser
 from shared_engine.pooling import DEFAULT_BATCH_SIZE
 
 
@@ -27,7 +28,7 @@ class _Request(TypedDict):
     extra_body: dict[str, Any] | None
 
 
-class VLLMEmbeddings(PoolingUser, Serializable, Embeddings):
+class VLLMEmbeddings(LangChainUser, PoolingUser, Serializable, Embeddings):
     """Embeddings of a local vLLM that starts on the first call and is shared by every object and process with equal
     settings.
 
@@ -111,7 +112,7 @@ class VLLMEmbeddings(PoolingUser, Serializable, Embeddings):
     """Show how many documents have been embedded. (``show_progress`` is about the engine's start.)"""
 
     _aliases: ClassVar[Mapping[str, str]] = {
-        **PoolingUser._aliases,
+        **LangChainUser._aliases,
         "query_instruction": "query_prefix",
         "embed_instruction": "document_prefix",
         "batch_size": "chunk_size",

@@ -1,4 +1,4 @@
-"""VLLM: the shared engine as a LlamaIndex LLM. Eight endpoints over one request and one way back (_convert)."""
+"""VLLM: the shared engine as a LlamaIndex LLM. Eight endpoints over one request and one way back."""
 
 from __future__ import annotations
 
@@ -22,32 +22,21 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import ConfigDict, Field
 
-from llama_index_vllm_local._convert import (
-    StreamedAnswer,
-    to_chat_response,
-    to_completion_response,
-    to_openai_messages,
-    to_openai_tool_choice,
-    to_openai_tools,
-    to_tool_selections,
-)
+from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
+from llama_index_vllm_local._engine_user import LlamaIndexUser
+from llama_index_vllm_local._messages import to_openai_messages
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
-from shared_engine.engine import Engine
-from shared_engine.errors import InvalidInputError, SettingsError
+from llama_index_vllm_local._tools import to_openai_tool_choice, to_openai_tools, to_tool_selections
+from shared_engine.engine_user import ChatUser
+from shared_engine.errors import InvalidInputError
 from shared_engine.model_folder import context_window, lacks_chat_template
+from shared_engine.parameters import merged_parameters
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
-from shared_engine.settings import EngineFields
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
-
-# Defaults of requests beyond those that EngineFields has; GenerationParams knows their ranges.
-_REQUEST_FIELDS = (
-    "min_p", "presence_penalty", "frequency_penalty", "stop", "seed", "logprobs", "extra_body",
-)  # fmt: skip
-_APPLIED_FIELDS = {*EngineFields.model_fields, *_REQUEST_FIELDS}
 
 
 class _Request(NamedTuple):
@@ -60,7 +49,7 @@ class _Request(NamedTuple):
     tool_choice: str | dict[str, Any] | None = None
 
 
-class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
+class VLLM(LlamaIndexUser, ChatUser, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::
@@ -119,25 +108,6 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
 
     model_config = ConfigDict(extra="forbid")
 
-    # Never in to_dict, to_json or an event.
-    api_key: SecretStr | None = Field(default=None, exclude=True)
-    """Sent to ``base_url`` as a bearer token. Default: VLLM_API_KEY."""
-
-    min_p: float | None = None
-    """Default for requests: drop tokens less likely than this share of the most likely one."""
-    presence_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens that were generated at all."""
-    frequency_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens by how often they were generated."""
-    stop: str | list[str] | None = None
-    """Default for requests: stop before any of these strings."""
-    seed: int | None = None
-    """Default for requests: makes sampling repeatable."""
-    logprobs: int | bool | None = None
-    """Default for requests. True: log probability of each token; a number: also that many alternatives."""
-    extra_body: dict[str, Any] | None = None
-    """Default for requests: further fields of the body, such as ``{"chat_template_kwargs": {...}}``."""
-
     context_window: Annotated[int | None, Field(gt=0)] = None
     """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's folder
     says, else LlamaIndex's default."""
@@ -147,20 +117,6 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
     is_function_calling_model: bool = True
     """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt."""
 
-    _engine: Engine = PrivateAttr()
-    _params: GenerationParams = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> VLLM:
-        self._apply_fields()
-        return self
-
-    def _apply_fields(self) -> None:
-        """Make engine and parameters of the fields as they are now, which also checks them."""
-        given = {name: getattr(self, name) for name in _REQUEST_FIELDS}
-        self._params = GenerationParams(**{name: value for name, value in given.items() if value is not None})
-        self._engine = Engine(self.engine_settings())
-
     # ---- what it is
 
     @classmethod
@@ -168,14 +124,9 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
         return "VLLM"
 
     @property
-    def engine(self) -> Engine:
-        """The engine behind this object: warmup, status, stats, evict, count_tokens, ..."""
-        return self._engine
-
-    @property
     def metadata(self) -> LLMMetadata:
         """Read by LlamaIndex on every call; never starts the engine."""
-        settings = self._engine.settings
+        settings = self.engine.settings
         return LLMMetadata(
             context_window=self._context_window(),
             num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
@@ -185,7 +136,7 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
         )
 
     def _context_window(self) -> int:
-        settings = self._engine.settings
+        settings = self.engine.settings
         folder = settings.model_folder()
         folder_says = None if folder is None else context_window(folder)
         return self.context_window or settings.max_model_len or folder_says or DEFAULT_CONTEXT_WINDOW
@@ -197,17 +148,9 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
             return False
         if self.completion_to_prompt not in (None, default_completion_to_prompt):
             return False
-        settings = self._engine.settings
+        settings = self.engine.settings
         folder = settings.model_folder()
         return folder is None or "chat_template" in settings.engine_args or not lacks_chat_template(folder)
-
-    def warmup(self) -> None:
-        """Return when the engine is ready, starting it if need be."""
-        self._engine.warmup()
-
-    async def awarmup(self) -> None:
-        """See ``warmup``."""
-        await self._engine.awarmup()
 
     # ---- the eight endpoints
 
@@ -256,10 +199,11 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
         tools = to_openai_tools(options.pop("tools", None) or ())
         tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
         in_parallel = options.pop("parallel_tool_calls", None)
-        params = self._params.merged(options)
         if in_parallel is not None and tools:
-            params = params.merged({"extra_body": {**(params.extra_body or {}), "parallel_tool_calls": in_parallel}})
-        return _Request(params, to_openai_messages(messages), tools=tools or None, tool_choice=tool_choice)
+            options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
+        return _Request(
+            self._params(options), to_openai_messages(messages), tools=tools or None, tool_choice=tool_choice
+        )
 
     def _completion_request(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> _Request:
         if formatted:
@@ -269,7 +213,11 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
         return self._chat_request([ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
 
     def _text_request(self, prompt: str, kwargs: Mapping[str, Any]) -> _Request:
-        return _Request(self._params.merged(kwargs), prompt=prompt)
+        return _Request(self._params(kwargs), prompt=prompt)
+
+    def _params(self, call: Mapping[str, Any]) -> GenerationParams:
+        """The call's parameters over the constructor's. What neither has is up to the engine."""
+        return GenerationParams(**merged_parameters(self._request_defaults(), call))
 
     def _answer(self, request: _Request) -> GenerationResult:
         params, messages, prompt, tools, tool_choice = request
@@ -335,37 +283,6 @@ class VLLM(EngineFields, CustomLLM, FunctionCallingLLM):
         if error_on_no_tool_call and not selections:
             raise ValueError(f"the model called no tool; it answered: {response.message.content!r:.500}")
         return selections
-
-    # ---- copies, dicts, other processes
-
-    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """The settings that were given, without ``api_key``; what was not stays up to the reader's environment."""
-        return super().to_dict(**{"exclude_unset": True, **kwargs})
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> VLLM:
-        """A copy; with ``update`` on top, checked as on construction."""
-        copied = super().model_copy(update=update, deep=deep)
-        copied._apply_fields()
-        return copied
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assigning a setting has effect on the calls that follow, and is refused if construction would refuse it."""
-        before = getattr(self, name, None)
-        super().__setattr__(name, value)
-        if name in _APPLIED_FIELDS:
-            try:
-                self._apply_fields()
-            except (SettingsError, InvalidInputError):
-                super().__setattr__(name, before)
-                raise
-
-    def __getstate__(self) -> dict[Any, Any]:
-        return {**super().__getstate__(), "__pydantic_private__": None}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        # Only what was given: a field that merely has its default must not hide this process's environment.
-        given = state["__pydantic_fields_set__"]
-        self.__init__(**{name: value for name, value in state["__dict__"].items() if name in given})  # type: ignore[misc]
 
 
 def _streamable(request: _Request) -> _Request:

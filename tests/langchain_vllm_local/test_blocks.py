@@ -17,10 +17,9 @@ from langchain_core.messages.content import (
     create_video_block,
 )
 
-from langchain_vllm_local import _local_files
 from langchain_vllm_local._blocks import to_openai_part
 from langchain_vllm_local._convert import to_openai_messages
-from shared_engine import InvalidInputError
+from shared_engine import InvalidInputError, local_files
 
 WHERE = "messages[0].content[1]"
 BYTES = b"\x89PNG not really"
@@ -270,7 +269,7 @@ def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_beyond_all_reason_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "a.mp4").open("wb") as file:
-        file.truncate(_local_files.MAX_FILE_BYTES + (1 << 20))
+        file.truncate(local_files.MAX_FILE_BYTES + (1 << 20))
     with pytest.raises(InvalidInputError, match=r"a\.mp4, which has 257 MiB: at most 256 MiB"):
         to_openai_part({"type": "video", "path": tmp_path / "a.mp4"}, WHERE)
 

@@ -15,8 +15,8 @@ from langchain_core import exceptions as core
 from langchain_core.messages import HumanMessage
 
 from langchain_vllm_local import ChatVLLM
-from langchain_vllm_local._media_errors import explain
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
+from shared_engine.media_errors import explain
 from tests.conftest import TINY_CHAT
 from tests.remote_server import RemoteServer, running_server
 

@@ -1,19 +1,15 @@
-"""LlamaIndex's values <-> the engine's: messages and tools out, answers and their pieces in. Pure.
+"""The engine's answers -> LlamaIndex's responses, whole and streamed. Pure.
 
 Shared by all eight endpoints, so that an answer reads the same whether it came whole or streamed, sync or async.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from llama_index.core.base.llms.types import (
-    CachePoint,
     ChatMessage,
     ChatResponse,
     CompletionResponse,
@@ -22,108 +18,12 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
-)
-from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.llms.utils import parse_partial_json
+)  # fmt: skip
 
-from shared_engine.errors import InvalidInputError
+from llama_index_vllm_local._tools import openai_tool_call
 from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall, ToolCallDelta
 
-# LlamaIndex's words for roles that a chat template knows by another name.
-_ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant", MessageRole.FUNCTION: "tool"}
-_TOOL_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
-
-
-# ---- messages out
-
-
-def to_openai_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """The conversation in OpenAI's form. The caller's messages stay as they are.
-
-    Raises:
-        InvalidInputError: naming the message, or the block in it, that can't be sent.
-    """
-    return [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _to_openai_message(message: ChatMessage, position: str) -> dict[str, Any]:
-    if not isinstance(message, ChatMessage):
-        raise InvalidInputError(f"{position} must be a ChatMessage, got {type(message).__name__}: {message!r:.80}")
-    role = _ROLES.get(message.role, message.role.value)
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for index, block in enumerate(message.blocks):
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
-        elif isinstance(block, ThinkingBlock):
-            thoughts.append(block.content or "")
-        elif isinstance(block, ToolCallBlock):
-            calls.append(_openai_tool_call(block.tool_call_id, block.tool_name, block.tool_kwargs))
-        elif not isinstance(block, CachePoint):  # vLLM caches every prefix by itself
-            raise InvalidInputError(
-                f"{position}.blocks[{index}] is a {type(block).__name__}; text, thinking and tool calls can be sent"
-            )
-    if not calls:  # from a history that another LLM class wrote
-        calls = [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
-
-    sent: dict[str, Any] = {"role": role, "content": "\n".join(texts) if texts or not calls else None}
-    if any(thoughts):
-        sent["reasoning"] = "\n".join(thoughts)
-    if calls:
-        sent["tool_calls"] = calls
-    sent.update({key: message.additional_kwargs[key] for key in ("tool_call_id", "name") if _has(message, key)})
-    return sent
-
-
-def _has(message: ChatMessage, key: str) -> bool:
-    return message.additional_kwargs.get(key) is not None
-
-
-def _openai_tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": text}}
-
-
-def _plain(call: Any) -> Any:
-    """A tool call as a dict; the OpenAI package's objects are pydantic models."""
-    return call.model_dump(exclude_none=True) if hasattr(call, "model_dump") else call
-
-
-# ---- tools out
-
-
-def to_openai_tools(tools: Iterable[Any]) -> list[dict[str, Any]]:
-    """Tools in OpenAI's form, from LlamaIndex's tools or from that form itself."""
-    return [
-        dict(tool) if isinstance(tool, Mapping) else tool.metadata.to_openai_tool(skip_length_check=True)
-        for tool in tools
-    ]
-
-
-def to_openai_tool_choice(
-    choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]], required: bool = False
-) -> str | dict[str, Any]:
-    """``auto``, ``none``, ``required`` (also: ``any``), or the one tool to call, by its name or in OpenAI's form.
-
-    Raises:
-        InvalidInputError: no tool has that name; names the nearest.
-    """
-    if choice is None:
-        return "required" if required else "auto"
-    if isinstance(choice, Mapping):
-        return dict(choice)
-    if choice in _TOOL_CHOICES:
-        return _TOOL_CHOICES[choice]
-    names = [str(tool["function"]["name"]) for tool in tools]
-    if choice not in names:
-        near = difflib.get_close_matches(choice, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"tools: {', '.join(names) or 'none'}"
-        raise InvalidInputError(f"tool_choice = {choice!r} names no tool; {hint}")
-    return {"type": "function", "function": {"name": choice}}
-
-
-# ---- whole answers in
+# ---- whole
 
 
 def to_chat_response(result: GenerationResult) -> ChatResponse:
@@ -156,7 +56,7 @@ def _to_message(choice: Choice) -> ChatMessage:
     if choice.text or not calls:
         blocks.append(TextBlock(text=choice.text))
     # Both places: agents read the blocks, LlamaIndex's streamed structured output reads only additional_kwargs.
-    mirrored = [_openai_tool_call(call.id, call.name, call.arguments) for call in choice.tool_calls]
+    mirrored = [openai_tool_call(call.id, call.name, call.arguments) for call in choice.tool_calls]
     return ChatMessage(
         role=MessageRole.ASSISTANT,
         blocks=[*blocks, *calls],
@@ -199,7 +99,7 @@ def _alternatives(token: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [other for other in token.get("top_logprobs") or () if other["token"] != token["token"]]
 
 
-# ---- streamed answers in
+# ---- streamed
 
 
 class StreamedAnswer:
@@ -249,27 +149,3 @@ def _extended(call: ToolCall | None, delta: ToolCallDelta) -> ToolCall:
         name=before.name or delta.name or "",
         arguments=before.arguments + (delta.arguments or ""),
     )
-
-
-# ---- tool calls for agents
-
-
-def to_tool_selections(message: ChatMessage) -> list[ToolSelection]:
-    """The tools that a message calls. Arguments that are not (yet) whole are read as far as they go."""
-    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-    return [
-        ToolSelection(
-            tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=_read_arguments(call.tool_kwargs)
-        )
-        for call in calls
-    ]
-
-
-def _read_arguments(arguments: Mapping[str, Any] | str) -> dict[str, Any]:
-    if not isinstance(arguments, str):
-        return dict(arguments)
-    for read in (json.loads, parse_partial_json):
-        with contextlib.suppress(ValueError):
-            found = read(arguments)
-            return found if isinstance(found, dict) else {}
-    return {}

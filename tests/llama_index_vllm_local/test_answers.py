@@ -1,38 +1,25 @@
-"""LlamaIndex's values to the engine's, and back."""
+"""The engine's answers as LlamaIndex's responses, whole and streamed."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import pytest
 from llama_index.core.base.llms.types import (
-    CachePoint,
-    ChatMessage,
-    ImageBlock,
     MessageRole,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.callbacks.token_counting import get_tokens_from_response
-from llama_index.core.llms import CacheControl
-from llama_index.core.tools import FunctionTool
 
-from llama_index_vllm_local._convert import (
-    StreamedAnswer,
-    to_chat_response,
-    to_completion_response,
-    to_openai_messages,
-    to_openai_tool_choice,
-    to_openai_tools,
-    to_tool_selections,
-)
+from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
+from llama_index_vllm_local._messages import to_openai_messages
+from llama_index_vllm_local._tools import to_tool_selections
 from shared_engine import (
     Choice,
     GenerationChunk,
     GenerationResult,
-    InvalidInputError,
     TokenUsage,
     ToolCall,
     ToolCallDelta,
@@ -42,117 +29,6 @@ ADD_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "argumen
 ADD_TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
 USAGE = TokenUsage(prompt_tokens=7, completion_tokens=5)
 COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-# ---- messages out
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (ChatMessage(role="user", content="Hi"), {"role": "user", "content": "Hi"}),
-        (ChatMessage(role="system", content="Be brief."), {"role": "system", "content": "Be brief."}),
-        (ChatMessage(role="developer", content="Be brief."), {"role": "developer", "content": "Be brief."}),
-        (ChatMessage(role="chatbot", content="Hi"), {"role": "assistant", "content": "Hi"}),
-        (ChatMessage(role="model", content="Hi"), {"role": "assistant", "content": "Hi"}),
-        (ChatMessage(role="function", content="5"), {"role": "tool", "content": "5"}),
-        (ChatMessage(role="assistant", blocks=[]), {"role": "assistant", "content": ""}),
-        (
-            ChatMessage(role="user", blocks=[TextBlock(text="a"), TextBlock(text="b")]),
-            {"role": "user", "content": "a\nb"},
-        ),
-        (
-            ChatMessage(
-                role="user",
-                blocks=[TextBlock(text="a"), CachePoint(cache_control=CacheControl(type="ephemeral"))],
-            ),
-            {"role": "user", "content": "a"},
-        ),
-        (
-            ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"), TextBlock(text="Hi")]),
-            {"role": "assistant", "content": "Hi", "reasoning": "hm"},
-        ),
-        (
-            ChatMessage(role="tool", content="5", additional_kwargs={"tool_call_id": "c1", "name": "add"}),
-            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
-        ),
-        (
-            ChatMessage(
-                role="assistant",
-                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"a": 2, "b": 3})],
-            ),
-            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
-        ),
-        (
-            ChatMessage(
-                role="assistant",
-                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs='{"a": 2, "b": 3}')],
-                additional_kwargs={"tool_calls": [ADD_CALL]},
-            ),
-            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
-        ),
-        (
-            ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [ADD_CALL]}),
-            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
-        ),
-    ],
-)
-def test_a_message_becomes_openais_form(message: ChatMessage, expected: dict[str, Any]) -> None:
-    before = message.model_copy(deep=True)
-    assert to_openai_messages([message]) == [expected]
-    assert message == before
-
-
-def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
-    messages = [
-        ChatMessage(role="user", content="Hi"),
-        ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(url="http://x/cat.png")]),
-    ]
-    with pytest.raises(InvalidInputError, match=r"messages\[1\]\.blocks\[1\] is a ImageBlock"):
-        to_openai_messages(messages)
-
-
-def test_a_message_of_another_kind_is_named_with_its_position() -> None:
-    with pytest.raises(InvalidInputError, match=r"messages\[0\] must be a ChatMessage, got dict"):
-        to_openai_messages([{"role": "user", "content": "Hi"}])  # type: ignore[list-item]
-
-
-# ---- tools out
-
-
-def test_tools_are_sent_in_openais_form_whichever_form_they_have() -> None:
-    sent = to_openai_tools([FunctionTool.from_defaults(fn=add), ADD_TOOL])
-    assert [tool["function"]["name"] for tool in sent] == ["add", "add"]
-    assert sent[0]["function"]["parameters"]["required"] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("choice", "required", "expected"),
-    [
-        (None, False, "auto"),
-        (None, True, "required"),
-        ("auto", True, "auto"),
-        ("none", False, "none"),
-        ("any", False, "required"),
-        ("add", False, {"type": "function", "function": {"name": "add"}}),
-        ({"type": "function", "function": {"name": "add"}}, False, {"type": "function", "function": {"name": "add"}}),
-    ],
-)
-def test_tool_choice_takes_words_names_and_openais_form(choice: Any, required: bool, expected: Any) -> None:
-    assert to_openai_tool_choice(choice, [ADD_TOOL], required) == expected
-
-
-def test_a_tool_choice_that_names_no_tool_is_refused_with_the_nearest() -> None:
-    with pytest.raises(InvalidInputError, match="'ad' names no tool; did you mean 'add'"):
-        to_openai_tool_choice("ad", [ADD_TOOL])
-
-
-# ---- whole answers in
 
 
 def result(**choice: Any) -> GenerationResult:
@@ -199,23 +75,6 @@ def test_tool_calls_are_in_blocks_and_in_additional_kwargs() -> None:
     (selection,) = to_tool_selections(message)
     assert (selection.tool_id, selection.tool_name, selection.tool_kwargs) == ("c1", "add", {"a": 2, "b": 3})
     assert to_openai_messages([message]) == [{"role": "assistant", "content": None, "tool_calls": [ADD_CALL]}]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("", {}),
-        ("{", {}),
-        ('{"days": 3, "city": "Par', {"days": 3, "city": None}),
-        ('{"city": "Paris"}', {"city": "Paris"}),
-        ("[1]", {}),
-        ("nonsense", {}),
-        ({"city": "Paris"}, {"city": "Paris"}),
-    ],
-)
-def test_arguments_are_read_as_far_as_they_go(arguments: Any, expected: dict[str, Any]) -> None:
-    message = ChatMessage(role="assistant", blocks=[ToolCallBlock(tool_name="weather", tool_kwargs=arguments)])
-    assert to_tool_selections(message)[0].tool_kwargs == expected
 
 
 def test_logprobs_list_the_sampled_token_first() -> None:

@@ -1,0 +1,37 @@
+"""What every class here shares: LlamaIndex's dicts and pickles of an object whose requests go to a shared engine.
+
+Knows nothing of what is asked of the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field, SecretStr
+
+from shared_engine.engine_user import EngineUser
+
+
+class LlamaIndexUser(EngineUser):
+    """An object of LlamaIndex whose requests go to a shared engine; mixed into LlamaIndex's base classes."""
+
+    # Never in to_dict, to_json or an event.
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    """Sent to ``base_url`` as a bearer token. Default: VLLM_API_KEY."""
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings that were given, without ``api_key``; what was not stays up to the reader's environment."""
+        as_dict: dict[str, Any] = super().to_dict(**{"exclude_unset": True, **kwargs})  # type: ignore[misc]
+        return as_dict
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        # Not by __init__, as LlamaIndex does: what another process read from its environment would become given here.
+        # LlamaIndex leaves out of a pickle what can't be in one, such as callbacks.
+        fields = type(self).model_fields.items()
+        left_out = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in fields
+            if name not in state["__dict__"]
+        }
+        BaseModel.__setstate__(self, {**state, "__dict__": {**left_out, **state["__dict__"]}})
+        self._use(self._current_settings())

@@ -1,0 +1,165 @@
+"""What the adapters' classes share: the engine's settings and a request's defaults as fields, the engine behind them,
+copies, assignments and pickles.
+
+Mixed into the frameworks' base classes, which are pydantic models. Knows no framework, and nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from shared_engine.engine import Engine
+from shared_engine.results import GenerationParams
+from shared_engine.settings import SAMPLING_DEFAULTS, EngineFields, EngineSettings
+
+if TYPE_CHECKING:
+    from typing import Self
+
+# Defaults of requests beyond those that EngineFields has; GenerationParams knows their ranges.
+REQUEST_FIELDS = (
+    "min_p", "presence_penalty", "frequency_penalty", "stop", "seed", "logprobs", "structured_outputs", "extra_body",
+)  # fmt: skip
+CHAT_REQUEST_FIELDS = ("enable_thinking", "reasoning_effort", "chat_template_kwargs")
+
+
+class EngineUser(EngineFields):
+    """An object whose requests go to a shared engine.
+
+    Settings that were not given are read from the environment once, on construction, and are fields like the others
+    from then on: copies, pickles and caches then speak of the same engine.
+    """
+
+    _engine: Engine = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _attach(self) -> Self:
+        self._use(self.engine_settings())
+        return self
+
+    def _use(self, settings: EngineSettings) -> None:
+        """Make ``settings`` this object's own. Starts nothing."""
+        self.__dict__.update({name: getattr(settings, name) for name in EngineFields.model_fields})
+        self._engine = Engine(settings)
+
+    def _current_settings(self, **changes: Any) -> EngineSettings:
+        values = {name: getattr(self, name) for name in EngineFields.model_fields}
+        if "api_key" not in self.model_fields_set and values["api_key"] is None:
+            del values["api_key"]  # after unpickling: of this process's environment
+        return EngineSettings(**{**values, **changes})
+
+    # ---- the engine
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind this object: status, stats, evict, shutdown, count_tokens, ..."""
+        return self._engine
+
+    def warmup(self) -> None:
+        """Return when the engine is ready, starting it if need be."""
+        self._engine.warmup()
+
+    async def awarmup(self) -> None:
+        """See ``warmup``."""
+        await self._engine.awarmup()
+
+    # ---- copies, assignments, other processes
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy; with ``update`` on top, checked as on construction."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied._use(copied._current_settings())
+        return copied
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigning a setting has effect on the calls that follow, and is refused if construction would refuse it."""
+        if name in EngineFields.model_fields:
+            self._use(self._current_settings(**{name: value}))
+            self.model_fields_set.add(name)
+        else:
+            super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": {}}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        self._use(self._current_settings())
+
+
+class GenerationUser(EngineUser):
+    """An object that asks for text: defaults of its requests, beyond those that are the engine's settings."""
+
+    min_p: float | None = None
+    """Default for requests: drop tokens less likely than this share of the most likely one."""
+    presence_penalty: float | None = None
+    """Default for requests: above 0 discourages tokens that were generated at all."""
+    frequency_penalty: float | None = None
+    """Default for requests: above 0 discourages tokens by how often they were generated."""
+    stop: str | list[str] | None = None
+    """Default for requests: stop before any of these strings."""
+    seed: int | None = None
+    """Default for requests: makes sampling repeatable."""
+    logprobs: int | bool | None = None
+    """Default for requests. True: log probability of each token; a number: also that many alternatives."""
+    structured_outputs: dict[str, Any] | None = None
+    """Default for requests: vLLM's constraints on the answer, one of ``{"regex": ...}``, ``{"choice": [...]}``,
+    ``{"grammar": ...}``, ``{"json": schema}``."""
+    extra_body: dict[str, Any] | None = None
+    """Default for requests: further fields of the body, such as ``{"ignore_eos": True}``. Those of a call
+    are added, and win."""
+
+    _request_fields: ClassVar[tuple[str, ...]] = REQUEST_FIELDS
+
+    def _use(self, settings: EngineSettings) -> None:
+        GenerationParams(**self._request_defaults())  # refuses values out of range
+        super()._use(settings)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._request_fields:
+            GenerationParams(**{**self._request_defaults(), name: value})
+        super().__setattr__(name, value)
+
+    def _request_defaults(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self._request_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class ChatUser(GenerationUser):
+    """An object that asks for chat: what a chat template can be told, too."""
+
+    enable_thinking: bool | None = None
+    """Default for requests, where the model's template can switch: False to answer at once, True to think before."""
+    reasoning_effort: str | None = None
+    """Default for requests, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ..."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Default for requests: further variables of the chat template."""
+
+    _request_fields: ClassVar[tuple[str, ...]] = (*REQUEST_FIELDS, *CHAT_REQUEST_FIELDS)
+
+
+class PoolingUser(EngineUser):
+    """An object that asks for vectors or scores: the engine is a pooling one, and nothing is sampled."""
+
+    truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
+    """Use only so many tokens of what is too long; -1: as many as the model takes. None: it is an error, which names
+    the text."""
+    extra_body: dict[str, Any] | None = None
+    """Further fields of the requests' body, passed on as they are, such as ``{"truncation_side": "left"}``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_sampling(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            given = [name for name in SAMPLING_DEFAULTS if values.get(name) is not None]
+            if given:
+                raise ValueError(f"{', '.join(given)}: {cls.__name__} generates no text; leave it out")
+        return values
+
+    def _use(self, settings: EngineSettings) -> None:
+        changes: dict[str, Any] = dict.fromkeys(SAMPLING_DEFAULTS)  # the environment's are for models that generate
+        if not settings.is_remote:
+            changes["engine_args"] = {"runner": "pooling", **settings.engine_args}
+        super()._use(settings.model_copy(update=changes))

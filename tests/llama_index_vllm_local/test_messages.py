@@ -1,0 +1,97 @@
+"""LlamaIndex's messages in OpenAI's form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.llms import CacheControl
+
+from llama_index_vllm_local._messages import to_openai_messages
+from shared_engine import (
+    InvalidInputError,
+    TokenUsage,
+)
+
+ADD_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+ADD_TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
+USAGE = TokenUsage(prompt_tokens=7, completion_tokens=5)
+COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (ChatMessage(role="user", content="Hi"), {"role": "user", "content": "Hi"}),
+        (ChatMessage(role="system", content="Be brief."), {"role": "system", "content": "Be brief."}),
+        (ChatMessage(role="developer", content="Be brief."), {"role": "developer", "content": "Be brief."}),
+        (ChatMessage(role="chatbot", content="Hi"), {"role": "assistant", "content": "Hi"}),
+        (ChatMessage(role="model", content="Hi"), {"role": "assistant", "content": "Hi"}),
+        (ChatMessage(role="function", content="5"), {"role": "tool", "content": "5"}),
+        (ChatMessage(role="assistant", blocks=[]), {"role": "assistant", "content": ""}),
+        (
+            ChatMessage(role="user", blocks=[TextBlock(text="a"), TextBlock(text="b")]),
+            {"role": "user", "content": "a\nb"},
+        ),
+        (
+            ChatMessage(
+                role="user",
+                blocks=[TextBlock(text="a"), CachePoint(cache_control=CacheControl(type="ephemeral"))],
+            ),
+            {"role": "user", "content": "a"},
+        ),
+        (
+            ChatMessage(role="assistant", blocks=[ThinkingBlock(content="hm"), TextBlock(text="Hi")]),
+            {"role": "assistant", "content": "Hi", "reasoning": "hm"},
+        ),
+        (
+            ChatMessage(role="tool", content="5", additional_kwargs={"tool_call_id": "c1", "name": "add"}),
+            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
+        ),
+        (
+            ChatMessage(
+                role="assistant",
+                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"a": 2, "b": 3})],
+            ),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+        (
+            ChatMessage(
+                role="assistant",
+                blocks=[ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs='{"a": 2, "b": 3}')],
+                additional_kwargs={"tool_calls": [ADD_CALL]},
+            ),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+        (
+            ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [ADD_CALL]}),
+            {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]},
+        ),
+    ],
+)
+def test_a_message_becomes_openais_form(message: ChatMessage, expected: dict[str, Any]) -> None:
+    before = message.model_copy(deep=True)
+    assert to_openai_messages([message]) == [expected]
+    assert message == before
+
+
+def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
+    messages = [
+        ChatMessage(role="user", content="Hi"),
+        ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(url="http://x/cat.png")]),
+    ]
+    with pytest.raises(InvalidInputError, match=r"messages\[1\]\.blocks\[1\] is a ImageBlock"):
+        to_openai_messages(messages)
+
+
+def test_a_message_of_another_kind_is_named_with_its_position() -> None:
+    with pytest.raises(InvalidInputError, match=r"messages\[0\] must be a ChatMessage, got dict"):
+        to_openai_messages([{"role": "user", "content": "Hi"}])  # type: ignore[list-item]
