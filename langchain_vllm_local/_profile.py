@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared_engine.model_folder import context_window, inputs
+from shared_engine.model_folder import inputs
 from shared_engine.parsers import choose_parsers
 from shared_engine.settings import EngineSettings
 
@@ -22,7 +22,7 @@ def model_profile(settings: EngineSettings) -> ToldProfile:
     profile["tool_calling"] = profile["tool_choice"] = bool(parsers.get("tool_call_parser"))
     profile["reasoning_output"] = bool(parsers.get("reasoning_parser"))
     folder = settings.model_folder()
-    length = settings.max_model_len or (None if folder is None else context_window(folder))
+    length = settings.context_window()
     if length is not None:
         profile["max_input_tokens"] = length
     if settings.max_tokens is not None:

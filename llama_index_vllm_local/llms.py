@@ -22,21 +22,25 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
+from llama_index_vllm_local._batches import Batches
 from llama_index_vllm_local._engine_user import LlamaIndexUser
 from llama_index_vllm_local._messages import to_openai_messages
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._tools import to_openai_tool_choice, to_openai_tools, to_tool_selections
 from shared_engine.engine_user import ChatUser
 from shared_engine.errors import InvalidInputError
-from shared_engine.model_folder import context_window, lacks_chat_template
+from shared_engine.model_folder import lacks_chat_template
 from shared_engine.parameters import merged_parameters
+from shared_engine.parsers import choose_parsers
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
+
+    from shared_engine.settings import EngineSettings
 
 
 class _Request(NamedTuple):
@@ -49,7 +53,7 @@ class _Request(NamedTuple):
     tool_choice: str | dict[str, Any] | None = None
 
 
-class VLLM(LlamaIndexUser, ChatUser, CustomLLM, FunctionCallingLLM):
+class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::
@@ -109,13 +113,16 @@ class VLLM(LlamaIndexUser, ChatUser, CustomLLM, FunctionCallingLLM):
     model_config = ConfigDict(extra="forbid")
 
     context_window: Annotated[int | None, Field(gt=0)] = None
-    """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's folder
-    says, else LlamaIndex's default."""
+    """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on
+    this machine say, or a server that needed no ``model`` to be named; else LlamaIndex's default."""
     is_chat_model: bool | None = None
     """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
     ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
-    is_function_calling_model: bool = True
-    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt."""
+    is_function_calling_model: bool | None = None
+    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
+    vLLM has no tool-call parser for what this model writes."""
+
+    _metadata: LLMMetadata | None = PrivateAttr(default=None)
 
     # ---- what it is
 
@@ -126,20 +133,34 @@ class VLLM(LlamaIndexUser, ChatUser, CustomLLM, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """Read by LlamaIndex on every call; never starts the engine."""
+        if self._metadata is not None:
+            return self._metadata
         settings = self.engine.settings
-        return LLMMetadata(
-            context_window=self._context_window(),
+        metadata = LLMMetadata(
+            context_window=self.context_window or self.engine.context_window or DEFAULT_CONTEXT_WINDOW,
             num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
             is_chat_model=self._uses_chat_template(),
-            is_function_calling_model=self.is_function_calling_model and self._uses_chat_template(),
+            is_function_calling_model=self._uses_chat_template() and self._calls_functions(),
             model_name=settings.model or "unknown",
         )
+        if self.engine.context_window is not None:  # else the model's files, or the server, may tell it yet
+            self._metadata = metadata
+        return metadata
 
-    def _context_window(self) -> int:
+    def _use(self, settings: EngineSettings) -> None:
+        super()._use(settings)
+        self._metadata = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in type(self).model_fields:
+            self._metadata = None
+
+    def _calls_functions(self) -> bool:
         settings = self.engine.settings
-        folder = settings.model_folder()
-        folder_says = None if folder is None else context_window(folder)
-        return self.context_window or settings.max_model_len or folder_says or DEFAULT_CONTEXT_WINDOW
+        if self.is_function_calling_model is not None or settings.is_remote or settings.model is None:
+            return self.is_function_calling_model is not False
+        return bool(choose_parsers(settings.model, settings.engine_args).get("tool_call_parser"))
 
     def _uses_chat_template(self) -> bool:
         if self.is_chat_model is not None:

@@ -106,6 +106,14 @@ class Engine:
         limits = [args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS, args.get("max_num_queued_reqs")]
         return max(1, min(int(limit) for limit in limits if limit is not None))
 
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together: by the settings, the model's files, or what a server that was asked
+        for something has told by the way. None where that is not known; asks nobody.
+        """
+        told = None if self._made_requests is None else self._made_requests.place.max_model_len
+        return told or self.settings.context_window()
+
     # ---- text
 
     async def agenerate(

@@ -87,7 +87,13 @@ class ForOneRequest:
 
 
 class Place(ABC):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        max_model_len: the limit that the server told by the way; None as long as it did not.
+    """
+
+    max_model_len: int | None = None
 
     def server(self) -> ForOneRequest:
         """A server, ready, for one request."""
@@ -227,7 +233,8 @@ class RemotePlace(Place):
         models = parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
         if not models:
             raise RequestError(f"{self._base_url} serves no model")
-        return models[0][0]
+        name, self.max_model_len = models[0]
+        return name
 
     async def explain(self, error: RequestError, server: Server) -> VLLMError:  # noqa: ARG002
         return error

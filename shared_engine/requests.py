@@ -123,6 +123,7 @@ class Requests:
             if length is None:
                 raise InvalidInputError("this server does not tell its max_model_len: pass max_tokens")
             self._max_model_len = (server.generation, length)
+            self.place.max_model_len = length
         return self._max_model_len[1]
 
     async def _with_server(self, call: Callable[[Server], Awaitable[T]]) -> T:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationErro
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared_engine.errors import SettingsError
-from shared_engine.model_folder import model_folder
+from shared_engine.model_folder import context_window, model_folder
 from shared_engine.results import describe_invalid
 
 ENVIRONMENT = {
@@ -306,6 +306,11 @@ class EngineSettings(EngineFields, BaseSettings):
         if self.is_remote or self.model is None:
             return None
         return model_folder(self.model, self.revision, self.download_dir)
+
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together, as far as that is known without asking a server."""
+        folder = self.model_folder()
+        return self.max_model_len or (None if folder is None else context_window(folder))
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from llama_index_vllm_local import VLLM
 from shared_engine import InvalidInputError, SettingsError
 from shared_engine.settings import EngineFields
 from tests.conftest import REPOSITORY, TINY_CHAT
+from tests.remote_server import running_server
 
 HUB_ID = "some-org/some-model"
 SECRET = "sk-very-secret"
@@ -40,8 +41,8 @@ def base_model(tmp_path: Path) -> str:
 # ---- construction
 
 
-def test_the_package_exports_its_llm() -> None:
-    assert llama_index_vllm_local.__all__ == ["VLLM"]
+def test_the_package_exports_its_models() -> None:
+    assert llama_index_vllm_local.__all__ == ["VLLM", "VLLMEmbedding", "VLLMRerank"]
 
 
 def test_it_is_every_kind_of_llm_that_llama_index_asks_for() -> None:
@@ -133,9 +134,38 @@ def test_metadata_names_model_output_and_abilities() -> None:
     assert metadata.model_name == HUB_ID
     assert metadata.num_output == DEFAULT_NUM_OUTPUTS
     assert metadata.is_chat_model
-    assert metadata.is_function_calling_model
+    assert not metadata.is_function_calling_model, "vLLM has no parser for what nobody knows"
+    assert VLLM(model="Qwen/Qwen3-4B").metadata.is_function_calling_model
     assert VLLM(model=HUB_ID, max_tokens=99).metadata.num_output == 99
-    assert not VLLM(model=HUB_ID, is_function_calling_model=False).metadata.is_function_calling_model
+    assert not VLLM(model="Qwen/Qwen3-4B", is_function_calling_model=False).metadata.is_function_calling_model
+
+
+def test_a_server_that_names_its_model_tells_the_context_window_by_the_way() -> None:
+    with running_server() as server:
+        llm = VLLM(base_url=server.url)
+        assert llm.metadata.context_window == DEFAULT_CONTEXT_WINDOW
+        llm.complete("Hi")
+        assert llm.metadata.context_window == 2048
+
+
+def test_a_model_whose_calls_vllm_cannot_read_calls_no_functions() -> None:
+    llm = VLLM(model="microsoft/Phi-4-mini-instruct")
+    assert not llm.metadata.is_function_calling_model
+    llm.is_function_calling_model = True
+    assert llm.metadata.is_function_calling_model
+    llm.engine_args = {"tool_call_parser": "hermes"}
+    llm.is_function_calling_model = None
+    assert llm.metadata.is_function_calling_model
+
+
+def test_metadata_follows_what_is_assigned() -> None:
+    llm = VLLM(model=str(TINY_CHAT), max_tokens=5)
+    assert llm.metadata.is_chat_model
+    llm.completion_to_prompt = str.upper
+    assert not llm.metadata.is_chat_model
+    llm.max_model_len = 100
+    assert llm.metadata.context_window == 100
+    assert llm.model_copy(update={"max_model_len": 200}).metadata.context_window == 200
 
 
 def test_a_model_without_a_chat_template_is_no_chat_model(base_model: str) -> None:
