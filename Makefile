@@ -6,6 +6,9 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 # Settings of the user's shell must not change what is tested or shown.
 CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
+# Two at once: one process has all tests on real vLLM, one after the other, the second those that need none.
+PYTEST := -m pytest -n 2 --dist loadgroup
+
 .PHONY: help demo test check format bench bench-lifecycle bench-faults bench-imports install clean
 
 help:
@@ -59,7 +62,7 @@ check: .venv/dev
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@echo "== tests that need no engine"
-	@$(CLEAN_ENV) $(BIN)/python -m pytest -q -m "not engine and not fault"
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "not engine and not fault"
 
 test: .venv/dev .venv-oldest/made install
 	@echo "== format, lint, types"
@@ -67,9 +70,9 @@ test: .venv/dev .venv-oldest/made install
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@echo "== the oldest frameworks, without an engine"
-	@$(CLEAN_ENV) $(OLDEST)/python -m pytest -q -m "not engine and not fault"
+	@$(CLEAN_ENV) $(OLDEST)/python $(PYTEST) -q -m "not engine and not fault"
 	@echo "== the newest frameworks, on real vLLM"
-	@$(CLEAN_ENV) $(BIN)/python -m pytest
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST)
 
 bench: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/foundation.py

@@ -19,6 +19,7 @@ from shared_engine import Engine
 from shared_engine.record import read_record
 from shared_engine.runtime_dir import ROOT_VARIABLE
 from shared_engine.settings import ENVIRONMENT
+from tests.vision_model import make_vision_model, vision_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_CHAT = REPOSITORY / "examples" / "tiny_chat"
@@ -29,14 +30,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for."""
+    """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
+
+    Two engines at once would fill the machine: with ``-n 2`` the tests on real vLLM are one process's, one after the
+    other, and all others run beside them. Those of images come last: the engine for them runs while they do.
+    """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
         uses = item.fixturenames  # type: ignore[attr-defined]
-        if "engine" in folders or "tiny_chat" in uses or "minilm" in uses:
+        if "engine" in folders or {"tiny_chat", "minilm", "vision"} & set(uses):
             item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.xdist_group("engine"))
         elif "faults" in folders:
             item.add_marker(pytest.mark.fault)
+    items.sort(key=lambda item: "vision" in item.fixturenames)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -120,3 +127,11 @@ def minilm(runtime_root: Path) -> dict[str, Any]:
         "idle_ttl_s": 600,
         "standby_ttl_s": 600,
     }
+
+
+@pytest.fixture(scope="session")
+def vision(runtime_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings of an engine on a tiny model that sees, shared as tiny_chat's is; see vision_model.py."""
+    folder = tmp_path_factory.mktemp("models") / "tiny_vision"
+    make_vision_model(folder)
+    return vision_settings(folder)

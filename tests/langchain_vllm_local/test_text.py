@@ -182,8 +182,10 @@ def test_stop_ends_the_text(llm: VLLM) -> None:
 
 
 def test_without_max_tokens_it_goes_on_to_the_models_limit(tiny_chat: dict[str, Any]) -> None:
-    result = VLLM(**tiny_chat).generate([PROMPT], extra_body={"ignore_eos": True}, temperature=0.0)
-    assert info(result.generations[0][0])["usage_metadata"]["total_tokens"] == 2048
+    result = VLLM(**tiny_chat).generate(["word " * 1900], extra_body={"ignore_eos": True}, temperature=0.0)
+    usage = info(result.generations[0][0])["usage_metadata"]
+    assert usage["total_tokens"] == 2048
+    assert usage["output_tokens"] > 100
 
 
 def test_log_probabilities_of_the_whole_and_of_the_stream(llm: VLLM) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,10 @@ class HandMade:
 
     def close(self) -> None:
         if self._process is not None:
-            for pid in (self.child_pid, self.pid):
-                if self._process.poll() is None:
-                    os.kill(pid, 9)
+            if self._process.poll() is None:
+                with suppress(ProcessLookupError):  # it may be ending, as the test asked it to
+                    os.kill(self.child_pid, 9)
+                self._process.kill()
             self._process.communicate()
 
 
