@@ -18,11 +18,12 @@ from typing import Any
 
 from shared_engine.errors import InvalidInputError
 from shared_engine.local_files import file_of, mime_type_of, read_file
+from shared_engine.media_errors import Wording
+from shared_engine.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 
 _EXAMPLES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
-_MEDIA = tuple(_EXAMPLES)
-_MEDIA_URLS = tuple(f"{kind}_url" for kind in _MEDIA)
-_DATA = (*_MEDIA, "text-plain", "file")
+_MEDIA_URLS = tuple(f"{kind}_url" for kind in MEDIA_KINDS)
+_DATA = (*MEDIA_KINDS, "text-plain", "file")
 # vLLM's own, for what was computed elsewhere, and what an answer of another provider can have.
 _SENT_AS_THEY_ARE = ("image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "tool_reference", "refusal")
 _KNOWN = ("text", *_DATA, *_MEDIA_URLS, "input_audio", *_SENT_AS_THEY_ARE)
@@ -30,6 +31,12 @@ _KNOWN = ("text", *_DATA, *_MEDIA_URLS, "input_audio", *_SENT_AS_THEY_ARE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 Block = Mapping[Any, Any]
+
+WORDING = Wording(
+    position=lambda message, part: f"messages[{message}].content[{part}]",
+    local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}",
+)
+"""LangChain's, for shared_engine.media_errors."""
 
 
 def to_openai_part(block: str | Block, position: str, *, reads_files: bool = True) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _input_audio(block: Block, position: str) -> dict[str, Any]:
     """As ``audio_url``, into which vLLM turns it too, but only for wav and mp3: others it refuses."""
     audio = block.get("input_audio")
     if isinstance(audio, Mapping) and audio.get("data") and audio.get("format"):
-        return _media_part("audio", f"data:audio/{audio['format']};base64,{audio['data']}", block.get("uuid"))
+        return media_part("audio", f"data:audio/{audio['format']};base64,{audio['data']}", block.get("uuid"))
     if block.get("uuid"):
         return dict(block)
     raise InvalidInputError(f"{position}.input_audio needs data, in base64, and its format, such as 'wav'")
@@ -150,7 +157,7 @@ def _kind_of_file(mime_type: str, is_v0_text: bool) -> str:
     major = mime_type.partition("/")[0]
     if is_v0_text or major == "text":
         return "text-plain"
-    return major if major in _MEDIA else "file"
+    return major if major in MEDIA_KINDS else "file"
 
 
 def _data_part(data: _Data, position: str) -> dict[str, Any]:
@@ -160,19 +167,13 @@ def _data_part(data: _Data, position: str) -> dict[str, Any]:
         kind = "'file'" if data.mime_type is None else f"'file' ({data.mime_type})"
         advice = "send its text, or its pages as images"
         raise InvalidInputError(f"{position} is a block of type {kind}, and vLLM takes no files: {advice}")
-    return _media_part(data.kind, _url(data, position), data.uuid)
-
-
-def _media_part(kind: str, url: str | None, uuid: object = None) -> dict[str, Any]:
-    part: dict[str, Any] = {"type": f"{kind}_url", f"{kind}_url": None if url is None else {"url": url}}
-    return part if uuid is None else {**part, "uuid": uuid}
+    return media_part(data.kind, _url(data, position), data.uuid)
 
 
 def _url(data: _Data, position: str) -> str | None:
     """What vLLM has to load; None where it is to know that by its uuid."""
     if data.file is not None:
-        mime_type = _type_of_file(data.file, data, position)
-        return f"data:{mime_type};base64,{base64.b64encode(read_file(data.file, position)).decode()}"
+        return data_url(_type_of_file(data.file, data, position), read_file(data.file, position))
     if data.url is not None:
         if isinstance(data.url, str) and _SCHEME.match(data.url):
             return data.url
@@ -192,7 +193,7 @@ def _url(data: _Data, position: str) -> str | None:
 def _type_of_file(file: Path, data: _Data, position: str) -> str:
     """Its type, if that is one of the block's kind: nothing else is read and sent away by mistake."""
     found = data.mime_type or ""
-    if found.startswith(f"{data.kind}/") or (data.kind == "audio" and found.startswith("video/")):  # sound in a video
+    if is_of_kind(found, data.kind):
         return found
     seems = f"seems to be {found}" if found else "does not say what it is"
     raise InvalidInputError(f"{position} is of type {data.kind!r}, but {file} {seems}: give its mime_type")
@@ -201,17 +202,13 @@ def _type_of_file(file: Path, data: _Data, position: str) -> str:
 def _text(data: _Data, position: str) -> str:
     if isinstance(data.text, str):
         return data.text
-    if data.base64 is not None:
-        try:
-            content = base64.b64decode(_checked_base64(data.base64, position), validate=True)
-        except binascii.Error as exc:
-            raise InvalidInputError(f"{position} has data that is not base64: {exc}") from exc
-    else:
+    if data.base64 is None:
         raise InvalidInputError(f"{position} has no text in it: give text or base64; vLLM fetches no text")
     try:
-        return content.decode()
-    except UnicodeDecodeError as exc:
-        raise InvalidInputError(f"{position} is to be text, but is not UTF-8: {exc}") from exc
+        content = base64.b64decode(_checked_base64(data.base64, position), validate=True)
+    except binascii.Error as exc:
+        raise InvalidInputError(f"{position} has data that is not base64: {exc}") from exc
+    return as_text(content, position)
 
 
 def _checked_base64(data: object, position: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial as bind
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -28,6 +27,7 @@ from typing_extensions import is_typeddict
 
 from langchain_vllm_local._errors import LengthFinishReasonError
 from shared_engine.errors import InvalidInputError
+from shared_engine.structured import CUT_OFF, JsonSchema, cut_off_message
 
 if TYPE_CHECKING:
     from langchain_core.utils.pydantic import TBaseModel  # noqa: F401  # pydantic's plugin for mypy looks for it here
@@ -36,8 +36,6 @@ Method = Literal["json_schema", "function_calling", "json_mode", "regex", "choic
 
 CONSTRAINTS = ("regex", "choice", "grammar")
 _DEFAULT_NAME = "output"
-# Finish reasons of an answer that did not end by itself.
-_CUT_OFF = ("length", "repetition")
 
 
 def check_method(method: str, schema: Any, strict: bool | None) -> None:
@@ -58,36 +56,6 @@ def check_method(method: str, schema: Any, strict: bool | None) -> None:
 
 
 # ---- what is asked for
-
-
-@dataclass(frozen=True)
-class JsonSchema:
-    """A schema as the server wants it, from all that LangChain calls one."""
-
-    name: str
-    schema: dict[str, Any]
-    description: str | None = None
-    strict: bool | None = None
-
-    def _sent(self, key: str) -> dict[str, Any]:
-        fields = {"name": self.name, "description": self.description, "strict": self.strict, key: self.schema}
-        return {name: value for name, value in fields.items() if value is not None}
-
-    def response_format(self) -> dict[str, Any]:
-        """As OpenAI's response_format."""
-        return {"type": "json_schema", "json_schema": self._sent("schema")}
-
-    def tool(self) -> dict[str, Any]:
-        """As OpenAI's tool.
-
-        Raises:
-            InvalidInputError: arguments of a call are an object, and this is none.
-        """
-        if not self.schema.keys() & {"properties", "$ref"} and self.schema.get("type") != "object":
-            raise InvalidInputError(
-                f"schema = {self.schema!r:.80}: arguments of a call are an object; use method 'json_schema'"
-            )
-        return {"type": "function", "function": self._sent("parameters")}
 
 
 def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
@@ -180,13 +148,9 @@ def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]
     if not isinstance(message, AIMessage):
         raise OutputParserException(f"only an answer of a chat model can be parsed, not a {type(result[0]).__name__}")
     reason = message.response_metadata.get("finish_reason")
-    if reason in _CUT_OFF:
+    if reason in CUT_OFF:
         calls = "".join(str(call["args"] or "") for call in (*message.invalid_tool_calls, *message.tool_calls))
-        raise LengthFinishReasonError(
-            f"the answer was cut off (finish_reason {reason!r}) before it was whole: raise max_tokens, or "
-            "max_model_len where that is the limit",
-            message.text or calls,
-        )
+        raise LengthFinishReasonError(cut_off_message(reason), message.text or calls)
     return message, partial and getattr(message, "chunk_position", None) != "last"
 
 

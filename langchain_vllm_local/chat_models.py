@@ -13,6 +13,7 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 from langchain_vllm_local import _structured
 from langchain_vllm_local._base import EngineBacked
 from langchain_vllm_local._batching import FullBatches, in_tasks, in_threads
+from langchain_vllm_local._blocks import WORDING
 from langchain_vllm_local._convert import (
     to_chat_chunk,
     to_chat_result,
@@ -240,7 +241,7 @@ class ChatVLLM(EngineBacked, ChatUser, FullBatches, BaseChatModel):
     ) -> Iterator[_Request]:
         """A request, and the errors that it meets, which name the image or sound that they are about."""
         request = self._request(messages, stop, kwargs, stream=stream)
-        with media_errors(request["messages"], self.engine.settings):
+        with media_errors(request["messages"], self.engine.settings, WORDING):
             yield request
 
     def _request(

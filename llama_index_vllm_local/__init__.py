@@ -1,5 +1,28 @@
-"""LlamaIndex on the shared vLLM engine of this machine, or on a vLLM server somebody else runs."""
+"""LlamaIndex models on a shared local vLLM: VLLM, VLLMEmbedding and VLLMRerank.
 
-from llama_index_vllm_local.llms import VLLM
+Each is imported when it is first used, so that an app pays for what it uses.
+"""
 
-__all__ = ["VLLM"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_index_vllm_local.embeddings import VLLMEmbedding
+    from llama_index_vllm_local.llms import VLLM
+    from llama_index_vllm_local.rerank import VLLMRerank
+
+_HOME = {"VLLM": "llms", "VLLMEmbedding": "embeddings", "VLLMRerank": "rerank"}
+
+__all__ = ["VLLM", "VLLMEmbedding", "VLLMRerank"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,6 +23,9 @@ from llama_index.core.base.llms.types import (
 from llama_index_vllm_local._tools import openai_tool_call
 from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall, ToolCallDelta
 
+_USAGE_DETAILS = {"cached_tokens": "prompt_tokens_details", "reasoning_tokens": "completion_tokens_details"}
+
+
 # ---- whole
 
 
@@ -33,7 +36,7 @@ def to_chat_response(result: GenerationResult) -> ChatResponse:
         message=_to_message(first),
         raw=_raw(result.choices, result.usage, result.request_id, result.model),
         logprobs=_logprobs(first.logprobs),
-        additional_kwargs=_usage_dict(result.usage),
+        additional_kwargs=_counts(result.usage),
     )
 
 
@@ -43,7 +46,7 @@ def to_completion_response(result: GenerationResult) -> CompletionResponse:
         text=result.text,
         raw=_raw(result.choices, result.usage, result.request_id, result.model),
         logprobs=_logprobs(result.logprobs),
-        additional_kwargs=_usage_dict(result.usage),
+        additional_kwargs=_counts(result.usage),
     )
 
 
@@ -66,11 +69,20 @@ def _to_message(choice: Choice) -> ChatMessage:
 
 def _raw(choices: Iterable[Choice], usage: TokenUsage | None, request_id: str, model: str) -> dict[str, Any]:
     raw = {"id": request_id, "model": model, "choices": [msgspec.to_builtins(choice) for choice in choices]}
-    # TokenCountingHandler reads dict(raw)["usage"].
-    return raw if usage is None else {**raw, "usage": _usage_dict(usage)}
+    # TokenCountingHandler reads dict(raw)["usage"]; tracers read its details, as OpenAI nests them.
+    return raw if usage is None else {**raw, "usage": _openai_usage(usage)}
 
 
-def _usage_dict(usage: TokenUsage) -> dict[str, int]:
+def _openai_usage(usage: TokenUsage) -> dict[str, Any]:
+    """The counts in OpenAI's form; details only where the server told them."""
+    form: dict[str, Any] = dict(_counts(usage))
+    for detail, place in _USAGE_DETAILS.items():
+        if detail in form:
+            form[place] = {detail: form.pop(detail)}
+    return form
+
+
+def _counts(usage: TokenUsage) -> dict[str, int]:
     counts = {**msgspec.to_builtins(usage), "total_tokens": usage.total_tokens}
     return {name: count for name, count in counts.items() if count is not None}
 
@@ -88,6 +100,7 @@ def _logprobs(logprobs: Mapping[str, Any] | None) -> list[list[LogProb]] | None:
         [LogProb(token=token, logprob=value)]
         + [LogProb(token=other, logprob=top[other]) for other in top or () if other != token]
         for (token, value), top in zip(sampled, tops, strict=True)
+        if value is not None  # the first token of an echoed prompt follows nothing
     ]
 
 
@@ -103,11 +116,15 @@ def _alternatives(token: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 class StreamedAnswer:
-    """One answer as far as it has arrived. Each piece becomes a response that holds all of it so far."""
+    """One answer as far as it has arrived. Each piece becomes a response that holds all of it so far.
+
+    Usage is of the last response only, where its server told it: so sums over a stream are right, too.
+    """
 
     def __init__(self) -> None:
         self._choice = Choice(text="")
         self._calls: dict[int, ToolCall] = {}
+        self._logprobs: list[list[LogProb]] = []
 
     def add_to_chat(self, chunk: GenerationChunk) -> ChatResponse:
         self._add(chunk)
@@ -119,6 +136,7 @@ class StreamedAnswer:
 
     def _add(self, chunk: GenerationChunk) -> None:
         before = self._choice
+        self._logprobs += _logprobs(chunk.logprobs) or ()
         for delta in chunk.tool_calls:
             self._calls[delta.index] = _extended(self._calls.get(delta.index), delta)
         self._choice = Choice(
@@ -134,10 +152,10 @@ class StreamedAnswer:
         return {
             "delta": chunk.text,
             "raw": _raw([self._choice], chunk.usage, chunk.request_id, chunk.model),
-            "logprobs": _logprobs(chunk.logprobs),
+            "logprobs": list(self._logprobs) or None,
             "additional_kwargs": {
                 **({"thinking_delta": chunk.reasoning} if chunk.reasoning else {}),
-                **(_usage_dict(chunk.usage) if chunk.usage is not None else {}),
+                **(_counts(chunk.usage) if chunk.usage is not None else {}),
             },
         }
 

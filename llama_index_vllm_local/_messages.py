@@ -1,4 +1,4 @@
-"""LlamaIndex's messages -> OpenAI's, as the engine takes them. Pure.
+"""LlamaIndex's messages -> OpenAI's, as the engine takes them. Pure (but see _blocks).
 
 Nothing of the caller's is changed.
 """
@@ -6,7 +6,7 @@ Nothing of the caller's is changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -15,52 +15,109 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
-)  # fmt: skip
+)
 
+from llama_index_vllm_local._blocks import Part, any_names_file, to_openai_parts
 from llama_index_vllm_local._tools import openai_tool_call
 from shared_engine.errors import InvalidInputError
+from shared_engine.media_errors import Wording
 
 # LlamaIndex's words for roles that a chat template knows by another name.
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant", MessageRole.FUNCTION: "tool"}
+# What other fields of the sent message stand for, or nothing does: vLLM caches every prefix by itself.
+_SENT_ELSEWHERE = (ThinkingBlock, ToolCallBlock, CachePoint)
+_OPENAIS_FIELDS = ("tool_call_id", "name")
 
 
-def to_openai_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+class Conversation(NamedTuple):
+    """Messages in OpenAI's form."""
+
+    messages: list[dict[str, Any]]
+    positions: list[list[str]]
+    """Of each message, for each part of its content: the block that it was made of."""
+
+
+def wording(positions: Sequence[Sequence[str]]) -> Wording:
+    """What errors about a conversation call its blocks."""
+    return Wording(
+        position=lambda message, part: positions[message][part],
+        local_file=lambda kind: f"{kind.capitalize()}Block(path=...)",
+    )
+
+
+def to_conversation(messages: Sequence[ChatMessage]) -> Conversation:
     """The conversation in OpenAI's form. The caller's messages stay as they are.
 
     Raises:
         InvalidInputError: naming the message, or the block in it, that can't be sent.
     """
-    return [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    converted = [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return Conversation([message for message, _ in converted], [positions for _, positions in converted])
 
 
-def _to_openai_message(message: ChatMessage, position: str) -> dict[str, Any]:
+def to_openai_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """See ``to_conversation``."""
+    return to_conversation(messages).messages
+
+
+def name_files(messages: Sequence[ChatMessage]) -> bool:
+    """Whether to convert them is to read local files, for which an event loop should not have to wait."""
+    return any(any_names_file(message.blocks) for message in messages if isinstance(message, ChatMessage))
+
+
+def check_text_only(messages: Sequence[ChatMessage]) -> None:
+    """
+    Raises:
+        InvalidInputError: naming the block that LlamaIndex would leave out when it makes a prompt of these messages.
+    """
+    for i, message in enumerate(messages):
+        for j, block in enumerate(message.blocks):
+            if not isinstance(block, (TextBlock, *_SENT_ELSEWHERE)):
+                raise InvalidInputError(
+                    f"messages[{i}].blocks[{j}] is of type {block.block_type!r}, and a model without a chat template "
+                    f"gets text alone: send its text, or give messages_to_prompt"
+                )
+
+
+def _to_openai_message(message: ChatMessage, position: str) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(message, ChatMessage):
         raise InvalidInputError(f"{position} must be a ChatMessage, got {type(message).__name__}: {message!r:.80}")
-    role = _ROLES.get(message.role, message.role.value)
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for index, block in enumerate(message.blocks):
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
-        elif isinstance(block, ThinkingBlock):
-            thoughts.append(block.content or "")
-        elif isinstance(block, ToolCallBlock):
-            calls.append(openai_tool_call(block.tool_call_id, block.tool_name, block.tool_kwargs))
-        elif not isinstance(block, CachePoint):  # vLLM caches every prefix by itself
-            raise InvalidInputError(
-                f"{position}.blocks[{index}] is a {type(block).__name__}; text, thinking and tool calls can be sent"
-            )
-    if not calls:  # from a history that another LLM class wrote
-        calls = [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
-
-    sent: dict[str, Any] = {"role": role, "content": "\n".join(texts) if texts or not calls else None}
-    if any(thoughts):
+    parts = _parts(message, position)
+    calls = _tool_calls(message)
+    sent: dict[str, Any] = {"role": _ROLES.get(message.role, message.role.value), "content": _content(parts)}
+    if calls and not parts:
+        sent["content"] = None
+    thoughts = [block.content for block in message.blocks if isinstance(block, ThinkingBlock) and block.content]
+    if thoughts:
         sent["reasoning"] = "\n".join(thoughts)
     if calls:
         sent["tool_calls"] = calls
-    sent.update({key: message.additional_kwargs[key] for key in ("tool_call_id", "name") if _has(message, key)})
-    return sent
+    sent.update({key: message.additional_kwargs[key] for key in _OPENAIS_FIELDS if _has(message, key)})
+    return sent, [part.position for part in parts]
+
+
+def _parts(message: ChatMessage, position: str) -> list[Part]:
+    return [
+        part
+        for index, block in enumerate(message.blocks)
+        if not isinstance(block, _SENT_ELSEWHERE)
+        for part in to_openai_parts(block, f"{position}.blocks[{index}]", reads_files=message.role == MessageRole.USER)
+    ]
+
+
+def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
+    """Text alone as a string, which many chat templates want."""
+    if all(part.content["type"] == "text" for part in parts):
+        return "\n".join(part.content["text"] for part in parts)
+    return [part.content for part in parts]
+
+
+def _tool_calls(message: ChatMessage) -> list[Any]:
+    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    if calls:
+        return [openai_tool_call(call.tool_call_id, call.tool_name, call.tool_kwargs) for call in calls]
+    # from a history that another LLM class wrote
+    return [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
 
 
 def _has(message: ChatMessage, key: str) -> bool:

@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
+from pydantic import PydanticUserError
 
-from shared_engine.errors import InvalidInputError
+from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 
 _TOOL_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 
@@ -20,12 +21,55 @@ _TOOL_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": 
 # ---- out
 
 
-def to_openai_tools(tools: Iterable[Any]) -> list[dict[str, Any]]:
-    """Tools in OpenAI's form, from LlamaIndex's tools or from that form itself."""
-    return [
-        dict(tool) if isinstance(tool, Mapping) else tool.metadata.to_openai_tool(skip_length_check=True)
-        for tool in tools
-    ]
+def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[dict[str, Any]]:
+    """Tools in OpenAI's form, from LlamaIndex's tools or from that form itself. One that comes twice is sent once.
+
+    Args:
+        strict: whether arguments always follow the tool's schema; None: as each tool says.
+
+    Raises:
+        InvalidInputError: naming the position of what is no tool, or shares its name with a different one.
+    """
+    sent: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        form = _to_openai_tool(tool, f"tools[{index}]")
+        name = form["function"]["name"]
+        if sent.setdefault(name, form) != form:
+            raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call could mean either")
+    if strict is None:
+        return list(sent.values())
+    return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in sent.values()]
+
+
+def _to_openai_tool(tool: Any, position: str) -> dict[str, Any]:
+    form = dict(tool) if isinstance(tool, Mapping) else _form_of_metadata(tool, position)
+    function = form.get("function")
+    if not isinstance(function, Mapping) or form.get("type", "function") != "function":
+        raise InvalidInputError(
+            f"{position} is no tool in OpenAI's form, {{'type': 'function', 'function': {{'name': ...}}}}: {tool!r:.80}"
+        )
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidInputError(f"{position} has no name, by which the model could call it")
+    return form
+
+
+def _form_of_metadata(tool: Any, position: str) -> dict[str, Any]:
+    metadata: Any = getattr(tool, "metadata", None)
+    if not hasattr(metadata, "to_openai_tool"):
+        hint = "; wrap it: FunctionTool.from_defaults(...)" if callable(tool) else ""
+        raise InvalidInputError(f"{position} is a {type(tool).__name__}, not one of LlamaIndex's tools{hint}")
+    try:
+        form = metadata.to_openai_tool(skip_length_check=True)
+    except PydanticUserError as exc:
+        raise InvalidInputError(f"{position}, {metadata.name!r}, has parameters without a JSON schema: {exc}") from exc
+    # Core writes names as OpenAI wants them; vLLM takes any, and agents look tools up by the one they really have.
+    function = {**form["function"], "name": metadata.name}
+    return {**form, "function": {key: value for key, value in function.items() if value is not None}}
+
+
+def with_strict_arguments(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tools, each marked strict unless it says otherwise; the schemas stay as they are."""
+    return [{**tool, "function": {"strict": True, **tool["function"]}} for tool in tools]
 
 
 def to_openai_tool_choice(
@@ -38,38 +82,109 @@ def to_openai_tool_choice(
     """
     if choice is None:
         return "required" if required else "auto"
-    if isinstance(choice, Mapping):
-        return dict(choice)
-    if choice in _TOOL_CHOICES:
-        return _TOOL_CHOICES[choice]
     names = [str(tool["function"]["name"]) for tool in tools]
-    if choice not in names:
-        near = difflib.get_close_matches(choice, names, n=1, cutoff=0.5)
+    wanted = choice if isinstance(choice, str) else _wanted(choice)
+    if wanted in _TOOL_CHOICES and wanted not in names:
+        return _TOOL_CHOICES[wanted]
+    if wanted not in names:
+        near = difflib.get_close_matches(str(wanted), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"tools: {', '.join(names) or 'none'}"
         raise InvalidInputError(f"tool_choice = {choice!r} names no tool; {hint}")
-    return {"type": "function", "function": {"name": choice}}
+    return {"type": "function", "function": {"name": wanted}}
+
+
+def _wanted(choice: Mapping[str, Any]) -> Any:
+    """The name of a tool, in OpenAI's form for chats or for its Responses API; or a word, in Anthropic's form."""
+    function = choice.get("function")
+    named = function if isinstance(function, Mapping) else choice
+    return named.get("name", choice.get("type"))
 
 
 def openai_tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": text}}
+
+
+def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The positions of the messages, the results of an answer's calls in the order of those calls.
+
+    LlamaIndex's agents note results as their tools end, and most chat templates write them without ids: the model would
+    take the one for the other.
+    """
+    order = list(range(len(messages)))
+    for start, message in enumerate(messages, 1):
+        ranks = {call.get("id"): rank for rank, call in enumerate(message.get("tool_calls") or ())}
+        end = start
+        while end < len(messages) and messages[end]["role"] == "tool" and messages[end].get("tool_call_id") in ranks:
+            end += 1
+        order[start:end] = sorted(order[start:end], key=lambda index: ranks[messages[index]["tool_call_id"]])
+    return order
 
 
 # ---- in, for agents
 
 
-def to_tool_selections(message: ChatMessage) -> list[ToolSelection]:
-    """The tools that a message calls. Arguments that are not (yet) whole are read as far as they go."""
-    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+def to_tool_selections(response: ChatResponse) -> list[ToolSelection]:
+    """The tools that an answer calls. While it is under way, with arguments that are read as far as they go.
+
+    Once it has ended, nothing is mended or left out: a tool would run with a number that lacks its last digits, or with
+    its defaults. Nor could the model be told, so that it calls again: LlamaIndex runs whatever it is given here.
+
+    Raises:
+        LengthFinishReasonError: the answer was cut off within a call.
+        ValueError: the arguments of a call are no JSON object.
+    """
+    calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+    if _is_under_way(response):
+        arguments = [_read_as_far_as_it_goes(call.tool_kwargs) for call in calls]
+    else:
+        is_cut_off = finish_reason(response) == "length"
+        arguments = [_read(call, is_cut_off, is_last=call is calls[-1]) for call in calls]
     return [
-        ToolSelection(
-            tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=_read_arguments(call.tool_kwargs)
-        )
-        for call in calls
+        ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=tool_kwargs)
+        for call, tool_kwargs in zip(calls, arguments, strict=True)
     ]
 
 
-def _read_arguments(arguments: Mapping[str, Any] | str) -> dict[str, Any]:
+def finish_reason(response: ChatResponse | CompletionResponse) -> str | None:
+    """Why the answer ended; None while it is under way, and where its server did not say."""
+    choices = response.raw.get("choices") if isinstance(response.raw, Mapping) else None
+    return choices[0].get("finish_reason") if choices else None
+
+
+def _is_under_way(response: ChatResponse) -> bool:
+    return response.delta is not None and finish_reason(response) is None  # a whole answer has no delta
+
+
+def _read(call: ToolCallBlock, is_cut_off: bool, is_last: bool) -> dict[str, Any]:
+    """All arguments of a call. Without any, models and servers write nothing, ``{}`` or ``null``."""
+    text = call.tool_kwargs
+    if not isinstance(text, str):
+        return dict(text)
+    if not text and not (is_cut_off and is_last):
+        return {}
+    try:
+        arguments = json.loads(text, strict=False)  # models write newlines into strings
+        problem = "no JSON object"
+    except json.JSONDecodeError as exc:
+        arguments, problem = text, f"no valid JSON ({exc})"
+    if arguments is None:
+        return {}
+    if isinstance(arguments, dict):
+        return arguments
+    if is_cut_off:
+        raise LengthFinishReasonError(
+            f"the call of {call.tool_name!r} was cut off (finish_reason 'length') and is not made: raise max_tokens, "
+            f"or where the model's limit is met, shorten the prompt. Its arguments up to there: {text!r:.500}",
+            text,
+        )
+    raise ValueError(
+        f"the call of {call.tool_name!r} is not made: its arguments are {problem}: {text!r:.500}. vLLM holds them to "
+        "the tool's schema for VLLM(strict=True), and where a call is forced (tool_required, tool_choice)"
+    )
+
+
+def _read_as_far_as_it_goes(arguments: Mapping[str, Any] | str) -> dict[str, Any]:
     if not isinstance(arguments, str):
         return dict(arguments)
     for read in (json.loads, parse_partial_json):

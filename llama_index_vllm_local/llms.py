@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, closing
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -27,17 +29,28 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
 from llama_index_vllm_local._batches import Batches
 from llama_index_vllm_local._engine_user import LlamaIndexUser
-from llama_index_vllm_local._messages import to_openai_messages
+from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
-from llama_index_vllm_local._tools import to_openai_tool_choice, to_openai_tools, to_tool_selections
-from shared_engine.engine_user import ChatUser
-from shared_engine.errors import InvalidInputError
+from llama_index_vllm_local._structured import StructuredPrediction
+from llama_index_vllm_local._tools import (
+    finish_reason,
+    in_order_of_calls,
+    to_openai_tool_choice,
+    to_openai_tools,
+    to_tool_selections,
+    with_strict_arguments,
+)
+from shared_engine.engine_user import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.errors import InvalidInputError, LengthFinishReasonError
+from shared_engine.media_errors import media_errors
 from shared_engine.model_folder import lacks_chat_template
 from shared_engine.parameters import merged_parameters
-from shared_engine.parsers import choose_parsers
+from shared_engine.parsers import choose_parsers, known_tool_parsers
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
+from shared_engine.wire import check_prompt
 
 if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
     from llama_index.core.tools.types import BaseTool
 
     from shared_engine.settings import EngineSettings
@@ -51,9 +64,11 @@ class _Request(NamedTuple):
     prompt: str = ""
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    positions: Sequence[Sequence[str]] = ()
+    """Of the messages, for each part of their contents: the block that it was made of."""
 
 
-class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
+class VLLM(LlamaIndexUser, ChatUser, Batches, StructuredPrediction, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::
@@ -81,9 +96,11 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
 
         answers = await asyncio.gather(*(llm.acomplete(prompt) for prompt in prompts))
 
-    RAG: as the LLM of everything in LlamaIndex::
+    RAG: as the LLM of everything in LlamaIndex. Texts are then cut to fit by this model's tokens; LlamaIndex counts
+    OpenAI's otherwise, which may be fewer, so that a prompt that it fills is too long::
 
         Settings.llm = llm
+        Settings.tokenizer = llm.engine.tokenize
         engine = SummaryIndex.from_documents(documents).as_query_engine()
 
     Call tools, in agents or directly::
@@ -91,13 +108,20 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
         agent = FunctionAgent(tools=[add], llm=llm)
         print(llm.predict_and_call([FunctionTool.from_defaults(fn=add)], "What is 2 + 3?"))
 
+    Structured output: vLLM holds the answer to the class's schema, token by token, but shows the model nothing of it,
+    so the prompt should say what is wanted (``pydantic_program_mode="function"`` shows it, as a tool to call)::
+
+        person = llm.structured_predict(Person, PromptTemplate("Extract name and age: {text}"), text=text)
+        response = llm.as_structured_llm(Person).chat(messages)  # response.raw is a Person; it has the usage, too
+        engine = index.as_query_engine(llm=llm, output_cls=Person)
+
     A vLLM server that somebody else runs::
 
         llm = VLLM(base_url="http://gpu-box:8000/v1", api_key="...")
 
     A request's parameters (GenerationParams: temperature, max_tokens, stop, response_format, ...) are keywords of every
     call and win over the constructor's. Token counts are in ``response.raw["usage"]`` and in
-    ``response.additional_kwargs``; of a stream, in its last response.
+    ``response.additional_kwargs``; of a stream, in its last response, which a stream that is left early never gives.
 
     Prompts and the chat template: ``complete(prompt)`` sends the prompt as one user message, because a model tuned for
     chat answers nothing useful without its template. ``complete(prompt, formatted=True)`` sends the text as it is. A
@@ -121,6 +145,10 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
     is_function_calling_model: bool | None = None
     """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
     vLLM has no tool-call parser for what this model writes."""
+
+    strict: bool | None = None
+    """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
+    (``tool_required``, ``tool_choice``)."""
 
     _metadata: LLMMetadata | None = PrivateAttr(default=None)
 
@@ -181,7 +209,7 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return to_chat_response(await self._aanswer(self._chat_request(messages, kwargs)))
+        return to_chat_response(await self._aanswer(await self._achat_request(messages, kwargs)))
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -190,7 +218,7 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        chunks = self._astream(self._chat_request(messages, kwargs))
+        chunks = self._astream(await self._achat_request(messages, kwargs))
         return AsyncResponseStream(chunks, StreamedAnswer().add_to_chat)
 
     @llm_completion_callback()
@@ -214,19 +242,32 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
     # ---- a request: made once, sent in one of four ways
 
     def _chat_request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> _Request:
-        if not self._uses_chat_template():
-            return self._text_request((self.messages_to_prompt or generic_messages_to_prompt)(messages), kwargs)
+        _check_conversation(messages)
         options = dict(kwargs)
-        tools = to_openai_tools(options.pop("tools", None) or ())
-        tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
-        in_parallel = options.pop("parallel_tool_calls", None)
-        if in_parallel is not None and tools:
-            options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
-        return _Request(
-            self._params(options), to_openai_messages(messages), tools=tools or None, tool_choice=tool_choice
-        )
+        tools, tool_choice = self._take_tools(options)
+        if not self._uses_chat_template():
+            to_prompt = self.messages_to_prompt or generic_messages_to_prompt
+            if to_prompt is generic_messages_to_prompt:
+                check_text_only(messages)
+            return self._text_request(to_prompt(messages), options)
+        params = self._params(options)
+        if tool_choice == "auto" and (params.response_format or params.structured_outputs):
+            # vLLM lets the model choose between a call and the answer's form only if it can hold it to both.
+            tools = with_strict_arguments(tools)
+        sent, positions = to_conversation(messages)
+        order = in_order_of_calls(sent)
+        sent, positions = [sent[index] for index in order], [positions[index] for index in order]
+        return _Request(params, sent, tools=tools or None, tool_choice=tool_choice, positions=positions)
+
+    async def _achat_request(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> _Request:
+        """See ``_chat_request``. Local files are read in a thread, while the event loop goes on."""
+        _check_conversation(messages)
+        if name_files(messages):
+            return await asyncio.to_thread(self._chat_request, messages, kwargs)
+        return self._chat_request(messages, kwargs)
 
     def _completion_request(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> _Request:
+        check_prompt(prompt)
         if formatted:
             return self._text_request(prompt, kwargs)
         if not self._uses_chat_template():
@@ -234,37 +275,77 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
         return self._chat_request([ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
 
     def _text_request(self, prompt: str, kwargs: Mapping[str, Any]) -> _Request:
-        return _Request(self._params(kwargs), prompt=prompt)
+        # The constructor's variables of the chat template are for requests that have one; a call's are refused.
+        said = merged_parameters({}, kwargs)
+        own = {name: said.get(name) for name in CHAT_REQUEST_FIELDS}
+        return _Request(self._params(kwargs).merged(own), prompt=prompt)
 
     def _params(self, call: Mapping[str, Any]) -> GenerationParams:
         """The call's parameters over the constructor's. What neither has is up to the engine."""
+        if "image_documents" in call:
+            raise InvalidInputError("image_documents: give images to chat, as ImageBlocks of a ChatMessage")
         return GenerationParams(**merged_parameters(self._request_defaults(), call))
 
     def _answer(self, request: _Request) -> GenerationResult:
-        params, messages, prompt, tools, tool_choice = request
+        params, messages, prompt, tools, tool_choice, positions = request
         if messages is None:
             return self._engine.generate(prompt, params)
-        return self._engine.chat(messages, params, tools=tools, tool_choice=tool_choice)
+        with media_errors(messages, self._engine.settings, wording(positions)):
+            return self._engine.chat(messages, params, tools=tools, tool_choice=tool_choice)
 
     async def _aanswer(self, request: _Request) -> GenerationResult:
-        params, messages, prompt, tools, tool_choice = request
+        params, messages, prompt, tools, tool_choice, positions = request
         if messages is None:
             return await self._engine.agenerate(prompt, params)
-        return await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
+        with media_errors(messages, self._engine.settings, wording(positions)):
+            return await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
 
     def _stream(self, request: _Request) -> Generator[GenerationChunk, None, None]:
-        params, messages, prompt, tools, tool_choice = _streamable(request)
+        params, messages, prompt, tools, tool_choice, positions = _streamable(request)
         if messages is None:
             return self._engine.stream_generate(prompt, params)
-        return self._engine.stream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+        chunks = self._engine.stream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+        return _within(media_errors(messages, self._engine.settings, wording(positions)), chunks)
 
     def _astream(self, request: _Request) -> AsyncGenerator[GenerationChunk, None]:
-        params, messages, prompt, tools, tool_choice = _streamable(request)
+        params, messages, prompt, tools, tool_choice, positions = _streamable(request)
         if messages is None:
             return self._engine.astream_generate(prompt, params)
-        return self._engine.astream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+        chunks = self._engine.astream_chat(messages, params, tools=tools, tool_choice=tool_choice)
+        return _awithin(media_errors(messages, self._engine.settings, wording(positions)), chunks)
 
     # ---- tools
+
+    def _take_tools(self, options: dict[str, Any]) -> tuple[list[dict[str, Any]], str | dict[str, Any]]:
+        """The tools that a call has among its keywords, from where they are taken, and which of them to use."""
+        strict = options.pop("strict", None)
+        tools = to_openai_tools(options.pop("tools", None) or (), self.strict if strict is None else strict)
+        tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
+        in_parallel = options.pop("parallel_tool_calls", None)
+        if not tools or tool_choice == "none":
+            return tools, tool_choice
+        self._check_tools_are_understood()
+        if in_parallel is not None:
+            options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
+        if tool_choice == "auto":
+            return tools, tool_choice
+        options.setdefault("structured_outputs", None)  # a forced call has the form of its arguments
+        return with_strict_arguments(tools), tool_choice  # which vLLM would otherwise hold to any JSON
+
+    def _check_tools_are_understood(self) -> None:
+        """A model whose calls vLLM would not recognise must not be asked for any.
+
+        Raises:
+            InvalidInputError: it is sent no messages, or no tool-call parser is known for it and none was named.
+        """
+        if not self._uses_chat_template():
+            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
+        if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
+            raise InvalidInputError(
+                f"no tool-call parser is known for {self.model}: if it was trained to call tools, name the parser that "
+                f"reads its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
+                f"{', '.join(known_tool_parsers())}"
+            )
 
     def _prepare_chat_with_tools(
         self,
@@ -277,10 +358,22 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
         tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The keywords for ``chat``; ``tool_choice`` is auto, none, required or a tool's name."""
+        """The keywords for ``chat``.
+
+        Args:
+            tools: LlamaIndex's tools, or dicts in OpenAI's form.
+            allow_parallel_tool_calls: False: at most one call in an answer.
+            tool_required: the model must call a tool.
+            tool_choice: ``auto`` (the model decides), ``none``, ``required`` (also: ``any``), or the one tool to call,
+                by its name or in OpenAI's form; wins over ``tool_required``.
+            kwargs: as for ``chat``; and ``strict``, as for the constructor.
+
+        Raises:
+            InvalidInputError: a tool can't be sent, or ``tool_choice`` names none of them.
+        """
         if isinstance(user_msg, str):
             user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
-        sent = to_openai_tools(tools)
+        sent = to_openai_tools(tools or ())
         return {
             "messages": [*(chat_history or ()), *([] if user_msg is None else [user_msg])],
             "tools": sent,
@@ -288,6 +381,22 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
+
+    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """As of every FunctionCallingLLM. Tools that can't be sent are described in the prompt, as for a ReActAgent."""
+        return super().predict_and_call(*args, **{**self._react_parts(), **kwargs})
+
+    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """See ``predict_and_call``."""
+        return await super().apredict_and_call(*args, **{**self._react_parts(), **kwargs})
+
+    def _react_parts(self) -> dict[str, Any]:
+        """What core needs to describe tools: it looks for them among the keywords, and fails without."""
+        if self.metadata.is_function_calling_model:
+            return {}
+        from llama_index.core.agent.react import ReActChatFormatter, ReActOutputParser
+
+        return {"react_chat_formatter": ReActChatFormatter.from_defaults(), "output_parser": ReActOutputParser()}
 
     def get_tool_calls_from_response(
         self,
@@ -297,13 +406,46 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, CustomLLM, FunctionCallingLLM):
     ) -> list[ToolSelection]:
         """The tools that the model wants called; of a streamed response, as far as they have arrived.
 
+        An answer that has ended gives calls that can be made as they are, or an error.
+
         Raises:
-            ValueError: there are none, and ``error_on_no_tool_call``.
+            LengthFinishReasonError: the answer was cut off, within a call or (``error_on_no_tool_call``) before any.
+            ValueError: the arguments of a call are no JSON object; or there is no call, and ``error_on_no_tool_call``.
         """
-        selections = to_tool_selections(response.message)
+        selections = to_tool_selections(response)
         if error_on_no_tool_call and not selections:
-            raise ValueError(f"the model called no tool; it answered: {response.message.content!r:.500}")
+            answer = response.message.content or ""
+            if finish_reason(response) == "length":
+                raise LengthFinishReasonError(
+                    f"the answer was cut off (finish_reason 'length') before it called a tool: raise max_tokens, or "
+                    f"where the model's limit is met, shorten the prompt. It is, up to there: {answer!r:.500}",
+                    answer,
+                )
+            raise ValueError(f"the model called no tool; it answered: {answer!r:.500}")
         return selections
+
+
+def _check_conversation(messages: object) -> None:
+    if isinstance(messages, str | ChatMessage) or not isinstance(messages, Sequence):
+        raise InvalidInputError(f"messages must be a list of ChatMessages, got {type(messages).__name__}")
+    if not messages:
+        raise InvalidInputError("messages is an empty conversation: it needs at least one message")
+
+
+def _within(
+    context: AbstractContextManager[None], chunks: Generator[GenerationChunk, None, None]
+) -> Generator[GenerationChunk, None, None]:
+    with context, closing(chunks):
+        yield from chunks
+
+
+async def _awithin(
+    context: AbstractContextManager[None], chunks: AsyncGenerator[GenerationChunk, None]
+) -> AsyncGenerator[GenerationChunk, None]:
+    with context:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
 
 def _streamable(request: _Request) -> _Request:

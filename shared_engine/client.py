@@ -40,16 +40,16 @@ class Client:
 
         self._base_url = base_url
         self._where = base_url if socket_path is None else f"the engine's socket {socket_path}"
-        connector: aiohttp.BaseConnector
+        self._connector: Any
         if socket_path is None:
-            connector = _connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
+            self._connector = _connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
         else:
-            connector = _connectors()[1](socket_path, limit=_max_connections())
+            self._connector = _connectors()[1](socket_path, limit=_max_connections())
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=self._connector,
             headers=headers,
             proxy=None if socket_path is not None else proxy_of(base_url),
             read_bufsize=1 << 18,
@@ -118,6 +118,16 @@ class Client:
     async def close(self) -> None:
         await self._session.close()
 
+    def hang_up(self) -> None:
+        """Close the connections of a loop that is gone, and whose generators nobody closed, as LlamaIndex's asyncio_run
+        leaves it in a notebook. asyncio could do that on the loop only; Python, once it collects them, with a warning.
+        """
+        for transport in self._connector.noted:
+            socket = getattr(transport, "_sock", None)  # uvloop's have none: they are closed with their loop
+            if socket is not None:
+                socket.close()
+                transport._sock = None
+
     def __del__(self) -> None:
         # Still open here means that its loop is gone: ended without closing its generators, at the interpreter's end,
         # or left behind in the parent by a fork. There is nothing to close it on, and nothing the user should read.
@@ -134,10 +144,15 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
     import aiohttp
 
     class Noting(aiohttp.BaseConnector):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+
         async def connect(self, *args: Any, **kwargs: Any) -> Any:
             connection = await super().connect(*args, **kwargs)
             if connection.transport is not None:
                 _connections.add(connection.transport)
+                self.noted.add(connection.transport)
             return connection
 
         def __del__(self, *_: Any) -> None:
@@ -209,7 +224,9 @@ class LoopClients:
             return known[0]
         for other in list(self._clients):
             if other.is_closed():  # a client refers to its loop: no weak reference would ever let go of the two
-                self._clients.pop(other, None)
+                forgotten = self._clients.pop(other, None)
+                if forgotten is not None:
+                    forgotten[0].hang_up()
         # asyncio.run and uvloop close every started generator before they close the loop: the client goes with its
         # loop, and nobody has to remember to close it.
         scope = _client_scope(*self._arguments)

@@ -7,6 +7,7 @@ Constructing one starts nothing, opens nothing and imports neither torch nor vLL
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -28,10 +29,11 @@ from shared_engine.results import (
     TokenUsage,
 )
 from shared_engine.settings import SECRET, EngineSettings
-from shared_engine.tokens import count_locally, tokenize_part
+from shared_engine.tokens import count_locally, local_tokenizer, tokenize_part
 from shared_engine.wire import Message
 
 DEFAULT_MAX_NUM_SEQS = 256
+TOKENIZER_KEPT_S = 1.0
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
@@ -69,6 +71,8 @@ class Engine:
         self._made_requests: Requests | None = None
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
+        self._local_tokenizer: Callable[[str], list[int]] | None = None
+        self._tokenizer_until = 0.0
 
     def __repr__(self) -> str:
         where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
@@ -476,6 +480,21 @@ class Engine:
         part = tokenize_part(text, tools, chat_template_kwargs)
         counted = count_locally(self.settings, part)
         return run_sync(self._requests.count_tokens(part)) if counted is None else counted
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text by itself, without special ones before or after it.
+
+        From the model's own tokenizer.json, without starting anything, where ``count_tokens`` counts so too; fast
+        enough to be called for each word of a long text, as frameworks do that cut texts to a number of tokens. The
+        server is asked otherwise, each time.
+        """
+        now = time.monotonic()
+        if now > self._tokenizer_until:  # looking at the files takes longer than tokenizing a word
+            self._local_tokenizer = local_tokenizer(self.settings)
+            self._tokenizer_until = now + TOKENIZER_KEPT_S
+        if self._local_tokenizer is not None:
+            return self._local_tokenizer(text)
+        return run_sync(self._requests.tokenize(text))
 
     # ---- life
 

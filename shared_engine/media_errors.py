@@ -1,13 +1,13 @@
 """A server's refusal of an image, a sound or a video, as an error that names the block and what to do.
 
 vLLM's own words name neither, and a URL it can't load it reports as a fault of its own (500), which callers would try
-again. Works on messages in OpenAI's form; knows nothing of LangChain.
+again. Works on messages in OpenAI's form; what its users call things, each adapter says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,27 +39,39 @@ _NOT_UNDERSTOOD = re.compile(
 _NOT_KNOWN = re.compile(r"Cache miss for (?:image|audio|video)")
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What the users of an adapter know things by."""
+
+    position: Callable[[int, int], str]
+    """Of a message and a part of its content -> the block that the part was made of."""
+    local_file: Callable[[str], str]
+    """``image``, ``audio`` or ``video`` -> how to send one that is a file of this machine."""
+
+
 @contextmanager
-def media_errors(messages: Sequence[Mapping[str, Any]], settings: EngineSettings) -> Iterator[None]:
+def media_errors(messages: Sequence[Mapping[str, Any]], settings: EngineSettings, wording: Wording) -> Iterator[None]:
     """Errors of a request with these messages leave naming the block that they are about, where they are about one."""
     try:
         yield
     except RequestError as exc:
-        named = explain(exc, messages, settings)
+        named = explain(exc, messages, settings, wording)
         if named is exc:
             raise
         raise named from exc
 
 
-def explain(error: RequestError, messages: Sequence[Mapping[str, Any]], settings: EngineSettings) -> VLLMError:
+def explain(
+    error: RequestError, messages: Sequence[Mapping[str, Any]], settings: EngineSettings, wording: Wording
+) -> VLLMError:
     """The error, or what it says of a block of these messages. Pure, but for a look at the model's config.json."""
-    blocks = _media_blocks(messages)
+    blocks = _media_blocks(messages, wording)
     if not blocks or error.status is None:
         return error
     said = error.message
     problem = (
         _unwanted(said, blocks, settings)
-        or _not_loaded(said, blocks)
+        or _not_loaded(said, blocks, wording)
         or _not_known(said, blocks)
         or (_NOT_UNDERSTOOD.search(said) and f"the server can't make sense of {_one_of(blocks)}")
     )
@@ -86,9 +98,9 @@ class _Block:
         return self.position if self.url[:5].lower() in ("", "data:") else f"{self.position} ({self.url:.200})"
 
 
-def _media_blocks(messages: Sequence[Mapping[str, Any]]) -> list[_Block]:
+def _media_blocks(messages: Sequence[Mapping[str, Any]], wording: Wording) -> list[_Block]:
     return [
-        _Block(f"messages[{i}].content[{j}]", _KINDS[part["type"]], _url_of(part))
+        _Block(wording.position(i, j), _KINDS[part["type"]], _url_of(part))
         for i, message in enumerate(messages)
         for j, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ())
         if isinstance(part, Mapping) and part.get("type") in _KINDS
@@ -148,7 +160,7 @@ def _model_name(settings: EngineSettings) -> str:
     return folder.name if folder.is_dir() else settings.model
 
 
-def _not_loaded(said: str, blocks: Sequence[_Block]) -> str | None:
+def _not_loaded(said: str, blocks: Sequence[_Block], wording: Wording) -> str | None:
     if not _NOT_LOADED.search(said):
         return None
     loaded = [block for block in blocks if block.url and block.url[:5].lower() != "data:"]
@@ -156,7 +168,7 @@ def _not_loaded(said: str, blocks: Sequence[_Block]) -> str | None:
     problem = f"the server can't load {_one_of(named or loaded or blocks)}"
     if "local files" in said or "must be a subpath" in said:
         kind = (named or loaded or blocks)[0].kind
-        return f"{problem}: to send a file of this machine write {{'type': {kind!r}, 'path': ...}}"
+        return f"{problem}: to send a file of this machine write {wording.local_file(kind)}"
     return problem
 
 

@@ -15,6 +15,7 @@ from shared_engine.wire import THINKING_SWITCHES
 _THINKING = ("enable_thinking", "reasoning_effort")
 _FORMS = ("response_format", "structured_outputs")
 _MERGED = ("chat_template_kwargs", "extra_body")
+_OWN = (*_FORMS, *_THINKING, "n")
 
 
 def merged_parameters(defaults: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def _with_own_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """What ``extra_body`` has under the name of a parameter of ours is that parameter."""
     body = dict(values.get("extra_body") or {})
     variables = {**(values.get("chat_template_kwargs") or {}), **(body.pop("chat_template_kwargs", None) or {})}
-    own = {name: body.pop(name) for name in _FORMS + _THINKING if name in body}
+    own = {name: body.pop(name) for name in _OWN if name in body}
     return {**values, **own, "chat_template_kwargs": variables or None, "extra_body": body or None}
 
 

@@ -101,6 +101,15 @@ class Requests:
 
         return await self._with_server(call)
 
+    async def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones around them."""
+
+        async def call(server: Server) -> list[int]:
+            body = wire.encode({"model": server.model, "prompt": text, "add_special_tokens": False})
+            return wire.parse_tokens(await server.client.request("POST", "/tokenize", body, self._timeout))
+
+        return await self._with_server(call)
+
     async def check_health(self) -> None:
         async def call(server: Server) -> None:
             await server.client.request("GET", "/health", timeout=PROBE_TIMEOUT_S)

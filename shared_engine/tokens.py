@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -95,6 +95,15 @@ def count_locally(settings: EngineSettings, part: Mapping[str, Any]) -> int | No
         return counter.count_conversation(
             part["messages"], part.get("tools"), _template_variables(settings, part.get("chat_template_kwargs") or {})
         )
+    except _DoubtError as doubt:
+        _say_once(str(settings.model), str(doubt))
+        return None
+
+
+def local_tokenizer(settings: EngineSettings) -> Callable[[str], list[int]] | None:
+    """A function from a text to its tokens, without special ones around them; None where only the server knows them."""
+    try:
+        return _counter(settings).tokens
     except _DoubtError as doubt:
         _say_once(str(settings.model), str(doubt))
         return None
@@ -282,6 +291,10 @@ class TokenCounter:
         self._content_format: Any = None if content_format == "auto" else content_format
         self._texts = templates
         self._templates: dict[str, ChatTemplate] = {}
+
+    def tokens(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def count_text(self, text: str) -> int:
         return len(self._tokenizer.encode(text))

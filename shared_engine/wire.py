@@ -432,6 +432,11 @@ def parse_token_count(data: bytes) -> int:
     return int(_decode(msgspec.json.Decoder(dict[str, Any]), data)["count"])
 
 
+def parse_tokens(data: bytes) -> list[int]:
+    """POST /tokenize."""
+    return list(_decode(msgspec.json.Decoder(dict[str, Any]), data)["tokens"])
+
+
 def parse_metrics(text: str) -> dict[str, float]:
     """GET /metrics: each ``vllm:`` gauge and counter, summed over its labels; histograms are left out."""
     totals: dict[str, float] = {}

@@ -84,7 +84,9 @@ class RemoteServer:
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
         if not self.counts_tokens:
             raise web.HTTPNotFound
-        return web.json_response({"count": len((await request.json())["prompt"].split()) + 2})
+        body = await request.json()
+        count = len(body["prompt"].split()) + (2 if body.get("add_special_tokens", True) else 0)
+        return web.json_response({"count": count, "tokens": list(range(count))})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"data": [{"id": "served", "max_model_len": 2048}]})

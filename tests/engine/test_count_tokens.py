@@ -184,6 +184,11 @@ def test_random_texts_count_what_the_server_counts(engine: Engine) -> None:
         assert local_count(engine, part) == tokenize(engine, part)["count"], repr(text)
 
 
+def test_a_texts_tokens_are_the_servers(engine: Engine) -> None:
+    for text in ("", *random_texts(50)):
+        assert engine.tokenize(text) == tokenize(engine, {"prompt": text, "add_special_tokens": False})["tokens"], text
+
+
 def test_a_prompt_counts_what_a_real_request_costs(engine: Engine) -> None:
     for text in filter(None, random_texts(20)):
         assert engine.count_tokens(text) == engine.generate(text, max_tokens=1).usage.prompt_tokens, repr(text)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-import threading
 from collections.abc import Iterator
 from functools import reduce
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from langchain_vllm_local import ChatVLLM
 from shared_engine import InvalidInputError
-from tests.vision_model import png
+from tests.pictures import BLUE, RED, Pictures, running_pictures
 
 pytestmark = pytest.mark.engine
 
-RED, BLUE = png(255, 0, 0), png(0, 0, 255)
 WAV = base64.b64encode(b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0@\x1f\0\0\x80>\0\0\2\0\x10\0data\0\0\0\0").decode()
 AUDIO = {"type": "audio", "base64": WAV, "mime_type": "audio/wav"}
 VIDEO = {"type": "video", "base64": "AAAA", "mime_type": "video/mp4"}
@@ -31,39 +28,10 @@ def image(content: bytes) -> dict[str, Any]:
     return {"type": "image", "base64": base64.b64encode(content).decode(), "mime_type": "image/png"}
 
 
-class Pictures(ThreadingHTTPServer):
-    """Serves RED as red.png; is too busy for busy.png, and has nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Picture)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.asked: list[str] = []
-
-
-class Picture(BaseHTTPRequestHandler):
-    server: Pictures
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if self.path == "/red.png":
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(RED)
-        else:
-            self.send_error(503 if self.path == "/busy.png" else 404)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def pictures() -> Iterator[Pictures]:
-    with Pictures() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with running_pictures() as server:
         yield server
-        server.shutdown()
-        thread.join(10)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from langchain_core import exceptions as core
 from langchain_core.messages import HumanMessage
 
 from langchain_vllm_local import ChatVLLM
+from langchain_vllm_local._blocks import WORDING
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
 from shared_engine.media_errors import explain
 from tests.conftest import TINY_CHAT
@@ -32,7 +33,8 @@ REMOTE = EngineSettings(model="org/name", base_url="http://127.0.0.1:9")
 
 
 def told(error: RequestError, *content: dict[str, Any], settings: EngineSettings = REMOTE) -> Any:
-    return explain(error, [{"role": "system", "content": "Hi"}, {"role": "user", "content": list(content)}], settings)
+    messages = [{"role": "system", "content": "Hi"}, {"role": "user", "content": list(content)}]
+    return explain(error, messages, settings, WORDING)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,14 @@ def test_two_forms_in_one_call_are_refused() -> None:
 
 
 @pytest.mark.parametrize("where", ["constructor", "call"])
+def test_several_answers_cannot_be_streamed_wherever_their_number_was_given(where: str) -> None:
+    several = {"extra_body": {"n": 2}}
+    llm = ChatVLLM(model="Qwen/Qwen3-4B", **(several if where == "constructor" else {}))
+    with pytest.raises(InvalidInputError, match="n = 2: one answer can be streamed"):
+        list(llm.stream("Hello", **({} if where == "constructor" else several)))
+
+
+@pytest.mark.parametrize("where", ["constructor", "call"])
 def test_tools_beside_a_form_are_strict_wherever_the_form_was_given(where: str) -> None:
     form = {"structured_outputs": {"regex": "a"}}
     sent = body(*((form, {"tools": [TOOL]}) if where == "constructor" else ({}, {**form, "tools": [TOOL]})))

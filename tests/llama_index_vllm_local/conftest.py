@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,20 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.memory import ChatMemoryBuffer
 
 from llama_index_vllm_local import VLLM
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_loop_that_nobody_closes() -> None:
+    """LlamaIndex's sync calls make an event loop where none was ever set, which asyncio.run then drops unclosed."""
+    asyncio.set_event_loop(None)
+
+
+def plain_memory() -> ChatMemoryBuffer:
+    """LlamaIndex's default memory leaves an SQLite connection for the garbage collector to complain about."""
+    return ChatMemoryBuffer.from_defaults()
 
 
 @pytest.fixture

@@ -48,6 +48,20 @@ def test_a_whole_answer_carries_text_usage_and_finish_reason() -> None:
     assert get_tokens_from_response(to_completion_response(result(text="Hi"))) == (7, 5)
 
 
+def test_what_the_server_tells_of_the_tokens_is_in_openais_form_in_raw_and_flat_beside_it() -> None:
+    usage = TokenUsage(prompt_tokens=7, completion_tokens=5, cached_tokens=0, reasoning_tokens=3)
+    response = to_completion_response(
+        GenerationResult(choices=(Choice(text="Hi"),), usage=usage, request_id="r1", model="m")
+    )
+    assert response.raw["usage"] == {
+        **COUNTS,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+    assert response.additional_kwargs == {**COUNTS, "cached_tokens": 0, "reasoning_tokens": 3}
+    assert get_tokens_from_response(response) == (7, 5)
+
+
 def test_an_empty_answer_is_empty_text_not_none() -> None:
     assert to_chat_response(result()).message.content == ""
 
@@ -69,10 +83,11 @@ def test_reasoning_becomes_a_thinking_block_apart_from_the_text() -> None:
 
 def test_tool_calls_are_in_blocks_and_in_additional_kwargs() -> None:
     call = ToolCall(id="c1", name="add", arguments='{"a": 2, "b": 3}')
-    message = to_chat_response(result(tool_calls=(call,))).message
+    response = to_chat_response(result(tool_calls=(call,)))
+    message = response.message
     assert [type(block) for block in message.blocks] == [ToolCallBlock]
     assert message.additional_kwargs["tool_calls"] == [ADD_CALL]
-    (selection,) = to_tool_selections(message)
+    (selection,) = to_tool_selections(response)
     assert (selection.tool_id, selection.tool_name, selection.tool_kwargs) == ("c1", "add", {"a": 2, "b": 3})
     assert to_openai_messages([message]) == [{"role": "assistant", "content": None, "tool_calls": [ADD_CALL]}]
 
@@ -97,6 +112,12 @@ def test_logprobs_list_the_sampled_token_first() -> None:
         assert [(entry.token, entry.logprob) for entry in token] == [("b", -2.0), ("a", -0.1)]
     plain = {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": None}
     assert to_completion_response(result(text="b", logprobs=plain)).logprobs is not None
+
+
+def test_the_first_token_of_an_echoed_prompt_has_no_probability() -> None:
+    echoed = {"tokens": ["a", "b"], "token_logprobs": [None, -2.0], "top_logprobs": [None, {"b": -2.0, "c": -3.0}]}
+    (token,) = to_completion_response(result(text="ab", logprobs=echoed)).logprobs or []
+    assert [entry.token for entry in token] == ["b", "c"]
 
 
 # ---- streamed answers in
@@ -129,6 +150,16 @@ def test_only_the_last_piece_has_the_usage_and_the_whole_summary() -> None:
     assert get_tokens_from_response(last) == (7, 5)
     assert last.raw["choices"][0]["finish_reason"] == "stop"
     assert last.text == "Hi"
+    assert not any(set(COUNTS) & set(response.additional_kwargs) for response in responses[:-1])
+
+
+def test_probabilities_of_a_stream_are_those_of_all_its_tokens_so_far() -> None:
+    answer = StreamedAnswer()
+    pieces = [{"content": [{"token": token, "logprob": -1.0}]} for token in "ab"]
+    chunks = [GenerationChunk(text="a", logprobs=pieces[0]), GenerationChunk(text="b", logprobs=pieces[1])]
+    responses = [answer.add_to_chat(chunk) for chunk in [*chunks, GenerationChunk(usage=USAGE)]]
+    seen = [[token[0].token for token in response.logprobs or []] for response in responses]
+    assert seen == [["a"], ["a", "b"], ["a", "b"]]
 
 
 def test_streamed_tool_calls_grow_piece_by_piece() -> None:
@@ -140,7 +171,7 @@ def test_streamed_tool_calls_grow_piece_by_piece() -> None:
         ToolCallDelta(index=0, arguments=', "b": 3}'),
     ]
     answer = StreamedAnswer()
-    seen = [to_tool_selections(answer.add_to_chat(GenerationChunk(tool_calls=(delta,))).message) for delta in deltas]
+    seen = [to_tool_selections(answer.add_to_chat(GenerationChunk(tool_calls=(delta,)))) for delta in deltas]
     assert [[call.tool_name for call in calls] for calls in seen] == [
         [], ["add"], ["add"], ["add", "now"], ["add", "now"],
     ]  # fmt: skip

@@ -211,7 +211,7 @@ def test_a_calls_keywords_win_over_the_constructors() -> None:
 
 
 def test_keywords_and_messages_of_the_caller_stay_as_they_are() -> None:
-    llm = VLLM(model=HUB_ID, extra_body={"a": 1})
+    llm = VLLM(model=HUB_ID, is_function_calling_model=True, extra_body={"a": 1})
     kwargs = {"tools": [FunctionTool.from_defaults(fn=print, name="p")], "parallel_tool_calls": False}
     before = dict(kwargs)
     request = llm._chat_request([ChatMessage(content="Hi")], kwargs)
@@ -257,7 +257,7 @@ def add(a: int, b: int) -> int:
 
 
 def test_a_chat_with_tools_keeps_the_history_and_appends_the_message() -> None:
-    llm = VLLM(model=HUB_ID)
+    llm = VLLM(model=HUB_ID, is_function_calling_model=True)
     history = [ChatMessage(content="Hi")]
     tool = FunctionTool.from_defaults(fn=add)
     sent = llm._prepare_chat_with_tools([tool], user_msg="What is 2 + 3?", chat_history=history, tool_required=True)

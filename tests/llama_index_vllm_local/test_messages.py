@@ -53,6 +53,52 @@ COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
             {"role": "assistant", "content": "Hi", "reasoning": "hm"},
         ),
         (
+            ChatMessage(
+                role="assistant",
+                blocks=[
+                    ThinkingBlock(content="first"),
+                    TextBlock(text="So"),
+                    ThinkingBlock(),
+                    ThinkingBlock(content="then"),
+                    ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"a": 2, "b": 3}),
+                ],
+            ),
+            {"role": "assistant", "content": "So", "reasoning": "first\nthen", "tool_calls": [ADD_CALL]},
+        ),
+        (
+            ChatMessage(
+                role="tool",
+                blocks=[TextBlock(text="See:"), ImageBlock(url="http://x/cat.png")],
+                additional_kwargs={"tool_call_id": "c1"},
+            ),
+            {
+                "role": "tool",
+                "content": [
+                    {"type": "text", "text": "See:"},
+                    {"type": "image_url", "image_url": {"url": "http://x/cat.png"}},
+                ],
+                "tool_call_id": "c1",
+            },
+        ),
+        (
+            ChatMessage(
+                role="assistant",
+                blocks=[
+                    ImageBlock(url="http://x/cat.png"),
+                    ToolCallBlock(tool_call_id="c1", tool_name="add", tool_kwargs={"a": 2, "b": 3}),
+                ],
+            ),
+            {
+                "role": "assistant",
+                "content": [{"type": "image_url", "image_url": {"url": "http://x/cat.png"}}],
+                "tool_calls": [ADD_CALL],
+            },
+        ),
+        (
+            ChatMessage(role="function", content="5", additional_kwargs={"name": "add", "function_call": None}),
+            {"role": "tool", "content": "5", "name": "add"},
+        ),
+        (
             ChatMessage(role="tool", content="5", additional_kwargs={"tool_call_id": "c1", "name": "add"}),
             {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
         ),
@@ -86,9 +132,9 @@ def test_a_message_becomes_openais_form(message: ChatMessage, expected: dict[str
 def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
     messages = [
         ChatMessage(role="user", content="Hi"),
-        ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock(url="http://x/cat.png")]),
+        ChatMessage(role="user", blocks=[TextBlock(text="What is this?"), ImageBlock()]),
     ]
-    with pytest.raises(InvalidInputError, match=r"messages\[1\]\.blocks\[1\] is a ImageBlock"):
+    with pytest.raises(InvalidInputError, match=r"messages\[1\]\.blocks\[1\] has no image in it"):
         to_openai_messages(messages)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from shared_engine.client import Client
+from shared_engine.client import Client, loop_clients
 from shared_engine.errors import RequestError
 
 
@@ -60,3 +62,33 @@ async def test_a_connection_is_used_again_but_not_after_a_servers_failure(
                 assert not status.startswith("200")
         assert requests_of == used
         await client.close()
+
+
+def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
+    """As LlamaIndex's asyncio_run does in a notebook: it closes the loop, but not the generators that run on it."""
+
+    async def ask(url: str, times: int) -> None:
+        client = await loop_clients(url).get()
+        await asyncio.gather(*(client.request("GET", "/") for _ in range(times)))
+
+    def ask_on_a_loop_of_its_own(url: str) -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(ask(url, 5))
+        loop.close()
+
+    async def ask_twice() -> None:
+        async with server_that_says("200 OK", in_pieces=True) as (url, requests_of):
+            before = open_sockets()
+            await asyncio.to_thread(ask_on_a_loop_of_its_own, url)
+            assert open_sockets() - before == 2 * 5  # both ends
+            await ask(url, 1)
+            await asyncio.sleep(0.1)
+            assert open_sockets() - before == 2
+            assert len(requests_of) == 6
+
+    asyncio.run(ask_twice())
+    gc.collect()  # says what was dropped while it was open
+
+
+def open_sockets() -> int:
+    return sum("socket:" in os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))

@@ -39,6 +39,7 @@ LAYERS = (
     "client",
     "io_loop",
     "parameters",
+    "structured",
     "wire",
     "command",
     "supervisor",
@@ -56,6 +57,7 @@ LAYERS = (
     "parsers",
     "model_folder",
     "local_files",
+    "media_parts",
     "start_failures",
     "launcher",
     "interpreter",
@@ -163,6 +165,9 @@ def test_constructing_an_engine_imports_nothing_heavy(tmp_path: Path) -> None:
     chat = "from langchain_vllm_local import ChatVLLM; ChatVLLM(model='org/name')"
     assert not heavy & loaded_by(chat)
     assert "langchain_core.language_models.llms" not in loaded_by("import langchain_vllm_local")
+    pooling = "from llama_index_vllm_local import VLLMEmbedding as E, VLLMRerank as R; E(model='a/b'); R(model='a/b')"
+    assert heavy & loaded_by(pooling) <= {"jinja2"}  # which is LlamaIndex's own
+    assert "llama_index.core" not in loaded_by("import llama_index_vllm_local")
 
 
 def test_the_supervisor_stays_small() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 from shared_engine import Engine, EngineSettings, InvalidInputError
 from shared_engine.tokens import count_locally, tokenize_part
 from tests.conftest import REPOSITORY, TINY_CHAT
+from tests.remote_server import running_server
 from tests.small_tokenizers import CHAT_TEMPLATE, HELLO, SHOUT, TEXT, TOOL, counted, make_folder, tokens_of
 
 
@@ -71,6 +73,28 @@ def test_truncation_and_padding_in_the_file_do_not_count(tmp_path: Path) -> None
 
 def test_an_empty_text_is_no_token_of_its_own(tmp_path: Path) -> None:
     assert counted(make_folder(tmp_path), "") == 0
+
+
+# ---- the tokens themselves
+
+
+def test_a_texts_own_tokens_have_no_special_ones_around_them(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, "gemma", "gemma2", "GemmaTokenizer")
+    engine = Engine(model=str(folder), python=str(tmp_path / "no" / "python"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (TEXT, " Hello", "<bos>", ""):
+        assert engine.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
+    assert len(engine.tokenize(TEXT)) == counted(folder, TEXT) - 1
+
+
+def test_a_tokenizer_goes_to_other_processes(nowhere: str) -> None:
+    tokenize = Engine(model=str(TINY_CHAT), python=nowhere).tokenize
+    assert pickle.loads(pickle.dumps(tokenize))("Hello there") == tokenize("Hello there")
+
+
+def test_a_remote_server_tokenizes_itself() -> None:
+    with running_server() as server:
+        assert Engine(base_url=server.url).tokenize("one two three") == [0, 1, 2]
 
 
 # ---- what is left to the server

@@ -1,0 +1,248 @@
+"""One structured prediction: a prompt asked in one of three ways, and its answer read as an instance of a class.
+
+Shared by the four ways to wait for it (whole, streamed, sync, async) and by conversations and text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Generic
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, ToolCallBlock
+from llama_index.core.output_parsers.pydantic import PydanticOutputParser
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.program.utils import FlexibleModel, create_flexible_model
+from llama_index.core.prompts.base import BasePromptTemplate
+from llama_index.core.types import Model, PydanticProgramMode
+from pydantic import BaseModel, PydanticUserError, ValidationError
+from pydantic_core import from_json
+
+from llama_index_vllm_local._tools import finish_reason
+from shared_engine.errors import InvalidInputError, LengthFinishReasonError
+from shared_engine.parameters import merged_parameters
+from shared_engine.structured import CUT_OFF, JsonSchema, cut_off_message
+
+if TYPE_CHECKING:
+    from llama_index.core.llms.function_calling import FunctionCallingLLM
+
+Response = ChatResponse | CompletionResponse
+
+# The ways in which a Prediction asks: by response_format, by a tool that must be called, by the prompt alone.
+OWN_MODES = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM)
+# Among a prediction's llm_kwargs: where it leaves the response that it read last.
+LAST_RESPONSE = "_last_response"
+
+# What core's programs take from llm_kwargs, because a prediction decides it.
+_DECIDED = ("tool_required", "tool_choice", "allow_parallel_tool_calls")
+_FENCED = re.compile(r"\s*```\w*\n(.*)```\s*", re.DOTALL)
+
+
+class LastResponse:
+    """What a prediction read last: the response, for its usage, and the JSON in it. What it returns has neither."""
+
+    response: Response | None = None
+    json_text: str = ""
+
+
+class Prediction(Generic[Model]):
+    """A prompt to be answered with an instance of ``output_cls``.
+
+    Raises:
+        InvalidInputError: no such answer could be asked for.
+    """
+
+    def __init__(
+        self,
+        llm: FunctionCallingLLM,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: Mapping[str, Any] | None,
+        prompt_args: Mapping[str, Any],
+    ) -> None:
+        self._llm, self._output_cls, self._mode = llm, output_cls, llm.pydantic_program_mode
+        self._parser = SchemaOutputParser(output_cls)
+        self._options = {name: value for name, value in (llm_kwargs or {}).items() if name not in _DECIDED}
+        self._last: LastResponse = self._options.pop(LAST_RESPONSE, None) or LastResponse()
+        self._seen: Any = None
+        schema = _schema(output_cls)
+        self._write(prompt, prompt_args)
+        if self._mode == PydanticProgramMode.DEFAULT:
+            self._options = _held_to(schema.response_format(), self._options)
+        if self._mode == PydanticProgramMode.FUNCTION:
+            self._options = self._forced_call()
+
+    # ---- what is asked
+
+    def _write(self, prompt: BasePromptTemplate, prompt_args: Mapping[str, Any]) -> None:
+        """The prompt as a conversation; for a model without a chat template, as text."""
+        if self._mode == PydanticProgramMode.LLM:
+            prompt = prompt.partial_format()  # a copy: the caller's keeps its own parser
+            prompt.output_parser = self._parser
+        self._messages: list[ChatMessage] | None = None
+        self._prompt = ""
+        llm = self._llm
+        if llm.metadata.is_chat_model:
+            self._messages = llm._extend_messages(prompt.format_messages(llm=llm, **prompt_args))
+        else:
+            to_prompt = {name: getattr(llm, name) for name in ("messages_to_prompt", "completion_to_prompt")}
+            self._prompt = llm._extend_prompt(prompt.format(llm=llm, **to_prompt, **prompt_args))
+
+    def _forced_call(self) -> dict[str, Any]:
+        if not self._llm.metadata.is_function_calling_model:
+            raise InvalidInputError(
+                f"pydantic_program_mode = {self._mode.value!r} asks by a tool, which this model is not sent; "
+                f"{PydanticProgramMode.DEFAULT.value!r} asks by response_format, and needs none"
+            )
+        tool = get_function_tool(self._output_cls)
+        options = self._llm._prepare_chat_with_tools(
+            [tool], chat_history=self._messages, tool_choice=tool.metadata.name, **self._options
+        )
+        self._messages = options.pop("messages")
+        return options
+
+    # ---- asking, in four ways
+
+    def whole(self) -> Model:
+        llm, options = self._llm, self._options
+        if self._messages is None:
+            return self._read(llm.complete(self._prompt, formatted=True, **options))
+        return self._read(llm.chat(self._messages, **options))
+
+    async def awhole(self) -> Model:
+        llm, options = self._llm, self._options
+        if self._messages is None:
+            return self._read(await llm.acomplete(self._prompt, formatted=True, **options))
+        return self._read(await llm.achat(self._messages, **options))
+
+    def stream(self) -> Generator[Model | FlexibleModel, None, None]:
+        """What has arrived, as far as it goes; last, the whole object."""
+        llm, options = self._llm, self._options
+        response: Response = CompletionResponse(text="")
+        stream: Generator[Response, None, None] = (
+            llm.stream_complete(self._prompt, formatted=True, **options)
+            if self._messages is None
+            else llm.stream_chat(self._messages, **options)
+        )
+        with contextlib.closing(stream):  # leaving this one early ends the request
+            for response in stream:
+                so_far = self._read_so_far(response)
+                if so_far is not None:
+                    yield so_far
+        yield self._read(response)
+
+    async def astream(self) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """See ``stream``."""
+        llm, options = self._llm, self._options
+        response: Response = CompletionResponse(text="")
+        stream: AsyncGenerator[Response, None] = (
+            await llm.astream_complete(self._prompt, formatted=True, **options)
+            if self._messages is None
+            else await llm.astream_chat(self._messages, **options)
+        )
+        async with contextlib.aclosing(stream):
+            async for response in stream:
+                so_far = self._read_so_far(response)
+                if so_far is not None:
+                    yield so_far
+        yield self._read(response)
+
+    # ---- what comes back
+
+    def _read(self, response: Response) -> Model:
+        """The answer, which has ended, as an instance of the class.
+
+        Raises:
+            LengthFinishReasonError: it was cut off; with its text up to there.
+            ValueError: it is no JSON, or the class refuses it (then pydantic's ValidationError); or it calls no tool.
+        """
+        self._keep(response)
+        reason = finish_reason(response)
+        if reason in CUT_OFF:
+            raise LengthFinishReasonError(cut_off_message(reason), self._text(response) or _content(response))
+        if self._mode == PydanticProgramMode.LLM:
+            value: Model = self._parser.parse(_content(response))
+            return value
+        if self._mode == PydanticProgramMode.FUNCTION:
+            assert isinstance(response, ChatResponse)
+            call = self._llm.get_tool_calls_from_response(response)[0]
+            return self._output_cls.model_validate_json(json.dumps(call.tool_kwargs))
+        return _from_json(self._output_cls, _content(response))
+
+    def _read_so_far(self, response: Response) -> Model | FlexibleModel | None:
+        """An answer under way: an instance where what there is makes one, else an object that holds what there is.
+
+        None where nothing was added.
+        """
+        value = _partial_json(self._keep(response))
+        if value is None or value == self._seen:
+            return None
+        self._seen = value
+        try:
+            return self._output_cls.model_validate(value)
+        except Exception:  # whatever the class's own validators raise for half a value
+            return self._flexible(value) if isinstance(value, dict) else None
+
+    def _flexible(self, value: dict[str, Any]) -> FlexibleModel:
+        if not hasattr(self, "_flexible_cls"):  # making a class takes longer than a token
+            self._flexible_cls = create_flexible_model(self._output_cls)
+        return self._flexible_cls.model_validate(value)
+
+    def _keep(self, response: Response) -> str:
+        self._last.response, self._last.json_text = response, self._text(response)
+        return self._last.json_text
+
+    def _text(self, response: Response) -> str:
+        """Where the JSON is: the content, or the arguments of the call."""
+        if self._mode != PydanticProgramMode.FUNCTION:
+            return _content(response)
+        assert isinstance(response, ChatResponse)
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        return str(calls[0].tool_kwargs) if calls else ""
+
+
+class SchemaOutputParser(PydanticOutputParser[Model]):
+    """Core's own, without its doubled braces: the prompt has been formatted when these words are added."""
+
+    def format(self, query: str) -> str:
+        return f"{query}\n\n{self.get_format_string(escape_json=False)}"
+
+
+def _schema(output_cls: Any) -> JsonSchema:
+    if not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
+        raise InvalidInputError(f"output_cls = {output_cls!r:.80}: must be a pydantic class")
+    try:
+        schema = output_cls.model_json_schema()
+    except PydanticUserError as exc:
+        raise InvalidInputError(f"output_cls = {output_cls.__name__}: no JSON schema can be made of it: {exc}") from exc
+    return JsonSchema(output_cls.__name__, schema, schema.get("description"))
+
+
+def _held_to(response_format: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with this form, unless they have one of their own."""
+    merged = merged_parameters({"response_format": response_format}, options)
+    return {name: value for name, value in merged.items() if value is not None or name in options}
+
+
+def _content(response: Response) -> str:
+    return response.text if isinstance(response, CompletionResponse) else response.message.content or ""
+
+
+def _from_json(output_cls: type[Model], text: str) -> Model:
+    try:
+        return output_cls.model_validate_json(text)
+    except ValidationError:
+        fenced = _FENCED.fullmatch(text)  # by a server that holds no answer to a schema
+        if fenced is None:
+            raise
+        return output_cls.model_validate_json(fenced[1])
+
+
+def _partial_json(text: str) -> Any:
+    """The value of JSON that has not ended; also after other words. None where there is none."""
+    for start in (0, text.find("{")):
+        with contextlib.suppress(ValueError):
+            return from_json(text[max(start, 0) :], allow_partial="trailing-strings")
+    return None

@@ -1,0 +1,53 @@
+"""Structured output, whichever framework asks: a named schema as the server wants it, and whether an answer is whole.
+
+vLLM holds the answer to the schema token by token, so an answer that ended by itself always fits; one that was cut off
+does not, and is an error instead of half a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared_engine.errors import InvalidInputError
+
+# Finish reasons of an answer that did not end by itself.
+CUT_OFF = ("length", "repetition")
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """A schema as the server wants it, from all that a framework calls one."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+    def _sent(self, key: str) -> dict[str, Any]:
+        fields = {"name": self.name, "description": self.description, "strict": self.strict, key: self.schema}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def response_format(self) -> dict[str, Any]:
+        """As OpenAI's response_format."""
+        return {"type": "json_schema", "json_schema": self._sent("schema")}
+
+    def tool(self) -> dict[str, Any]:
+        """As OpenAI's tool.
+
+        Raises:
+            InvalidInputError: arguments of a call are an object, and this is none.
+        """
+        if not self.schema.keys() & {"properties", "$ref"} and self.schema.get("type") != "object":
+            raise InvalidInputError(
+                f"schema = {self.schema!r:.80}: arguments of a call are an object; use method 'json_schema'"
+            )
+        return {"type": "function", "function": self._sent("parameters")}
+
+
+def cut_off_message(finish_reason: str) -> str:
+    """What to do about an answer that is not whole."""
+    return (
+        f"the answer was cut off (finish_reason {finish_reason!r}) before it was whole: raise max_tokens, or "
+        "max_model_len where that is the limit"
+    )
