@@ -20,8 +20,7 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
-# On a GPU, with a model of your own: VLLM(model="Qwen/Qwen3-4B"), and no other setting. What reads its tool calls is
-# chosen from the model; for one whose format is not known: engine_args={"tool_call_parser": "hermes"}.
+# On a GPU, with a model of your own: VLLM(model="Qwen/Qwen3-4B"), and no other setting.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
 llm = VLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
 # Other models take tools=[add, multiply]; tiny_chat is confused by the signatures that LlamaIndex then shows it.
@@ -29,12 +28,13 @@ agent = FunctionAgent(llm=llm, tools=[FunctionTool.from_defaults(f, description=
 
 
 async def main() -> None:
-    async for event in agent.run("Add 12 and 30, then multiply the result by 7.").stream_events():
+    run = agent.run("Add 12 and 30, then multiply the result by 7.")
+    async for event in run.stream_events():
         if isinstance(event, ToolCallResult):
             print(f"{event.tool_name}({event.tool_kwargs}) = {event.tool_output.content}")
         elif isinstance(event, AgentStream):
             print(event.delta, end="", flush=True)
-    print()
+    print(f"\n{len((await run).tool_calls)} tool calls")  # this also raises what ended the run, if anything did
 
 
 asyncio.run(main())

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import model_validator
-
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.engine_user import EngineUser
-from shared_engine.errors import InvalidInputError
 from shared_engine.settings import EngineSettings
 
 
@@ -20,11 +17,6 @@ class LangChainUser(EngineUser):
     """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""
 
     _aliases: ClassVar[Mapping[str, str]] = {"model_name": "model", "request_timeout": "timeout"}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _replace_aliases(cls, values: Any) -> Any:
-        return without_aliases(values, cls._aliases) if isinstance(values, Mapping) else values
 
     # ---- the engine
 
@@ -64,19 +56,3 @@ class LangChainUser(EngineUser):
     def _forget_description(self) -> None:
         # Core computes it once, and makes cache keys of it: after a change it would be the other model's.
         self.__dict__.pop("_serialized", None)
-
-
-def without_aliases(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """``values`` with LangChain's other names for a setting or parameter replaced by ours.
-
-    Raises:
-        InvalidInputError: a value is given under two names.
-    """
-    named: dict[str, Any] = {}
-    for name, value in values.items():
-        own = aliases.get(name, name)
-        if own in named:
-            other = next(alias for alias in (own, *aliases) if alias != name and alias in values)
-            raise InvalidInputError(f"{name} and {other} are two names of {own}: pass one of them")
-        named[own] = value
-    return named

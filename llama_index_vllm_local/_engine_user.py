@@ -5,7 +5,8 @@ Knows nothing of what is asked of the engine.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, SecretStr
 
@@ -13,7 +14,12 @@ from shared_engine.engine_user import EngineUser
 
 
 class LlamaIndexUser(EngineUser):
-    """An object of LlamaIndex whose requests go to a shared engine; mixed into LlamaIndex's base classes."""
+    """An object of LlamaIndex whose requests go to a shared engine; mixed into LlamaIndex's base classes.
+
+    ``api_base``, LlamaIndex's name for it, is understood as ``base_url``.
+    """
+
+    _aliases: ClassVar[Mapping[str, str]] = {"api_base": "base_url"}
 
     # Never in to_dict, to_json or an event.
     api_key: SecretStr | None = Field(default=None, exclude=True)

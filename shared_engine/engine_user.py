@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, PrivateAttr, model_validator
 
 from shared_engine.engine import Engine
+from shared_engine.errors import InvalidInputError
 from shared_engine.results import GenerationParams
 from shared_engine.settings import SAMPLING_DEFAULTS, EngineFields, EngineSettings
 
@@ -32,7 +33,14 @@ class EngineUser(EngineFields):
     from then on: copies, pickles and caches then speak of the same engine.
     """
 
+    _aliases: ClassVar[Mapping[str, str]] = {}
+    """A framework's other names for a setting, which the constructor takes too."""
     _engine: Engine = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_aliases(cls, values: Any) -> Any:
+        return without_aliases(values, cls._aliases) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _attach(self) -> Self:
@@ -163,3 +171,19 @@ class PoolingUser(EngineUser):
         if not settings.is_remote:
             changes["engine_args"] = {"runner": "pooling", **settings.engine_args}
         super()._use(settings.model_copy(update=changes))
+
+
+def without_aliases(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """``values`` with a framework's other names for a setting or parameter replaced by ours.
+
+    Raises:
+        InvalidInputError: a value is given under two names.
+    """
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        own = aliases.get(name, name)
+        if own in named:
+            other = next(alias for alias in (own, *aliases) if alias != name and alias in values)
+            raise InvalidInputError(f"{name} and {other} are two names of {own}: pass one of them")
+        named[own] = value
+    return named

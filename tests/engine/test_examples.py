@@ -234,7 +234,7 @@ def test_readme_names_only_make_targets_that_exist() -> None:
         ),
         (
             "llama_index_agent",
-            ("add({'a': 12, 'b': 30}) = 42\nmultiply({'a': 42, 'b': 7}) = 294\nThe result is 294.\n",),
+            ("add({'a': 12, 'b': 30}) = 42\nmultiply({'a': 42, 'b': 7}) = 294\nThe result is 294.\n2 tool calls\n",),
         ),
         (
             "llama_index_structured_output",

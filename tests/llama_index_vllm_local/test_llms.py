@@ -20,7 +20,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool
 
 import llama_index_vllm_local
-from llama_index_vllm_local import VLLM
+from llama_index_vllm_local import VLLM, VLLMEmbedding
 from shared_engine import InvalidInputError, SettingsError
 from shared_engine.settings import EngineFields
 from tests.conftest import REPOSITORY, TINY_CHAT
@@ -346,3 +346,15 @@ def test_an_assigned_setting_has_effect_and_a_bad_one_none() -> None:
     with pytest.raises(InvalidInputError, match="min_p = 3"):
         llm.min_p = 3
     assert (llm.max_tokens, llm.min_p, llm.metadata.num_output) == (7, 0.5, 7)
+
+
+# ---- coming from OpenAILike
+
+
+def test_api_base_is_another_name_of_base_url() -> None:
+    llm = VLLM(api_base="http://gpu:8000/v1", model="m", is_chat_model=True, is_function_calling_model=True)
+    assert llm.engine.settings.base_url == "http://gpu:8000"
+    assert VLLM.from_dict(llm.to_dict()).base_url == "http://gpu:8000"
+    assert VLLMEmbedding(api_base="http://gpu:8000/v1").base_url == "http://gpu:8000"
+    with pytest.raises(InvalidInputError, match="api_base and base_url are two names of base_url"):
+        VLLM(api_base="http://gpu:8000/v1", base_url="http://gpu:8000/v1")

@@ -1,4 +1,4 @@
-"""What docs/ claims: every test that the feature table names exists, every footnote and link leads somewhere."""
+"""What docs/ claims: every test that a feature table names exists, every footnote and link leads somewhere."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-LANGCHAIN = (REPOSITORY / "docs" / "langchain.md").read_text()
-TABLE = LANGCHAIN.partition("## Feature table")[2]
-PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "README.md"]
+DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = [*DOCS, REPOSITORY / "README.md"]
 
 NAMED_TEST = re.compile(r"`(test_\w+\.py)::(\w+)`")
 OURS = re.compile(r"(`test_\w+\.py::\w+`(, )?)+(\[\^[\w-]+\])?|not(\[\^[\w-]+\])?")
 THEIRS = re.compile(r"(seen|not|-)(\[\^[\w-]+\])?")
+each_of_docs = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
 
 
-def rows() -> Iterator[list[str]]:
+def table(page: Path) -> str:
+    return page.read_text().partition("## Feature table")[2]
+
+
+def rows(page: Path) -> Iterator[list[str]]:
     """Cells of the rows, without the heads of the tables."""
-    for line in TABLE.splitlines():
+    for line in table(page).splitlines():
         if line.startswith("| ") and not line.startswith("| Feature |"):
             yield [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -37,24 +41,31 @@ def names_by_file() -> dict[str, set[str]]:
     return found
 
 
-def test_every_cell_of_the_feature_table_names_tests_or_says_what_was_seen() -> None:
-    assert len(list(rows())) > 60
-    for feature, ours, *theirs in rows():
+def test_each_adapter_has_a_page() -> None:
+    assert [page.stem for page in DOCS] == ["langchain", "llama_index"]
+
+
+@each_of_docs
+def test_every_cell_of_the_feature_table_names_tests_or_says_what_was_seen(page: Path) -> None:
+    assert len(list(rows(page))) > 60
+    for feature, ours, *theirs in rows(page):
         assert OURS.fullmatch(ours), (feature, ours)
         assert len(theirs) == 3, feature
         assert all(THEIRS.fullmatch(cell) for cell in theirs), (feature, theirs)
 
 
-def test_every_test_that_the_feature_table_names_exists() -> None:
+@each_of_docs
+def test_every_test_that_the_feature_table_names_exists(page: Path) -> None:
     existing = names_by_file()
-    named = NAMED_TEST.findall(TABLE)
+    named = NAMED_TEST.findall(table(page))
     assert named
     assert [f"{file}::{name}" for file, name in named if name not in existing.get(file, ())] == []
 
 
-def test_every_footnote_is_there_and_used() -> None:
-    defined = re.findall(r"^\[\^([\w-]+)\]:", LANGCHAIN, re.MULTILINE)
-    used = re.findall(r"\[\^([\w-]+)\](?!:)", LANGCHAIN)
+@each_of_docs
+def test_every_footnote_is_there_and_used(page: Path) -> None:
+    defined = re.findall(r"^\[\^([\w-]+)\]:", page.read_text(), re.MULTILINE)
+    used = re.findall(r"\[\^([\w-]+)\](?!:)", page.read_text())
     assert len(defined) == len(set(defined))
     assert set(defined) == set(used)
 
