@@ -5,7 +5,6 @@ Shared by the sync, async, whole and streamed methods, so that an answer reads t
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -38,14 +37,13 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_vllm_local._blocks import to_openai_part
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall, ToolCallDelta
+from shared_engine.tools import to_tool_choice
 
 PROVIDER = "vllm"
 
 # Blocks of an answer that the message carries a second time, as tool_calls.
 _TOOL_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
 _REASONING_BLOCKS = ("reasoning", "thinking")
-
-_TOOL_CHOICES = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 
 
 # ---- messages out
@@ -142,13 +140,6 @@ def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[di
     return [convert_to_openai_tool(tool, strict=strict) for tool in tools]
 
 
-def with_strict_arguments(tools: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools, each marked strict unless it says otherwise; the schemas stay as they are."""
-    return [
-        {**tool, "function": {"strict": True, **tool["function"]}} if "function" in tool else tool for tool in tools
-    ]
-
-
 def to_openai_tool_choice(
     choice: str | Mapping[str, Any] | bool | None, tools: Sequence[Mapping[str, Any]]
 ) -> str | dict[str, Any] | None:
@@ -161,25 +152,7 @@ def to_openai_tool_choice(
         return None
     if choice is True:
         return "required"
-    if not isinstance(choice, str):
-        _check_tool_name(choice.get("function", {}).get("name"), choice, tools)
-        return dict(choice)
-    if choice in _TOOL_CHOICES and choice not in _tool_names(tools):
-        return _TOOL_CHOICES[choice]
-    _check_tool_name(choice, choice, tools)
-    return {"type": "function", "function": {"name": choice}}
-
-
-def _check_tool_name(name: object, choice: object, tools: Sequence[Mapping[str, Any]]) -> None:
-    names = _tool_names(tools)
-    if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"tools: {', '.join(names) or 'none'}"
-        raise InvalidInputError(f"tool_choice = {choice!r} names no tool; {hint}")
-
-
-def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [str(tool.get("function", {}).get("name")) for tool in tools]
+    return to_tool_choice(choice, tools)
 
 
 # ---- chat answers in

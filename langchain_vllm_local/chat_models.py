@@ -20,7 +20,6 @@ from langchain_vllm_local._convert import (
     to_openai_messages,
     to_openai_tool_choice,
     to_openai_tools,
-    with_strict_arguments,
 )
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._profile import ToldProfile, model_profile
@@ -30,6 +29,7 @@ from shared_engine.errors import InvalidInputError
 from shared_engine.media_errors import media_errors
 from shared_engine.parsers import known_tool_parsers
 from shared_engine.results import GenerationParams
+from shared_engine.tools import with_strict_arguments
 from shared_engine.wire import template_variables
 
 if TYPE_CHECKING:

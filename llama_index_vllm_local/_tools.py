@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,9 +13,8 @@ from llama_index.core.llms.utils import parse_partial_json
 from pydantic import PydanticUserError
 
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-
-_TOOL_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
-
+from shared_engine.structured import CUT_OFF
+from shared_engine.tools import to_tool_choice
 
 # ---- out
 
@@ -67,37 +65,13 @@ def _form_of_metadata(tool: Any, position: str) -> dict[str, Any]:
     return {**form, "function": {key: value for key, value in function.items() if value is not None}}
 
 
-def with_strict_arguments(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tools, each marked strict unless it says otherwise; the schemas stay as they are."""
-    return [{**tool, "function": {"strict": True, **tool["function"]}} for tool in tools]
-
-
 def to_openai_tool_choice(
     choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]], required: bool = False
 ) -> str | dict[str, Any]:
-    """``auto``, ``none``, ``required`` (also: ``any``), or the one tool to call, by its name or in OpenAI's form.
-
-    Raises:
-        InvalidInputError: no tool has that name; names the nearest.
-    """
+    """See shared_engine.tools.to_tool_choice; None: ``auto``, or ``required``."""
     if choice is None:
         return "required" if required else "auto"
-    names = [str(tool["function"]["name"]) for tool in tools]
-    wanted = choice if isinstance(choice, str) else _wanted(choice)
-    if wanted in _TOOL_CHOICES and wanted not in names:
-        return _TOOL_CHOICES[wanted]
-    if wanted not in names:
-        near = difflib.get_close_matches(str(wanted), names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"tools: {', '.join(names) or 'none'}"
-        raise InvalidInputError(f"tool_choice = {choice!r} names no tool; {hint}")
-    return {"type": "function", "function": {"name": wanted}}
-
-
-def _wanted(choice: Mapping[str, Any]) -> Any:
-    """The name of a tool, in OpenAI's form for chats or for its Responses API; or a word, in Anthropic's form."""
-    function = choice.get("function")
-    named = function if isinstance(function, Mapping) else choice
-    return named.get("name", choice.get("type"))
+    return to_tool_choice(choice, tools)
 
 
 def openai_tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
@@ -138,7 +112,7 @@ def to_tool_selections(response: ChatResponse) -> list[ToolSelection]:
     if _is_under_way(response):
         arguments = [_read_as_far_as_it_goes(call.tool_kwargs) for call in calls]
     else:
-        is_cut_off = finish_reason(response) == "length"
+        is_cut_off = finish_reason(response) in CUT_OFF
         arguments = [_read(call, is_cut_off, is_last=call is calls[-1]) for call in calls]
     return [
         ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=tool_kwargs)
@@ -174,7 +148,7 @@ def _read(call: ToolCallBlock, is_cut_off: bool, is_last: bool) -> dict[str, Any
         return arguments
     if is_cut_off:
         raise LengthFinishReasonError(
-            f"the call of {call.tool_name!r} was cut off (finish_reason 'length') and is not made: raise max_tokens, "
+            f"the call of {call.tool_name!r} was cut off and is not made: raise max_tokens, "
             f"or where the model's limit is met, shorten the prompt. Its arguments up to there: {text!r:.500}",
             text,
         )

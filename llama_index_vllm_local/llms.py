@@ -23,7 +23,7 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPU
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.llms.llm import default_completion_to_prompt
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
@@ -32,27 +32,19 @@ from llama_index_vllm_local._engine_user import LlamaIndexUser
 from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
-from llama_index_vllm_local._tools import (
-    finish_reason,
-    in_order_of_calls,
-    to_openai_tool_choice,
-    to_openai_tools,
-    to_tool_selections,
-    with_strict_arguments,
-)
+from llama_index_vllm_local._tool_calling import ToolCalling
+from llama_index_vllm_local._tools import in_order_of_calls
 from shared_engine.engine_user import CHAT_REQUEST_FIELDS, ChatUser
-from shared_engine.errors import InvalidInputError, LengthFinishReasonError
+from shared_engine.errors import InvalidInputError
 from shared_engine.media_errors import media_errors
 from shared_engine.model_folder import lacks_chat_template
 from shared_engine.parameters import merged_parameters
-from shared_engine.parsers import choose_parsers, known_tool_parsers
+from shared_engine.parsers import choose_parsers
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
+from shared_engine.tools import with_strict_arguments
 from shared_engine.wire import check_prompt
 
 if TYPE_CHECKING:
-    from llama_index.core.chat_engine.types import AgentChatResponse
-    from llama_index.core.tools.types import BaseTool
-
     from shared_engine.settings import EngineSettings
 
 
@@ -68,7 +60,7 @@ class _Request(NamedTuple):
     """Of the messages, for each part of their contents: the block that it was made of."""
 
 
-class VLLM(LlamaIndexUser, ChatUser, Batches, StructuredPrediction, CustomLLM, FunctionCallingLLM):
+class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::
@@ -142,14 +134,6 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, StructuredPrediction, CustomLLM, F
     is_chat_model: bool | None = None
     """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
     ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
-    is_function_calling_model: bool | None = None
-    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
-    vLLM has no tool-call parser for what this model writes."""
-
-    strict: bool | None = None
-    """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
-    (``tool_required``, ``tool_choice``)."""
-
     _metadata: LLMMetadata | None = PrivateAttr(default=None)
 
     # ---- what it is
@@ -313,116 +297,6 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, StructuredPrediction, CustomLLM, F
             return self._engine.astream_generate(prompt, params)
         chunks = self._engine.astream_chat(messages, params, tools=tools, tool_choice=tool_choice)
         return _awithin(media_errors(messages, self._engine.settings, wording(positions)), chunks)
-
-    # ---- tools
-
-    def _take_tools(self, options: dict[str, Any]) -> tuple[list[dict[str, Any]], str | dict[str, Any]]:
-        """The tools that a call has among its keywords, from where they are taken, and which of them to use."""
-        strict = options.pop("strict", None)
-        tools = to_openai_tools(options.pop("tools", None) or (), self.strict if strict is None else strict)
-        tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
-        in_parallel = options.pop("parallel_tool_calls", None)
-        if not tools or tool_choice == "none":
-            return tools, tool_choice
-        self._check_tools_are_understood()
-        if in_parallel is not None:
-            options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
-        if tool_choice == "auto":
-            return tools, tool_choice
-        options.setdefault("structured_outputs", None)  # a forced call has the form of its arguments
-        return with_strict_arguments(tools), tool_choice  # which vLLM would otherwise hold to any JSON
-
-    def _check_tools_are_understood(self) -> None:
-        """A model whose calls vLLM would not recognise must not be asked for any.
-
-        Raises:
-            InvalidInputError: it is sent no messages, or no tool-call parser is known for it and none was named.
-        """
-        if not self._uses_chat_template():
-            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
-        if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
-            raise InvalidInputError(
-                f"no tool-call parser is known for {self.model}: if it was trained to call tools, name the parser that "
-                f"reads its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
-                f"{', '.join(known_tool_parsers())}"
-            )
-
-    def _prepare_chat_with_tools(
-        self,
-        tools: Sequence[BaseTool],
-        user_msg: str | ChatMessage | None = None,
-        chat_history: list[ChatMessage] | None = None,
-        verbose: bool = False,  # noqa: ARG002
-        allow_parallel_tool_calls: bool = False,
-        tool_required: bool = False,
-        tool_choice: str | dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The keywords for ``chat``.
-
-        Args:
-            tools: LlamaIndex's tools, or dicts in OpenAI's form.
-            allow_parallel_tool_calls: False: at most one call in an answer.
-            tool_required: the model must call a tool.
-            tool_choice: ``auto`` (the model decides), ``none``, ``required`` (also: ``any``), or the one tool to call,
-                by its name or in OpenAI's form; wins over ``tool_required``.
-            kwargs: as for ``chat``; and ``strict``, as for the constructor.
-
-        Raises:
-            InvalidInputError: a tool can't be sent, or ``tool_choice`` names none of them.
-        """
-        if isinstance(user_msg, str):
-            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
-        sent = to_openai_tools(tools or ())
-        return {
-            "messages": [*(chat_history or ()), *([] if user_msg is None else [user_msg])],
-            "tools": sent,
-            "tool_choice": to_openai_tool_choice(tool_choice, sent, tool_required),
-            "parallel_tool_calls": allow_parallel_tool_calls,
-            **kwargs,
-        }
-
-    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """As of every FunctionCallingLLM. Tools that can't be sent are described in the prompt, as for a ReActAgent."""
-        return super().predict_and_call(*args, **{**self._react_parts(), **kwargs})
-
-    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """See ``predict_and_call``."""
-        return await super().apredict_and_call(*args, **{**self._react_parts(), **kwargs})
-
-    def _react_parts(self) -> dict[str, Any]:
-        """What core needs to describe tools: it looks for them among the keywords, and fails without."""
-        if self.metadata.is_function_calling_model:
-            return {}
-        from llama_index.core.agent.react import ReActChatFormatter, ReActOutputParser
-
-        return {"react_chat_formatter": ReActChatFormatter.from_defaults(), "output_parser": ReActOutputParser()}
-
-    def get_tool_calls_from_response(
-        self,
-        response: ChatResponse,
-        error_on_no_tool_call: bool = True,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[ToolSelection]:
-        """The tools that the model wants called; of a streamed response, as far as they have arrived.
-
-        An answer that has ended gives calls that can be made as they are, or an error.
-
-        Raises:
-            LengthFinishReasonError: the answer was cut off, within a call or (``error_on_no_tool_call``) before any.
-            ValueError: the arguments of a call are no JSON object; or there is no call, and ``error_on_no_tool_call``.
-        """
-        selections = to_tool_selections(response)
-        if error_on_no_tool_call and not selections:
-            answer = response.message.content or ""
-            if finish_reason(response) == "length":
-                raise LengthFinishReasonError(
-                    f"the answer was cut off (finish_reason 'length') before it called a tool: raise max_tokens, or "
-                    f"where the model's limit is met, shorten the prompt. It is, up to there: {answer!r:.500}",
-                    answer,
-                )
-            raise ValueError(f"the model called no tool; it answered: {answer!r:.500}")
-        return selections
 
 
 def _check_conversation(messages: object) -> None:

@@ -14,6 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared_engine.errors import InvalidInputError
 
+# What the classes are called from which people come, for the same thing.
+_OTHER_NAMES = {
+    "api_base": "base_url", "api_url": "base_url", "openai_api_base": "base_url", "openai_api_key": "api_key",
+    "request_timeout": "timeout", "max_new_tokens": "max_tokens", "num_predict": "max_tokens",
+    "max_completion_tokens": "max_tokens", "num_ctx": "max_model_len", "keep_alive": "idle_ttl_s",
+    "vllm_kwargs": "engine_args", "additional_kwargs": "extra_body", "model_kwargs": "extra_body",
+    "stop_sequences": "stop", "thinking": "enable_thinking", "guided_json": "structured_outputs",
+    "model_name": "model", "model_path": "model", "cache_dir": "download_dir", "normalize": "extra_body",
+}  # fmt: skip
+
 
 class GenerationParams(BaseModel):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
@@ -79,6 +89,12 @@ class GenerationParams(BaseModel):
         return GenerationParams(**{**self.model_dump(exclude_unset=True), **overrides})
 
 
+def _nearest(name: str, known: list[str]) -> str | None:
+    if _OTHER_NAMES.get(name) in known:
+        return _OTHER_NAMES[name]
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
 def describe_invalid(
     exc: ValidationError,
     known: Iterable[str],
@@ -98,8 +114,8 @@ def describe_invalid(
         field = str(error["loc"][0]) if error["loc"] else ""
         label = f"{name} (from {sources[field]})" if sources and field in sources else name
         if error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            near = _nearest(name, list(known))
+            hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
             lines.append(f"unknown {kind} {name!r}{hint}")
             continue
         message = error["msg"].removeprefix("Value error, ")

@@ -192,7 +192,10 @@ class EngineFields(BaseModel):
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 
-        def __init__(self, **values: Any) -> None:
+        def __init__(self, *positional: Any, **values: Any) -> None:
+            if positional:
+                name = type(self).__name__
+                raise SettingsError(f"settings are keywords: {name}(model=...), got {name}({positional[0]!r:.80})")
             try:
                 super().__init__(**values)
             except ValidationError as exc:

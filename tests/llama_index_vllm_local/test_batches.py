@@ -156,7 +156,9 @@ llm = VLLM(base_url=sys.argv[1])
 async def cell():
     llm.complete_batch(["Hello"] * 3)
 try:
-    asyncio.new_event_loop().run_until_complete(cell()) if sys.argv[2] == "notebook" else llm.complete_batch(["Hello"] * 3)
+    if sys.argv[2] == "notebook":
+        asyncio.new_event_loop().run_until_complete(cell())
+    llm.complete_batch(["Hello"] * 3)
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -356,5 +356,5 @@ def test_api_base_is_another_name_of_base_url() -> None:
     assert llm.engine.settings.base_url == "http://gpu:8000"
     assert VLLM.from_dict(llm.to_dict()).base_url == "http://gpu:8000"
     assert VLLMEmbedding(api_base="http://gpu:8000/v1").base_url == "http://gpu:8000"
-    with pytest.raises(InvalidInputError, match="api_base and base_url are two names of base_url"):
+    with pytest.raises(SettingsError, match="base_url and api_base are two names of base_url"):
         VLLM(api_base="http://gpu:8000/v1", base_url="http://gpu:8000/v1")

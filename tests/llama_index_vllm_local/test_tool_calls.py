@@ -302,7 +302,7 @@ def test_calls_with_one_id_are_all_made() -> None:
     ("finish_reason", "error", "message"),
     [
         ("stop", ValueError, "the model called no tool; it answered: 'Well, '"),
-        ("length", LengthFinishReasonError, "the answer was cut off .* before it called a tool: raise max_tokens"),
+        ("length", LengthFinishReasonError, "the answer was cut off .* before it was whole: raise max_tokens"),
     ],
 )
 def test_no_call_is_an_error_only_when_asked_for(finish_reason: str, error: Any, message: str) -> None:

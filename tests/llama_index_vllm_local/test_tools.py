@@ -201,7 +201,7 @@ def broken_tool() -> FunctionTool:
 def test_predict_and_call_returns_what_the_tool_said(llm: VLLM, predict: Callable[..., AgentChatResponse]) -> None:
     answer = predict(llm, [GET_WEATHER], WEATHER)
     assert answer.response == "It's sunny in Paris."
-    assert [source.raw_input for source in answer.sources] == [{"args": (), "kwargs": {"city": "Paris"}}]
+    assert [(source.tool_name, source.is_error) for source in answer.sources] == [("get_weather", False)]
 
 
 @either_way

@@ -38,6 +38,7 @@ LAYERS = (
     "progress_bar",
     "client",
     "io_loop",
+    "tools",
     "parameters",
     "structured",
     "wire",

@@ -76,6 +76,11 @@ def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch
     assert not EngineSettings(model="org/name", mode="local").is_remote
 
 
+def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
+    with pytest.raises(SettingsError, match=r"settings are keywords: EngineSettings\(model=\.\.\.\), got .*'org/name'"):
+        EngineSettings("org/name")  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
@@ -94,6 +99,9 @@ def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch
         ({"base_url": "http://name:word@host"}, ["base_url", "pass api_key"]),
         ({"mode": "local", "base_url": "http://x"}, ["mode='local'", "http://x"]),
         ({"max_model_leng": 5}, ["max_model_leng", "did you mean 'max_model_len'"]),
+        ({"api_base": "http://x"}, ["api_base", "did you mean 'base_url'"]),
+        ({"vllm_kwargs": {}}, ["vllm_kwargs", "did you mean 'engine_args'"]),
+        ({"best_of": 1}, ["best_of", "known: api_key, base_url"]),
         ({"engine_args": {"--max-model-len": 5}}, ["engine_args", "setting of its own", "max_model_len="]),
         ({"engine_args": {"uds": "/tmp/x"}}, ["engine_args", "uds", "chosen by vllm-local"]),
         ({"seed": 1, "engine_args": {"seed": 2}}, ["seed", "twice"]),

@@ -1,0 +1,140 @@
+"""Tool calling: LlamaIndex's calls with tools, as keywords of ``chat``, and what its agents read from an answer.
+
+The forms of tools and calls are in _tools.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+
+from llama_index_vllm_local._tools import finish_reason, to_openai_tool_choice, to_openai_tools, to_tool_selections
+from shared_engine.errors import InvalidInputError, LengthFinishReasonError
+from shared_engine.parsers import known_tool_parsers
+from shared_engine.structured import CUT_OFF, cut_off_message
+from shared_engine.tools import with_strict_arguments
+
+if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
+    from llama_index.core.tools.types import BaseTool
+
+
+class ToolCalling(FunctionCallingLLM):
+    """Mixed into an LLM whose ``chat`` takes ``tools``, ``tool_choice`` and ``parallel_tool_calls``."""
+
+    is_function_calling_model: bool | None = None
+    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
+    vLLM has no tool-call parser for what this model writes."""
+
+    strict: bool | None = None
+    """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
+    (``tool_required``, ``tool_choice``)."""
+
+    def _take_tools(self, options: dict[str, Any]) -> tuple[list[dict[str, Any]], str | dict[str, Any]]:
+        """The tools that a call has among its keywords, from where they are taken, and which of them to use."""
+        strict = options.pop("strict", None)
+        tools = to_openai_tools(options.pop("tools", None) or (), self.strict if strict is None else strict)
+        tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
+        in_parallel = options.pop("parallel_tool_calls", None)
+        if not tools or tool_choice == "none":
+            return tools, tool_choice
+        self._check_tools_are_understood()
+        if in_parallel is not None:
+            options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
+        if tool_choice == "auto":
+            return tools, tool_choice
+        options.setdefault("structured_outputs", None)  # a forced call has the form of its arguments
+        return with_strict_arguments(tools), tool_choice  # which vLLM would otherwise hold to any JSON
+
+    def _check_tools_are_understood(self) -> None:
+        """A model whose calls vLLM would not recognise must not be asked for any.
+
+        Raises:
+            InvalidInputError: it is sent no messages, or no tool-call parser is known for it and none was named.
+        """
+        if not self.metadata.is_chat_model:
+            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
+        if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
+            raise InvalidInputError(
+                f"no tool-call parser is known for {self.metadata.model_name}: if it was trained to call tools, name the "
+                f"parser that reads its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
+                f"{', '.join(known_tool_parsers())}"
+            )
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,  # noqa: ARG002
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The keywords for ``chat``.
+
+        Args:
+            tools: LlamaIndex's tools, or dicts in OpenAI's form.
+            allow_parallel_tool_calls: False: at most one call in an answer.
+            tool_required: the model must call a tool.
+            tool_choice: ``auto`` (the model decides), ``none``, ``required`` (also: ``any``), or the one tool to call,
+                by its name or in OpenAI's form; wins over ``tool_required``.
+            kwargs: as for ``chat``; and ``strict``, as for the constructor.
+
+        Raises:
+            InvalidInputError: a tool can't be sent, or ``tool_choice`` names none of them.
+        """
+        if isinstance(user_msg, str):
+            user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
+        sent = to_openai_tools(tools or ())
+        return {
+            "messages": [*(chat_history or ()), *([] if user_msg is None else [user_msg])],
+            "tools": sent,
+            "tool_choice": to_openai_tool_choice(tool_choice, sent, tool_required),
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """As of every FunctionCallingLLM. Tools that can't be sent are described in the prompt, as for a ReActAgent."""
+        return super().predict_and_call(*args, **{**self._react_parts(), **kwargs})
+
+    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """See ``predict_and_call``."""
+        return await super().apredict_and_call(*args, **{**self._react_parts(), **kwargs})
+
+    def _react_parts(self) -> dict[str, Any]:
+        """What core needs to describe tools: it looks for them among the keywords, and fails without."""
+        if self.metadata.is_function_calling_model:
+            return {}
+        from llama_index.core.agent.react import ReActChatFormatter, ReActOutputParser
+
+        return {"react_chat_formatter": ReActChatFormatter.from_defaults(), "output_parser": ReActOutputParser()}
+
+    def get_tool_calls_from_response(
+        self,
+        response: ChatResponse,
+        error_on_no_tool_call: bool = True,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[ToolSelection]:
+        """The tools that the model wants called; of a streamed response, as far as they have arrived.
+
+        An answer that has ended gives calls that can be made as they are, or an error.
+
+        Raises:
+            LengthFinishReasonError: the answer was cut off, within a call or (``error_on_no_tool_call``) before any.
+            ValueError: the arguments of a call are no JSON object; or there is no call, and ``error_on_no_tool_call``.
+        """
+        selections = to_tool_selections(response)
+        if error_on_no_tool_call and not selections:
+            answer = response.message.content or ""
+            reason = finish_reason(response)
+            if reason in CUT_OFF:
+                raise LengthFinishReasonError(f"{cut_off_message(reason)}. It is, up to there: {answer!r:.500}", answer)
+            raise ValueError(f"the model called no tool; it answered: {answer!r:.500}")
+        return selections
