@@ -28,14 +28,13 @@ from shared_engine.results import (
     RerankResult,
     TokenUsage,
 )
+from shared_engine.routes import CHAT, COMPLETIONS
 from shared_engine.settings import SECRET, EngineSettings
 from shared_engine.tokens import count_locally, local_tokenizer, tokenize_part
 from shared_engine.wire import Message
 
 DEFAULT_MAX_NUM_SEQS = 256
 TOKENIZER_KEPT_S = 1.0
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
 
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]

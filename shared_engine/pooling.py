@@ -6,35 +6,25 @@ Knows nothing of leases and retries: those are requests.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from shared_engine import wire
 from shared_engine.errors import (
     ContextLengthError,
     InvalidInputError,
-    ModelNotFoundError,
     RequestError,
     RequestRejectedError,
     ServerError,
 )
 from shared_engine.requests import Requests, gather
 from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
+from shared_engine.routes import EMBEDDINGS, RERANK
 
-T = TypeVar("T")
-
-EMBEDDINGS = "/v1/embeddings"
-RERANK = "/v1/rerank"  # the one of vLLM's three such routes that other servers have too, and that an API key guards
 # Below, the API server handles requests instead of texts: 600 texts/s one by one, 2,000-3,400 in 64s, the same in 256s
 # (a BERT of one layer on 2 cores).
 DEFAULT_BATCH_SIZE = 64
 
 _CUT = "pass truncate_prompt_tokens=-1 to leave out what does not fit"
-_NO_ROUTE = {
-    EMBEDDINGS: "makes no embeddings: that takes an embedding model, on an engine with"
-    ' engine_args={"runner": "pooling"}',
-    RERANK: "does not rerank: that takes a cross-encoder with one label, or an embedding model, on an engine with"
-    ' engine_args={"runner": "pooling"}',
-}
 
 
 class Pooling:
@@ -79,7 +69,7 @@ class Pooling:
         encoding_format = self._encoding_format
         body = wire.embedding_body(texts, encoding_format, options)
         try:
-            result = await self._ask(EMBEDDINGS, body, wire.parse_embeddings)
+            result = await self._requests.ask(EMBEDDINGS, body, wire.parse_embeddings)
         except ContextLengthError as exc:
             raise await self._naming_text(exc, texts, start) from exc
         except RequestRejectedError as exc:
@@ -100,7 +90,7 @@ class Pooling:
         """The documents' scores, best first. One request: some models score each document in view of the others."""
         body = wire.rerank_body(query, documents, top_n, options)
         try:
-            result = await self._ask(RERANK, body, wire.parse_rerank)
+            result = await self._requests.ask(RERANK, body, wire.parse_rerank)
         except ContextLengthError as exc:
             raise await self._naming_document(exc, query, documents) from exc
         wanted = min(top_n or len(documents), len(documents))
@@ -110,14 +100,6 @@ class Pooling:
                 f"the server ranked {len(ranked)} of {len(documents)} documents, where {wanted} are wanted"
             )
         return RerankResult(results=ranked, usage=result.usage, model=result.model)
-
-    async def _ask(self, path: str, body: Mapping[str, Any], parse: Callable[[bytes], T]) -> T:
-        try:
-            return await self._requests.ask(path, body, parse)
-        except ModelNotFoundError as exc:
-            if exc.message != "Not Found":  # FastAPI's words for a route; vLLM names a model that it does not have
-                raise
-            raise ModelNotFoundError(f"the server has no {path}, so its model {_NO_ROUTE[path]}", exc.status) from exc
 
     # ---- what is at fault
 

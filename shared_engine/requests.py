@@ -22,6 +22,7 @@ from shared_engine.errors import (
 )
 from shared_engine.place import PROBE_TIMEOUT_S, Place, Server, is_retryable
 from shared_engine.results import GenerationChunk, GenerationResult
+from shared_engine.routes import explained_absence
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -53,7 +54,8 @@ class Requests:
         async def call(server: Server) -> GenerationResult:
             content = await body(server)
             try:
-                data = await server.client.request("POST", path, wire.encode(content), self._timeout)
+                with explained_absence(path):
+                    data = await server.client.request("POST", path, wire.encode(content), self._timeout)
             except ContextLengthError as exc:
                 raise await self._with_length(exc, server, content) from exc
             result = wire.parse_result(data)
@@ -89,7 +91,8 @@ class Requests:
 
         async def call(server: Server) -> T:
             content = wire.encode({"model": server.model, **body})
-            return parse(await server.client.request("POST", path, content, self._timeout))
+            with explained_absence(path):
+                return parse(await server.client.request("POST", path, content, self._timeout))
 
         return await self._with_server(call)
 
@@ -165,15 +168,16 @@ class Requests:
     async def _events(self, server: Server, path: str, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk, None]:
         has_reasoning = False
         try:
-            async for event in server.client.stream(path, wire.encode(body), self._timeout):
-                for chunk in wire.parse_event(event):
-                    if chunk.finish_reason == "abort":
-                        raise _aborted()
-                    has_reasoning = has_reasoning or bool(chunk.reasoning)
-                    if chunk.usage is not None and has_reasoning:
-                        chunk = replace(chunk, usage=wire.without_false_zero(chunk.usage))
-                    if not chunk.is_empty:
-                        yield chunk
+            with explained_absence(path):
+                async for event in server.client.stream(path, wire.encode(body), self._timeout):
+                    for chunk in wire.parse_event(event):
+                        if chunk.finish_reason == "abort":
+                            raise _aborted()
+                        has_reasoning = has_reasoning or bool(chunk.reasoning)
+                        if chunk.usage is not None and has_reasoning:
+                            chunk = replace(chunk, usage=wire.without_false_zero(chunk.usage))
+                        if not chunk.is_empty:
+                            yield chunk
         except ContextLengthError as exc:
             raise await self._with_length(exc, server, body) from exc
 

@@ -53,6 +53,7 @@ LAYERS = (
     "process_group",
     "engine_log",
     "install",
+    "routes",
     "settings",
     "results",
     "parsers",

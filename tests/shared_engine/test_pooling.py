@@ -67,6 +67,9 @@ def refusal(status: int, message: str) -> web.Response:
     return web.json_response({"error": {"message": message, "code": status}}, status=status)
 
 
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
 def refuses(server: RemoteServer, status: int, content: dict[str, Any]) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.json_response(content, status=status)
@@ -220,6 +223,8 @@ def test_refused_dimensions_come_with_a_remedy(server: RemoteServer) -> None:
     [
         (lambda engine: engine.embed(["a"]), "/v1/embeddings, so its model makes no embeddings"),
         (lambda engine: engine.rerank("q", ["a"]), "/v1/rerank, so its model does not rerank"),
+        (lambda engine: engine.chat(HELLO), "/v1/chat/completions, so its model generates no text"),
+        (lambda engine: list(engine.stream_chat(HELLO)), "/v1/chat/completions, so its model generates no text"),
     ],
 )
 def test_a_model_of_another_kind_is_called_so(
