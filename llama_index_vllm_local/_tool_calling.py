@@ -59,9 +59,10 @@ class ToolCalling(FunctionCallingLLM):
         if not self.metadata.is_chat_model:
             raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
         if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
+            name = self.metadata.model_name
             raise InvalidInputError(
-                f"no tool-call parser is known for {self.metadata.model_name}: if it was trained to call tools, name "
-                f"the parser that reads its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
+                f"no tool-call parser is known for {name}: if it was trained to call tools, name the parser that reads "
+                f"its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
                 f"{', '.join(known_tool_parsers())}"
             )
 
