@@ -184,10 +184,10 @@ def rest_between_requests() -> None:
     On a CPU that is a core which another engine computes on: with a chat model and one for embeddings asked in turn, an
     answer took 10 times as long (benchmarks/NOTES.md). While requests run, steps follow each other faster than this.
     """
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-
-    if SpinCondition.__init__.__defaults__ == (1,):  # busy_loop_s
-        SpinCondition.__init__.__defaults__ = (BUSY_LOOP_S,)
+    queues = sys.modules.get("vllm.distributed.device_communicators.shm_broadcast")
+    condition = getattr(queues, "SpinCondition", None)
+    if condition is not None and condition.__init__.__defaults__ == (1,):  # busy_loop_s
+        condition.__init__.__defaults__ = (BUSY_LOOP_S,)
 
 
 def import_vllm() -> tuple[str, str | None]:
@@ -198,11 +198,11 @@ def import_vllm() -> tuple[str, str | None]:
     refusal = fork_refusal(version)
     if refusal is None:
         use_fork_inside_vllm()
-        if is_cpu_build():
-            rest_between_requests()
     for name in PRELOAD + (PRELOAD_CPU if is_cpu_build() else ()):
         importlib.import_module(name)
     refusal = fork_refusal(version)
+    if refusal is None and is_cpu_build():
+        rest_between_requests()
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, every page shared with the children
