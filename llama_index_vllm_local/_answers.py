@@ -6,7 +6,7 @@ Shared by all eight endpoints, so that an answer reads the same whether it came 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from llama_index.core.base.llms.types import (
@@ -25,6 +25,8 @@ from shared_engine.results import Choice, GenerationChunk, GenerationResult, Tok
 
 _USAGE_DETAILS = {"cached_tokens": "prompt_tokens_details", "reasoning_tokens": "completion_tokens_details"}
 
+
+Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 # ---- whole
 
@@ -128,11 +130,11 @@ class StreamedAnswer:
 
     def add_to_chat(self, chunk: GenerationChunk) -> ChatResponse:
         self._add(chunk)
-        return ChatResponse(message=_to_message(self._choice), **self._common(chunk))
+        return self._with_logprobs(ChatResponse(message=_to_message(self._choice), **self._common(chunk)))
 
     def add_to_completion(self, chunk: GenerationChunk) -> CompletionResponse:
         self._add(chunk)
-        return CompletionResponse(text=self._choice.text, **self._common(chunk))
+        return self._with_logprobs(CompletionResponse(text=self._choice.text, **self._common(chunk)))
 
     def _add(self, chunk: GenerationChunk) -> None:
         before = self._choice
@@ -148,11 +150,15 @@ class StreamedAnswer:
             reasoning=(before.reasoning or "") + chunk.reasoning if chunk.reasoning else before.reasoning,
         )
 
+    def _with_logprobs(self, response: Response) -> Response:
+        # Afterwards: the constructor would look at those of all tokens so far, for each token.
+        response.logprobs = list(self._logprobs) or None
+        return response
+
     def _common(self, chunk: GenerationChunk) -> dict[str, Any]:
         return {
             "delta": chunk.text,
             "raw": _raw([self._choice], chunk.usage, chunk.request_id, chunk.model),
-            "logprobs": list(self._logprobs) or None,
             "additional_kwargs": {
                 **({"thinking_delta": chunk.reasoning} if chunk.reasoning else {}),
                 **(_counts(chunk.usage) if chunk.usage is not None else {}),

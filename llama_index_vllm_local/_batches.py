@@ -6,7 +6,9 @@ Each prompt goes through the LLM's own endpoint, so it has its own events, usage
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import threading
 from abc import abstractmethod
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,26 +92,26 @@ def _checked(values: Any, name: str, of: str) -> Sequence[Any]:
 
 
 def _run(batch: Coroutine[Any, Any, T]) -> T:
-    """On an event loop of its own, so that an app's callbacks, which may ask an LLM themselves, hold up nobody else.
-
-    In this thread; in another one where this one has a loop already, as in Jupyter.
+    """On an event loop and in a thread of its own: an app's callbacks, which may ask an LLM themselves, then hold up
+    nobody else, and this thread's own loop, which in a notebook runs, is left alone.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(batch)
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+    is_left = threading.Event()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
 
-    async def told() -> T:
-        running.append((asyncio.get_running_loop(), asyncio.current_task()))
-        return await batch
+    async def cancellable() -> T:
+        task = asyncio.ensure_future(batch)
+        running.append((asyncio.get_running_loop(), task))
+        if is_left.is_set():
+            task.cancel()
+        return await task
 
     with ThreadPoolExecutor(1) as executor:
-        done = executor.submit(contextvars.copy_context().run, asyncio.run, told())
+        done = executor.submit(contextvars.copy_context().run, asyncio.run, cancellable())
         try:
             return done.result()
         except BaseException:  # Ctrl-C reaches the thread that waits only
+            is_left.set()
             for loop, task in running:
-                if task is not None and not done.done():
+                with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
                     loop.call_soon_threadsafe(task.cancel)
             raise

@@ -5,7 +5,7 @@ Nothing of the caller's is changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llama_index.core.base.llms.types import (
@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_vllm_local._blocks import Part, any_names_file, to_openai_parts
-from llama_index_vllm_local._tools import openai_tool_call
+from llama_index_vllm_local._tools import openai_arguments, openai_tool_call
 from shared_engine.errors import InvalidInputError
 from shared_engine.media_errors import Wording
 
@@ -83,7 +83,7 @@ def _to_openai_message(message: ChatMessage, position: str) -> tuple[dict[str, A
     if not isinstance(message, ChatMessage):
         raise InvalidInputError(f"{position} must be a ChatMessage, got {type(message).__name__}: {message!r:.80}")
     parts = _parts(message, position)
-    calls = _tool_calls(message)
+    calls = _tool_calls(message, position)
     sent: dict[str, Any] = {"role": _ROLES.get(message.role, message.role.value), "content": _content(parts)}
     if calls and not parts:
         sent["content"] = None
@@ -112,18 +112,27 @@ def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
     return [part.content for part in parts]
 
 
-def _tool_calls(message: ChatMessage) -> list[Any]:
+def _tool_calls(message: ChatMessage, position: str) -> list[dict[str, Any]]:
     calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
     if calls:
         return [openai_tool_call(call.tool_call_id, call.tool_name, call.tool_kwargs) for call in calls]
     # from a history that another LLM class wrote
-    return [_plain(call) for call in message.additional_kwargs.get("tool_calls") or ()]
+    others = message.additional_kwargs.get("tool_calls") or ()
+    return [_plain(call, f"{position}.additional_kwargs['tool_calls'][{index}]") for index, call in enumerate(others)]
 
 
 def _has(message: ChatMessage, key: str) -> bool:
     return message.additional_kwargs.get(key) is not None
 
 
-def _plain(call: Any) -> Any:
-    """A tool call as a dict; the OpenAI package's objects are pydantic models."""
-    return call.model_dump(exclude_none=True) if hasattr(call, "model_dump") else call
+def _plain(call: Any, position: str) -> dict[str, Any]:
+    """A tool call in OpenAI's form; the OpenAI package's objects are pydantic models, Ollama's have a dict in them."""
+    form = call.model_dump(exclude_none=True) if hasattr(call, "model_dump") else call
+    function = form.get("function") if isinstance(form, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidInputError(
+            f"{position} is no call in OpenAI's form, {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}: "
+            f"{call!r:.80}"
+        )
+    arguments = function.get("arguments") or ""
+    return {"type": "function", **form, "function": {**function, "arguments": openai_arguments(arguments)}}

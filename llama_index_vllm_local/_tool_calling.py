@@ -26,13 +26,9 @@ if TYPE_CHECKING:
 class ToolCalling(FunctionCallingLLM):
     """Mixed into an LLM whose ``chat`` takes ``tools``, ``tool_choice`` and ``parallel_tool_calls``."""
 
-    is_function_calling_model: bool | None = None
-    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
-    vLLM has no tool-call parser for what this model writes."""
-
-    strict: bool | None = None
-    """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
-    (``tool_required``, ``tool_choice``)."""
+    if TYPE_CHECKING:  # fields of the LLM
+        is_function_calling_model: bool | None
+        strict: bool | None
 
     def _take_tools(self, options: dict[str, Any]) -> tuple[list[dict[str, Any]], str | dict[str, Any]]:
         """The tools that a call has among its keywords, from where they are taken, and which of them to use."""

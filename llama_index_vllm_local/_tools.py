@@ -75,8 +75,12 @@ def to_openai_tool_choice(
 
 
 def openai_tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": text}}
+    function = {"name": name, "arguments": openai_arguments(arguments)}
+    return {"id": call_id or "", "type": "function", "function": function}
+
+
+def openai_arguments(arguments: Mapping[str, Any] | str) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -87,7 +91,8 @@ def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     order = list(range(len(messages)))
     for start, message in enumerate(messages, 1):
-        ranks = {call.get("id"): rank for rank, call in enumerate(message.get("tool_calls") or ())}
+        calls = message.get("tool_calls") or ()
+        ranks = {call["id"]: rank for rank, call in enumerate(calls) if call.get("id") is not None}
         end = start
         while end < len(messages) and messages[end]["role"] == "tool" and messages[end].get("tool_call_id") in ranks:
             end += 1

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from llama_index_vllm_local._engine_user import LlamaIndexUser
 from shared_engine.engine_user import PoolingUser
-from shared_engine.errors import SettingsError
+from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.pooling import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ class VLLMEmbedding(LlamaIndexUser, PoolingUser, BaseEmbedding):
 
     def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
         """One vector for each text, in order."""
+        _check_list(texts)
         with _shown(len(texts), show_progress):
             return _embed_batches(self, texts, **kwargs)
 
@@ -178,6 +179,7 @@ class VLLMEmbedding(LlamaIndexUser, PoolingUser, BaseEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Embedding]:
         """See ``get_text_embedding_batch``."""
+        _check_list(texts)
         with _shown(len(texts), show_progress):
             return await _aembed_batches(self, texts, **kwargs)
 
@@ -245,3 +247,8 @@ def _shown(total: int, show_progress: bool) -> Iterator[None]:
         finally:
             _on_progress.reset(before)
         bar.update(total - bar.n)  # those that a cache had
+
+
+def _check_list(texts: object) -> None:
+    if isinstance(texts, str):
+        raise InvalidInputError(f"texts must be a list of strings, got one string: {texts!r:.80}")

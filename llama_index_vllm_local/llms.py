@@ -45,7 +45,7 @@ from shared_engine.tools import with_strict_arguments
 from shared_engine.wire import check_prompt
 
 if TYPE_CHECKING:
-    from shared_engine.settings import EngineSettings
+    pass
 
 
 class _Request(NamedTuple):
@@ -134,7 +134,15 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction,
     is_chat_model: bool | None = None
     """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
     ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
-    _metadata: LLMMetadata | None = PrivateAttr(default=None)
+    is_function_calling_model: bool | None = None
+    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
+    vLLM has no tool-call parser for what this model writes."""
+
+    strict: bool | None = None
+    """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
+    (``tool_required``, ``tool_choice``)."""
+
+    _metadata: tuple[tuple[Any, ...], LLMMetadata] | None = PrivateAttr(default=None)
 
     # ---- what it is
 
@@ -144,29 +152,24 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction,
 
     @property
     def metadata(self) -> LLMMetadata:
-        """Read by LlamaIndex on every call; never starts the engine."""
-        if self._metadata is not None:
-            return self._metadata
+        """Read by LlamaIndex several times a call; never starts the engine."""
+        window = self.engine.context_window  # the server may tell another one than the model's files
+        said = (self.context_window, self.is_chat_model, self.is_function_calling_model)
+        depends_on = (self._engine, window, *said, self.messages_to_prompt, self.completion_to_prompt)
+        known = self._metadata
+        if known is not None and known[0] == depends_on:
+            return known[1]
         settings = self.engine.settings
         metadata = LLMMetadata(
-            context_window=self.context_window or self.engine.context_window or DEFAULT_CONTEXT_WINDOW,
+            context_window=self.context_window or window or DEFAULT_CONTEXT_WINDOW,
             num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
             is_chat_model=self._uses_chat_template(),
             is_function_calling_model=self._uses_chat_template() and self._calls_functions(),
             model_name=settings.model or "unknown",
         )
-        if self.engine.context_window is not None:  # else the model's files, or the server, may tell it yet
-            self._metadata = metadata
+        if settings.is_remote or settings.model_folder() is not None:  # else the model's files will tell more
+            self._metadata = (depends_on, metadata)
         return metadata
-
-    def _use(self, settings: EngineSettings) -> None:
-        super()._use(settings)
-        self._metadata = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in type(self).model_fields:
-            self._metadata = None
 
     def _calls_functions(self) -> bool:
         settings = self.engine.settings

@@ -70,6 +70,7 @@ class Engine:
         self._made_requests: Requests | None = None
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
+        self._context_window: int | None = None
         self._local_tokenizer: Callable[[str], list[int]] | None = None
         self._tokenizer_until = 0.0
 
@@ -115,7 +116,9 @@ class Engine:
         for something has told by the way. None where that is not known; asks nobody.
         """
         told = None if self._made_requests is None else self._made_requests.place.max_model_len
-        return told or self.settings.context_window()
+        if told is None and self._context_window is None:  # looked for until it is known: adapters ask in every call
+            self._context_window = self.settings.context_window()
+        return told or self._context_window
 
     # ---- text
 

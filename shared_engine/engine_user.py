@@ -7,13 +7,14 @@ Mixed into the frameworks' base classes, which are pydantic models. Knows no fra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, PydanticSchemaGenerationError, TypeAdapter, ValidationError, model_validator
 
 from shared_engine.engine import Engine
-from shared_engine.errors import InvalidInputError
-from shared_engine.results import GenerationParams
+from shared_engine.errors import InvalidInputError, SettingsError
+from shared_engine.results import GenerationParams, say_unknown
 from shared_engine.settings import SAMPLING_DEFAULTS, EngineFields, EngineSettings
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ class EngineUser(EngineFields):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy; with ``update`` on top, checked as on construction."""
-        copied = super().model_copy(update=update, deep=deep)
+        changes = without_aliases(update or {}, self._aliases)
+        unknown = [name for name in changes if name not in type(self).model_fields]
+        if unknown:
+            raise SettingsError("; ".join(say_unknown("setting", name, type(self).model_fields) for name in unknown))
+        copied = super().model_copy(update={name: self._checked(name, changes[name]) for name in changes}, deep=deep)
         copied._use(copied._current_settings())
         return copied
 
@@ -87,7 +92,18 @@ class EngineUser(EngineFields):
             self._use(self._current_settings(**{name: value}))
             self.model_fields_set.add(name)
         else:
-            super().__setattr__(name, value)
+            super().__setattr__(name, self._checked(name, value))
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """``value`` for a field that our classes have beside the engine's settings, as construction would take it."""
+        checker = _checker(type(self), name)
+        if checker is None:
+            return value
+        try:
+            return checker.validate_python(value)
+        except ValidationError as exc:
+            said = "; ".join(error["msg"] for error in exc.errors())
+            raise SettingsError(f"{name} = {value!r:.80}: {said}") from None
 
     def __getstate__(self) -> dict[Any, Any]:
         return {**super().__getstate__(), "__pydantic_private__": {}}
@@ -171,6 +187,22 @@ class PoolingUser(EngineUser):
         if not settings.is_remote:
             changes["engine_args"] = {"runner": "pooling", **settings.engine_args}
         super()._use(settings.model_copy(update=changes))
+
+
+@lru_cache
+def _checker(cls: type[EngineUser], name: str) -> TypeAdapter[Any] | None:
+    """None for what is the engine's or the framework's own, which they check in their own way."""
+    owner = next((each for each in cls.__mro__ if name in vars(each).get("__annotations__", ())), None)
+    if owner is None or not issubclass(owner, EngineUser) or name in EngineFields.model_fields:
+        return None
+    field = cls.model_fields.get(name)
+    if field is None:
+        return None
+    annotation: Any = Annotated[field.annotation, field]
+    try:
+        return TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:  # of a user's own class, with a type that pydantic does not know
+        return None
 
 
 def without_aliases(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from shared_engine.errors import (
     EngineBusyError,
     EngineDiedError,
     EngineError,
+    ModelNotFoundError,
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
@@ -42,7 +43,7 @@ class Server:
     Attributes:
         client: connections of the running event loop.
         model: as the server names it.
-        generation: which start of a local engine this is; 0 for a remote one.
+        generation: which start of a local engine this is; how often a remote one turned out to have another model.
     """
 
     client: Client
@@ -218,13 +219,15 @@ class RemotePlace(Place):
         key = settings.api_key.get_secret_value() if settings.api_key else None
         self._base_url = settings.base_url
         self._clients = loop_clients(settings.base_url, api_key=key)
+        self._is_named = settings.model is not None
         self._model = settings.model
+        self._generation = 0
 
     async def acquire(self) -> Server:
         client = await self._clients.get()
         if self._model is None:
             self._model = await self._first_model(client)
-        return Server(client, self._model)
+        return Server(client, self._model, self._generation)
 
     def release(self) -> None:
         pass
@@ -236,7 +239,11 @@ class RemotePlace(Place):
         name, self.max_model_len = models[0]
         return name
 
-    async def explain(self, error: RequestError, server: Server) -> VLLMError:  # noqa: ARG002
+    async def explain(self, error: RequestError, server: Server) -> VLLMError:
+        if isinstance(error, ModelNotFoundError) and not self._is_named and server.model in error.message:
+            if server.generation == self._generation:  # else another request has noticed it already
+                self._model, self.max_model_len, self._generation = None, None, self._generation + 1
+            return _AnotherModelError(*error.args)
         return error
 
     async def status(self) -> EngineStatus:
@@ -257,8 +264,12 @@ class RemotePlace(Place):
         await self._clients.close()
 
 
+class _AnotherModelError(ModelNotFoundError):
+    """The server has not the model any more that was its first one: it was started with another one, which will do."""
+
+
 def is_retryable(error: VLLMError) -> bool:
     """True when trying again can help and nothing of an answer has reached the caller. Callers check the latter."""
-    if isinstance(error, (ServerConnectionError, EngineDiedError, EngineBusyError)):
+    if isinstance(error, (ServerConnectionError, EngineDiedError, EngineBusyError, _AnotherModelError)):
         return True
     return isinstance(error, RequestError) and error.status in (429, 503)

@@ -187,6 +187,7 @@ class Requests:
 
     async def _with_length(self, error: ContextLengthError, server: Server, body: dict[str, Any]) -> ContextLengthError:
         """The error with the prompt's exact length: vLLM stops counting one token past the limit."""
+        self.place.max_model_len = error.max_model_len or self.place.max_model_len
         names = ("messages", "tools", "chat_template_kwargs", "prompt")
         part: dict[str, Any] = {name: body[name] for name in names if name in body}
         try:

@@ -89,10 +89,13 @@ class GenerationParams(BaseModel):
         return GenerationParams(**{**self.model_dump(exclude_unset=True), **overrides})
 
 
-def _nearest(name: str, known: list[str]) -> str | None:
-    if _OTHER_NAMES.get(name) in known:
-        return _OTHER_NAMES[name]
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+def say_unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """That there is no ``kind`` (setting, parameter) of that name, and which one may be meant."""
+    names = sorted(known)
+    near = _OTHER_NAMES.get(name)
+    if near not in names:
+        near = next(iter(difflib.get_close_matches(name, names, n=1)), None)
+    return f"unknown {kind} {name!r}; " + (f"did you mean {near!r}?" if near else f"known: {', '.join(names)}")
 
 
 def describe_invalid(
@@ -114,9 +117,7 @@ def describe_invalid(
         field = str(error["loc"][0]) if error["loc"] else ""
         label = f"{name} (from {sources[field]})" if sources and field in sources else name
         if error["type"] == "extra_forbidden":
-            near = _nearest(name, list(known))
-            hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(known))}"
-            lines.append(f"unknown {kind} {name!r}{hint}")
+            lines.append(say_unknown(kind, name, known))
             continue
         message = error["msg"].removeprefix("Value error, ")
         if not field:  # about the whole, whose input may hold a secret

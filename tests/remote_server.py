@@ -36,6 +36,7 @@ class RemoteServer:
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.aborted = threading.Event()
         self.counts_tokens = True
+        self.models: list[dict[str, Any]] = [{"id": "served", "max_model_len": 2048}]
         self.handler: Handler = self.answer
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -89,7 +90,7 @@ class RemoteServer:
         return web.json_response({"count": count, "tokens": list(range(count))})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"data": [{"id": "served", "max_model_len": 2048}]})
+        return web.json_response({"data": self.models})
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response()

@@ -149,6 +149,18 @@ def test_what_is_no_batch_is_refused_before_anything_is_sent(
     assert server.requests == []
 
 
+@pytest.mark.parametrize("way", ["complete_batch", "chat_batch"])
+def test_a_batch_leaves_the_threads_own_event_loop_alone(remote: VLLM, way: str) -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        WAYS[way](remote, ["Hello"])
+        assert asyncio.get_event_loop() is loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
 CELL = """
 import asyncio, sys
 from llama_index_vllm_local import VLLM

@@ -24,7 +24,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 
 from langchain_vllm_local import VLLMEmbeddings
 from llama_index_vllm_local import VLLMEmbedding
-from shared_engine import ContextLengthError, EngineState, RequestRejectedError
+from shared_engine import ContextLengthError, EngineState, InvalidInputError, RequestRejectedError
 from tests.conftest import REPOSITORY
 from tests.llama_index_vllm_local.pooling import (
     RecordCallbacks,
@@ -112,6 +112,15 @@ async def test_no_texts_give_no_vectors_without_any_request(server: RemoteServer
     assert embed_model.get_text_embedding_batch([], show_progress=True) == []
     assert await embed_model.aget_text_embedding_batch([]) == []
     assert bodies(server) == []
+
+
+def test_one_string_is_no_list_of_texts(server: RemoteServer) -> None:
+    embed_model = VLLMEmbedding(base_url=server.url)
+    with pytest.raises(InvalidInputError, match="texts must be a list of strings, got one string: 'abc'"):
+        embed_model.get_text_embedding_batch("abc")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="texts must be a list of strings"):
+        asyncio.run(embed_model.aget_text_embedding_batch("abc"))  # type: ignore[arg-type]
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("options", [{}, {"embed_batch_size": 2}, {"embed_batch_size": 2, "num_workers": 2}])

@@ -8,7 +8,11 @@ import json
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import pytest
@@ -20,8 +24,8 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool
 
 import llama_index_vllm_local
-from llama_index_vllm_local import VLLM, VLLMEmbedding
-from shared_engine import InvalidInputError, SettingsError
+from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
+from shared_engine import ContextLengthError, InvalidInputError, SettingsError
 from shared_engine.settings import EngineFields
 from tests.conftest import REPOSITORY, TINY_CHAT
 from tests.remote_server import running_server
@@ -156,6 +160,36 @@ def test_a_model_whose_calls_vllm_cannot_read_calls_no_functions() -> None:
     llm.engine_args = {"tool_call_parser": "hermes"}
     llm.is_function_calling_model = None
     assert llm.metadata.is_function_calling_model
+
+
+def test_metadata_tells_the_limit_that_the_server_has_told_since() -> None:
+    with running_server() as server:
+        server.fails(
+            400, times=1, message="This model's maximum context length is 512 tokens. However, you requested 600"
+        )
+        llm = VLLM(base_url=server.url, model="served")
+        with pytest.raises(ContextLengthError):
+            llm.complete("Hi")
+        assert llm.metadata.context_window == 512
+
+
+def test_metadata_is_whole_whoever_assigns_meanwhile() -> None:
+    llm = VLLM(model=str(TINY_CHAT))
+    ends = time.monotonic() + 0.5
+    seen: set[int] = set()
+
+    def read() -> None:
+        while time.monotonic() < ends:
+            seen.add(llm.metadata.context_window)
+
+    def assign() -> None:
+        while time.monotonic() < ends:
+            llm.callback_manager = CallbackManager()
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(each) for each in (read, assign, read, assign)]:
+            done.result()
+    assert seen == {2048}
 
 
 def test_metadata_follows_what_is_assigned() -> None:
@@ -333,6 +367,48 @@ def test_a_copy_with_an_update_leaves_the_original_alone() -> None:
     assert copied._completion_request("Hi", False, {}).params.seed == 3
     with pytest.raises(SettingsError, match="temperature = -1"):
         llm.model_copy(update={"temperature": -1})
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "message"),
+    [
+        (lambda: VLLM(model=HUB_ID), "temperatur", 1, "unknown setting 'temperatur'; did you mean 'temperature'"),
+        (lambda: VLLM(model=HUB_ID), "context_window", -5, "context_window = -5: Input should be greater than 0"),
+        (lambda: VLLM(model=HUB_ID), "strict", "maybe", "strict = 'maybe'"),
+        (lambda: VLLMEmbedding(model=HUB_ID), "dimensions", -1, "dimensions = -1"),
+        (lambda: VLLMEmbedding(model=HUB_ID), "embed_batch_size", 0, "embed_batch_size = 0"),
+        (lambda: VLLMRerank(model=HUB_ID), "top_n", -3, "top_n = -3"),
+    ],
+)
+def test_an_update_and_an_assignment_are_checked_as_construction_is(
+    make: Callable[[], Any], name: str, value: Any, message: str
+) -> None:
+    made = make()
+    with pytest.raises(SettingsError, match=message):
+        made.model_copy(update={name: value})
+    if name in type(made).model_fields:
+        with pytest.raises(SettingsError, match=message):
+            setattr(made, name, value)
+    with pytest.raises(SettingsError, match=f"{name}"):
+        type(made)(model=HUB_ID, **{name: value})
+
+
+def test_an_update_takes_other_names_too() -> None:
+    copied = VLLM(base_url="http://a").model_copy(update={"api_base": "http://b/v1", "context_window": "100"})
+    assert (copied.engine.settings.base_url, copied.metadata.context_window) == ("http://b", 100)
+
+
+class WithMore(VLLM):
+    """As a user's own class may be."""
+
+    more: Any = None
+    place: Condition | None = None
+
+
+def test_a_users_own_fields_may_be_anything() -> None:
+    llm = WithMore(model=HUB_ID)
+    llm.place = Condition()
+    assert llm.model_copy(update={"more": 1}).place is llm.place
 
 
 def test_an_assigned_setting_has_effect_and_a_bad_one_none() -> None:

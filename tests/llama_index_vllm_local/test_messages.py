@@ -15,16 +15,11 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms import CacheControl
 
+from llama_index_vllm_local import VLLM
 from llama_index_vllm_local._messages import to_openai_messages
-from shared_engine import (
-    InvalidInputError,
-    TokenUsage,
-)
+from shared_engine import InvalidInputError
 
 ADD_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
-ADD_TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
-USAGE = TokenUsage(prompt_tokens=7, completion_tokens=5)
-COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 
 @pytest.mark.parametrize(
@@ -141,3 +136,33 @@ def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
 def test_a_message_of_another_kind_is_named_with_its_position() -> None:
     with pytest.raises(InvalidInputError, match=r"messages\[0\] must be a ChatMessage, got dict"):
         to_openai_messages([{"role": "user", "content": "Hi"}])  # type: ignore[list-item]
+
+
+# ---- calls that another LLM class has written
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"function": {"name": "add", "arguments": {"a": 2, "b": 3}}},  # as Ollama's
+        {"function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}},
+    ],
+)
+def test_a_call_without_an_id_is_sent_with_its_result(call: dict[str, Any]) -> None:
+    messages = [
+        ChatMessage(role="user", content="What is 2 + 3?"),
+        ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [call]}),
+        ChatMessage(role="tool", content="5"),
+    ]
+    sent = VLLM(model="Qwen/Qwen3-4B")._chat_request(messages, {}).messages
+    assert sent is not None
+    function = {"name": "add", "arguments": '{"a": 2, "b": 3}'}
+    assert sent[1] == {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    assert sent[2] == {"role": "tool", "content": "5"}
+
+
+@pytest.mark.parametrize("call", ["add", {"name": "add"}, {"function": {"arguments": "{}"}}])
+def test_what_is_no_call_is_refused_with_its_position(call: Any) -> None:
+    message = ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [call]})
+    with pytest.raises(InvalidInputError, match=r"messages\[0\]\.additional_kwargs\['tool_calls'\]\[0\] is no call"):
+        to_openai_messages([message])

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from aiohttp import web
 
 from shared_engine import (
     AuthenticationError,
@@ -216,3 +217,24 @@ def test_a_stream_left_open_at_the_end_of_its_loop_is_closed_quietly(
         asyncio.run(begin())
     assert server.aborted.wait(10)
     assert caplog.records == []
+
+
+def test_a_server_that_was_started_with_another_model_is_asked_for_that() -> None:
+    """By whoever named none: the first one of the server is meant."""
+    with running_server() as server:
+        engine = Engine(base_url=server.url)
+        assert engine.chat(HELLO).text == "Hi"
+
+        async def knows_the_new_model_only(request: web.Request) -> web.StreamResponse:
+            model = (await request.json())["model"]
+            if model == "served":
+                message = f"The model `{model}` does not exist."
+                return web.json_response({"error": {"message": message, "code": 404}}, status=404)
+            return web.json_response(chat_answer(f"by {model}"))
+
+        server.handler = knows_the_new_model_only
+        server.models = [{"id": "new", "max_model_len": 100}]
+        assert engine.chat(HELLO).text == "by new"
+        assert engine.context_window == 100
+        with pytest.raises(ModelNotFoundError, match="`served` does not exist"):
+            Engine(base_url=server.url, model="served").chat(HELLO)
