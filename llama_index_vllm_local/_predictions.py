@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, ToolCallBlock
 from llama_index.core.output_parsers.pydantic import PydanticOutputParser
+from llama_index.core.output_parsers.utils import extract_json_str
 from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.prompts.base import BasePromptTemplate
@@ -27,13 +28,12 @@ from shared_engine.structured import CUT_OFF, JsonSchema, cut_off_message
 
 if TYPE_CHECKING:
     from llama_index.core.llms.function_calling import FunctionCallingLLM
+    from llama_index.core.llms.llm import LLM
 
 Response = ChatResponse | CompletionResponse
 
 # The ways in which a Prediction asks: by response_format, by a tool that must be called, by the prompt alone.
 OWN_MODES = (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM)
-# Among a prediction's llm_kwargs: where it leaves the response that it read last.
-LAST_RESPONSE = "_last_response"
 
 # What core's programs take from llm_kwargs, because a prediction decides it.
 _DECIDED = ("tool_required", "tool_choice", "allow_parallel_tool_calls")
@@ -41,10 +41,36 @@ _FENCED = re.compile(r"\s*```\w*\n(.*)```\s*", re.DOTALL)
 
 
 class LastResponse:
-    """What a prediction read last: the response, for its usage, and the JSON in it. What it returns has neither."""
+    """What a prediction read last, of which the objects that it returns know nothing."""
 
     response: Response | None = None
+    text: str = ""
+    """Of the response, what the JSON is in: its content, or the arguments of its call."""
     json_text: str = ""
+    """The JSON that the whole object was read from, and can be read from again; empty before."""
+
+
+class RecordedKwargs(dict[str, Any]):
+    """``llm_kwargs`` that bring along where the prediction leaves what it read; not as a keyword, which spans show."""
+
+    def __init__(self, llm_kwargs: Mapping[str, Any], last: LastResponse) -> None:
+        super().__init__(llm_kwargs)
+        self.last = last
+
+
+def program_mode(llm: LLM) -> PydanticProgramMode:
+    """How the LLM is to be asked.
+
+    Raises:
+        InvalidInputError: in no way that LlamaIndex knows.
+    """
+    try:
+        return PydanticProgramMode(llm.pydantic_program_mode)
+    except ValueError:
+        modes = ", ".join(repr(mode.value) for mode in PydanticProgramMode)
+        raise InvalidInputError(
+            f"pydantic_program_mode = {llm.pydantic_program_mode!r}: must be one of {modes}"
+        ) from None
 
 
 class Prediction(Generic[Model]):
@@ -62,11 +88,12 @@ class Prediction(Generic[Model]):
         llm_kwargs: Mapping[str, Any] | None,
         prompt_args: Mapping[str, Any],
     ) -> None:
-        self._llm, self._output_cls, self._mode = llm, output_cls, llm.pydantic_program_mode
+        self._llm, self._output_cls, self._mode = llm, output_cls, program_mode(llm)
         self._parser = SchemaOutputParser(output_cls)
         self._options = {name: value for name, value in (llm_kwargs or {}).items() if name not in _DECIDED}
-        self._last: LastResponse = self._options.pop(LAST_RESPONSE, None) or LastResponse()
+        self._last = llm_kwargs.last if isinstance(llm_kwargs, RecordedKwargs) else LastResponse()
         self._seen: Any = None
+        self._read_again_at = 0
         schema = _schema(output_cls)
         self._write(prompt, prompt_args)
         if self._mode == PydanticProgramMode.DEFAULT:
@@ -164,19 +191,27 @@ class Prediction(Generic[Model]):
             raise LengthFinishReasonError(cut_off_message(reason), self._text(response) or _content(response))
         if self._mode == PydanticProgramMode.LLM:
             value: Model = self._parser.parse(_content(response))
-            return value
-        if self._mode == PydanticProgramMode.FUNCTION:
+            text = extract_json_str(_content(response))
+        elif self._mode == PydanticProgramMode.FUNCTION:
             assert isinstance(response, ChatResponse)
-            call = self._llm.get_tool_calls_from_response(response)[0]
-            return self._output_cls.model_validate_json(json.dumps(call.tool_kwargs))
-        return _from_json(self._output_cls, _content(response))
+            text = json.dumps(self._llm.get_tool_calls_from_response(response)[0].tool_kwargs)
+            value = self._output_cls.model_validate_json(text)
+        else:
+            value, text = _from_json(self._output_cls, _content(response))
+        self._last.json_text = text
+        return value
 
     def _read_so_far(self, response: Response) -> Model | FlexibleModel | None:
         """An answer under way: an instance where what there is makes one, else an object that holds what there is.
 
-        None where nothing was added.
+        None where nothing was added, or less than a hundredth of the text: each reading takes as long as all the text
+        up to there, so that one for each token would make long answers wait for it, and a whole event loop with them.
         """
-        value = _partial_json(self._keep(response))
+        text = self._keep(response)
+        if len(text) < self._read_again_at:
+            return None
+        self._read_again_at = len(text) + len(text) // 100 + 1
+        value = _partial_json(text)
         if value is None or value == self._seen:
             return None
         self._seen = value
@@ -191,8 +226,8 @@ class Prediction(Generic[Model]):
         return self._flexible_cls.model_validate(value)
 
     def _keep(self, response: Response) -> str:
-        self._last.response, self._last.json_text = response, self._text(response)
-        return self._last.json_text
+        self._last.response, self._last.text = response, self._text(response)
+        return self._last.text
 
     def _text(self, response: Response) -> str:
         """Where the JSON is: the content, or the arguments of the call."""
@@ -230,14 +265,15 @@ def _content(response: Response) -> str:
     return response.text if isinstance(response, CompletionResponse) else response.message.content or ""
 
 
-def _from_json(output_cls: type[Model], text: str) -> Model:
+def _from_json(output_cls: type[Model], text: str) -> tuple[Model, str]:
+    """The instance, and the JSON in ``text``."""
     try:
-        return output_cls.model_validate_json(text)
+        return output_cls.model_validate_json(text), text
     except ValidationError:
         fenced = _FENCED.fullmatch(text)  # by a server that holds no answer to a schema
         if fenced is None:
             raise
-        return output_cls.model_validate_json(fenced[1])
+        return output_cls.model_validate_json(fenced[1]), fenced[1]
 
 
 def _partial_json(text: str) -> Any:

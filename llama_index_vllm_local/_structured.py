@@ -7,11 +7,14 @@ the LLM that answers with nothing but such instances.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import (
+    achat_to_completion_decorator,
     astream_chat_to_completion_decorator,
+    chat_to_completion_decorator,
     stream_chat_to_completion_decorator,
 )
 from llama_index.core.base.llms.types import (
@@ -19,20 +22,23 @@ from llama_index.core.base.llms.types import (
     ChatResponse,
     ChatResponseAsyncGen,
     ChatResponseGen,
+    CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
+    LLMMetadata,
     MessageRole,
 )
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # is no re-export
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts.base import ChatPromptTemplate, PromptTemplate
 from llama_index.core.types import Model
 from pydantic import BaseModel
 
-from llama_index_vllm_local._predictions import LAST_RESPONSE, OWN_MODES, LastResponse, Prediction
+from llama_index_vllm_local._predictions import OWN_MODES, LastResponse, Prediction, RecordedKwargs, program_mode
 
 dispatcher = get_dispatcher(__name__)
 
@@ -67,7 +73,7 @@ class StructuredPrediction(FunctionCallingLLM):
             LengthFinishReasonError: the answer was cut off, by ``max_tokens`` or the model's limit.
             ValueError: it is no JSON, or the class refuses it (then pydantic's ValidationError).
         """
-        if self.pydantic_program_mode not in OWN_MODES:
+        if program_mode(self) not in OWN_MODES:
             theirs: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return theirs
         self._start(output_cls, prompt, prompt_args)
@@ -84,7 +90,7 @@ class StructuredPrediction(FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Model:
         """See ``structured_predict``."""
-        if self.pydantic_program_mode not in OWN_MODES:
+        if program_mode(self) not in OWN_MODES:
             theirs: Model = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return theirs
         self._start(output_cls, prompt, prompt_args)
@@ -104,7 +110,7 @@ class StructuredPrediction(FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         """What ``stream_structured_predict`` of LlamaIndex yields, with its own events around it."""
-        if self.pydantic_program_mode not in OWN_MODES:
+        if program_mode(self) not in OWN_MODES:
             return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         return Prediction(self, output_cls, prompt, llm_kwargs, prompt_args).stream()
 
@@ -116,14 +122,15 @@ class StructuredPrediction(FunctionCallingLLM):
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
         """See ``_structured_stream_call``."""
-        if self.pydantic_program_mode not in OWN_MODES:
+        if program_mode(self) not in OWN_MODES:
             return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         return Prediction(self, output_cls, prompt, llm_kwargs, prompt_args).astream()
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
         """An LLM whose answers are instances of ``output_cls``: in ``raw``, and as JSON in the text.
 
-        The usage is in ``additional_kwargs``; of a stream, in its last response.
+        For query engines and all else that asks for text; an agent calls tools, which it does not, and takes
+        ``output_cls`` itself. The usage is in ``additional_kwargs``; of a stream, in its last response.
         """
         return StructuredVLLM(llm=self, output_cls=output_cls, **kwargs)
 
@@ -132,46 +139,56 @@ class StructuredVLLM(StructuredLLM):
     """LlamaIndex's StructuredLLM with the usage in its responses, and with all eight endpoints.
 
     Of a stream, ``message`` and ``raw`` hold the object so far; the ``delta``s are the answer's own text.
+
+    A call is told of once, by the LLM inside, whose responses have the usage: to its own callback handlers and to
+    those of this object.
     """
 
-    @llm_chat_callback()
+    @property
+    def metadata(self) -> LLMMetadata:
+        """The model's; but answers of this form call no tools."""
+        return self.llm.metadata.model_copy(update={"is_function_calling_model": False})
+
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         last = LastResponse()
-        output = self.llm.structured_predict(**self._asked(messages, kwargs, last))
+        output = self._llm_inside().structured_predict(**self._asked(messages, kwargs, last))
         return _to_response(output, last)
 
-    @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         last = LastResponse()
-        output = await self.llm.astructured_predict(**self._asked(messages, kwargs, last))
+        output = await self._llm_inside().astructured_predict(**self._asked(messages, kwargs, last))
         return _to_response(output, last)
 
-    @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         last, text = LastResponse(), ""
-        for output in self.llm.stream_structured_predict(**self._asked(messages, kwargs, last)):
-            yield _to_response(output, last, text)
-            text = last.json_text
+        outputs = self._llm_inside().stream_structured_predict(**self._asked(messages, kwargs, last))
+        with contextlib.closing(outputs):
+            for output in outputs:
+                yield _to_response(output, last, text)
+                text = last.text
 
-    @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         last = LastResponse()
-        outputs = await self.llm.astream_structured_predict(**self._asked(messages, kwargs, last))
+        outputs = await self._llm_inside().astream_structured_predict(**self._asked(messages, kwargs, last))
 
         async def responses() -> ChatResponseAsyncGen:
             text = ""
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
                     yield _to_response(output, last, text)
-                    text = last.json_text
+                    text = last.text
 
         return responses()
 
-    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:  # noqa: ARG002
+        return chat_to_completion_decorator(self.chat)(prompt, **kwargs)
+
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:  # noqa: ARG002
+        return await achat_to_completion_decorator(self.achat)(prompt, **kwargs)
+
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:  # noqa: ARG002
         return stream_chat_to_completion_decorator(self.stream_chat)(prompt, **kwargs)
 
-    @llm_completion_callback()
     async def astream_complete(
         self,
         prompt: str,
@@ -180,18 +197,60 @@ class StructuredVLLM(StructuredLLM):
     ) -> CompletionResponseAsyncGen:
         return await astream_chat_to_completion_decorator(self.astream_chat)(prompt, **kwargs)
 
+    # ---- for other classes: as of the LLM inside
+
+    def structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._llm_inside().structured_predict(*args, **kwargs)
+
+    async def astructured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._llm_inside().astructured_predict(*args, **kwargs)
+
+    def stream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._llm_inside().stream_structured_predict(*args, **kwargs)
+
+    async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._llm_inside().astream_structured_predict(*args, **kwargs)
+
+    def as_structured_llm(self, *args: Any, **kwargs: Any) -> StructuredLLM:
+        return self._llm_inside().as_structured_llm(*args, **kwargs)
+
+    # ---- asking
+
+    def _llm_inside(self) -> LLM:
+        """It tells what this object's handlers, and its rate limiter, are to know of; each of them once."""
+        own, limiter = self.callback_manager, getattr(self, "rate_limiter", None)  # which older cores lack
+        if not own.handlers and limiter is None:
+            return self.llm
+        llm = copy.copy(self.llm)
+        llm.callback_manager = _joined(own, llm.callback_manager)
+        if limiter is not None:
+            llm.rate_limiter = limiter
+        return llm
+
     def _asked(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any], last: LastResponse) -> dict[str, Any]:
         """The keywords for ``structured_predict``."""
-        told = {LAST_RESPONSE: last} if self.llm.pydantic_program_mode in OWN_MODES else {}
         prompt = ChatPromptTemplate(message_templates=messages)
-        return {"output_cls": self.output_cls, "prompt": prompt, "llm_kwargs": {**kwargs, **told}}
+        return {"output_cls": self.output_cls, "prompt": prompt, "llm_kwargs": RecordedKwargs(kwargs, last)}
+
+
+def _joined(own: CallbackManager, other: CallbackManager) -> CallbackManager:
+    """One that tells the handlers of both; where it can, ``own``, which knows the trace that a call is part of."""
+    more = [handler for handler in other.handlers if all(handler is not each for each in own.handlers)]
+    if not more:
+        return own
+    joined = CallbackManager()
+    joined.handlers = [*own.handlers, *more]  # the constructor would add the global handler to them again
+    return joined
 
 
 def _to_response(output: BaseModel, last: LastResponse, before: str | None = None) -> ChatResponse:
     """``before``: of a stream, the text that the responses before this one had."""
+    # LlamaIndex reads the text back: from the answer's own JSON it gets the same object. Written from the object it
+    # would lack aliases, excluded fields, and secrets.
+    content = last.json_text or output.model_dump_json(by_alias=True)
     return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, content=output.model_dump_json()),
+        message=ChatMessage(role=MessageRole.ASSISTANT, content=content),
         raw=output,
-        delta=None if before is None else last.json_text[len(before) :],
+        delta=None if before is None else last.text[len(before) :],
         additional_kwargs=dict(last.response.additional_kwargs) if last.response else {},
     )

@@ -24,6 +24,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
+from llama_index.core.types import PydanticProgramMode
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
@@ -134,6 +135,9 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction,
     is_chat_model: bool | None = None
     """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
     ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
+    pydantic_program_mode: PydanticProgramMode = PydanticProgramMode.DEFAULT
+    """How ``structured_predict`` asks: ``default`` by response_format, ``function`` by a tool that must be called,
+    ``llm`` by words in the prompt; the others are LlamaIndex's own."""
     is_function_calling_model: bool | None = None
     """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
     vLLM has no tool-call parser for what this model writes."""

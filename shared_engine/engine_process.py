@@ -17,7 +17,15 @@ from typing import Any
 from shared_engine.device import wait_released
 from shared_engine.engine_log import EngineLog
 from shared_engine.launcher_process import LauncherProcess, Server
-from shared_engine.process_group import GIVE_UP_S, cpu_seconds, end_group, group_members, remove_files, shared_files
+from shared_engine.process_group import (
+    GIVE_UP_S,
+    cpu_seconds,
+    end_group,
+    group_members,
+    remove_files,
+    shared_files,
+    waited_seconds,
+)
 from shared_engine.progress import ProgressReader, StartPhase
 from shared_engine.record import Failure
 from shared_engine.runtime_dir import RuntimeDir
@@ -195,7 +203,9 @@ class EngineProcess:
             if now < look_at:
                 return
             look_at = now + min(limit_s / 10, 5.0)
-            if watch.is_stalled(now, self._log.bytes_fed, cpu_seconds(pids()), limit_s):
+            now_there = pids()
+            used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
+            if watch.is_stalled(now, self._log.bytes_fed, used_s, waited_s, limit_s):
                 raise self._failed(
                     "timeout",
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "

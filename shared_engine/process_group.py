@@ -87,6 +87,15 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def waited_seconds(pids: Iterable[int]) -> float:
+    """How long threads of these processes were ready to run and had no processor; 0 where the kernel does not count."""
+    waited_ns = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            waited_ns += sum(int(file.read_text().split()[1]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return waited_ns / 1e9
+
+
 def shared_files(pids: Iterable[int]) -> tuple[str, ...]:
     """Files of shared memory that processes have mapped and that still have a name."""
     found: set[str] = set()

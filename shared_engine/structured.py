@@ -11,13 +11,19 @@ from typing import Any
 
 from shared_engine.errors import InvalidInputError
 
+# What vLLM refuses to hold an answer to; the framework's own reading of the answer sees to it.
+_REFUSED = "uniqueItems"
+# Keywords of a schema with schemas under names of the user's choice, and those with values that are no schemas.
+_NAMED_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_VALUES = ("default", "const", "enum", "examples")
+
 # Finish reasons of an answer that did not end by itself.
 CUT_OFF = ("length", "repetition")
 
 
 @dataclass(frozen=True)
 class JsonSchema:
-    """A schema as the server wants it, from all that a framework calls one."""
+    """A schema as the server wants it, from all that a framework calls one. It is sent without what vLLM refuses."""
 
     name: str
     schema: dict[str, Any]
@@ -25,7 +31,7 @@ class JsonSchema:
     strict: bool | None = None
 
     def _sent(self, key: str) -> dict[str, Any]:
-        fields = {"name": self.name, "description": self.description, "strict": self.strict, key: self.schema}
+        fields = {"name": self.name, "description": self.description, "strict": self.strict, key: holdable(self.schema)}
         return {name: value for name, value in fields.items() if value is not None}
 
     def response_format(self) -> dict[str, Any]:
@@ -43,6 +49,23 @@ class JsonSchema:
                 f"schema = {self.schema!r:.80}: arguments of a call are an object; use method 'json_schema'"
             )
         return {"type": "function", "function": self._sent("parameters")}
+
+
+def holdable(schema: Any) -> Any:
+    """A copy of ``schema`` with only what vLLM can hold an answer to."""
+    if isinstance(schema, list):
+        return [holdable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {keyword: _holdable_keyword(keyword, value) for keyword, value in schema.items() if keyword != _REFUSED}
+
+
+def _holdable_keyword(keyword: str, value: Any) -> Any:
+    if keyword in _VALUES:
+        return value
+    if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
+        return {name: holdable(schema) for name, schema in value.items()}
+    return holdable(value)
 
 
 def cut_off_message(finish_reason: str) -> str:

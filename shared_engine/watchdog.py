@@ -17,6 +17,8 @@ METRICS_TIMEOUT_S = 5.0
 MAX_POLL_S = 10.0
 # A start that only wakes up to look whether something has come uses less of a core than this.
 IDLE_CPU_SHARE = 0.01
+# One that could go on, but has waited for a processor for more than this share of the time, is starved.
+STARVED_SHARE = 0.5
 
 _METRIC = re.compile(
     r"^vllm:(?P<name>iteration_tokens_total_count|num_requests_running|num_requests_waiting)"
@@ -126,19 +128,22 @@ def hang_poll_s(limit_s: float) -> float:
 
 
 class StallWatch:
-    """Follows a start: it moves as long as it writes to its log or uses its processor."""
+    """Follows a start: it moves as long as it writes to its log or uses a processor, or would if it had one."""
 
     def __init__(self, now: float) -> None:
         self._moved_at = now
         self._log_bytes = -1
         self._cpu_s = 0.0
+        self._waited_s = 0.0
 
-    def is_stalled(self, now: float, log_bytes: int, cpu_s: float, limit_s: float) -> bool:
+    def is_stalled(self, now: float, log_bytes: int, cpu_s: float, waited_s: float, limit_s: float) -> bool:
         """True when nothing has moved for ``limit_s`` seconds."""
         quiet_s = now - self._moved_at
         cpu_use_s = cpu_s - self._cpu_s  # below 0 when a process has ended, which is a sign of life too
-        if log_bytes != self._log_bytes or cpu_use_s < 0 or cpu_use_s > IDLE_CPU_SHARE * max(quiet_s, 1.0):
-            self._moved_at, self._log_bytes, self._cpu_s = now, log_bytes, cpu_s
+        is_used = cpu_use_s < 0 or cpu_use_s > IDLE_CPU_SHARE * max(quiet_s, 1.0)
+        is_starved = waited_s - self._waited_s > STARVED_SHARE * quiet_s
+        if log_bytes != self._log_bytes or is_used or is_starved:
+            self._moved_at, self._log_bytes, self._cpu_s, self._waited_s = now, log_bytes, cpu_s, waited_s
             return False
         return quiet_s >= limit_s
 

@@ -22,6 +22,7 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPU
 from llama_index.core.llms import ChatMessage, ChatResponse, CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool
+from llama_index.core.types import PydanticProgramMode
 
 import llama_index_vllm_local
 from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
@@ -376,6 +377,7 @@ def test_a_copy_with_an_update_leaves_the_original_alone() -> None:
         (lambda: VLLM(model=HUB_ID), "temperatur", 1, "unknown setting 'temperatur'; did you mean 'temperature'"),
         (lambda: VLLM(model=HUB_ID), "context_window", -5, "context_window = -5: Input should be greater than 0"),
         (lambda: VLLM(model=HUB_ID), "strict", "maybe", "strict = 'maybe'"),
+        (lambda: VLLM(model=HUB_ID), "pydantic_program_mode", "nope", "pydantic_program_mode = 'nope'"),
         (lambda: VLLMEmbedding(model=HUB_ID), "dimensions", -1, "dimensions = -1"),
         (lambda: VLLMEmbedding(model=HUB_ID), "embed_batch_size", 0, "embed_batch_size = 0"),
         (lambda: VLLMRerank(model=HUB_ID), "top_n", -3, "top_n = -3"),
@@ -392,6 +394,12 @@ def test_an_update_and_an_assignment_are_checked_as_construction_is(
             setattr(made, name, value)
     with pytest.raises(SettingsError, match=f"{name}"):
         type(made)(model=HUB_ID, **{name: value})
+
+
+def test_an_assigned_mode_may_be_its_name() -> None:
+    llm = VLLM(model=HUB_ID)
+    llm.pydantic_program_mode = "function"  # type: ignore[assignment]
+    assert llm.pydantic_program_mode is PydanticProgramMode.FUNCTION
 
 
 def test_an_update_takes_other_names_too() -> None:

@@ -18,6 +18,7 @@ from shared_engine.process_group import (
     group_members,
     remove_files,
     shared_files,
+    waited_seconds,
 )
 from tests.conftest import wait_until
 
@@ -92,6 +93,17 @@ def test_processor_time_is_counted_over_processes(run: Run) -> None:
     before = cpu_seconds([idle.pid])
     wait_until(lambda: cpu_seconds([idle.pid, busy.pid]) > before + 0.3, 10, "the processor time")
     assert cpu_seconds([idle.pid]) < before + 0.1
+
+
+def test_time_without_a_processor_is_counted_over_threads_and_processes(run: Run) -> None:
+    idle = run("import time; print(flush=True); time.sleep(60)")
+    cpu = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, [{cpu}])\nprint(flush=True)\nwhile True: pass"
+    two = [run(spin).pid, run(spin).pid]  # on one processor: one of them always waits
+    before = waited_seconds(two)
+    wait_until(lambda: waited_seconds(two) > before + 0.3, 20, "them to have waited")
+    assert waited_seconds([idle.pid]) < 5
+    assert waited_seconds([1 << 30]) == 0
 
 
 SHARED = """

@@ -123,14 +123,22 @@ def test_a_reset_gives_it_the_whole_time_again() -> None:
         pytest.param([(9, 5, 0.0), (10, 5, 0.0), (18, 5, 0.0)], False, id="not_yet"),
         pytest.param([(9, 5, 0.0), (10, 5, 0.0), (19, 5, 0.0)], True, id="it_stops"),
         pytest.param(
-            [(1, 0, 500.0), (5, 0, 20.0), (9, 0, 24.0), (13, 0, 28.0)], False, id="helpers_that_used_much_have_ended"
+            [(1, 0, 500.0), (5, 0, 20.0), (9, 0, 24.0), (13, 0, 28.0)],
+            False,
+            id="helpers_that_used_much_have_ended",
         ),
     ],
 )
 def test_a_start_is_stalled_after_ten_quiet_seconds(looks: list[tuple[float, int, float]], is_stalled: bool) -> None:
     watch = StallWatch(0)
-    watch.is_stalled(0, 0, 0.0, 10)
-    assert [watch.is_stalled(*look, 10) for look in looks][-1] is is_stalled
+    watch.is_stalled(0, 0, 0.0, 0.0, 10)
+    assert [watch.is_stalled(*look, 0.0, 10) for look in looks][-1] is is_stalled
+
+
+@pytest.mark.parametrize(("share", "is_stalled"), [(0.97, False), (0.1, True)])
+def test_a_start_that_gets_no_processor_is_not_stalled(share: float, is_stalled: bool) -> None:
+    watch = StallWatch(0)
+    assert [watch.is_stalled(now, 0, 0.0, share * now, 10) for now in (0, 4, 8, 12)][-1] is is_stalled
 
 
 # ---- asking
