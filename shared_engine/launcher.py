@@ -47,6 +47,8 @@ START_VARIABLE = "VLLM_LOCAL_START"
 
 # How long a worker polls its queue without rest after a request.
 BUSY_LOOP_S = 0.01
+# How often one that sleeps looks whether it has missed something.
+LOOK_AGAIN_MS = 50
 
 # Imported before forking, in addition to what the API server imports by itself.
 PRELOAD = (
@@ -183,11 +185,19 @@ def rest_between_requests() -> None:
 
     On a CPU that is a core which another engine computes on: with a chat model and one for embeddings asked in turn, an
     answer took 10 times as long (benchmarks/NOTES.md). While requests run, steps follow each other faster than this.
+    Who sleeps is woken by a message that can be lost, at the start or on a busy machine: so it looks by itself as well.
     """
     queues = sys.modules.get("vllm.distributed.device_communicators.shm_broadcast")
     condition = getattr(queues, "SpinCondition", None)
-    if condition is not None and condition.__init__.__defaults__ == (1,):  # busy_loop_s
-        condition.__init__.__defaults__ = (BUSY_LOOP_S,)
+    if condition is None or condition.__init__.__defaults__ != (1,):  # busy_loop_s
+        return
+    condition.__init__.__defaults__ = (BUSY_LOOP_S,)
+    wait = condition.wait
+
+    def wait_a_little(self: Any, timeout_ms: int | None = None) -> None:
+        wait(self, LOOK_AGAIN_MS if timeout_ms is None else min(timeout_ms, LOOK_AGAIN_MS))
+
+    condition.wait = wait_a_little
 
 
 def import_vllm() -> tuple[str, str | None]:
