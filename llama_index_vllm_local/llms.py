@@ -131,7 +131,7 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction,
 
     context_window: Annotated[int | None, Field(gt=0)] = None
     """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on
-    this machine say, or, from its first answer on, a remote server; else LlamaIndex's default."""
+    this machine say, or a server that needed no ``model`` to be named; else LlamaIndex's default."""
     is_chat_model: bool | None = None
     """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
     ``messages_to_prompt`` or ``completion_to_prompt`` was given."""

@@ -221,37 +221,19 @@ class RemotePlace(Place):
         self._clients = loop_clients(settings.base_url, api_key=key)
         self._is_named = settings.model is not None
         self._model = settings.model
-        self._has_asked = False
         self._generation = 0
 
     async def acquire(self) -> Server:
         client = await self._clients.get()
         if self._model is None:
             self._model = await self._first_model(client)
-        elif not self._has_asked:
-            self._has_asked = True
-            await self._ask_for_limit(client, self._model)
         return Server(client, self._model, self._generation)
 
     def release(self) -> None:
         pass
 
-    async def _ask_for_limit(self, client: Client, model: str) -> None:
-        """Frameworks cut prompts to the model's limit. Not every gateway tells it."""
-        try:
-            models = await self._models(client)
-        except RequestError as exc:
-            if exc.status is None:  # not even reached
-                self._has_asked = False
-                raise
-            return
-        self.max_model_len = dict(models).get(model)
-
-    async def _models(self, client: Client) -> list[tuple[str, int | None]]:
-        return parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
-
     async def _first_model(self, client: Client) -> str:
-        models = await self._models(client)
+        models = parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
         if not models:
             raise RequestError(f"{self._base_url} serves no model")
         name, self.max_model_len = models[0]

@@ -145,10 +145,9 @@ def test_metadata_names_model_output_and_abilities() -> None:
     assert not VLLM(model="Qwen/Qwen3-4B", is_function_calling_model=False).metadata.is_function_calling_model
 
 
-@pytest.mark.parametrize("named", [{}, {"model": "served"}])
-def test_a_server_tells_the_context_window_with_its_first_answer(named: dict[str, str]) -> None:
+def test_a_server_that_names_its_model_tells_the_context_window_by_the_way() -> None:
     with running_server() as server:
-        llm = VLLM(base_url=server.url, **named)
+        llm = VLLM(base_url=server.url)
         assert llm.metadata.context_window == DEFAULT_CONTEXT_WINDOW
         llm.complete("Hi")
         assert llm.metadata.context_window == 2048
