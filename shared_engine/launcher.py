@@ -45,11 +45,6 @@ FORK_VERSIONS = ("0.32.", "0.33.")
 # "plain" or "fork" instead of what is known to work here: to compare the two, and to try the fork path on CUDA.
 START_VARIABLE = "VLLM_LOCAL_START"
 
-# How long a worker polls its queue without rest after a request.
-BUSY_LOOP_S = 0.01
-# How often one that sleeps looks whether it has missed something.
-LOOK_AGAIN_MS = 50
-
 # Imported before forking, in addition to what the API server imports by itself.
 PRELOAD = (
     "vllm.entrypoints.launchers.api_server.entry",
@@ -180,26 +175,6 @@ def apply_thread_binding() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def rest_between_requests() -> None:
-    """Let vLLM's workers sleep soon after a request. They would poll their queue without rest for a second more.
-
-    On a CPU that is a core which another engine computes on: with a chat model and one for embeddings asked in turn, an
-    answer took 10 times as long (benchmarks/NOTES.md). While requests run, steps follow each other faster than this.
-    Who sleeps is woken by a message that can be lost, at the start or on a busy machine: so it looks by itself as well.
-    """
-    queues = sys.modules.get("vllm.distributed.device_communicators.shm_broadcast")
-    condition = getattr(queues, "SpinCondition", None)
-    if condition is None or condition.__init__.__defaults__ != (1,):  # busy_loop_s
-        return
-    condition.__init__.__defaults__ = (BUSY_LOOP_S,)
-    wait = condition.wait
-
-    def wait_a_little(self: Any, timeout_ms: int | None = None) -> None:
-        wait(self, LOOK_AGAIN_MS if timeout_ms is None else min(timeout_ms, LOOK_AGAIN_MS))
-
-    condition.wait = wait_a_little
-
-
 def import_vllm() -> tuple[str, str | None]:
     """Import vLLM and all that a server needs; return its version and why forking is off (None: it is on)."""
     import vllm
@@ -211,8 +186,6 @@ def import_vllm() -> tuple[str, str | None]:
     for name in PRELOAD + (PRELOAD_CPU if is_cpu_build() else ()):
         importlib.import_module(name)
     refusal = fork_refusal(version)
-    if refusal is None and is_cpu_build():
-        rest_between_requests()
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, every page shared with the children
