@@ -6,7 +6,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 # Settings of the user's shell must not change what is tested or shown.
 CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
-# Two at once: one process has all tests on real vLLM, one after the other, the second those that need none.
+# Two at once: one process has all tests that start engines, one after the other, the second those that start none.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
 .PHONY: help demo test check format bench bench-lifecycle bench-faults bench-imports install clean

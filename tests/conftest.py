@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
 
     Two engines at once would fill the machine: with ``-n 2`` the tests on real vLLM are one process's, one after the
-    other, and all others run beside them. Those of images come last: the engine for them runs while they do.
+    other, with those on the fake one, which look at the clock; all others run beside them. Those of images come last: the engine for them runs while they do.
     """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
@@ -43,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("engine"))
         elif "faults" in folders:
             item.add_marker(pytest.mark.fault)
+            item.add_marker(pytest.mark.xdist_group("engine"))
     items.sort(key=lambda item: "vision" in item.fixturenames)  # type: ignore[attr-defined]
 
 
