@@ -32,8 +32,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
 
-    Two engines at once would fill the machine: with ``-n 2`` the tests on real vLLM are one process's, one after the
-    other, with those on the fake one, which look at the clock; all others run beside them. Those of images come last: the engine for them runs while they do.
+    Two engines at once would fill the machine: with ``-n 2`` the tests on real vLLM, and those on the fake one, which
+    look at the clock, are one process's, one after the other, and all others run beside them. Those of images come
+    last: the engine for them runs while they do.
     """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
