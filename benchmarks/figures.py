@@ -10,8 +10,8 @@ from typing import Literal
 
 Kind = Literal["times at least", "times at most", "more at most", "at most"]
 
-# vLLM's workers, as vllm serve and LLM start them, poll their queues for a second after each request, on the cores that
-# the next contender's engine works on (NOTES.md, two engines on one CPU).
+# vLLM's workers poll their queues for a second after each request, on the cores that the next contender's engine works
+# on (NOTES.md, two engines on one CPU).
 REST_S = 1.2
 
 
@@ -26,12 +26,10 @@ class Contender:
     Attributes:
         run: one round; its figure.
         rounds: how many it takes part in, without one to warm up; None for all. For the slow ones.
-        polls: its engine goes on polling for a while, so the next contender has to wait.
     """
 
     run: Callable[[], float]
     rounds: int | None = None
-    polls: bool = False
 
 
 def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[str, list[float]]:
@@ -46,8 +44,7 @@ def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[st
             if index >= 0:
                 figures[name].append(figure)
                 say(f"  round {index + 1} of {rounds}: {name}: {figure:,.0f} {unit}")
-            if contender.polls:
-                time.sleep(REST_S)
+            time.sleep(REST_S)
     return figures
 
 

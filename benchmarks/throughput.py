@@ -144,7 +144,7 @@ def chats(stage: Stage) -> list[Row]:
     chain, index = langchain(stage.plan.settings, TOKENS), llama_index(stage.plan.settings, TOKENS)
     run = stage.loop.run
     contenders = {
-        "LLM.chat": Contender(lambda: stage.child_rate(stage.in_process, "chat", count), polls=True),
+        "LLM.chat": Contender(lambda: stage.child_rate(stage.in_process, "chat", count)),
         "LangChain ChatVLLM.batch": Contender(lambda: stage.rate(lambda: chain.batch(texts))),
         "LangChain ChatVLLM.abatch": Contender(lambda: stage.rate(lambda: run(chain.abatch(texts)))),
         "LlamaIndex chat_batch": Contender(lambda: stage.rate(lambda: index.batch(texts))),
@@ -182,7 +182,7 @@ def _chat_peers(stage: Stage, texts: list[str]) -> dict[str, Contender]:
     like = stage.open_ai_like
     if like is not None:
         calls["OpenAILike, gathered"] = lambda: stage.child_rate(like, "chat", len(texts))
-    return {name: Contender(call, stage.plan.peer_rounds, polls=True) for name, call in calls.items()}
+    return {name: Contender(call, stage.plan.peer_rounds) for name, call in calls.items()}
 
 
 def text_batches(stage: Stage) -> list[Row]:
@@ -198,13 +198,13 @@ def text_batches(stage: Stage) -> list[Row]:
         return stage.check([Answer(*answer) for answer in came["came"]], TOKENS, counts) / came["seconds"]
 
     contenders = {
-        "LLM.generate": Contender(lambda: in_process("generate"), polls=True),
+        "LLM.generate": Contender(lambda: in_process("generate")),
         "ours": Contender(lambda: text_rate(stage.engine, model, count, TOKENS)),
     }
     why_not = stage.in_process.told["community"]
     if not why_not:
         stage.notes.append("The community package's VLLM runs on the same LLM as LLM.generate, one round each.")
-        contenders["community VLLM.batch"] = Contender(lambda: in_process("community"), polls=True)
+        contenders["community VLLM.batch"] = Contender(lambda: in_process("community"))
     elif stage.plan.peers is not None:
         stage.notes.append(f"The community package's VLLM does not run here: {why_not}")
     figures = race(contenders, stage.plan.rounds, "tok/s")
@@ -258,7 +258,7 @@ def many(stage: Stage) -> list[Row]:
         growths.append(memory.growth_mb)
         return rate
 
-    contenders = {"ours": Contender(ours, rounds), "LLM.generate": Contender(in_process, rounds, polls=True)}
+    contenders = {"ours": Contender(ours, rounds), "LLM.generate": Contender(in_process, rounds)}
     figures = race(contenders, rounds, "tok/s")
     what = f"LangChain VLLM.batch, {count:,} x {MANY_TOKENS}"
     return [
@@ -319,7 +319,7 @@ def many_streams(stage: Stage) -> list[Row]:
     against: dict[str, float | None] = {BARE: 0.9}
     if stage.url is not None:
         openai = chat_openai(model_name(settings), stage.url, TOKENS)
-        contenders["ChatOpenAI.astream"] = Contender(rate(openai.astream), stage.plan.peer_rounds, polls=True)
+        contenders["ChatOpenAI.astream"] = Contender(rate(openai.astream), stage.plan.peer_rounds)
         against["ChatOpenAI.astream"] = 10.0
     figures = race(contenders, stage.plan.rounds, "tok/s")
     return [
@@ -565,7 +565,7 @@ def embeddings(plan: Plan, folder: Path) -> list[Row]:
 
             rounds = min(3, plan.rounds)
             contenders = {  # in process first: the others' vectors are compared with its
-                "LLM.embed": Contender(in_process, rounds, polls=True),
+                "LLM.embed": Contender(in_process, rounds),
                 "LangChain embed_documents": Contender(lambda: ours(chain.embed_documents), rounds),
                 "LlamaIndex get_text_embedding_batch": Contender(lambda: ours(index.get_text_embedding_batch), rounds),
             }
