@@ -46,6 +46,9 @@ from shared_engine.tools import with_strict_arguments
 from shared_engine.wire import check_prompt
 
 if TYPE_CHECKING:
+    from shared_engine.settings import EngineSettings
+
+if TYPE_CHECKING:
     pass
 
 
@@ -174,6 +177,10 @@ class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction,
         if settings.is_remote or settings.model_folder() is not None:  # else the model's files will tell more
             self._metadata = (depends_on, metadata)
         return metadata
+
+    def _use(self, settings: EngineSettings) -> None:
+        super()._use(settings)
+        self._metadata = None  # after unpickling there is none
 
     def _calls_functions(self) -> bool:
         settings = self.engine.settings

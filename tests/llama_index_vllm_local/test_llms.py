@@ -353,10 +353,15 @@ def test_a_pickled_llm_takes_its_key_from_the_other_environment(monkeypatch: pyt
     assert (back.temperature, back.min_p) == (0.5, 0.2)
 
 
-@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda llm: llm.model_copy(deep=True)])
-def test_a_copy_is_the_same_llm(make: Any) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [copy.copy, copy.deepcopy, lambda llm: llm.model_copy(deep=True), lambda llm: pickle.loads(pickle.dumps(llm))],
+)
+def test_a_copy_is_the_same_llm(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", SECRET)  # which no pickle carries
     llm = secret_llm(seed=3)
     copied = make(llm)
+    assert copied.metadata == llm.metadata
     assert copied.engine.settings == llm.engine.settings
     assert copied._completion_request("Hi", False, {}).params == llm._completion_request("Hi", False, {}).params
 
