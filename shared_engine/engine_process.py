@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from shared_engine.device import wait_released
@@ -19,6 +20,7 @@ from shared_engine.engine_log import EngineLog
 from shared_engine.launcher_process import LauncherProcess, Server
 from shared_engine.process_group import (
     GIVE_UP_S,
+    catches_signal,
     cpu_seconds,
     end_group,
     group_members,
@@ -30,10 +32,14 @@ from shared_engine.progress import ProgressReader, StartPhase
 from shared_engine.record import Failure
 from shared_engine.runtime_dir import RuntimeDir
 from shared_engine.start_failures import explain, lacks_memory
-from shared_engine.watchdog import StallWatch
+from shared_engine.watchdog import MAX_GAP_FACTOR, StallWatch, WatchedClock
 
 POLL_S = 0.02
 FILES_POLL_S = 1.0
+STALL_POLL_S = 5.0
+DUMP_SIGNAL = signal.SIGUSR2  # launcher.py has the processes print their Python stacks at it
+DUMP_S = 0.1
+DUMP_LINES = 12
 TERM_GRACE_S = 5.0
 MEMORY_BACK_S = 5.0
 
@@ -92,7 +98,7 @@ class EngineProcess:
         launcher = self._launcher
         stall = self._stall_check(lambda: [launcher.pid], stall_timeout_s)
         while not launcher.preloaded.done():
-            stall()
+            await stall()
             await asyncio.wait([launcher.preloaded], timeout=POLL_S)
         event = launcher.preloaded.result()
         if event["event"] == "import_failed":
@@ -142,7 +148,7 @@ class EngineProcess:
         while not can_connect(path):
             if server.ended.done():
                 raise self._explained(server.ended.result())
-            stall()
+            await stall()
             if time.monotonic() >= look_at:  # it may die before it is ready
                 self._note_shared_files(server)
                 look_at = time.monotonic() + FILES_POLL_S
@@ -192,27 +198,40 @@ class EngineProcess:
         self._log.feed(data)
         self._progress.feed(data.decode(errors="replace"))
 
-    def _stall_check(self, pids: Callable[[], list[int]], limit_s: float) -> Callable[[], None]:
+    def _stall_check(self, pids: Callable[[], list[int]], limit_s: float) -> Callable[[], Awaitable[None]]:
         """A function to call again and again, which raises StartFailedError when nothing has moved for ``limit_s``."""
-        watch = StallWatch(time.monotonic())
+        poll_s = min(limit_s / 10, STALL_POLL_S)
+        clock = WatchedClock(MAX_GAP_FACTOR * poll_s)
+        watch = StallWatch(clock.now())
         look_at = 0.0
 
-        def check() -> None:
+        async def check() -> None:
             nonlocal look_at
-            now = time.monotonic()
-            if now < look_at:
+            if time.monotonic() < look_at:
                 return
-            look_at = now + min(limit_s / 10, 5.0)
+            look_at = time.monotonic() + poll_s
             now_there = pids()
             used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
-            if watch.is_stalled(now, self._log.bytes_fed, used_s, waited_s, limit_s):
-                raise self._failed(
-                    "timeout",
+            if watch.is_stalled(clock.now(), self._log.bytes_fed, used_s, waited_s, limit_s):
+                message = (
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
-                    f"{limit_s:g} s, while it was {self._progress.progress}",
+                    f"{limit_s:g} s, while it was {self._progress.progress}"
                 )
+                raise StartFailedError(Failure("timeout", message, await self._lines_and_stacks(now_there)))
 
         return check
+
+    async def _lines_and_stacks(self, pids: list[int]) -> tuple[str, ...]:
+        """The last lines of the log, and the calls that each process stands in; the log gets all of them."""
+        lines = list(self._log.tail())
+        for pid in pids:
+            if catches_signal(pid, DUMP_SIGNAL):
+                self._log.clear()
+                self._log.note(f"process {pid} hangs in:")
+                os.kill(pid, DUMP_SIGNAL)
+                await asyncio.sleep(DUMP_S)
+                lines += [f"process {pid} hangs in:", *self._log.lines()[:DUMP_LINES]]
+        return tuple(lines)
 
     def _explained(self, how: str) -> StartFailedError:
         lines = self._log.lines()

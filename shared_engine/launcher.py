@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import glob
 import importlib.metadata
@@ -36,6 +37,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+# Opened here once: a child that was forked while another thread held the dynamic loader's lock can't open anything.
+LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -67,10 +70,15 @@ def die_with_parent() -> None:
     parent = os.getppid()
     if __name__ == "__mp_main__" and os.getsid(parent) != os.getsid(0):
         os._exit(1)  # whoever spawned this ended before this line was reached: it is another's child by now
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # The parent may have died before the call above: then no signal will come.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def print_stack_when_asked() -> None:
+    """Have this process, and those forked from it, print where they stand when the supervisor finds them hung."""
+    faulthandler.register(signal.SIGUSR2, all_threads=False)
 
 
 # Run by path, Python puts this folder first on its search path, where our record.py or client.py would shadow others.
@@ -81,12 +89,13 @@ if sys.path and os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpat
 # every process of the tree dies with its parent, however hard that one was killed.
 if __name__ == "__mp_main__":
     die_with_parent()
+    print_stack_when_asked()
 
 
 def adopt_orphans() -> None:
     """Become the reaper of the server's orphaned children, so that a killed group is really gone, not zombies."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def is_cpu_build() -> bool:
@@ -315,6 +324,7 @@ def main() -> int:
     preload_libgomp()
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # vLLM may fork, even where we leave the choice to it
+    print_stack_when_asked()
     adopt_orphans()
     # A terminal's Ctrl-C is for the app, not for the engine that others share.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -81,6 +81,14 @@ def group_members(pgid: int) -> list[int]:
     return found
 
 
+def catches_signal(pid: int, number: signal.Signals) -> bool:
+    """True when a process has a handler for a signal that would else end it; False where that can't be known."""
+    with contextlib.suppress(OSError):  # it ends meanwhile
+        found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time used by processes, those that have ended left out."""
     ticks = sum(int(fields[11]) + int(fields[12]) for pid in pids if (fields := _stat(pid)))

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -19,6 +20,8 @@ MAX_POLL_S = 10.0
 IDLE_CPU_SHARE = 0.01
 # One that could go on, but has waited for a processor for more than this share of the time, is starved.
 STARVED_SHARE = 0.5
+# A gap between two looks that is longer than planned by more than this factor is not the engine's doing.
+MAX_GAP_FACTOR = 2.5
 
 _METRIC = re.compile(
     r"^vllm:(?P<name>iteration_tokens_total_count|num_requests_running|num_requests_waiting)"
@@ -91,6 +94,27 @@ class HangWatch:
         return Verdict.ASK if now - self._moved_at >= limit_s else Verdict.FINE
 
 
+class WatchedClock:
+    """Counts time only as far as somebody looked: the machine may have been paused, or the watcher had no processor.
+
+    Args:
+        max_gap_s: what two readings are apart at most.
+    """
+
+    def __init__(self, max_gap_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_gap_s = max_gap_s
+        self._clock = clock
+        self._read_at = clock()
+        self._watched_s = 0.0
+
+    def now(self) -> float:
+        """Seconds watched so far."""
+        now = self._clock()
+        self._watched_s += min(now - self._read_at, self._max_gap_s)
+        self._read_at = now
+        return self._watched_s
+
+
 class HangDetector:
     """Asks a server that has requests, again and again, whether it moves."""
 
@@ -100,6 +124,7 @@ class HangDetector:
     def forget(self) -> None:
         """No requests are running, or the server is another one."""
         self._watch: HangWatch | None = None
+        self._clock = WatchedClock(0.0)
         self._look_at = 0.0
 
     async def is_hung(self, socket: str, model: str, limit_s: float) -> bool:
@@ -109,18 +134,19 @@ class HangDetector:
             return False
         self._look_at = now + hang_poll_s(limit_s)
         if self._watch is None:
-            self._watch = HangWatch(now)
-        watch = self._watch
+            self._clock = WatchedClock(MAX_GAP_FACTOR * hang_poll_s(limit_s) + METRICS_TIMEOUT_S)
+            self._watch = HangWatch(self._clock.now())
+        watch, clock = self._watch, self._clock
         activity = await read_metrics(socket)
-        verdict = watch.look(time.monotonic(), activity, limit_s)
+        verdict = watch.look(clock.now(), activity, limit_s)
         if verdict is not Verdict.ASK:
             return verdict is Verdict.HUNG
         if await answers_a_prompt(socket, model, limit_s):
-            watch.reset(time.monotonic())
+            watch.reset(clock.now())
             return False
         # Others may have come before that prompt, and it works for them.
         activity = await read_metrics(socket)
-        return watch.look(time.monotonic(), activity, limit_s) is not Verdict.FINE
+        return watch.look(clock.now(), activity, limit_s) is not Verdict.FINE
 
 
 def hang_poll_s(limit_s: float) -> float:

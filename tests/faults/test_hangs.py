@@ -136,6 +136,7 @@ def test_a_start_that_stands_still_is_ended_long_before_its_time_and_names_the_p
     assert "the start hangs" in error.message
     assert "stall_timeout_s = 1 s" in error.message
     assert words in error.message
+    assert "in _hang" in str(error), "the stack of the process that hangs"
     assert engine.status().server_pid is None
     assert hello(engine) == ANSWER
 

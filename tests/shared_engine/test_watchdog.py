@@ -13,6 +13,7 @@ from shared_engine.watchdog import (
     HangWatch,
     StallWatch,
     Verdict,
+    WatchedClock,
     answers_a_prompt,
     http,
     read_activity,
@@ -139,6 +140,12 @@ def test_a_start_is_stalled_after_ten_quiet_seconds(looks: list[tuple[float, int
 def test_a_start_that_gets_no_processor_is_not_stalled(share: float, is_stalled: bool) -> None:
     watch = StallWatch(0)
     assert [watch.is_stalled(now, 0, 0.0, share * now, 10) for now in (0, 4, 8, 12)][-1] is is_stalled
+
+
+def test_time_in_which_nobody_looked_does_not_count() -> None:
+    readings = iter([100.0, 101.0, 102.0, 132.0, 133.0])
+    clock = WatchedClock(5.0, lambda: next(readings))
+    assert [clock.now() for _ in range(4)] == [1.0, 2.0, 7.0, 8.0]
 
 
 # ---- asking
