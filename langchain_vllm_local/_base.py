@@ -5,6 +5,7 @@ Knows nothing of messages or results.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -81,14 +82,9 @@ class EngineBacked(LangChainUser, GenerationUser):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """All that was set, except secrets."""
-        names = [name for name in (*EngineFields.model_fields, *self._request_fields) if name not in SECRET]
-        fields = type(self).model_fields
-        values = {name: getattr(self, name) for name in names}
-        return {
-            name: value
-            for name, value in values.items()
-            if value != fields[name].get_default(call_default_factory=True)
-        }
+        defaults = _shown_defaults(type(self))
+        values = {name: getattr(self, name) for name in defaults}
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
     def _ls_params(
         self, model_type: Literal["chat", "llm"], stop: list[str] | None, call: Mapping[str, Any]
@@ -119,3 +115,10 @@ def with_own_names(values: Mapping[str, Any]) -> dict[str, Any]:
     if alternatives is not None and named.get("logprobs") is not False:
         named["logprobs"] = alternatives
     return named
+
+
+@functools.cache
+def _shown_defaults(kind: type[EngineBacked]) -> dict[str, Any]:
+    """What a model shows, by name, with its default: all fields of engine and requests, except secrets."""
+    names = [name for name in (*EngineFields.model_fields, *kind._request_fields) if name not in SECRET]
+    return {name: kind.model_fields[name].get_default(call_default_factory=True) for name in names}

@@ -84,6 +84,7 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         "--tensor-parallel-size", str(settings.tensor_parallel_size),
         "--dtype", settings.dtype,
         "--enable-prompt-tokens-details",
+        "--disable-uvicorn-access-log",
     ]  # fmt: skip
     for name, flag in _FLAGS.items():
         value = getattr(settings, name)

@@ -48,6 +48,10 @@ FORK_VERSIONS = ("0.32.", "0.33.")
 # "plain" or "fork" instead of what is known to work here: to compare the two, and to try the fork path on CUDA.
 START_VARIABLE = "VLLM_LOCAL_START"
 
+# How long a process polls its queue without rest before it sleeps, and how often one that sleeps looks by itself.
+BUSY_LOOP_S = 0.01
+LOOK_AGAIN_MS = 50
+
 # Imported before forking, in addition to what the API server imports by itself.
 PRELOAD = (
     "vllm.entrypoints.launchers.api_server.entry",
@@ -59,6 +63,12 @@ PRELOAD = (
     "vllm.model_executor.model_loader",
     "vllm.model_executor.models.registry",
     "uvloop",
+)
+# What vLLM imports with the first request, and the first structured one. Not every version has all of it.
+PRELOAD_REQUESTS = (
+    "anyio._backends._asyncio",
+    "vllm.v1.structured_output.backend_lm_format_enforcer",
+    "vllm.v1.structured_output.backend_outlines",
 )
 PRELOAD_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")
 
@@ -184,6 +194,22 @@ def apply_thread_binding() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def rest_between_steps() -> None:
+    """Let vLLM's EngineCore and workers sleep when a queue stays empty. They would poll it without rest for a second.
+
+    On a CPU that is a core on which the API server, the app, or another engine has work to do
+    (benchmarks/NOTES.md). The message that wakes a sleeper can be lost, at the start or on a busy machine: so it
+    looks by itself as well, which vLLM has it do every 5 s.
+    """
+    queues: Any = sys.modules.get("vllm.distributed.device_communicators.shm_broadcast")
+    condition = getattr(queues, "SpinCondition", None)
+    if condition is None or condition.__init__.__defaults__ != (1,):  # busy_loop_s
+        return
+    if hasattr(queues, "SHM_READER_RECHECK_INTERVAL_MS"):
+        condition.__init__.__defaults__ = (BUSY_LOOP_S,)
+        queues.SHM_READER_RECHECK_INTERVAL_MS = LOOK_AGAIN_MS
+
+
 def import_vllm() -> tuple[str, str | None]:
     """Import vLLM and all that a server needs; return its version and why forking is off (None: it is on)."""
     import vllm
@@ -194,6 +220,11 @@ def import_vllm() -> tuple[str, str | None]:
         use_fork_inside_vllm()
     for name in PRELOAD + (PRELOAD_CPU if is_cpu_build() else ()):
         importlib.import_module(name)
+    for name in PRELOAD_REQUESTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if refusal is None and is_cpu_build():
+        rest_between_steps()
     refusal = fork_refusal(version)
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()
