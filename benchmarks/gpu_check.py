@@ -22,7 +22,8 @@ from typing import Any
 
 from figures import say
 from servers import HELLO, HERE, MODEL, runtime_directory
-from throughput import Plan, measure, report
+from stage import Plan
+from throughput import measure, report
 
 from shared_engine import Engine, EngineState
 from shared_engine.device import GIB, nvidia_smi, read_memory
