@@ -52,7 +52,7 @@ def embeddings(plan: Plan, folder: Path) -> list[Row]:
                         )
                 return count / seconds
 
-            rounds = min(3, plan.rounds)
+            rounds = min(2, plan.rounds)
             contenders = {  # in process first: the others' vectors are compared with its
                 "LLM.embed": Contender(in_process, rounds),
                 "LangChain embed_documents": Contender(lambda: ours(chain.embed_documents), rounds),

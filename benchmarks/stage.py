@@ -42,7 +42,7 @@ class Plan:
 
     settings: Mapping[str, Any]
     embedding: Mapping[str, Any] | None
-    rounds: int = 4
+    rounds: int = 3
     size: float = 1.0
     peers: Path | None = PEERS
     only: str = ""
