@@ -29,6 +29,7 @@ LEAVE_S = 20.0
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
 
