@@ -228,7 +228,8 @@ class EngineProcess:
             if catches_signal(pid, DUMP_SIGNAL):
                 self._log.clear()
                 self._log.note(f"process {pid} hangs in:")
-                os.kill(pid, DUMP_SIGNAL)
+                with contextlib.suppress(ProcessLookupError):  # it ends meanwhile
+                    os.kill(pid, DUMP_SIGNAL)
                 await asyncio.sleep(DUMP_S)
                 lines += [f"process {pid} hangs in:", *self._log.lines()[:DUMP_LINES]]
         return tuple(lines)
