@@ -31,6 +31,8 @@ _FLAGS = {
     "download_dir": "--download-dir",
     "seed": "--seed",
 }
+# Sequences at once, where nobody says otherwise: what vllm.LLM takes, and vLLM's API server on most GPUs.
+DEFAULT_MAX_NUM_SEQS = 256
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
 _APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
@@ -101,6 +103,9 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         else:
             argv.append("--enable-sleep-mode")
     argv += _memory_flags(settings, interpreter)
+    if is_cpu and settings.engine_args.get("max_num_seqs") is None:
+        # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
+        argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
     argv += _flags(choose_parsers(model, settings.engine_args))
     return EngineSpec(
         argv=tuple(argv),

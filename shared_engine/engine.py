@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from shared_engine import wire
+from shared_engine.command import DEFAULT_MAX_NUM_SEQS
 from shared_engine.errors import InvalidInputError
 from shared_engine.io_loop import iterate_sync, run_sync
 from shared_engine.model_folder import text_prefixes
@@ -33,7 +34,6 @@ from shared_engine.settings import SECRET, EngineSettings
 from shared_engine.tokens import count_locally, local_tokenizer, tokenize_part
 from shared_engine.wire import Message
 
-DEFAULT_MAX_NUM_SEQS = 256
 TOKENIZER_KEPT_S = 1.0
 
 Tools = Sequence[Mapping[str, Any]]
@@ -96,19 +96,27 @@ class Engine:
     @property
     def _pooling(self) -> Pooling:
         if self._made_pooling is None:
-            # vLLM tokenizes the next texts while it works on these, unless a queue limit forbids to send them.
-            is_limited = self.settings.engine_args.get("max_num_queued_reqs") is not None
-            self._made_pooling = Pooling(self._requests, self.max_concurrency * (1 if is_limited else 2))
+            self._made_pooling = Pooling(self._requests, self._in_flight(spare=1.0))
         return self._made_pooling
 
     @property
     def max_concurrency(self) -> int:
-        """How many requests a batch keeps in flight: vLLM's max_num_seqs. More would only queue inside vLLM, or be
-        refused by a queue limit.
+        """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs. More would only make
+        others wait in vLLM's queue.
+        """
+        return self._in_flight(spare=0.25)
+
+    def _in_flight(self, spare: float) -> int:
+        """vLLM's max_num_seqs, and a share of it more: one that ends has its successor at hand (benchmarks/NOTES.md).
+
+        Where its queue is limited, nothing that would have to wait there.
         """
         args = self.settings.engine_args
-        limits = [args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS, args.get("max_num_queued_reqs")]
-        return max(1, min(int(limit) for limit in limits if limit is not None))
+        max_num_seqs = int(args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS)
+        max_num_queued = args.get("max_num_queued_reqs")
+        if max_num_queued is not None:
+            return max(1, min(max_num_seqs, int(max_num_queued)))
+        return int(max_num_seqs * (1 + spare))
 
     @property
     def context_window(self) -> int | None:

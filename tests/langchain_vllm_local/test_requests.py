@@ -255,9 +255,12 @@ def test_batch_keeps_to_the_callers_limit_and_the_engines(server: RemoteServer) 
     server.handler = crowd = Crowd(expected=3)
     chat(server).batch(["a"] * 12, config={"max_concurrency": 3})
     assert crowd.most == 3
-    server.handler = crowd = Crowd(expected=2)
-    chat(server, engine_args={"max_num_seqs": 2}).batch(["a"] * 12)
-    assert crowd.most == 2
+    server.handler = crowd = Crowd(expected=5)
+    chat(server, engine_args={"max_num_seqs": 4}).batch(["a"] * 12)
+    assert crowd.most == 5  # a quarter more than the engine takes at once
+    server.handler = crowd = Crowd(expected=4)
+    chat(server, engine_args={"max_num_seqs": 4, "max_num_queued_reqs": 9}).batch(["a"] * 12)
+    assert crowd.most == 4  # a limited queue would refuse what is too much
 
 
 def test_a_bad_input_of_a_batch_leaves_the_others_alone(server: RemoteServer) -> None:

