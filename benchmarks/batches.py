@@ -55,6 +55,7 @@ def _chat_peers(stage: Stage, texts: list[str]) -> dict[str, Contender]:
     if stage.url is None:
         return {}
     openai = chat_openai(model_name(stage.plan.settings), stage.url, TOKENS)
+    few = texts[:8]
     calls: dict[str, Callable[[], float]] = {
         "ChatOpenAI.batch": lambda: stage.rate(lambda: openai.batch(texts)),
         f"ChatOpenAI.batch(max_concurrency={BATCH})": lambda: stage.rate(
@@ -62,10 +63,16 @@ def _chat_peers(stage: Stage, texts: list[str]) -> dict[str, Contender]:
         ),
         "ChatOpenAI.abatch": lambda: stage.rate(lambda: stage.loop.run(openai.abatch(texts))),
     }
+    rounds = stage.plan.peer_rounds
+    peers = {name: Contender(call, rounds, lambda: openai.batch(few)) for name, call in calls.items()}
     like = stage.open_ai_like
     if like is not None:
-        calls["OpenAILike, gathered"] = lambda: stage.child_rate(like, "chat", len(texts))
-    return {name: Contender(call, stage.plan.peer_rounds) for name, call in calls.items()}
+        peers["OpenAILike, gathered"] = Contender(
+            lambda: stage.child_rate(like, "chat", len(texts)),
+            rounds,
+            lambda: stage.child_rate(like, "chat", len(few)),
+        )
+    return peers
 
 
 def text_batches(stage: Stage) -> list[Row]:

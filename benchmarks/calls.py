@@ -128,19 +128,21 @@ def mixed(stage: Stage) -> list[Row]:
                 latencies["stream" if kind else "short"].setdefault(name, []).append(p99)
             return percentile([each * 1000 for each in taken], 99)
 
-        rounds = min(3, stage.plan.rounds)
-        contenders = {name: Contender(partial(slowest, name, ask)) for name, ask in {BARE: bare, "ours": ours}.items()}
+        rounds = min(2, stage.plan.rounds)
+        clients = {BARE: bare, "ours": ours, AGAIN: bare}
+        contenders = {
+            name: Contender(
+                partial(slowest, name, ask), rounds, lambda ask=ask: stage.loop.run(replay(trace[:32], ask))
+            )
+            for name, ask in clients.items()
+        }
         race(contenders, rounds, "ms at p99")
     names = {"stream": f"streams of {STREAM_TOKENS} tokens", "short": f"calls of {SHORT_TOKENS} tokens"}
-    return [
-        Row(
-            f"mixed load, {names[kind]}, latency, p99",
-            each["ours"],
-            "ms",
-            f"{BARE}, same trace",
-            each[BARE],
-            "times at most",
-            1.15,
-        )
-        for kind, each in latencies.items()
-    ]
+    rows = []
+    for kind, each in latencies.items():
+        what = f"mixed load, {names[kind]}, latency, p99"
+        against = f"{BARE}, same trace"
+        again = Row(f"{what}: {AGAIN}", each[AGAIN], "ms", against, each[BARE], "times at most")
+        noise = max(abs(ratio - 1) for ratio in again.results())
+        rows += [Row(what, each["ours"], "ms", against, each[BARE], "times at most", 1.15, noise), again]
+    return rows

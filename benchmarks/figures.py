@@ -26,10 +26,12 @@ class Contender:
     Attributes:
         run: one round; its figure.
         rounds: how many it takes part in, without one to warm up; None for all. For the slow ones.
+        warm_up: what such a one does instead, before the first round.
     """
 
     run: Callable[[], float]
     rounds: int | None = None
+    warm_up: Callable[[], object] | None = None
 
 
 def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[str, list[float]]:
@@ -39,6 +41,8 @@ def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[st
         for name in list(contenders)[:: 1 if index % 2 == 0 else -1]:
             contender = contenders[name]
             if contender.rounds is not None and not 0 <= index < contender.rounds:
+                if index < 0 and contender.warm_up is not None:
+                    contender.warm_up()
                 continue
             figure = contender.run()
             if index >= 0:
@@ -55,7 +59,8 @@ class Row:
     Attributes:
         kind: how the two are compared; ``at most`` looks at ours alone, and at the worst of it.
         goal: None where it is only told.
-        noise: how much theirs differs from itself; where that is more than the goal allows, nothing is decided.
+        noise: how much theirs differs from itself, as a difference or as a share of it; where that is more than the
+            goal allows, nothing is decided.
     """
 
     measure: str
@@ -92,7 +97,9 @@ class Row:
     @property
     def is_drowned(self) -> bool:
         """What ours adds can't be told from what theirs differs from itself."""
-        return self.goal is not None and abs(self.noise) > self.goal
+        if self.goal is None or not self.noise:
+            return False
+        return abs(self.noise) > (self.goal if self.kind == "more at most" else abs(self.goal - 1))
 
     def cells(self) -> list[str]:
         met = {True: "yes", False: "**no**", None: "noise" if self.is_drowned else ""}[self.is_met]

@@ -49,7 +49,8 @@ class Plan:
 
     @property
     def peer_rounds(self) -> int:
-        return min(2, self.rounds)
+        """One, as a peer may take a minute for it; each is warm by then."""
+        return min(1, self.rounds)
 
     def sized(self, count: int, least: int = 8) -> int:
         return max(least, round(count * self.size))
