@@ -13,7 +13,7 @@ from contenders import TextPrompts, chat_openai, langchain, llama_index
 from figures import Contender, Row, race
 from questions import Answer, questions
 from servers import model_name
-from stage import BATCH, TOKENS, Stage, WrongAnswerError
+from stage import BATCH, PEER_ROUNDS, TOKENS, Stage, WrongAnswerError
 
 from shared_engine import Engine
 
@@ -63,13 +63,12 @@ def _chat_peers(stage: Stage, texts: list[str]) -> dict[str, Contender]:
         ),
         "ChatOpenAI.abatch": lambda: stage.rate(lambda: stage.loop.run(openai.abatch(texts))),
     }
-    rounds = stage.plan.peer_rounds
-    peers = {name: Contender(call, rounds, lambda: openai.batch(few)) for name, call in calls.items()}
+    peers = {name: Contender(call, PEER_ROUNDS, lambda: openai.batch(few)) for name, call in calls.items()}
     like = stage.open_ai_like
     if like is not None:
         peers["OpenAILike, gathered"] = Contender(
             lambda: stage.child_rate(like, "chat", len(texts)),
-            rounds,
+            PEER_ROUNDS,
             lambda: stage.child_rate(like, "chat", len(few)),
         )
     return peers

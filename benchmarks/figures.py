@@ -97,7 +97,7 @@ class Row:
     @property
     def is_drowned(self) -> bool:
         """What ours adds can't be told from what theirs differs from itself."""
-        if self.goal is None or not self.noise:
+        if self.goal is None:
             return False
         return abs(self.noise) > (self.goal if self.kind == "more at most" else abs(self.goal - 1))
 

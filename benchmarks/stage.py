@@ -22,6 +22,7 @@ from shared_engine.interpreter import find_interpreter
 PEERS = HERE.parent / ".venv-peers"
 TOKENS = 64
 BATCH = 256
+PEER_ROUNDS = 1  # a peer may take a minute for it; each is warm by then
 
 
 class WrongAnswerError(Exception):
@@ -46,11 +47,6 @@ class Plan:
     size: float = 1.0
     peers: Path | None = PEERS
     only: str = ""
-
-    @property
-    def peer_rounds(self) -> int:
-        """One, as a peer may take a minute for it; each is warm by then."""
-        return min(1, self.rounds)
 
     def sized(self, count: int, least: int = 8) -> int:
         return max(least, round(count * self.size))

@@ -18,7 +18,7 @@ from latency import AGAIN, BARE, measure_streams, stream_rows
 from paced_server import PROMPT_TOKENS
 from questions import Answer, questions
 from servers import HERE, model_name
-from stage import BATCH, TOKENS, Stage, WrongAnswerError
+from stage import BATCH, PEER_ROUNDS, TOKENS, Stage, WrongAnswerError
 
 
 def many_streams(stage: Stage) -> list[Row]:
@@ -42,9 +42,7 @@ def many_streams(stage: Stage) -> list[Row]:
     against: dict[str, float | None] = {BARE: 0.9}
     if stage.url is not None:
         openai = chat_openai(model_name(settings), stage.url, TOKENS)
-        contenders["ChatOpenAI.astream"] = Contender(
-            rate(openai.astream), stage.plan.peer_rounds, lambda: openai.batch(texts[:8])
-        )
+        contenders["ChatOpenAI.astream"] = Contender(rate(openai.astream), PEER_ROUNDS, lambda: openai.batch(texts[:8]))
         against["ChatOpenAI.astream"] = 10.0
     figures = race(contenders, stage.plan.rounds, "tok/s")
     return [

@@ -116,7 +116,7 @@ class Engine:
         max_num_queued = args.get("max_num_queued_reqs")
         if max_num_queued is not None:
             return max(1, min(max_num_seqs, int(max_num_queued)))
-        return int(max_num_seqs * (1 + spare))
+        return max(1, int(max_num_seqs * (1 + spare)))
 
     @property
     def context_window(self) -> int | None:

@@ -261,6 +261,9 @@ def test_batch_keeps_to_the_callers_limit_and_the_engines(server: RemoteServer) 
     server.handler = crowd = Crowd(expected=4)
     chat(server, engine_args={"max_num_seqs": 4, "max_num_queued_reqs": 9}).batch(["a"] * 12)
     assert crowd.most == 4  # a limited queue would refuse what is too much
+    server.handler = crowd = Crowd(expected=1)
+    answers = chat(server, engine_args={"max_num_seqs": -4}).batch(["a", "b"])  # a remote server never sees it
+    assert [answer.content for answer in answers] == ["a", "b"]
 
 
 def test_a_bad_input_of_a_batch_leaves_the_others_alone(server: RemoteServer) -> None:
