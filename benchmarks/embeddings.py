@@ -13,7 +13,7 @@ from questions import passages, sample
 from servers import HERE, llm_options
 from stage import Plan, WrongAnswerError
 
-from shared_engine.interpreter import find_interpreter
+from shared_engine.launch.interpreter import find_interpreter
 
 TEXTS = 4096
 

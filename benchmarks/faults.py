@@ -1,6 +1,6 @@
 """The failure matrix as a table: what happens to requests, processes and files when something breaks.
 
-Real vLLM where it can be made to show the fault, the fake one of tests/fake_vllm for the rest. Writes
+Real vLLM where it can be made to show the fault, the fake one of tests/support/fake_vllm for the rest. Writes
 benchmarks/results/faults.md. ``make bench-faults`` runs it.
 """
 
@@ -26,12 +26,13 @@ os.environ["VLLM_LOCAL_RUNTIME_DIR"] = str(ROOT / "run")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.real.test_start_failures import copy_of_tiny_chat  # noqa: E402
+
 from shared_engine import Engine, EngineStartError, VLLMError  # noqa: E402
-from tests.engine import failure_matrix as matrix  # noqa: E402
-from tests.engine.conftest import all_processes, run_app  # noqa: E402
-from tests.engine.test_lifecycle import STREAM_FOR_EVER, settings_of  # noqa: E402
-from tests.engine.test_start_failures import copy_of_tiny_chat  # noqa: E402
-from tests.fake_vllm.environment import make_environment  # noqa: E402
+from tests.real import failure_matrix as matrix  # noqa: E402
+from tests.real.conftest import all_processes, run_app  # noqa: E402
+from tests.real.test_lifecycle import STREAM_FOR_EVER, settings_of  # noqa: E402
+from tests.support.fake_vllm.environment import make_environment  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 MODEL = str(HERE.parent / "examples" / "tiny_chat")

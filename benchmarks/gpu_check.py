@@ -26,8 +26,8 @@ from stage import Plan
 from throughput import measure, report
 
 from shared_engine import Engine, EngineState
-from shared_engine.device import GIB, nvidia_smi, read_memory
-from shared_engine.launcher import START_VARIABLE
+from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.machine.gpu import GIB, nvidia_smi, read_memory
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 CHATS, TOKENS = 256, 64

@@ -20,10 +20,10 @@ from figures import say
 from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_directory
 
 from shared_engine import Engine
-from shared_engine.interpreter import find_interpreter
-from shared_engine.launcher import START_VARIABLE
-from shared_engine.place import LocalPlace
-from shared_engine.process_group import cpu_seconds
+from shared_engine.launch.interpreter import find_interpreter
+from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.machine.process_group import cpu_seconds
+from shared_engine.request.endpoint import LocalPlace
 
 CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
 QUESTIONS = [f"How many legs have {number} spiders and {number + 1} birds?" for number in range(64)]

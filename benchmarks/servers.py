@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine import EngineSettings
-from shared_engine.command import engine_spec, resolve_model
-from shared_engine.runtime_dir import ROOT_VARIABLE
+from shared_engine.launch.spec import engine_spec, resolve_model
+from shared_engine.runtime.directory import ROOT_VARIABLE
 
 HERE = Path(__file__).resolve().parent
 MODEL = str(HERE.parent / "examples" / "tiny_chat")

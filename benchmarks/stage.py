@@ -17,7 +17,7 @@ from questions import Answer, questions
 from servers import HERE, llm_options, model_name, plain_server
 
 from shared_engine import Engine
-from shared_engine.interpreter import find_interpreter
+from shared_engine.launch.interpreter import find_interpreter
 
 PEERS = HERE.parent / ".venv-peers"
 TOKENS = 64

@@ -25,7 +25,7 @@ from servers import HERE, MODEL, SETTINGS, runtime_directory
 from stage import Plan, set_stage
 from streams import many_streams, paced_latency, stream_latency
 
-from shared_engine.interpreter import find_interpreter
+from shared_engine.launch.interpreter import find_interpreter
 
 FRAMEWORKS_ALONE = (
     "from langchain_core.language_models import BaseChatModel, BaseLLM\n"

@@ -15,9 +15,9 @@ from pydantic import model_validator
 from langchain_vllm_local._convert import PROVIDER
 from langchain_vllm_local._engine_user import LangChainUser
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.engine_user import GenerationUser, without_aliases
+from shared_engine.adapting.framework_model import GenerationUser, without_aliases
+from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.errors import InvalidInputError
-from shared_engine.parameters import merged_parameters
 from shared_engine.results import GenerationParams
 from shared_engine.settings import SECRET, EngineFields
 

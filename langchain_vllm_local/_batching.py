@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import ContextThreadPoolExecutor, RunnableConfig, get_config_list, merge_configs
 
-from shared_engine.io_loop import Together
+from shared_engine.request.io_loop import Together
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -2,7 +2,7 @@
 
 LangChain's standard blocks, those of its version 0, OpenAI's, vLLM's own, and Anthropic's images. What LangChain's
 blocks say is in a local file is read here, since the server may be on another machine; OpenAI's go as they are. Whether
-the model can see or hear is for the server to say: see shared_engine.media_errors.
+the model can see or hear is for the server to say: see shared_engine.adapting.media_errors.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared_engine.adapting.local_files import file_of, mime_type_of, read_file
+from shared_engine.adapting.media_errors import Wording
+from shared_engine.adapting.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 from shared_engine.errors import InvalidInputError
-from shared_engine.local_files import file_of, mime_type_of, read_file
-from shared_engine.media_errors import Wording
-from shared_engine.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 
 _EXAMPLES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 _MEDIA_URLS = tuple(f"{kind}_url" for kind in MEDIA_KINDS)
@@ -36,7 +36,7 @@ WORDING = Wording(
     position=lambda message, part: f"messages[{message}].content[{part}]",
     local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}",
 )
-"""LangChain's, for shared_engine.media_errors."""
+"""LangChain's, for shared_engine.adapting.media_errors."""
 
 
 def to_openai_part(block: str | Block, position: str, *, reads_files: bool = True) -> dict[str, Any]:

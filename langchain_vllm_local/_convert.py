@@ -35,9 +35,9 @@ from langchain_core.outputs import GenerationChunk as TextChunk
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_vllm_local._blocks import to_openai_part
+from shared_engine.adapting.tools import to_tool_choice
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall, ToolCallDelta
-from shared_engine.tools import to_tool_choice
 
 PROVIDER = "vllm"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.engine_user import EngineUser
+from shared_engine.adapting.framework_model import EngineUser
 from shared_engine.settings import EngineSettings
 
 

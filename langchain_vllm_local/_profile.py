@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared_engine.model_folder import inputs
-from shared_engine.parsers import choose_parsers
+from shared_engine.model_files.folder import inputs
+from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.settings import EngineSettings
 
 

@@ -26,8 +26,8 @@ from pydantic import TypeAdapter
 from typing_extensions import is_typeddict
 
 from langchain_vllm_local._errors import LengthFinishReasonError
+from shared_engine.adapting.structured import CUT_OFF, JsonSchema, cut_off_message
 from shared_engine.errors import InvalidInputError
-from shared_engine.structured import CUT_OFF, JsonSchema, cut_off_message
 
 if TYPE_CHECKING:
     from langchain_core.utils.pydantic import TBaseModel  # noqa: F401  # pydantic's plugin for mypy looks for it here

@@ -24,13 +24,13 @@ from langchain_vllm_local._convert import (
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._profile import ToldProfile, model_profile
 from langchain_vllm_local._streamed_calls import StreamedCalls
-from shared_engine.engine_user import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.media_errors import media_errors
+from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
-from shared_engine.media_errors import media_errors
-from shared_engine.parsers import known_tool_parsers
+from shared_engine.model_files.parsers import known_tool_parsers
+from shared_engine.request.wire import template_variables
 from shared_engine.results import GenerationParams
-from shared_engine.tools import with_strict_arguments
-from shared_engine.wire import template_variables
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 
 from langchain_vllm_local._engine_user import LangChainUser
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.engine_user import PoolingUser
-from shared_engine.pooling import DEFAULT_BATCH_SIZE
+from shared_engine.adapting.framework_model import PoolingUser
+from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 
 
 class _Request(TypedDict):

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from langchain_vllm_local._engine_user import LangChainUser
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.engine_user import PoolingUser
+from shared_engine.adapting.framework_model import PoolingUser
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks

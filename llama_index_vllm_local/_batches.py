@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.requests import gather
+from shared_engine.request.sending import gather
 
 if TYPE_CHECKING:
     from shared_engine.engine import Engine

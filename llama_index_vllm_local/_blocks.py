@@ -2,7 +2,7 @@
 
 A local file that a block names is read here, since the server may be on another machine. What is on the web goes as its
 URL: nothing is downloaded here. Whether the model can see or hear is for the server to say: see
-shared_engine.media_errors.
+shared_engine.adapting.media_errors.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 
+from shared_engine.adapting.local_files import file_of, mime_type_of, read_file
+from shared_engine.adapting.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 from shared_engine.errors import InvalidInputError
-from shared_engine.local_files import file_of, mime_type_of, read_file
-from shared_engine.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 
 DataBlock = ImageBlock | AudioBlock | VideoBlock | DocumentBlock
 DATA_BLOCKS = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, SecretStr
 
-from shared_engine.engine_user import EngineUser
+from shared_engine.adapting.framework_model import EngineUser
 
 
 class LlamaIndexUser(EngineUser):

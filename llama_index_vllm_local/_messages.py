@@ -19,8 +19,8 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_vllm_local._blocks import Part, any_names_file, to_openai_parts
 from llama_index_vllm_local._tools import openai_arguments, openai_tool_call
+from shared_engine.adapting.media_errors import Wording
 from shared_engine.errors import InvalidInputError
-from shared_engine.media_errors import Wording
 
 # LlamaIndex's words for roles that a chat template knows by another name.
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant", MessageRole.FUNCTION: "tool"}

@@ -22,9 +22,9 @@ from pydantic import BaseModel, PydanticUserError, ValidationError
 from pydantic_core import from_json
 
 from llama_index_vllm_local._tools import finish_reason
+from shared_engine.adapting.parameters import merged_parameters
+from shared_engine.adapting.structured import CUT_OFF, JsonSchema, cut_off_message
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-from shared_engine.parameters import merged_parameters
-from shared_engine.structured import CUT_OFF, JsonSchema, cut_off_message
 
 if TYPE_CHECKING:
     from llama_index.core.llms.function_calling import FunctionCallingLLM

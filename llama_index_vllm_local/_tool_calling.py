@@ -13,10 +13,10 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index_vllm_local._tools import finish_reason, to_openai_tool_choice, to_openai_tools, to_tool_selections
+from shared_engine.adapting.structured import CUT_OFF, cut_off_message
+from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-from shared_engine.parsers import known_tool_parsers
-from shared_engine.structured import CUT_OFF, cut_off_message
-from shared_engine.tools import with_strict_arguments
+from shared_engine.model_files.parsers import known_tool_parsers
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse

@@ -12,9 +12,9 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 from pydantic import PydanticUserError
 
+from shared_engine.adapting.structured import CUT_OFF
+from shared_engine.adapting.tools import to_tool_choice
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-from shared_engine.structured import CUT_OFF
-from shared_engine.tools import to_tool_choice
 
 # ---- out
 
@@ -68,7 +68,7 @@ def _form_of_metadata(tool: Any, position: str) -> dict[str, Any]:
 def to_openai_tool_choice(
     choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]], required: bool = False
 ) -> str | dict[str, Any]:
-    """See shared_engine.tools.to_tool_choice; None: ``auto``, or ``required``."""
+    """See shared_engine.adapting.tools.to_tool_choice; None: ``auto``, or ``required``."""
     if choice is None:
         return "required" if required else "auto"
     return to_tool_choice(choice, tools)

@@ -12,9 +12,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, model_validator
 
 from llama_index_vllm_local._engine_user import LlamaIndexUser
-from shared_engine.engine_user import PoolingUser
+from shared_engine.adapting.framework_model import PoolingUser
 from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.pooling import DEFAULT_BATCH_SIZE
+from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from typing import Self

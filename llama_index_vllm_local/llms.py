@@ -35,15 +35,15 @@ from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
-from shared_engine.engine_user import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.media_errors import media_errors
+from shared_engine.adapting.parameters import merged_parameters
+from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
-from shared_engine.media_errors import media_errors
-from shared_engine.model_folder import lacks_chat_template
-from shared_engine.parameters import merged_parameters
-from shared_engine.parsers import choose_parsers
+from shared_engine.model_files.folder import lacks_chat_template
+from shared_engine.model_files.parsers import choose_parsers
+from shared_engine.request.wire import check_prompt
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
-from shared_engine.tools import with_strict_arguments
-from shared_engine.wire import check_prompt
 
 if TYPE_CHECKING:
     from shared_engine.settings import EngineSettings

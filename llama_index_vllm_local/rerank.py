@@ -14,7 +14,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field
 
 from llama_index_vllm_local._engine_user import LlamaIndexUser
-from shared_engine.engine_user import PoolingUser
+from shared_engine.adapting.framework_model import PoolingUser
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import RerankResult
 

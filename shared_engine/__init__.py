@@ -34,8 +34,7 @@ if TYPE_CHECKING:
         SettingsError,
         VLLMError,
     )
-    from shared_engine.place import EngineStatus
-    from shared_engine.record import EngineState
+    from shared_engine.request.endpoint import EngineStatus
     from shared_engine.results import (
         Choice,
         EmbeddingResult,
@@ -48,13 +47,14 @@ if TYPE_CHECKING:
         ToolCall,
         ToolCallDelta,
     )
+    from shared_engine.runtime.record import EngineState
     from shared_engine.settings import EngineSettings
 
 _HOME = {
     "engine": ("Engine",),
     "settings": ("EngineSettings",),
-    "place": ("EngineStatus",),
-    "record": ("EngineState",),
+    "request.endpoint": ("EngineStatus",),
+    "runtime.record": ("EngineState",),
     "results": (
         "Choice",
         "EmbeddingResult",

@@ -12,15 +12,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from shared_engine import wire
-from shared_engine.command import DEFAULT_MAX_NUM_SEQS
 from shared_engine.errors import InvalidInputError
-from shared_engine.io_loop import iterate_sync, run_sync
-from shared_engine.model_folder import text_prefixes
-from shared_engine.place import EngineStatus, LocalPlace, RemotePlace, Server
-from shared_engine.pooling import DEFAULT_BATCH_SIZE, Pooling, check_number, check_text, check_texts
-from shared_engine.record import EngineState
-from shared_engine.requests import Body, Requests, gather
+from shared_engine.launch.spec import DEFAULT_MAX_NUM_SEQS
+from shared_engine.model_files.folder import text_prefixes
+from shared_engine.request import wire
+from shared_engine.request.endpoint import EngineStatus, LocalPlace, RemotePlace, Server
+from shared_engine.request.io_loop import iterate_sync, run_sync
+from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling, check_number, check_text, check_texts
+from shared_engine.request.routes import CHAT, COMPLETIONS
+from shared_engine.request.sending import Body, Requests, gather
+from shared_engine.request.wire import Message
 from shared_engine.results import (
     EmbeddingResult,
     GenerationChunk,
@@ -29,10 +30,9 @@ from shared_engine.results import (
     RerankResult,
     TokenUsage,
 )
-from shared_engine.routes import CHAT, COMPLETIONS
+from shared_engine.runtime.record import EngineState
 from shared_engine.settings import SECRET, EngineSettings
-from shared_engine.tokens import count_locally, local_tokenizer, tokenize_part
-from shared_engine.wire import Message
+from shared_engine.token_count.tokens import count_locally, local_tokenizer, tokenize_part
 
 TOKENIZER_KEPT_S = 1.0
 

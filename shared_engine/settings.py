@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationErro
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared_engine.errors import SettingsError
-from shared_engine.model_folder import context_window, model_folder
+from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.results import describe_invalid
 
 ENVIRONMENT = {

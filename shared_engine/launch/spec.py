@@ -1,0 +1,212 @@
+"""EngineSettings -> the server's command line, environment and key. The only file that knows vLLM's flags."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_engine.launch.interpreter import Interpreter, find_interpreter
+from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.model_files.parsers import choose_parsers
+from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.settings import ENVIRONMENT, EngineSettings
+
+_log = logging.getLogger("shared_engine")
+
+# Field -> flag, for settings that are plain values and left out when None.
+_FLAGS = {
+    "max_model_len": "--max-model-len",
+    "quantization": "--quantization",
+    "revision": "--revision",
+    "tokenizer": "--tokenizer",
+    "download_dir": "--download-dir",
+    "seed": "--seed",
+}
+# Sequences at once, where nobody says otherwise: what vllm.LLM takes, and vLLM's API server on most GPUs.
+DEFAULT_MAX_NUM_SEQS = 256
+# Never passed on to the engine: ours, or of the app's Python and not of the engine's.
+_APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What decides one server process. Equal specs have equal keys and share one engine.
+
+    Attributes:
+        argv: the arguments of ``vllm serve``, without the socket, which is new at each start.
+        environment: variables set on top of the environment of the process that starts the engine.
+        python: the interpreter that has vLLM.
+        vllm_version: for messages; a new version is a new engine.
+        model: as requests name it.
+        devices: what it runs on: ``cpu``, or ``cuda:0``, ``cuda:1``, ...; starts on one device take turns.
+        memory_share: of each device's memory, asked for at the start.
+        memory_bytes: of each device, asked for at the start; 0 where that is not known.
+        protocol: what client, supervisor and launcher say to each other; those of another version are left alone.
+    """
+
+    argv: tuple[str, ...]
+    python: str
+    vllm_version: str
+    model: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
+    memory_share: float = 0.0
+    memory_bytes: int = 0
+    protocol: int = 2
+
+    @property
+    def key(self) -> str:
+        """16 hex digits; the name of the engine's runtime directory."""
+        canonical = json.dumps(asdict(self), sort_keys=True, default=list)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "environment": dict(self.environment)}
+
+
+def engine_spec(settings: EngineSettings) -> EngineSpec:
+    """The spec of a local engine.
+
+    Raises:
+        EngineNotInstalledError: no Python with vLLM.
+    """
+    interpreter = find_interpreter(settings.python)
+    model = resolve_model(settings)
+    argv = [
+        "--model", model,
+        "--tensor-parallel-size", str(settings.tensor_parallel_size),
+        "--dtype", settings.dtype,
+        "--enable-prompt-tokens-details",
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    for name, flag in _FLAGS.items():
+        value = getattr(settings, name)
+        if value is not None:
+            argv += [flag, str(value)]
+    if settings.enforce_eager:
+        argv.append("--enforce-eager")
+    if settings.trust_remote_code:
+        argv.append("--trust-remote-code")
+    is_cpu = interpreter.build == "cpu"
+    if settings.sleep_after_s is not None:
+        if is_cpu:
+            _say_once("sleep_after_s has no effect on a CPU build of vLLM: the weights are in RAM anyway")
+        else:
+            argv.append("--enable-sleep-mode")
+    argv += _memory_flags(settings, interpreter)
+    if is_cpu and settings.engine_args.get("max_num_seqs") is None:
+        # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
+        argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
+    argv += _flags(choose_parsers(model, settings.engine_args))
+    return EngineSpec(
+        argv=tuple(argv),
+        python=interpreter.path,
+        vllm_version=interpreter.version,
+        model=model,
+        environment=_environment(settings, argv),
+        devices=("cpu",) if is_cpu else _gpus(settings),
+        memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
+        memory_bytes=_memory_bytes(argv, model) if is_cpu else 0,
+    )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    _log.warning(text)
+
+
+def _gpus(settings: EngineSettings) -> tuple[str, ...]:
+    """The GPUs a server uses: the first of the visible ones, as many as it is split over."""
+    sizes = [settings.tensor_parallel_size]
+    sizes += [int(settings.engine_args.get(name, 1)) for name in ("pipeline_parallel_size", "data_parallel_size")]
+    count = math.prod(sizes)
+    visible = settings.visible_devices or os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else list(map(str, range(count)))
+    return tuple(f"cuda:{name}" for name in names[:count])
+
+
+def _memory_bytes(argv: list[str], model: str) -> int:
+    """What a server on the CPU takes: its KV cache, and the weights if they are on disk. 0 if that is not known."""
+    if "--kv-cache-memory-bytes" not in argv:
+        return 0
+    size = argv[argv.index("--kv-cache-memory-bytes") + 1]
+    if not size.isdigit():
+        return 0
+    return int(size) + sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+
+
+def resolve_model(settings: EngineSettings) -> str:
+    """The model as vLLM and requests name it: a folder by its real path, a hub id as it is."""
+    assert settings.model is not None  # EngineSettings checked it
+    path = os.path.expanduser(settings.model)
+    return os.path.realpath(path) if os.path.exists(path) else settings.model
+
+
+def _memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[str]:
+    """GPU: the share. CPU: a KV cache of 1/16 of the RAM, 4 GiB at most, unless the user says otherwise.
+
+    Left alone, vLLM's CPU build wants gpu_memory_utilization of all RAM for itself and refuses to start when
+    other programs have some of it.
+    """
+    share = ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
+    chosen = "kv_cache_memory_bytes" in settings.engine_args or "VLLM_CPU_KVCACHE_SPACE" in os.environ
+    if interpreter.build != "cpu" or chosen:
+        return share
+    return [*share, "--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
+
+
+def total_memory() -> int:
+    """Bytes of RAM this process may have: the machine's, or less in a container."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such limit; "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
+
+
+def _flags(args: Mapping[str, Any]) -> list[str]:
+    """vLLM flags from names with underscores: True and False are switches, None is left out, dicts are JSON."""
+    argv: list[str] = []
+    for name, value in sorted(args.items()):
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            argv.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            argv += [f"--{flag}", json.dumps(value, sort_keys=True)]
+        elif isinstance(value, (list, tuple)):
+            argv += [f"--{flag}", *map(str, value)]
+        else:
+            argv += [f"--{flag}", str(value)]
+    return argv
+
+
+def _environment(settings: EngineSettings, argv: list[str]) -> dict[str, str]:
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        # A client that reuses a connection must not race the server closing it: only our clients are here.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
+    }
+    if "--enable-sleep-mode" in argv:
+        environment["VLLM_SERVER_DEV_MODE"] = "1"  # has the routes to sleep; the socket is private
+    if settings.visible_devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", START_VARIABLE):
+        if name in os.environ:
+            environment.setdefault(name, os.environ[name])
+    return environment
+
+
+def launch_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine's processes, from the app's: without what is the app's alone."""
+    return {name: value for name, value in base.items() if name not in _APP_ONLY}

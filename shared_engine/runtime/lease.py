@@ -1,0 +1,88 @@
+"""Leases: a kernel lock that says "a request runs", released by the kernel however the client ends.
+
+    shared lock      held by each process that has requests in flight
+    exclusive lock   held by the supervisor while it evicts, so that eviction can't race a request
+
+The file's content is one number: when the last lease ended, on the machine's monotonic clock. The supervisor counts
+the idle time from it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+import time
+from pathlib import Path
+
+from shared_engine.machine.locks import try_lock
+
+_STAMP = struct.Struct("d")
+
+
+def open_lease_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def read_last_use(fd: int) -> float:
+    """When the last lease ended (time.monotonic()); 0.0 if none ever did."""
+    data = os.pread(fd, _STAMP.size, 0)
+    return float(_STAMP.unpack(data)[0]) if len(data) == _STAMP.size else 0.0
+
+
+class Lease:
+    """The lease of this process on one engine, shared by all its requests in flight. Thread-safe.
+
+    The first request in flight takes the lock, the last one gives it back; those between only count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+        self._holders = 0
+        self._guard = threading.Lock()
+
+    def try_take(self) -> bool:
+        """Hold the engine for one more request; False while it is being evicted."""
+        with self._guard:
+            if self._holders == 0:
+                if self._fd is None:
+                    self._fd = open_lease_file(self._path)
+                if not try_lock(self._fd, fcntl.LOCK_SH):
+                    return False
+                if not self._is_the_file_at_its_path(self._fd):
+                    os.close(self._fd)
+                    self._fd = None
+                    return False  # asking the supervisor makes sure that there is one
+            self._holders += 1
+            return True
+
+    def _is_the_file_at_its_path(self, fd: int) -> bool:
+        """False when somebody has removed it: then the supervisor knows of another, or of none."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def give_back(self) -> None:
+        """End one request's hold."""
+        with self._guard:
+            assert self._holders > 0 and self._fd is not None
+            self._holders -= 1
+            if self._holders == 0:
+                # On a full disk the supervisor goes by when it last saw the lock held.
+                with contextlib.suppress(OSError):
+                    os.pwrite(self._fd, _STAMP.pack(time.monotonic()), 0)
+                # Unlock explicitly: a child forked meanwhile would keep this lock past close().
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def forget_in_child(self) -> None:
+        """After a fork, in the child: the hold belongs to the parent, so close without unlocking."""
+        self._guard = threading.Lock()
+        self._holders = 0
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,164 @@
+"""The record: what the supervisor says of its engine. One writer, any number of readers. Standard library only.
+
+States and their transitions live here. Facts that change by the second (is it leased, is it idle) are not states.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.progress import Progress
+
+
+class EngineState(str, Enum):
+    """STOPPED, STANDBY and FAILED promise that no server process is left and its memory is back."""
+
+    STOPPED = "stopped"  # nothing runs
+    STARTING = "starting"  # vLLM is being imported, or the server loads the model
+    READY = "ready"  # the server answers; may be leased
+    ASLEEP = "asleep"  # weights in RAM, the GPU's memory is free; the next request wakes it (CUDA only)
+    STOPPING = "stopping"  # evicting; new leases wait
+    STANDBY = "standby"  # the model is gone, the launcher keeps vLLM imported
+    FAILED = "failed"  # the last start failed, or the server died; the next request starts it again
+
+
+TRANSITIONS: dict[EngineState, frozenset[EngineState]] = {
+    EngineState.STOPPED: frozenset({EngineState.STARTING}),
+    EngineState.STARTING: frozenset({EngineState.READY, EngineState.FAILED, EngineState.STOPPING}),
+    EngineState.READY: frozenset({EngineState.ASLEEP, EngineState.STOPPING, EngineState.FAILED}),
+    EngineState.ASLEEP: frozenset({EngineState.READY, EngineState.STOPPING, EngineState.FAILED}),
+    EngineState.STOPPING: frozenset({EngineState.STANDBY, EngineState.STOPPED}),
+    EngineState.STANDBY: frozenset({EngineState.STARTING, EngineState.STOPPED}),
+    EngineState.FAILED: frozenset({EngineState.STARTING, EngineState.STOPPED}),
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the last start or run ended.
+
+    Attributes:
+        kind: ``start``, ``memory`` (a start that lacked it), ``timeout``, ``not_installed``, ``died`` or ``stopped``.
+        message: what failed and what to do.
+        log_tail: the engine's last log lines, oldest first.
+    """
+
+    kind: str
+    message: str
+    log_tail: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Failure:
+        return cls(kind=data["kind"], message=data["message"], log_tail=tuple(data["log_tail"]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One engine at one moment. PIDs are hints: only kernel locks say who lives."""
+
+    state: EngineState = EngineState.STOPPED
+    model: str = ""
+    vllm_version: str = ""
+    generation: int = 0
+    """Counts the starts of this engine; each has its own socket."""
+    socket: str = ""
+    supervisor_pid: int = 0
+    launcher_pid: int = 0
+    server_pid: int = 0
+    """Also the server's process group and session."""
+    boot_id: str = ""
+    since: float = 0.0
+    """When the state was entered, seconds since the epoch."""
+    start_seconds: float | None = None
+    """How long the last start took."""
+    progress: Progress | None = None
+    """How far a start has come; None when none is under way."""
+    devices: tuple[str, ...] = ()
+    """What it runs on: ``cpu``, or ``cuda:0``, ..."""
+    pinned: bool = False
+    """Never evicted to make room for another engine."""
+    shared_files: tuple[str, ...] = ()
+    """Shared memory of the server's processes, which a killed process leaves behind."""
+    failure: Failure | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """True when the server answers, and is not known to be dying."""
+        return self.state is EngineState.READY and self.failure is None
+
+    def entered(self, state: EngineState, **changes: Any) -> Record:
+        """This record in another state.
+
+        Raises:
+            ValueError: the transition is not in TRANSITIONS, which is a mistake in the supervisor.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"no transition {self.state.value} -> {state.value}")
+        return replace(self, state=state, **changes)
+
+    def to_json(self) -> str:
+        progress = None if self.progress is None else self.progress.to_json()
+        return json.dumps({**asdict(self), "state": self.state.value, "progress": progress})
+
+
+def is_supervised(directory: RuntimeDir) -> bool:
+    """True while a supervisor lives: the kernel says so, by its lock."""
+    try:
+        fd = os.open(directory.lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look don't see each other
+        fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a child forked meanwhile would keep it past close()
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def current_record(directory: RuntimeDir) -> Record | None:
+    """The record of an engine that has an owner; None if nobody owns it now, whatever an old record says."""
+    record = read_record(directory.record)
+    if record is None or record.boot_id != boot_id() or not is_supervised(directory):
+        return None
+    return record
+
+
+def boot_id() -> str:
+    """Names this boot of the machine; a record of another boot speaks of processes that are gone."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace the record as a whole: a reader sees the old one or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(record.to_json())
+    os.replace(temporary, path)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record, or None if there is none that can be read (never written, or cut off by a full disk)."""
+    try:
+        data = json.loads(path.read_text())
+        known = {name: data[name] for name in Record.__dataclass_fields__ if name in data}
+        failure = known.get("failure")
+        known["failure"] = None if failure is None else Failure.from_json(failure)
+        known["state"] = EngineState(known["state"])
+        progress = known.get("progress")
+        known["progress"] = None if progress is None else Progress.from_json(progress)
+        for name in ("devices", "shared_files"):
+            known[name] = tuple(known.get(name, ()))
+        return Record(**known)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

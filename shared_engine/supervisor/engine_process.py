@@ -1,0 +1,254 @@
+"""The processes of one engine: the launcher, kept on standby, and the server it forks. Standard library only.
+
+Starts them, tells why a start failed or hangs, and ends them with all they leave behind: processes, memory, shared
+memory files, temporary files, sockets. Knows no states, leases or callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from shared_engine.machine.gpu import wait_released
+from shared_engine.machine.process_group import (
+    GIVE_UP_S,
+    catches_signal,
+    cpu_seconds,
+    end_group,
+    group_members,
+    remove_files,
+    shared_files,
+    waited_seconds,
+)
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.engine_log import EngineLog
+from shared_engine.runtime.progress import ProgressReader, StartPhase
+from shared_engine.runtime.record import Failure
+from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
+from shared_engine.supervisor.launcher_process import LauncherProcess, Server
+from shared_engine.supervisor.start_failures import explain, lacks_memory
+
+POLL_S = 0.02
+FILES_POLL_S = 1.0
+STALL_POLL_S = 5.0
+DUMP_SIGNAL = signal.SIGUSR2  # launcher.py has the processes print their Python stacks at it
+DUMP_S = 0.1
+DUMP_LINES = 12
+TERM_GRACE_S = 5.0
+MEMORY_BACK_S = 5.0
+
+
+class StartFailedError(Exception):
+    """Ends a start; all who wait for it hear the failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class EngineProcess:
+    """See the module's docstring.
+
+    Args:
+        spec: what stands in spec.json (command.EngineSpec).
+        log: gets all that launcher and server write.
+        progress: follows the log while a start is under way.
+    """
+
+    def __init__(
+        self, directory: RuntimeDir, spec: Mapping[str, Any], log: EngineLog, progress: ProgressReader
+    ) -> None:
+        self._dir = directory
+        self._spec = spec
+        self._log = log
+        self._progress = progress
+        self._launcher: LauncherProcess | None = None
+        self._environment: Mapping[str, str] = {}
+        self._socket = ""
+        self.server: Server | None = None
+        """The server, from the moment it is forked until it is gone with all it had."""
+        self.shared_files: tuple[str, ...] = ()
+        """Its shared memory, which a killed process leaves behind."""
+
+    @property
+    def is_on_standby(self) -> bool:
+        """True when a server can be forked at once."""
+        return self._launcher is not None and self._launcher.is_ready
+
+    @property
+    def launcher_pid(self) -> int:
+        return self._launcher.pid if self._launcher is not None else 0
+
+    async def preload(self, environment: Mapping[str, str], stall_timeout_s: float) -> None:
+        """Return when a launcher has imported vLLM; at once if one is on standby.
+
+        Raises:
+            StartFailedError: it can't, or hangs.
+        """
+        if self.is_on_standby:
+            return
+        await self.end_launcher()
+        self._launcher = self._launch(environment)
+        launcher = self._launcher
+        stall = self._stall_check(lambda: [launcher.pid], stall_timeout_s)
+        while not launcher.preloaded.done():
+            await stall()
+            await asyncio.wait([launcher.preloaded], timeout=POLL_S)
+        event = launcher.preloaded.result()
+        if event["event"] == "import_failed":
+            message = f"{self._spec['python']} can't import vLLM ({event['error']}): run `vllm-local install`"
+            raise self._failed("not_installed", message)
+        if event["event"] == "ended":
+            raise self._failed("start", "the engine did not start: the process that imports vLLM was killed")
+        how = "forks its processes" if event["fork_refusal"] is None else f"plain start: {event['fork_refusal']}"
+        self._log.note(f"vLLM {event['version']} imported in {event['seconds']} s; {how}")
+
+    def _launch(self, environment: Mapping[str, str]) -> LauncherProcess:
+        self._environment = environment
+        python = self._spec["python"]
+        variables = {**self._dir.scratch_environment(environment), **self._spec["environment"]}
+        self._dir.clear_scratch()
+        try:
+            return LauncherProcess(python, variables, self._dir.path, self._read_output)
+        except OSError as exc:
+            raise self._failed("not_installed", f"{python} can't be run: {exc.strerror}") from exc
+
+    async def serve(self, generation: int, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
+        """Have the launcher fork a server on the socket ``path``; return when it answers.
+
+        Args:
+            forked: called with its PID as soon as there is one.
+
+        Raises:
+            StartFailedError: it ended instead, or hangs. ``end_server`` sees to what is left.
+        """
+        assert self._launcher is not None
+        launcher = self._launcher
+        self._log.clear()
+        self._dir.clear_scratch()
+        self._socket = path
+        self._progress.enter(StartPhase.CONFIG)
+        try:
+            async with asyncio.timeout(stall_timeout_s):
+                server = await launcher.start_server([*self._spec["argv"], "--uds", path], generation)
+        except TimeoutError:
+            raise self._failed("timeout", "the process that starts vLLM does not answer") from None
+        if server is None:
+            raise self._explained("the process that started vLLM was killed")
+        self.server = server
+        forked(server.pid)
+        stall = self._stall_check(lambda: [launcher.pid, *group_members(server.pid)], stall_timeout_s)
+        look_at = 0.0
+        while not can_connect(path):
+            if server.ended.done():
+                raise self._explained(server.ended.result())
+            await stall()
+            if time.monotonic() >= look_at:  # it may die before it is ready
+                self._note_shared_files(server)
+                look_at = time.monotonic() + FILES_POLL_S
+            await asyncio.sleep(POLL_S)
+        self._note_shared_files(server)
+
+    def _note_shared_files(self, server: Server) -> None:
+        self.shared_files = tuple({*self.shared_files, *shared_files(group_members(server.pid))})
+
+    async def end_server(self, grace_s: float = 0.0) -> None:
+        """Return when the server's processes are gone, and their memory and files with them."""
+        if self.server is None and self._launcher is not None:
+            self.server = await self._launcher.forked_server()  # one that was just being forked
+        if self.server is not None:
+            await self._end_group(self.server.pid, grace_s)
+        self.server, self.shared_files = None, ()
+        if self._launcher is not None:
+            self._launcher.forget_server()
+            if not self._launcher.is_ready:
+                await self.end_launcher(grace_s=0.0)  # it failed, or hangs: the next start needs another
+        self._dir.clear_scratch()
+        with contextlib.suppress(OSError):
+            os.unlink(self._socket)
+
+    async def _end_group(self, pid: int, grace_s: float) -> None:
+        members = group_members(pid)
+        files = {*self.shared_files, *shared_files(members)}
+        if not await end_group(pid, grace_s):
+            # Held by the kernel (a driver, a file system): those who wait must hear something all the same.
+            self._log.note(f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it")
+        remove_files(files)
+        if not await wait_released(self._spec["devices"], members, MEMORY_BACK_S):
+            self._log.note("the memory of the server that ended is not back yet")
+
+    async def end_launcher(self, grace_s: float = TERM_GRACE_S) -> None:
+        """See the launcher gone, so that the next start makes another. Its server, if any, goes with it."""
+        launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            await launcher.end(grace_s)
+
+    async def end_launcher_of_another(self, environment: Mapping[str, str]) -> None:
+        """See the launcher gone if its environment is not this one."""
+        if environment != self._environment:
+            await self.end_launcher()
+
+    def _read_output(self, data: bytes) -> None:
+        self._log.feed(data)
+        self._progress.feed(data.decode(errors="replace"))
+
+    def _stall_check(self, pids: Callable[[], list[int]], limit_s: float) -> Callable[[], Awaitable[None]]:
+        """A function to call again and again, which raises StartFailedError when nothing has moved for ``limit_s``."""
+        poll_s = min(limit_s / 10, STALL_POLL_S)
+        clock = WatchedClock(MAX_GAP_FACTOR * poll_s)
+        watch = StallWatch(clock.now())
+        look_at = 0.0
+
+        async def check() -> None:
+            nonlocal look_at
+            if time.monotonic() < look_at:
+                return
+            look_at = time.monotonic() + poll_s
+            now_there = pids()
+            used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
+            if watch.is_stalled(clock.now(), self._log.bytes_fed, used_s, waited_s, limit_s):
+                message = (
+                    f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
+                    f"{limit_s:g} s, while it was {self._progress.progress}"
+                )
+                raise StartFailedError(Failure("timeout", message, await self._lines_and_stacks(now_there)))
+
+        return check
+
+    async def _lines_and_stacks(self, pids: list[int]) -> tuple[str, ...]:
+        """The last lines of the log, and the calls that each process stands in; the log gets all of them."""
+        lines = list(self._log.tail())
+        for pid in pids:
+            if catches_signal(pid, DUMP_SIGNAL):
+                self._log.clear()
+                self._log.note(f"process {pid} hangs in:")
+                with contextlib.suppress(ProcessLookupError):  # it ends meanwhile
+                    os.kill(pid, DUMP_SIGNAL)
+                await asyncio.sleep(DUMP_S)
+                lines += [f"process {pid} hangs in:", *self._log.lines()[:DUMP_LINES]]
+        return tuple(lines)
+
+    def _explained(self, how: str) -> StartFailedError:
+        lines = self._log.lines()
+        kind = "memory" if lacks_memory(lines) else "start"
+        return self._failed(kind, f"the engine did not start: {explain(lines) or how}")
+
+    def _failed(self, kind: str, message: str) -> StartFailedError:
+        return StartFailedError(Failure(kind, message, self._log.tail()))
+
+
+def can_connect(path: str) -> bool:
+    """True when a server listens: vLLM binds early, but refuses connections until it can answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True

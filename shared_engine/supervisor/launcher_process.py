@@ -1,0 +1,201 @@
+"""The launcher as its supervisor sees it, and the server it forked. Standard library only.
+
+A child with a command pipe, an event pipe and a log pipe. What the launcher does, and the words of the pipes, stand in
+launcher.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shared_engine.launcher import LAUNCHER
+from shared_engine.machine.process_group import GIVE_UP_S
+
+READ_BYTES = 1 << 16
+FORK_TIMEOUT_S = 5.0
+DRAIN_BYTES = 1 << 22  # more than a pipe holds: what those who have ended had written
+
+
+class Server:
+    """A server the launcher has forked: the leader of a session and process group of its own."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """How it ended, in words. An end nobody asked for is a crash, whatever its exit code."""
+
+
+class LauncherProcess:
+    """Started on construction, on the running event loop, which it uses to read what the launcher says.
+
+    Args:
+        on_output: gets each piece of what launcher and server write to stdout and stderr.
+
+    Raises:
+        OSError: the interpreter can't be run.
+    """
+
+    def __init__(
+        self, python: str, environment: Mapping[str, str], folder: Path, on_output: Callable[[bytes], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_output = on_output
+        self._events_fd, events_w = os.pipe()
+        self._log_fd, log_w = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [python, "-u", str(LAUNCHER), "--events-fd", str(events_w)],
+                stdin=subprocess.PIPE,
+                stdout=log_w,
+                stderr=log_w,
+                pass_fds=(events_w,),
+                env=dict(environment),
+                cwd=folder,
+            )
+        except OSError:
+            os.close(self._events_fd)
+            os.close(self._log_fd)
+            raise
+        finally:
+            os.close(events_w)
+            os.close(log_w)
+        self.pid = self._process.pid
+        self.preloaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        """The event ``preloaded`` or ``import_failed``; ``{"event": "ended"}`` if the launcher ended before."""
+        self.has_ended = False
+        self._starting: asyncio.Future[Server | None] | None = None
+        self._server: Server | None = None
+        self._pending = b""
+        for fd, callback in ((self._events_fd, self._hear), (self._log_fd, self._read_log)):
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, callback)
+
+    async def start_server(self, argv: list[str], generation: int) -> Server | None:
+        """Have it fork a server; None if the launcher has ended.
+
+        Cancelling this forgets nothing: the server is there for ``forked_server``.
+        """
+        if self.has_ended:
+            return None
+        self._starting = self._loop.create_future()
+        self._server = None
+        self._tell({"op": "start", "argv": argv, "generation": generation})
+        return await asyncio.shield(self._starting)
+
+    @property
+    def is_ready(self) -> bool:
+        """True when it can fork a server at once."""
+        is_preloaded = self.preloaded.done() and self.preloaded.result()["event"] == "preloaded"
+        is_forking = self._starting is not None and not self._starting.done()
+        return is_preloaded and not is_forking and not self.has_ended
+
+    async def forked_server(self) -> Server | None:
+        """The server it has forked, after waiting for one that is just being forked; None if there is none."""
+        if self._starting is not None:
+            await asyncio.wait([self._starting], timeout=FORK_TIMEOUT_S)
+        return self._server
+
+    def forget_server(self) -> None:
+        """Its process group is gone; the number may be another's soon."""
+        self._server = None
+        if self._starting is not None and self._starting.done():
+            self._starting = None
+
+    def drain_log(self) -> None:
+        """Read what was written until now: the cause of an end stands in the last lines."""
+        read = 0
+        while read < DRAIN_BYTES and (data := self._read_log()):
+            read += len(data)
+
+    async def end(self, grace_s: float) -> None:
+        """See it gone; it kills its server on the way out. One that the kernel holds is left after GIVE_UP_S."""
+        self._tell({"op": "exit"})
+        kill_at = time.monotonic() + grace_s
+        while self._process.poll() is None and time.monotonic() < kill_at + GIVE_UP_S:
+            if time.monotonic() > kill_at:
+                self._process.kill()
+            await asyncio.sleep(0.01)
+        self.drain_log()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the pipes of a launcher that has ended."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._close_fd("_log_fd")
+        self._close_fd("_events_fd")
+
+    def _tell(self, command: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the end of the events tells the same
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _hear(self) -> None:
+        try:
+            data = os.read(self._events_fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            return self._hear_end()
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            self._handle(json.loads(line))
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind in ("preloaded", "import_failed"):
+            self.drain_log()
+            self.preloaded.set_result(event)
+        elif kind == "started":
+            assert self._starting is not None
+            self._server = Server(event["pid"])
+            self._starting.set_result(self._server)
+        elif kind == "exited" and self._server is not None and event["pid"] == self._server.pid:
+            self._server_ended(f"vLLM ended by itself with exit code {event['returncode']}")
+
+    def _hear_end(self) -> None:
+        """The launcher has ended, and nobody asked it to."""
+        self.has_ended = True
+        self._close_fd("_events_fd")
+        if not self.preloaded.done():
+            self.drain_log()
+            self.preloaded.set_result({"event": "ended"})
+        if self._starting is not None and not self._starting.done():
+            self._starting.set_result(None)
+        self._server_ended("the process that started vLLM was killed")
+
+    def _server_ended(self, how: str) -> None:
+        self.drain_log()
+        if self._server is not None and not self._server.ended.done():
+            self._server.ended.set_result(how)
+
+    def _read_log(self) -> bytes:
+        """Take some of what is there; empty when there is nothing (yet, or ever again)."""
+        if self._log_fd < 0:
+            return b""
+        try:
+            data = os.read(self._log_fd, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if data:
+            self._on_output(data)
+        else:
+            self._close_fd("_log_fd")
+        return data
+
+    def _close_fd(self, name: str) -> None:
+        fd = getattr(self, name)
+        if fd >= 0:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+            setattr(self, name, -1)

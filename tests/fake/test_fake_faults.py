@@ -1,0 +1,382 @@
+"""What becomes of an engine that misbehaves as real vLLM can't be made to on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine import (
+    Engine,
+    EngineDiedError,
+    EngineError,
+    EngineStartError,
+    EngineStartTimeoutError,
+    EngineState,
+    RequestTimeoutError,
+    ServerError,
+    SettingsError,
+)
+from shared_engine.launch.spec import engine_spec
+from shared_engine.request import wire
+from shared_engine.request.client import Client
+from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_dir
+from shared_engine.runtime.engine_log import MAX_FILE_BYTES
+from shared_engine.runtime.record import Record, write_record
+from tests.conftest import process_exists, wait_until
+from tests.fake.conftest import MakeEngine
+from tests.real.conftest import all_processes, any_exists, processes_of_group, run_app
+
+HELLO = [{"role": "user", "content": "Hello"}]
+ANSWER = "Hello! How can I help you today?"
+FLOOD_BYTES = 110_000_000
+
+
+def server_group(engine: Engine) -> list[int]:
+    """The processes of a server that runs."""
+    server_pid = engine.status().server_pid
+    assert server_pid is not None
+    return processes_of_group(server_pid)
+
+
+def ends_in_error(engine: Engine) -> EngineError:
+    with pytest.raises(EngineError) as caught:
+        engine.chat(HELLO)
+    return caught.value
+
+
+# ---- the fake itself
+
+
+def test_the_fake_answers_as_vllm_does(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"weights": 4})
+    whole = engine.chat(HELLO)
+    assert (whole.text, whole.finish_reason, whole.usage.completion_tokens) == (ANSWER, "stop", 9)
+    chunks = list(engine.stream_chat(HELLO, max_tokens=3))
+    assert "".join(chunk.text for chunk in chunks) == "Hello! How"
+    assert [chunk.finish_reason for chunk in chunks] == [None, None, "length", None]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+    assert engine.generate("Say it", max_tokens=2).text == "Hello!"
+    assert engine.count_tokens("three little words") == 3
+    assert engine.stats()["generation_tokens"] == 9 + 3 + 2
+    group = server_group(engine)
+    assert len(group) == 2, "API server and EngineCore"
+    log = Path(engine.status().log_file or "").read_text()
+    assert "checkpoint shards:  50% Completed | 2/4" in log
+    engine.evict()
+    assert not any_exists(group)
+
+
+def test_the_fake_sleeps_as_vllm_does(
+    fake_engine: MakeEngine, fake_cuda_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    device = tmp_path / "device"
+    engine = fake_engine({"memory": str(device)}, python=fake_cuda_python, engine_args={"enable_sleep_mode": True})
+    with device.open("w") as neighbour:
+        fcntl.flock(neighbour, fcntl.LOCK_EX)
+        assert "less than desired GPU memory" in str(ends_in_error(engine))
+        fcntl.flock(neighbour, fcntl.LOCK_UN)
+        engine.warmup()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(neighbour, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        asyncio.run(sleep_and_wake(engine.status().socket, neighbour))
+    assert engine.chat(HELLO).text == ANSWER
+
+
+async def sleep_and_wake(socket_path: str | None, neighbour: TextIOWrapper) -> None:
+    client = Client("http://engine", socket_path)
+    body = wire.encode({"messages": HELLO})
+    try:
+        assert json.loads(await client.request("POST", "/sleep?level=1"))["status"] == "sleeping"
+        assert json.loads(await client.request("GET", "/is_sleeping")) == {"is_sleeping": True}
+        with pytest.raises(RequestTimeoutError):
+            await client.request("POST", "/v1/chat/completions", body, timeout=0.2)
+        fcntl.flock(neighbour, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ServerError, match="out of memory"):
+            await client.request("POST", "/wake_up")
+        fcntl.flock(neighbour, fcntl.LOCK_UN)
+        assert json.loads(await client.request("POST", "/wake_up"))["status"] == "awake"
+        assert json.loads(await client.request("GET", "/is_sleeping")) == {"is_sleeping": False}
+    finally:
+        await client.close()
+
+
+def test_a_generation_of_the_fake_can_hang_while_its_health_is_good(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"hang_mid_generation": True, "hang_after_tokens": 2})
+    stream = engine.stream_chat(HELLO)
+    assert next(stream).text + next(stream).text == "Hello!"
+    engine.warmup()
+    assert engine.stats()["num_requests_running"] == 1
+    stream.close()
+    wait_until(lambda: engine.stats()["num_requests_running"] == 0, 5, "the abort")
+
+
+# ---- exits
+
+
+def test_exit_0_at_start_is_a_failure_told_to_all_who_wait_and_the_next_request_works(
+    fake_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = fake_engine({"exit_at": "weights", "start_delay_s": 0.5, "once": str(tmp_path / "once")})
+    with ThreadPoolExecutor(5) as pool:
+        errors = list(pool.map(lambda _: ends_in_error(engine), range(5)))
+    assert {type(error) for error in errors} == {EngineStartError}
+    assert all("exit code 0" in error.message for error in errors)
+    assert any("Starting to load model" in line for line in errors[0].log_tail)
+    status = engine.status()
+    assert (status.state, status.starts, status.server_pid) == (EngineState.FAILED, 1, None)
+    assert engine.chat(HELLO).text == ANSWER
+    assert engine.status().starts == 2
+
+
+def test_exit_0_before_any_byte_is_tried_again_unseen(fake_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = fake_engine({"exit_at": "request", "exit_after_tokens": 2, "once": str(tmp_path / "once")})
+    assert engine.chat(HELLO).text == ANSWER
+    assert engine.status().starts == 2
+
+
+def test_exit_0_in_a_stream_is_told_and_the_next_request_works(fake_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = fake_engine({"exit_at": "request", "exit_after_tokens": 2, "once": str(tmp_path / "once")})
+    engine.warmup()
+    group = server_group(engine)
+    stream = engine.stream_chat(HELLO)
+    assert next(stream).text + next(stream).text == "Hello!"
+    with pytest.raises(EngineDiedError, match="exit code 0"):
+        list(stream)
+    assert not any_exists(group)
+    assert engine.chat(HELLO).text == ANSWER
+
+
+def test_a_request_that_kills_every_engine_kills_two(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"exit_at": "request"}, max_retries=10)
+    assert isinstance(ends_in_error(engine), EngineDiedError)
+    assert engine.status().starts == 2
+
+
+def test_an_engine_that_ends_while_idle_is_gone_whole_and_comes_back(
+    fake_engine: MakeEngine, fake_cuda_python: str, tmp_path: Path
+) -> None:
+    faults = {"exit_at": "idle", "once": str(tmp_path / "once")}
+    engine = fake_engine(faults, python=fake_cuda_python)  # its EngineCore outlives the API server, as the real one
+    engine.warmup()
+    group = server_group(engine)
+    os.kill(engine.status().server_pid or 0, signal.SIGUSR2)
+    wait_until(lambda: engine.status().state is EngineState.FAILED, 5, "the supervisor to see it")
+    assert not any_exists(group)
+    assert engine.chat(HELLO).text == ANSWER
+
+
+# ---- logs
+
+
+@pytest.mark.parametrize("flood_line_bytes", [200, 5_000_000], ids=["lines", "one_line"])
+@pytest.mark.parametrize("phase", ["start", "request"])
+def test_a_log_flood_blocks_nothing_and_its_file_stays_bounded(
+    fake_engine: MakeEngine, phase: str, flood_line_bytes: int
+) -> None:
+    flood = {"flood_bytes": FLOOD_BYTES, "flood_line_bytes": flood_line_bytes, "flood_at": phase}
+    engine = fake_engine(flood)
+    assert engine.chat(HELLO).text == ANSWER
+    status = engine.status()
+    assert (status.state, status.starts) == (EngineState.READY, 1)
+    assert MAX_FILE_BYTES < log_bytes(engine) < 2 * MAX_FILE_BYTES + (1 << 18)
+    engine.evict()
+    assert engine.status().state is EngineState.STANDBY
+
+
+def test_what_supervisors_before_have_written_counts_to_the_bound(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"flood_bytes": MAX_FILE_BYTES - 100_000})
+    for _ in range(3):
+        engine.warmup()
+        engine.shutdown()
+    assert log_bytes(engine) < 2 * MAX_FILE_BYTES + (1 << 18)
+
+
+def log_bytes(engine: Engine) -> int:
+    log = Path(engine.status().log_file or "")
+    return sum(file.stat().st_size for file in log.parent.glob("engine.log*"))
+
+
+# ---- overload
+
+
+def test_a_storm_of_503_shorter_than_the_retries_is_not_seen(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"storm_503": 2}, max_retries=2)
+    assert engine.chat(HELLO).text == ANSWER
+
+
+def test_a_longer_storm_of_503_is_a_typed_error_and_passes(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"storm_503": 3}, max_retries=2)
+    with pytest.raises(ServerError, match="overloaded") as caught:
+        list(engine.stream_chat(HELLO))
+    assert caught.value.status == 503
+    assert engine.chat(HELLO).text == ANSWER
+    assert engine.status().starts == 1
+
+
+# ---- hangs
+
+
+@pytest.mark.parametrize("phase", ["import", "start", "ready"])
+def test_a_hang_at_start_ends_in_time_and_leaves_no_process(
+    fake_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    fault = {"hang_at": phase, "ignore_sigterm": True, "once": str(tmp_path / "once")}
+    monkeypatch.setenv("FAKE_VLLM_IMPORT", json.dumps(fault if phase == "import" else {}))
+    engine = fake_engine({} if phase == "import" else fault, start_timeout_s=1.5)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ends_in_error, engine)
+        wait_until(lambda: (tmp_path / "once").exists(), 10, "the hang")
+        first = all_processes(engine)
+        error = waiting.result(timeout=20)
+    assert time.monotonic() - began < 4.5, "the caller is told when its time is over"
+    assert isinstance(error, EngineStartTimeoutError)
+    assert "start_timeout_s = 1.5 s" in error.message
+    assert engine.status().server_pid is None
+    assert engine.chat(HELLO).text == ANSWER
+    everything = [*first, *all_processes(engine)]
+    engine.shutdown()
+    assert not any_exists(everything)
+
+
+def test_an_engine_that_ignores_sigterm_is_gone_after_evict_all_the_same(
+    fake_engine: MakeEngine, tmp_path: Path
+) -> None:
+    engine = fake_engine({"ignore_sigterm": True, "once": str(tmp_path / "once")})
+    engine.warmup()
+    group = server_group(engine)
+    assert len(group) == 2
+    engine.evict()
+    assert not any_exists(group)
+    assert engine.chat(HELLO).text == ANSWER
+
+
+# ---- many at once
+
+
+def test_requests_that_race_evictions_are_all_answered(fake_engine: MakeEngine) -> None:
+    engine = fake_engine(idle_ttl_s=0.05)
+    moments = random.Random(0)
+    for round_ in range(25):
+        # A caller with wishes of its own has the supervisor look again after idle_ttl_s.
+        again = Engine(engine.settings.model_copy(update={"start_timeout_s": 30.0 + round_}))
+        assert again.chat(HELLO).text == ANSWER
+        time.sleep(moments.uniform(0.03, 0.09))
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: engine.chat(HELLO).text, range(3)))
+        assert answers == [ANSWER] * 3
+    assert engine.status().starts > 3, "there were evictions to race"
+
+
+TWENTY_APPS = """
+import json, os, sys
+import aiohttp
+from shared_engine import Engine
+engine = Engine(**json.loads(sys.argv[1]))
+hello = [{"role": "user", "content": "Hello"}]
+pids = []
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if engine.chat(hello).text == sys.argv[2] else 1)
+    pids.append(pid)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]))
+"""
+
+
+def test_twenty_processes_at_once_share_one_start(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"start_delay_s": 0.2})
+    settings = engine.settings.model_dump(exclude_unset=True, exclude={"api_key"})
+    out, err = run_app(TWENTY_APPS, json.dumps(settings), ANSWER).communicate(timeout=60)
+    assert json.loads(out) == [0] * 20, err
+    assert engine.status().starts == 1
+    began = time.monotonic()
+    engine.shutdown()
+    assert time.monotonic() - began < 5, "no supervisor that lost the race takes the place of the one that leaves"
+
+
+# ---- the runtime directory
+
+
+def directory_of(engine: Engine) -> RuntimeDir:
+    return runtime_dir(engine_spec(engine.settings).key)
+
+
+def test_what_another_boot_left_is_ignored_and_its_pids_are_left_alone(fake_engine: MakeEngine) -> None:
+    engine = fake_engine()
+    directory = directory_of(engine)
+    directory.path.mkdir(mode=0o700)
+    for path in (directory.control_socket, directory.server_socket(7), directory.server_socket(8)):
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+    directory.lock.write_text("")
+    directory.lease.write_bytes(b"\xff" * 8)
+    directory.spec.write_text("{")
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as bystander:
+        pid = bystander.pid
+        record = Record(
+            EngineState.READY, "old", "0.1", 7, str(directory.server_socket(7)), pid, pid, pid, "another boot"
+        )
+        write_record(directory.record, record)
+        assert engine.status().state is EngineState.STOPPED
+        assert engine.stats() == {}
+        assert engine.chat(HELLO).text == ANSWER
+        assert engine.status().socket == str(directory.server_socket(8))
+        engine.shutdown()
+        assert process_exists(pid)
+        bystander.kill()
+
+
+def test_a_record_that_was_cut_off_is_ignored(fake_engine: MakeEngine) -> None:
+    engine = fake_engine()
+    directory = directory_of(engine)
+    directory.path.mkdir(mode=0o700)
+    directory.record.write_text('{"state": "rea')
+    assert engine.chat(HELLO).text == ANSWER
+    assert engine.status().starts == 1
+
+
+def too_long(folder: Path) -> str:
+    return str(folder / ("x" * 100))
+
+
+def below_a_file(folder: Path) -> str:
+    (folder / "file").touch()
+    return str(folder / "file" / "root")
+
+
+def not_to_be_made(_: Path) -> str:
+    return "/proc/vllm-local"  # not even root may write there
+
+
+@pytest.mark.parametrize("root", [too_long, below_a_file, not_to_be_made])
+def test_an_unusable_runtime_directory_is_a_clear_error_before_any_start(
+    fake_python: str,
+    fake_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    root: Callable[[Path], str],
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, root(tmp_path))
+    settings: dict[str, Any] = {"model": fake_model, "python": fake_python, "start_timeout_s": 5}
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match=ROOT_VARIABLE):
+        Engine(**settings).chat(HELLO)
+    assert time.monotonic() - began < 2
+    assert not os.path.exists(too_long(tmp_path))

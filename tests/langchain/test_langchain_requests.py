@@ -1,0 +1,306 @@
+"""What calls send and how they end, against a real HTTP server that answers as told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from langchain_core import exceptions as core
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+
+from langchain_vllm_local import VLLM, ChatVLLM
+from shared_engine import InvalidInputError, RequestRejectedError
+from tests.support.remote_server import RemoteServer, chat_answer, running_server
+
+
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with running_server() as server:
+        yield server
+
+
+def chat(server: RemoteServer, **fields: Any) -> ChatVLLM:
+    return ChatVLLM(base_url=server.url + "/v1", **fields)
+
+
+def sent(server: RemoteServer) -> dict[str, Any]:
+    """The one request's body, without what is always in it."""
+    ((_, body),) = server.requests
+    server.requests.clear()
+    return {name: value for name, value in body.items() if name not in ("messages", "model", "stream_options")}
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+# ---- parameters
+
+
+def test_a_call_wins_over_the_constructor(server: RemoteServer) -> None:
+    llm = chat(server, temperature=0.5, max_tokens=9, stop=["x"], seed=1, extra_body={"a": 1, "b": 1})
+    llm.invoke("Hi")
+    assert sent(server) == {"temperature": 0.5, "max_tokens": 9, "stop": ["x"], "seed": 1, "a": 1, "b": 1}
+    llm.invoke("Hi", temperature=0.0, max_completion_tokens=2, stop=["y"], min_p=0.1, extra_body={"b": 2})
+    assert sent(server) == {
+        "temperature": 0.0,
+        "max_tokens": 2,
+        "stop": ["y"],
+        "seed": 1,
+        "min_p": 0.1,
+        "a": 1,
+        "b": 2,
+    }
+
+
+def test_an_empty_stop_and_none_take_a_default_away(server: RemoteServer) -> None:
+    chat(server, stop=["x"], temperature=0.5).invoke("Hi", stop=[], temperature=None)
+    assert sent(server) == {}
+
+
+def test_bound_parameters_are_sent(server: RemoteServer) -> None:
+    chat(server).bind(temperature=0.25, stop=["x"], top_logprobs=2).invoke("Hi")
+    assert sent(server) == {"temperature": 0.25, "stop": ["x"], "logprobs": True, "top_logprobs": 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"temprature": 1}, "unknown parameter 'temprature'; did you mean 'temperature'"),
+        ({"temperature": -1}, "temperature = -1"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "two names of max_tokens"),
+        ({"tool_choice": "any"}, "needs tools"),
+        ({"tools": [add], "tool_choice": "ad"}, "did you mean 'add'"),
+    ],
+)
+def test_a_wrong_parameter_of_a_call_is_refused_before_anything_is_sent(
+    server: RemoteServer, call: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        chat(server).invoke("Hi", **call)
+    assert isinstance(caught.value, core.ModelInvalidRequestError)
+    assert server.requests == []
+
+
+def test_a_remote_server_may_be_asked_for_another_model(server: RemoteServer) -> None:
+    llm = chat(server, model="served")
+    llm.invoke("Hi", model="other")
+    assert server.requests[0][1]["model"] == "other"
+
+
+@pytest.mark.parametrize("llm", [ChatVLLM(model="org/name"), VLLM(model="org/name")])
+def test_a_local_engine_serves_no_other_model(llm: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"'org/other'.*serves one model, here 'org/name'"):
+        llm.invoke("Hi", model="org/other")
+
+
+@pytest.mark.parametrize("llm", [ChatVLLM(model="org/name"), VLLM(model="org/name")])
+def test_several_answers_can_not_be_streamed(llm: Any) -> None:
+    with pytest.raises(InvalidInputError, match="one answer can be streamed"):
+        list(llm.stream("Hi", n=2))
+
+
+# ---- tools
+
+
+def test_bound_tools_are_sent(server: RemoteServer) -> None:
+    chat(server).bind_tools([add], tool_choice="any", parallel_tool_calls=False, temperature=0.0).invoke("2 + 3?")
+    body = sent(server)
+    (tool,) = body.pop("tools")
+    assert tool["function"]["name"] == "add"
+    assert body == {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("tool_choice", "strict", "said"),
+    [("any", None, True), ("add", None, True), ("any", False, False), ("auto", None, None), (None, True, True)],
+)
+def test_a_forced_call_follows_the_schema_unless_told_otherwise(
+    server: RemoteServer, tool_choice: str | None, strict: bool | None, said: bool | None
+) -> None:
+    chat(server).bind_tools([add], tool_choice=tool_choice, strict=strict).invoke("2 + 3?")
+    (tool,) = sent(server)["tools"]
+    assert tool["function"].get("strict") is said
+
+
+def test_bind_tools_refuses_a_choice_that_names_none_at_once() -> None:
+    with pytest.raises(InvalidInputError, match="did you mean 'add'"):
+        ChatVLLM(model="org/name").bind_tools([add], tool_choice="ad")
+
+
+# ---- answers and errors
+
+
+def test_an_answer_comes_whole_and_with_usage(server: RemoteServer) -> None:
+    message = chat(server).invoke("Hi")
+    assert message.content == "Hi"
+    assert message.usage_metadata == {"input_tokens": 3, "output_tokens": 1, "total_tokens": 4}
+    assert message.response_metadata["model_name"] == "served"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "theirs"),
+    [
+        (400, "no", core.ModelInvalidRequestError),
+        (400, "This model's maximum context length is 8 tokens", core.ContextOverflowError),
+        (401, "no", core.ModelAuthenticationError),
+        (403, "no", core.ModelPermissionDeniedError),
+        (404, "no", core.ModelNotFoundError),
+        (429, "no", core.ModelRateLimitError),
+        (500, "no", core.ModelAPIError),
+    ],
+)
+async def test_a_failure_is_langchains_too_whichever_way_it_was_asked(
+    server: RemoteServer, status: int, said: str, theirs: type[Exception]
+) -> None:
+    server.fails(status, message=said)
+    llm = chat(server, max_retries=0)
+    with pytest.raises(theirs):
+        await llm.ainvoke("Hi")
+    with pytest.raises(theirs):
+        await anext(llm.astream("Hi"))
+    with pytest.raises(theirs):
+        await asyncio.to_thread(llm.invoke, "Hi")
+    with pytest.raises(theirs):
+        await asyncio.to_thread(lambda: list(llm.stream("Hi")))
+
+
+def test_with_retry_tries_again_what_may_pass(server: RemoteServer) -> None:
+    server.fails(500, times=1)
+    llm = chat(server).with_retry(
+        retry_if_exception_type=(core.ModelAPIError,), wait_exponential_jitter=False, stop_after_attempt=2
+    )
+    assert llm.invoke("Hi").content == "Hi"
+
+
+# ---- streams
+
+
+def test_a_stream_that_is_left_is_aborted(server: RemoteServer) -> None:
+    server.streams("a", "b", then="hang")
+    for chunk in chat(server).stream("Hi"):
+        assert chunk.text == "a"
+        break
+    assert server.aborted.wait(10)
+
+
+async def test_an_asynchronous_stream_that_is_left_is_aborted(server: RemoteServer) -> None:
+    server.streams("a", "b", then="hang")
+    async for chunk in chat(server).astream("Hi"):
+        assert chunk.text == "a"
+        break
+    assert await asyncio.to_thread(server.aborted.wait, 10)
+
+
+class Tokens(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_llm_new_token(self, token: Any, **kwargs: Any) -> None:
+        self.seen.append(token)
+
+
+def test_streaming_true_shows_tokens_of_invoke_to_callbacks(server: RemoteServer) -> None:
+    server.streams("a", "b")
+    tokens = Tokens()
+    message = chat(server, streaming=True).invoke("Hi", config={"callbacks": [tokens]})
+    assert (message.content, [token for token in tokens.seen if token]) == ("ab", ["a", "b"])
+
+
+# ---- batches
+
+
+class Crowd:
+    """A handler that lets requests through once ``expected`` of them are there; counts how many there are at most."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected, self.now, self.most = expected, 0, 0
+        self.complete = asyncio.Event()
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        if self.now >= self.expected:
+            self.complete.set()
+        await asyncio.wait_for(self.complete.wait(), 10)
+        self.now -= 1
+        text = (await request.json())["messages"][0]["content"]
+        if text == "bad":
+            return web.json_response({"error": {"message": "bad input", "code": 400}}, status=400)
+        return web.json_response(chat_answer(text))
+
+
+def test_batch_has_all_inputs_in_flight_and_keeps_their_order(server: RemoteServer) -> None:
+    server.handler = crowd = Crowd(expected=40)
+    questions = [str(index) for index in range(40)]
+    assert [message.content for message in chat(server).batch(questions)] == questions
+    assert crowd.most == 40
+
+
+async def test_abatch_has_all_inputs_in_flight_and_keeps_their_order(server: RemoteServer) -> None:
+    server.handler = crowd = Crowd(expected=40)
+    questions = [str(index) for index in range(40)]
+    assert [message.content for message in await chat(server).abatch(questions)] == questions
+    assert crowd.most == 40
+
+
+def test_batch_keeps_to_the_callers_limit_and_the_engines(server: RemoteServer) -> None:
+    server.handler = crowd = Crowd(expected=3)
+    chat(server).batch(["a"] * 12, config={"max_concurrency": 3})
+    assert crowd.most == 3
+    server.handler = crowd = Crowd(expected=5)
+    chat(server, engine_args={"max_num_seqs": 4}).batch(["a"] * 12)
+    assert crowd.most == 5  # a quarter more than the engine takes at once
+    server.handler = crowd = Crowd(expected=4)
+    chat(server, engine_args={"max_num_seqs": 4, "max_num_queued_reqs": 9}).batch(["a"] * 12)
+    assert crowd.most == 4  # a limited queue would refuse what is too much
+    server.handler = crowd = Crowd(expected=1)
+    answers = chat(server, engine_args={"max_num_seqs": -4}).batch(["a", "b"])  # a remote server never sees it
+    assert [answer.content for answer in answers] == ["a", "b"]
+
+
+def test_a_bad_input_of_a_batch_leaves_the_others_alone(server: RemoteServer) -> None:
+    server.handler = Crowd(expected=3)
+    answers: list[Any] = chat(server).batch(["a", "bad", "c"], return_exceptions=True)
+    assert isinstance(answers[1], RequestRejectedError)
+    assert [answers[0].content, answers[2].content] == ["a", "c"]
+    with pytest.raises(core.ModelInvalidRequestError, match="bad input"):
+        chat(server).batch(["bad", "bad", "bad"])
+
+
+class Starts(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[str] | None, Any]] = []
+        self.lock = threading.Lock()
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, *, tags: list[str] | None = None, **kw: Any) -> None:
+        with self.lock:
+            self.seen.append((tags, messages[0][0].content))
+
+
+def test_each_input_of_a_batch_has_its_own_config(server: RemoteServer) -> None:
+    starts = Starts()
+    configs = [RunnableConfig(tags=[f"tag {index}"], callbacks=[starts]) for index in range(3)]
+    chat(server).batch(["0", "1", "2"], configs)
+    assert sorted(starts.seen) == [([f"tag {index}"], str(index)) for index in range(3)]
+
+
+def test_no_inputs_give_no_answers() -> None:
+    assert ChatVLLM(model="org/name").batch([]) == []
+    assert VLLM(model="org/name").batch([], return_exceptions=True) == []
+
+
+def test_one_object_serves_one_event_loop_after_another(server: RemoteServer) -> None:
+    llm = chat(server)
+
+    async def ask() -> AIMessage:
+        return await llm.ainvoke("Hi")
+
+    assert [asyncio.run(ask()).content for _ in range(3)] == ["Hi"] * 3

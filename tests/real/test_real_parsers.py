@@ -1,0 +1,39 @@
+"""The parsers that models get exist in the vLLM that is installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from shared_engine.launch.interpreter import find_interpreter
+from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
+
+
+@pytest.fixture(scope="module")
+def vllm_folder() -> Path:
+    """Found, not imported: that takes seconds."""
+    code = "import importlib.util; print(importlib.util.find_spec('vllm').origin)"
+    command = [find_interpreter(None).path, "-c", code]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()).parent
+
+
+def registered(file: Path, table: str) -> set[str]:
+    """The names in the table that vLLM registers its parsers from."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
+            return set(cast(dict[str, object], ast.literal_eval(node.value)))
+    raise AssertionError(f"{file} has no {table}")
+
+
+def test_every_tool_parser_that_can_be_chosen_exists(vllm_folder: Path) -> None:
+    names = registered(vllm_folder / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER")
+    assert set(known_tool_parsers()) <= names
+
+
+def test_every_reasoning_parser_that_can_be_chosen_exists(vllm_folder: Path) -> None:
+    names = registered(vllm_folder / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+    assert set(known_reasoning_parsers()) <= names

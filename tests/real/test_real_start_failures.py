@@ -1,0 +1,114 @@
+"""Starts that fail on real vLLM: soon, with the cause, told to all who wait, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared_engine import (
+    Engine,
+    EngineNotInstalledError,
+    EngineStartError,
+    EngineStartTimeoutError,
+    EngineState,
+    SettingsError,
+)
+from tests.conftest import TINY_CHAT, wait_until
+from tests.real.conftest import all_processes, any_exists
+
+HELLO = [{"role": "user", "content": "Hello"}]
+MakeEngine = Callable[..., Engine]
+
+
+def copy_of_tiny_chat(folder: Path, **config: object) -> str:
+    """A model folder like tiny_chat's, with other values in its config."""
+    names = [path.name for path in TINY_CHAT.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")]
+    for name in names:
+        shutil.copy(TINY_CHAT / name, folder / name)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return str(folder)
+
+
+def test_a_wrong_path_fails_at_once_with_the_path() -> None:
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match="/nowhere/tiny_chat"):
+        Engine(model="/nowhere/tiny_chat").chat(HELLO)
+    assert time.monotonic() - began < 5
+
+
+def test_a_python_without_vllm_fails_at_once(own_engine: MakeEngine) -> None:
+    with pytest.raises(EngineNotInstalledError, match=r"has no vLLM.*vllm-local install"):
+        Engine(model=str(TINY_CHAT), python=sys.executable).chat(HELLO)
+
+
+def test_a_failed_start_tells_all_who_wait_why_and_leaves_nothing(own_engine: MakeEngine, tmp_path: Path) -> None:
+    model = copy_of_tiny_chat(tmp_path, architectures=["NoSuchForCausalLM"], model_type="no_such")
+    engine = own_engine(model=model)
+
+    def fault(_: int) -> EngineStartError:
+        with pytest.raises(EngineStartError) as caught:
+            engine.chat(HELLO)
+        return caught.value
+
+    with ThreadPoolExecutor(5) as pool:
+        errors = list(pool.map(fault, range(5)))
+    assert all("does not support the model" in error.message for error in errors)
+    assert all(error.log_tail for error in errors)
+    status = engine.status()
+    assert (status.state, status.starts, status.server_pid) == (EngineState.FAILED, 1, None)
+
+    # The next try is free; a start that keeps failing is held back, and the caller told at once.
+    fault(0)
+    assert engine.status().starts == 2
+    fault(0)
+    began = time.monotonic()
+    while "next start is allowed in" not in str(fault(0)):
+        assert time.monotonic() - began < 60
+    starts = engine.status().starts
+    assert "next start is allowed in" in str(fault(0))
+    assert engine.status().starts == starts
+
+    # Mended, it starts, when the back-off is over.
+    shutil.copy(TINY_CHAT / "config.json", tmp_path / "config.json")
+    wait_until(lambda: answers(engine), 60, "the back-off to end")
+
+
+def answers(engine: Engine) -> bool:
+    """True for an answer, False while the start is held back."""
+    try:
+        return bool(engine.chat(HELLO, max_tokens=8).text)
+    except EngineStartError as exc:
+        if "next start is allowed in" in str(exc):
+            return False
+        raise
+
+
+def test_a_flag_vllm_does_not_know_is_named(own_engine: MakeEngine) -> None:
+    engine = own_engine(engine_args={"no_such_flag": 1})
+    with pytest.raises(EngineStartError, match="vLLM does not know --no-such-flag"):
+        engine.chat(HELLO)
+
+
+def test_damaged_weights_are_named(own_engine: MakeEngine, tmp_path: Path) -> None:
+    model = copy_of_tiny_chat(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(EngineStartError, match="weights are damaged"):
+        own_engine(model=model).chat(HELLO)
+
+
+def test_a_start_that_takes_too_long_is_ended(own_engine: MakeEngine) -> None:
+    engine = own_engine(start_timeout_s=0.5)
+    with pytest.raises(EngineStartTimeoutError, match=r"start_timeout_s = 0\.5 s"):
+        engine.chat(HELLO)
+    everything = all_processes(engine)
+    engine.shutdown()
+    assert not any_exists(everything)

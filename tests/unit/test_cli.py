@@ -1,0 +1,352 @@
+"""The command line on runtime directories made by hand: what it prints, what it asks supervisors, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shared_engine.cli import main as cli
+from shared_engine.cli.main import main
+from shared_engine.cli.status_table import duration, size, status_table
+from shared_engine.observe.engines import EngineInfo
+from shared_engine.observe.log_reader import printable
+from shared_engine.observe.processes import ProcessNode
+from shared_engine.runtime.lease import Lease
+from shared_engine.runtime.progress import Progress, StartPhase
+from shared_engine.runtime.record import EngineState, Failure
+from tests.conftest import REPOSITORY, wait_until
+from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine
+
+Capture = pytest.CaptureFixture[str]
+
+
+def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """The command as a process of its own, unbuffered by nothing but itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "shared_engine.cli", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+
+
+# ---- usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["status", "--watch", "0"],
+        ["status", "--watch", "soon"],
+        ["logs", "-n", "-1"],
+        ["stop", "--timeout", "-1"],
+        ["stop", "--timeout", "inf"],
+        ["evict", "--force"],
+        ["stop", "--all", "0123"],
+        ["install", "--cpu", "--cuda"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(root: Path, capsys: Capture, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: vllm-local" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["status"], ["logs"], ["stop"], ["evict"], ["doctor"], ["install"]])
+def test_help_names_the_exit_codes(capsys: Capture, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    assert "exit codes: 0 done, 1 failed, 2 wrong usage, 3 busy" in " ".join(capsys.readouterr().out.split())
+
+
+# ---- status
+
+
+def test_status_of_nothing(root: Path, hand_made: MakeEngine, capsys: Capture) -> None:
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == f"no engine is alive in {root}\n"
+    hand_made(supervisor=None)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == f"no engine is alive in {root} (1 ended: --all shows them)\n"
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["status", "--all"]) == 0
+    assert "tiny_chat  01234567  stopped" in capsys.readouterr().out
+
+
+def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEngine, capsys: Capture) -> None:
+    hand_made(since=time.time() - 125, pinned=True)
+    failure = Failure("start", "the engine did not start: " + 30 * "no memory " + "\nsecond line")
+    hand_made(OTHER_KEY, supervisor=None, model="org/other-model", failure=failure)
+    assert main(["status"]) == 0
+    head, ready, failed, error = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ENGINE", "KEY", "STATE", "FOR", "RAM", "LEASES", "IDLE", "STARTS"]
+    name, pinned, key, state, for_how_long, ram, leases, idle, starts = ready.split()
+    assert (name, pinned, key, state, for_how_long, leases, idle, starts) == (
+        "tiny_chat",
+        "(pinned)",
+        KEY[:8],
+        "ready",
+        "2m",
+        "0",
+        "2m",
+        "2",
+    )
+    assert ram.endswith("M")
+    assert failed.split()[:3] == ["other-model", OTHER_KEY[:8], "stopped"]
+    assert error.startswith("  last error: the engine did not start: no memory")
+    assert error.endswith("…")
+    assert len(error) == 100
+
+
+def test_status_tells_how_far_a_start_is(hand_made: MakeEngine, capsys: Capture) -> None:
+    hand_made(state=EngineState.STARTING, progress=Progress(StartPhase.WEIGHTS, 3, 8))
+    assert main(["status", "tiny_chat"]) == 0
+    assert "starting: loading weights 3/8" in capsys.readouterr().out
+
+
+def test_the_table_stays_within_100_columns(capsys: Capture) -> None:
+    processes = ProcessNode(1, "supervisor", 1 << 20, None, (ProcessNode(2, "server", 1 << 30, 7 << 30),))
+    wide = EngineInfo(
+        key=KEY,
+        model="org/" + 60 * "m",
+        state=EngineState.STARTING,
+        is_alive=True,
+        directory=Path("/nowhere"),
+        since=time.time() - 90_000,
+        progress="waiting for its turn on the device (a model with a very long name)",
+        processes=processes,
+        memory_bytes=123 << 30,
+        gpu_memory_bytes=141 << 30,
+        starts=1000,
+    )
+    head, line, *tree = status_table([wide], tree=True)
+    assert "GPU" in head
+    assert len(line) <= 100
+    assert line.startswith(f"{19 * 'm'}…  {KEY[:8]}  starting: waiting ")
+    assert line.endswith("1d01h  123.0G  141.0G       0     -    1000")
+    assert tree == ["  1 supervisor (1M)", "  └─ 2 server (1.0G, 7.0G GPU)"]
+
+
+def test_json_is_a_list_of_objects(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = hand_made()
+    assert main(["status", "--json"]) == 0
+    (engine,) = json.loads(capsys.readouterr().out)
+    assert (engine["key"], engine["state"], engine["processes"]["pid"]) == (KEY, "ready", made.pid)
+    assert engine["log_file"] == str(made.directory.log)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["logs"], ["stop"], ["evict"]])
+def test_an_unknown_name_lists_what_there_is(hand_made: MakeEngine, capsys: Capture, arguments: list[str]) -> None:
+    hand_made()
+    assert main([*arguments, "what"]) == 1
+    assert f"{KEY}  ready     /models/tiny_chat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["logs"], ["stop"], ["evict"]])
+def test_an_ambiguous_name_lists_whom_it_may_mean(hand_made: MakeEngine, capsys: Capture, arguments: list[str]) -> None:
+    hand_made()
+    hand_made(OTHER_KEY)
+    assert main([*arguments, "tiny_chat"]) == 1
+    error = capsys.readouterr().err
+    assert KEY in error
+    assert OTHER_KEY in error
+
+
+def test_watch_prints_frames_until_interrupted(hand_made: MakeEngine) -> None:
+    hand_made()
+    watch = start("status", "--watch", "0.1")
+    assert watch.stdout is not None
+    lines = [watch.stdout.readline() for _ in range(6)]
+    watch.send_signal(signal.SIGINT)
+    _, errors = watch.communicate(timeout=10)
+    assert [line.split()[:1] for line in lines] == 2 * [["ENGINE"], ["tiny_chat"], []]
+    assert (watch.returncode, errors) == (0, "")
+
+
+def test_watch_as_json_is_one_line_each_time(hand_made: MakeEngine) -> None:
+    hand_made()
+    watch = start("status", "--watch", "0.1", "--json")
+    assert watch.stdout is not None
+    frames = [json.loads(watch.stdout.readline()) for _ in range(2)]
+    watch.send_signal(signal.SIGINT)
+    watch.communicate(timeout=10)
+    assert [frame[0]["key"] for frame in frames] == [KEY, KEY]
+
+
+def test_watch_redraws_on_a_terminal(hand_made: MakeEngine) -> None:
+    hand_made()
+    ours, theirs = pty.openpty()
+    watch = start("status", "--watch", "0.1", stdout=theirs)
+    os.close(theirs)
+    assert os.read(ours, 7).startswith(b"\x1b[H\x1b[J")
+    watch.send_signal(signal.SIGINT)
+    while watch.poll() is None:  # a terminal that nobody reads would hold it
+        try:
+            os.read(ours, 4096)
+        except OSError:
+            break
+    watch.communicate(timeout=10)
+    os.close(ours)
+    assert watch.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["status", "--watch", "0.1"], ["logs", "-f"]])
+def test_a_reader_that_leaves_makes_no_traceback(hand_made: MakeEngine, arguments: list[str]) -> None:
+    made = hand_made()
+    made.directory.log.write_text("line\n")
+    command = start(*arguments)
+    assert command.stdout is not None
+    command.stdout.close()
+    while command.poll() is None:
+        with made.directory.log.open("a") as log:
+            log.write("line\n")
+        time.sleep(0.05)
+    assert command.stderr is not None
+    assert command.stderr.read() == ""
+    command.stderr.close()
+    assert command.returncode == cli.READER_LEFT
+
+
+# ---- logs
+
+
+def test_logs_of_the_only_engine_alive(hand_made: MakeEngine, capsys: Capture) -> None:
+    hand_made(OTHER_KEY, supervisor=None).directory.log.write_text("the other\n")
+    made = hand_made()
+    made.directory.log.write_text("".join(f"{number}\n" for number in range(200)))
+    assert main(["logs", "-n", "2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "198\n199\n"
+    assert KEY in captured.err
+    assert main(["logs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(number) for number in range(100, 200)]
+    assert main(["logs", OTHER_KEY[:4]]) == 0
+    assert capsys.readouterr().out == "the other\n"
+
+
+def test_logs_without_any_engine(root: Path, capsys: Capture) -> None:
+    assert main(["logs"]) == 1
+    assert "no engine of yours has run yet" in capsys.readouterr().err
+
+
+def test_following_waits_for_the_log_and_ends_quietly(hand_made: MakeEngine) -> None:
+    made = hand_made()
+    logs = start("logs", "-f")
+    assert logs.stdout is not None
+    time.sleep(0.3)  # most likely it waits by now; if not, the test is only easier
+    made.directory.log.write_bytes(b"\x1b[32mgreen\x1b[0m \x1b]0;title\x07")
+    with made.directory.log.open("ab") as log:
+        log.write(b"10%\r20%\r\nrest\n")
+    lines = [logs.stdout.readline() for _ in range(3)]
+    logs.send_signal(signal.SIGINT)
+    rest, errors = logs.communicate(timeout=10)
+    assert lines == ["green 10%\n", "20%\n", "rest\n"]
+    assert (logs.returncode, rest, errors) == (130, "", "")
+
+
+def test_a_terminal_gets_the_log_as_it_is(hand_made: MakeEngine) -> None:
+    hand_made().directory.log.write_bytes(b"\x1b[32mgreen\x1b[0m\n")
+    ours, theirs = pty.openpty()
+    logs = start("logs", stdout=theirs)
+    os.close(theirs)
+    assert os.read(ours, 100) == b"\x1b[32mgreen\x1b[0m\r\n"
+    logs.communicate(timeout=10)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("a\x00b\x07c\x9bd", "abcd"),
+        ("1%\r2%\r\nü", "1%\n2%\nü"),
+    ],
+)
+def test_control_characters_are_taken_out(text: str, plain: str) -> None:
+    assert printable(text) == plain
+
+
+# ---- stop, evict
+
+
+def test_stop_asks_the_supervisor_and_returns_when_it_is_gone(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = hand_made()
+    assert main(["stop"]) == 0
+    assert made.asked() == [{"op": "shutdown", "force": False}]
+    assert capsys.readouterr().out.startswith("tiny_chat (01234567) stopped in ")
+    assert main(["stop", "tiny_chat"]) == 0
+    assert capsys.readouterr().out == "tiny_chat (01234567) is not running\n"
+    assert main(["stop"]) == 0
+    assert capsys.readouterr().out == "no engine is alive\n"
+
+
+def test_evict_leaves_the_supervisor(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = hand_made()
+    assert main(["evict", KEY[:4]]) == 0
+    assert made.asked() == [{"op": "evict"}]
+    assert "evicted in" in capsys.readouterr().out
+
+
+def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = [hand_made(), hand_made(OTHER_KEY)]
+    assert main(["stop"]) == 1
+    assert "name one, or say --all" in capsys.readouterr().err
+    assert main(["stop", "--all"]) == 0
+    assert [engine.asked()[0]["op"] for engine in made] == ["shutdown", "shutdown"]
+
+
+def test_a_busy_engine_is_exit_code_3_and_names_who_holds_it(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = hand_made(supervisor="busy")
+    lease = Lease(made.directory.lease)
+    assert lease.try_take()
+    began = time.monotonic()
+    assert main(["stop", "--timeout", "0.3"]) == 3
+    assert time.monotonic() - began >= 0.3
+    error = capsys.readouterr().err
+    assert f"was not stopped: waited 0.3 s for requests of process {os.getpid()} (" in error
+    lease.give_back()
+    assert main(["evict", "--timeout", "0"]) == 3
+    assert "or that wait for its start" in capsys.readouterr().err
+    assert main(["stop", "--force"]) == 0
+
+
+def test_ctrl_c_ends_the_waiting_for_a_busy_engine(hand_made: MakeEngine) -> None:
+    made = hand_made(supervisor="busy")
+    stop = start("stop")
+    wait_until((made.directory.path / "asked").exists, 10, "stop to ask")
+    stop.send_signal(signal.SIGINT)
+    _, errors = stop.communicate(timeout=10)
+    assert stop.returncode == 130
+    assert errors == "vllm-local: interrupted; an engine that has begun to end goes on ending\n"
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h00m"), (86399, "23h59m"), (100_000, "1d03h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(None, "-"), (0, "0M"), (21 << 20, "21M"), (3 << 29, "1.5G")])
+def test_sizes(count: int | None, text: str) -> None:
+    assert size(count) == text

@@ -1,0 +1,94 @@
+"""Connections: which are used again, and which are not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shared_engine.errors import RequestError
+from shared_engine.request.client import Client, loop_clients
+
+
+@asynccontextmanager
+async def server_that_says(status: str, *, in_pieces: bool) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server that keeps all connections open; it notes the connection that each request came on."""
+    requests_of: list[int] = []
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        number = connections
+        while await reader.readuntil(b"\r\n\r\n"):
+            requests_of.append(number)
+            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n".encode())
+            if in_pieces:
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            writer.write(b"{}")
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}", requests_of
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize(("status", "used"), [("200 OK", [1, 1]), ("400 Bad Request", [1, 1]), ("500 Oh", [1, 2])])
+async def test_a_connection_is_used_again_but_not_after_a_servers_failure(
+    status: str, used: list[int], in_pieces: bool
+) -> None:
+    async with server_that_says(status, in_pieces=in_pieces) as (url, requests_of):
+        client = Client(url)
+        for _ in range(2):
+            try:
+                await client.request("GET", "/")
+            except RequestError:
+                assert not status.startswith("200")
+        assert requests_of == used
+        await client.close()
+
+
+def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
+    """As LlamaIndex's asyncio_run does in a notebook: it closes the loop, but not the generators that run on it."""
+
+    async def ask(url: str, times: int) -> None:
+        client = await loop_clients(url).get()
+        await asyncio.gather(*(client.request("GET", "/") for _ in range(times)))
+
+    def ask_on_a_loop_of_its_own(url: str) -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(ask(url, 5))
+        loop.close()
+
+    async def ask_twice() -> None:
+        async with server_that_says("200 OK", in_pieces=True) as (url, requests_of):
+            before = open_sockets()
+            await asyncio.to_thread(ask_on_a_loop_of_its_own, url)
+            assert open_sockets() - before == 2 * 5  # both ends
+            await ask(url, 1)
+            await asyncio.sleep(0.1)
+            assert open_sockets() - before == 2
+            assert len(requests_of) == 6
+
+    asyncio.run(ask_twice())
+    gc.collect()  # says what was dropped while it was open
+
+
+def open_sockets() -> int:
+    return sum("socket:" in os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))

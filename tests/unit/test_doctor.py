@@ -1,0 +1,251 @@
+"""What doctor finds, and that its smoke test leaves nothing running; on the fake vLLM where an engine is wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared_engine import Engine
+from shared_engine.cli import doctor
+from shared_engine.cli.doctor import Finding, Outcome, diagnose, redacted
+from shared_engine.cli.main import main
+from shared_engine.cli.tiny_model import write_tiny_model
+from shared_engine.launch.interpreter import Interpreter
+from shared_engine.observe.engines import find_engines
+from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
+from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
+from shared_engine.settings import EngineSettings
+from tests.conftest import REPOSITORY, TINY_CHAT, end_engines, wait_until
+from tests.support.fake_vllm.environment import make_environment
+from tests.support.hand_made import fake_nvidia_smi, own_root
+
+Capture = pytest.CaptureFixture[str]
+CPU = Interpreter("/nowhere/bin/python", "0.32.0", "cpu")
+CUDA = Interpreter("/nowhere/bin/python", "0.32.0", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folders of this test's own, no GPU, no settings; no engine is left at the end."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "no-gpu", "", 9))
+    with own_root(monkeypatch) as root:
+        yield root
+        end_engines(root)
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An engine's Python that has the fake vLLM, named by the environment."""
+    python = make_environment(tmp_path / "engine-cpu", "cpu")
+    monkeypatch.setenv("VLLM_PYTHON", python)
+    return python
+
+
+def findings(model: str | None = None, *, smoke: bool = False) -> dict[str, Finding]:
+    return {finding.check: finding for finding in diagnose(model, smoke=smoke)}
+
+
+# ---- checks
+
+
+def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
+    found = findings()
+    assert list(found) == [
+        "interpreter",
+        "vLLM import",
+        "start path",
+        "build",
+        "RAM",
+        "/dev/shm",
+        "runtime directory",
+        "model cache",
+        "engines",
+        "leftovers",
+    ]
+    assert not [finding for finding in found.values() if finding.outcome is Outcome.FAIL]
+    assert found["vLLM import"].detail.startswith("vLLM 0.32.0 in ")
+    assert all(finding.remedy for finding in found.values() if finding.outcome is not Outcome.OK)
+
+
+def test_without_vllm_it_fails_and_starts_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PYTHON", "/nowhere/bin/python")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  interpreter" in out
+    assert "-> run `vllm-local install`" in out
+    assert "FAIL  smoke test         not done: no engine can start" in out
+
+
+def test_json_is_a_list_of_findings(fake_python: str, capsys: Capture) -> None:
+    assert main(["doctor", "--no-smoke", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(list(finding) == ["check", "outcome", "detail", "remedy"] for finding in found)
+    assert {finding["outcome"] for finding in found} <= {"ok", "warn"}
+
+
+def test_a_vllm_that_can_not_be_imported(fake_python: str) -> None:
+    (package,) = Path(fake_python).parent.parent.glob("lib/*/site-packages/vllm/__init__.py")
+    package.write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    found = findings(smoke=True)
+    assert found["vLLM import"].outcome is Outcome.FAIL
+    assert "libcudart.so.13" in found["vLLM import"].detail
+    assert found["smoke test"].outcome is Outcome.FAIL
+    package.write_text("import os; os._exit(7)")
+    assert "exit code 7" in findings()["vLLM import"].detail
+
+
+def test_wrong_settings_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "many")
+    (found,) = findings().values()
+    assert (found.check, found.outcome) == ("settings", Outcome.FAIL)
+    assert "VLLM_MAX_MODEL_LEN" in found.detail
+
+
+def test_a_version_whose_start_was_not_tried() -> None:
+    assert doctor.check_fork(CPU).outcome is Outcome.OK
+    assert doctor.check_fork(CUDA).outcome is Outcome.OK
+    found = doctor.check_fork(Interpreter(CPU.path, "0.99.0", "cpu"))
+    assert found.outcome is Outcome.WARN
+    assert "not with 0.99.0" in found.detail
+
+
+def test_the_build_must_fit_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_build(CPU).outcome is Outcome.OK
+    assert doctor.check_build(CUDA).outcome is Outcome.FAIL
+    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", "GPU 0: NVIDIA H200"))
+    assert doctor.check_build(CUDA).outcome is Outcome.OK
+    assert doctor.check_build(CPU).outcome is Outcome.WARN
+
+
+def test_gpus_with_too_little_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = "0, NVIDIA H200, 580.1, 143771, 143000\n1, NVIDIA H200, 580.1, 143771, 1000\n2, GB10, 580.1, [N/A], [N/A]"
+    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", gpus))
+    free, full, shared = doctor.check_gpus(EngineSettings(model="no/model"))
+    assert (free.outcome, full.outcome, shared.outcome) == (Outcome.OK, Outcome.WARN, Outcome.OK)
+    assert free.detail == "0: NVIDIA H200, driver 580.1, 143000 of 143771 MiB free"
+
+
+@pytest.mark.parametrize(("total", "available"), [(64 << 30, 1 << 30), (2 << 30, 1 << 30)])
+def test_little_ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
+    monkeypatch.setattr(doctor, "total_memory", lambda: total)
+    monkeypatch.setattr(doctor, "_available_memory", lambda limit: available)
+    found = doctor.check_ram(is_cpu=True)
+    assert found.outcome is Outcome.WARN
+    assert ("limited by the container" in found.detail) is (total == 2 << 30)
+
+
+@pytest.mark.parametrize(
+    ("free", "gpus", "outcome"), [(8 << 30, 2, "ok"), (64 << 20, 1, "warn"), (64 << 20, 2, "FAIL")]
+)
+def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch, free: int, gpus: int, outcome: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: (free, 0, free))
+    found = doctor.check_shared_memory(EngineSettings(model="no/model", tensor_parallel_size=gpus))
+    assert found.outcome.value == outcome
+
+
+def test_a_runtime_directory_that_can_not_be_used(own_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_runtime_directory().outcome is Outcome.OK
+    assert not own_machine.exists()
+    monkeypatch.setenv(ROOT_VARIABLE, str(own_machine / ("x" * 90)))
+    found = doctor.check_runtime_directory()
+    assert found.outcome is Outcome.FAIL
+    assert "too long" in found.detail
+
+
+def test_a_model_cache_that_can_not_be_written_or_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = EngineSettings(model="no/model")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))  # type: ignore[attr-defined]
+    found = doctor.check_model_cache(settings)
+    assert (found.outcome, found.detail) == (Outcome.OK, f"{tmp_path}/hub/hub: 1024.0 GiB free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))  # type: ignore[attr-defined]
+    assert doctor.check_model_cache(settings).outcome is Outcome.WARN
+    (tmp_path / "hub").write_text("a file")
+    assert "can't be written" in doctor.check_model_cache(settings).detail
+
+
+def test_what_killed_engines_left_behind(own_machine: Path) -> None:
+    assert doctor.check_leftovers().outcome is Outcome.OK
+    directory = RuntimeDir(own_machine / "0123456789abcdef")
+    directory.prepare()
+    shared = own_machine / "psm_1"
+    shared.touch()
+    record = Record(EngineState.READY, "org/model", boot_id=boot_id(), shared_files=(str(shared),))
+    write_record(directory.record, record)
+    directory.server_socket(1).touch()
+    found = doctor.check_leftovers()
+    assert found.outcome is Outcome.WARN
+    assert found.remedy.endswith(f"rm {directory.server_socket(1)} {shared}")
+
+
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("VLLM_API_KEY", "sk-secret")
+    text = "401 for hf_secret with sk-secret at http://me:pass@proxy:3128/x and http://host/y"
+    assert redacted(text) == "401 for *** with *** at http://***@proxy:3128/x and http://host/y"
+    assert redacted("") == ""
+
+
+# ---- the smoke test
+
+
+def test_the_smoke_test_starts_an_engine_and_ends_it(
+    fake_python: str, own_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_QUANTIZATION", "awq")  # for the user's own model, and not for the tiny one
+    monkeypatch.setenv("VLLM_API_URL", "http://elsewhere/v1")  # what is looked at is this machine
+    found = findings(smoke=True)["smoke test"]
+    assert found.outcome is Outcome.OK, found.detail
+    assert "10 tokens in" in found.detail
+    assert find_engines() == []
+    assert not [entry for entry in own_machine.iterdir() if entry.is_dir()]
+
+
+def test_a_failing_start_is_told_with_its_cause(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_ARGS", '{"fake": {"exit_at": "start", "exit_code": 3}}')
+    found = findings(str(TINY_CHAT), smoke=True)["smoke test"]
+    assert found.outcome is Outcome.FAIL
+    assert "did not start" in found.detail
+    (engine,) = find_engines()
+    assert not engine.is_alive
+    assert str(engine.log) in found.remedy
+
+
+def test_an_engine_that_runs_already_is_used_and_left_alone(fake_python: str) -> None:
+    with Engine(model=str(TINY_CHAT)) as engine:
+        engine.warmup()
+        found = findings(str(TINY_CHAT), smoke=True)["smoke test"]
+        assert found.outcome is Outcome.OK, found.detail
+        assert "was running already" in found.detail
+        assert (engine.status().state, engine.status().starts) == (EngineState.READY, 1)
+        engine.shutdown()
+
+
+def test_ctrl_c_ends_the_engine_of_the_smoke_test(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_ARGS", '{"fake": {"start_delay_s": 60}}')
+    command = [sys.executable, "-m", "shared_engine.cli", "doctor", "--model", str(TINY_CHAT)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    wait_until(lambda: any(each.state is EngineState.STARTING for each in find_engines()), 30, "the start")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "vllm-local: interrupted; nothing that it started is left running\n"
+    assert not any(engine.is_alive for engine in find_engines())
+
+
+def test_the_tiny_model_is_a_model(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert len(tokenizer["model"]["vocab"]) == config["vocab_size"]
+    assert config["num_attention_heads"] * config["head_dim"] == config["hidden_size"]
+    assert all(os.path.getsize(file) < 10_000 for file in tmp_path.iterdir())

@@ -1,0 +1,118 @@
+"""The background loop: waiting, leaving early, forking."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+
+from shared_engine.request.io_loop import Together, iterate_sync, run_sync
+from tests.conftest import REPOSITORY
+
+
+async def add(a: int, b: int) -> int:
+    await asyncio.sleep(0)
+    return a + b
+
+
+async def fail() -> None:
+    raise ValueError("no")
+
+
+def test_a_result_and_an_error_come_through() -> None:
+    assert run_sync(add(1, 2)) == 3
+    with pytest.raises(ValueError, match="no"):
+        run_sync(fail())
+
+
+async def test_it_works_where_a_loop_is_running() -> None:
+    assert run_sync(add(1, 2)) == 3
+
+
+def test_leaving_an_iteration_ends_its_source() -> None:
+    ended = threading.Event()
+
+    async def count() -> AsyncIterator[int]:
+        try:
+            for number in range(1000):
+                yield number
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set()
+
+    for number in iterate_sync(count()):
+        if number == 3:
+            break
+    assert ended.wait(5)
+
+
+def test_an_error_in_the_middle_comes_after_what_came_before() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("no")
+
+    got = []
+    with pytest.raises(ValueError, match="no"):
+        got.extend(iterate_sync(source()))
+    assert got == [1]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_a_loop_of_its_own() -> None:
+    assert run_sync(add(1, 2)) == 3
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if run_sync(add(2, 3)) == 5 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_interpreter_ends_without_a_word() -> None:
+    code = (
+        "from tests.support.remote_server import running_server\n"
+        "from shared_engine import Engine\n"
+        "with running_server() as server:\n"
+        "    engine = Engine(base_url=server.url)\n"
+        "    print(engine.chat([{'role': 'user', 'content': 'Hello'}]).text)\n"
+        "    stream = engine.stream_chat([{'role': 'user', 'content': 'Hello'}])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hi\n", "")
+
+
+async def _for_ever() -> AsyncGenerator[int, None]:
+    while True:
+        await asyncio.sleep(60)
+        yield 0
+
+
+@pytest.mark.parametrize("wait", [lambda: run_sync(asyncio.sleep(60)), lambda: list(iterate_sync(_for_ever()))])
+@pytest.mark.parametrize("cancelled_before", [True, False])
+def test_what_waits_together_ends_together(wait: Callable[[], object], cancelled_before: bool) -> None:
+    together, has_begun = Together(), threading.Event()
+
+    def waiting() -> object:
+        together.enter()
+        has_begun.set()
+        return wait()
+
+    if cancelled_before:
+        together.cancel()
+    with ThreadPoolExecutor() as threads:
+        future = threads.submit(waiting)
+        has_begun.wait(10)
+        together.cancel()
+        with pytest.raises(CancelledError):
+            future.result(timeout=10)

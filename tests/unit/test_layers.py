@@ -1,0 +1,146 @@
+"""What may import what, which names are public, and what must stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shared_engine
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "shared_engine"
+
+# Folders and public modules of shared_engine, from the top down: each imports only itself and what stands below it.
+ORDER = (
+    "__init__",
+    "cli",
+    "adapting",
+    "engine",
+    "token_count",
+    "request",
+    "launch",
+    "settings",
+    "results",
+    "model_files",
+    "observe",
+    "supervisor",
+    "runtime",
+    "machine",
+    "launcher",
+    "errors",
+)
+# What runs beside each engine, or in vLLM's own Python, needs no packages.
+STANDARD_LIBRARY_ONLY = ("observe", "supervisor", "runtime", "machine", "launcher", "model_files", "errors")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+
+
+def room(module: Path) -> str:
+    """The folder, or the public module, that a file is, or belongs to."""
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(module: Path) -> set[str]:
+    """Dotted names of all that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "shared_engine":
+            names |= {f"shared_engine.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_every_folder_has_its_place_and_says_what_it_is() -> None:
+    assert {room(module) for module in MODULES} == set(ORDER)
+    for folder in PACKAGE.glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(folder.read_text())), folder
+
+
+@each_module
+def test_imports_point_down(module: Path) -> None:
+    own = {name.split(".")[1] for name in imported(module) if name.startswith("shared_engine.")}
+    allowed = set(ORDER[ORDER.index(room(module)) :])
+    assert own <= allowed, f"{module} imports {own - allowed}"
+
+
+@each_module
+def test_the_engine_knows_no_framework(module: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(module)} & {"langchain_core", "llama_index", "langchain"}
+
+
+@each_module
+def test_what_runs_beside_an_engine_needs_no_packages(module: Path) -> None:
+    if room(module) in STANDARD_LIBRARY_ONLY:
+        foreign = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"shared_engine"}
+        assert foreign <= ({"vllm", "uvloop"} if room(module) == "launcher" else set())
+
+
+def test_public_names() -> None:
+    assert shared_engine.__all__ == [
+        "AuthenticationError",
+        "Choice",
+        "ContextLengthError",
+        "EmbeddingResult",
+        "Engine",
+        "EngineBusyError",
+        "EngineDiedError",
+        "EngineError",
+        "EngineNotInstalledError",
+        "EngineSettings",
+        "EngineStartError",
+        "EngineStartTimeoutError",
+        "EngineState",
+        "EngineStatus",
+        "EngineStoppedError",
+        "GenerationChunk",
+        "GenerationParams",
+        "GenerationResult",
+        "InvalidInputError",
+        "LengthFinishReasonError",
+        "ModelNotFoundError",
+        "PermissionDeniedError",
+        "RankedDocument",
+        "RateLimitError",
+        "RequestError",
+        "RequestRejectedError",
+        "RequestTimeoutError",
+        "RerankResult",
+        "ServerConnectionError",
+        "ServerError",
+        "ServerUnreachableError",
+        "SettingsError",
+        "TokenUsage",
+        "ToolCall",
+        "ToolCallDelta",
+        "VLLMError",
+    ]
+    assert all(hasattr(shared_engine, name) for name in shared_engine.__all__)
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return set(done.stdout.split())
+
+
+def test_constructing_an_engine_imports_nothing_heavy(tmp_path: Path) -> None:
+    heavy = {"torch", "vllm", "openai", "transformers", "tokenizers", "jinja2", "aiohttp"}
+    assert not heavy & loaded_by("from shared_engine import Engine; Engine(model='org/name')")
+    chat = "from langchain_vllm_local import ChatVLLM; ChatVLLM(model='org/name')"
+    assert not heavy & loaded_by(chat)
+    assert "langchain_core.language_models.llms" not in loaded_by("import langchain_vllm_local")
+    pooling = "from llama_index_vllm_local import VLLMEmbedding as E, VLLMRerank as R; E(model='a/b'); R(model='a/b')"
+    assert heavy & loaded_by(pooling) <= {"jinja2"}  # which is LlamaIndex's own
+    assert "llama_index.core" not in loaded_by("import llama_index_vllm_local")
+
+
+def test_the_supervisor_stays_small() -> None:
+    loaded = loaded_by("import shared_engine.supervisor.supervisor")
+    assert not {"pydantic", "msgspec", "aiohttp", "tqdm"} & loaded

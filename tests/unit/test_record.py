@@ -1,0 +1,45 @@
+"""The record and its states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared_engine.runtime.record import TRANSITIONS, EngineState, Failure, Record, read_record, write_record
+
+
+def test_a_record_survives_the_file(tmp_path: Path) -> None:
+    record = Record(state=EngineState.FAILED, model="m", generation=3, failure=Failure("start", "no", ("a", "b")))
+    write_record(tmp_path / "record.json", record)
+    assert read_record(tmp_path / "record.json") == record
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"state": "dancing"}', "[]", '{"generation": 1}'])
+def test_a_record_that_can_not_be_read_is_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "record.json"
+    assert read_record(file) is None
+    file.write_text(text)
+    assert read_record(file) is None
+
+
+def test_fields_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    file.write_text('{"state": "ready", "model": "m", "colour": "blue"}')
+    assert read_record(file) == Record(state=EngineState.READY, model="m")
+
+
+def test_every_state_has_a_way_out_and_a_way_in() -> None:
+    assert set(TRANSITIONS) == set(EngineState)
+    assert all(TRANSITIONS.values())
+    assert set().union(*TRANSITIONS.values()) == set(EngineState)
+
+
+@pytest.mark.parametrize("state", EngineState)
+def test_a_state_is_entered_only_by_the_table(state: EngineState) -> None:
+    for target in EngineState:
+        if target in TRANSITIONS[state]:
+            assert Record(state=state).entered(target).state is target
+        else:
+            with pytest.raises(ValueError, match="no transition"):
+                Record(state=state).entered(target)

@@ -1,0 +1,62 @@
+"""Causes found in logs of real failed starts of vLLM 0.32 (shortened to the lines that matter)."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared_engine.supervisor.start_failures import explain
+
+LAST = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "part"),
+    [
+        (["vllm serve: error: unrecognized arguments: --no-such-flag 1"], "vLLM does not know --no-such-flag 1"),
+        (
+            ["vllm serve: error: argument --max-num-seqs: invalid int value: 'x'"],
+            "vLLM refused a setting: --max-num-seqs",
+        ),
+        (
+            ["huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name'", LAST],
+            "the model was not found",
+        ),
+        (
+            [
+                "(APIServer pid=7) ERROR 11-21 09:48:08 [repo_utils.py:126] Error parsing config for /m: The checkpoint"
+                " has model type `x` but Transformers does not recognize this architecture."
+            ],
+            "does not support the model: Error parsing config for /m",
+        ),
+        (["ValueError: Model architectures ['Foo'] are not supported for now."], "does not support"),
+        (
+            ["ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len"],
+            "max_model_len is too large",
+        ),
+        (
+            ["ValueError: ... Based on the available memory, the estimated maximum model length is 128.", LAST],
+            "KV cache is too small",
+        ),
+        (
+            ["ValueError: Available memory on node 0 (1/2 GiB) on kv cache allocation is less than requested memory"],
+            "not enough memory",
+        ),
+        (
+            ["safetensors_rust.SafetensorError: Error while deserializing header: file not fully covered", LAST],
+            "weights are damaged",
+        ),
+        (["MemoryError", LAST], "weights are damaged"),
+        (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", LAST], "out of GPU memory"),
+        (["(EngineCore pid=1) ERROR 11-21 09:00:00 [core.py:1] KeyError: 'lm_head'", LAST], "KeyError: 'lm_head'"),
+    ],
+)
+def test_the_cause_is_told_not_the_last_line(lines: list[str], part: str) -> None:
+    cause = explain(["INFO start", *lines])
+    assert cause is not None
+    assert part in cause
+    assert "Engine core initialization failed" not in cause
+
+
+def test_a_log_without_a_cause_gives_none() -> None:
+    assert explain(["INFO all is well"]) is None
+    assert explain([LAST]) is None
