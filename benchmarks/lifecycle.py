@@ -23,7 +23,7 @@ from shared_engine import Engine
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.launcher import START_VARIABLE
 from shared_engine.machine.process_group import cpu_seconds
-from shared_engine.request.endpoint import LocalPlace
+from shared_engine.request.local import LocalEndpoint
 
 CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
 QUESTIONS = [f"How many legs have {number} spiders and {number + 1} birds?" for number in range(64)]
@@ -123,7 +123,7 @@ def measure_lease() -> tuple[float, float]:
         engine = Engine(**SETTINGS)
         await engine.awarmup()
         place = engine._requests.place
-        assert isinstance(place, LocalPlace)
+        assert isinstance(place, LocalEndpoint)
         attachment, policy = place._attachment, place._policy
 
         async def one() -> float:

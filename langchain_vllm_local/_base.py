@@ -13,19 +13,19 @@ from langchain_core.language_models.base import LangSmithParams
 from pydantic import model_validator
 
 from langchain_vllm_local._convert import PROVIDER
-from langchain_vllm_local._engine_user import LangChainUser
+from langchain_vllm_local._engine_user import LangChainModel
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import GenerationUser, without_aliases
+from shared_engine.adapting.framework_model import GenerationModel, without_aliases
 from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import GenerationParams
 from shared_engine.settings import SECRET, EngineFields
 
 # Other names that LangChain's models give to the same things.
-_ALIASES = {**LangChainUser._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
+_ALIASES = {**LangChainModel._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
 
 
-class EngineBacked(LangChainUser, GenerationUser):
+class LanguageModelBase(LangChainModel, GenerationModel):
     """Fields and behaviour of a language model whose requests go to a shared engine."""
 
     n: int | None = None
@@ -33,7 +33,7 @@ class EngineBacked(LangChainUser, GenerationUser):
     streaming: bool | None = None
     """True: ``invoke`` streams too, so that callbacks see each token; False: nothing is ever streamed."""
 
-    _request_fields: ClassVar[tuple[str, ...]] = (*GenerationUser._request_fields, "n")
+    _request_fields: ClassVar[tuple[str, ...]] = (*GenerationModel._request_fields, "n")
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +118,7 @@ def with_own_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _shown_defaults(kind: type[EngineBacked]) -> dict[str, Any]:
+def _shown_defaults(kind: type[LanguageModelBase]) -> dict[str, Any]:
     """What a model shows, by name, with its default: all fields of engine and requests, except secrets."""
     names = [name for name in (*EngineFields.model_fields, *kind._request_fields) if name not in SECRET]
     return {name: kind.model_fields[name].get_default(call_default_factory=True) for name in names}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import ContextThreadPoolExecutor, RunnableConfig, get_config_list, merge_configs
 
-from shared_engine.request.io_loop import Together
+from shared_engine.request.io_loop import CancelScope
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -39,21 +39,21 @@ def in_threads(call: Callable[[int], T], count: int, limit: int) -> Generator[tu
     The calls are an app's code too (callbacks, caches), so they have threads of their own. The first error, or closing
     this, cancels the requests of all others.
     """
-    together = Together()
+    scope = CancelScope()
 
-    def in_company(index: int) -> T:
-        together.enter()
+    def in_scope(index: int) -> T:
+        scope.enter()
         return call(index)
 
     with ContextThreadPoolExecutor(min(limit, count)) as executor:
-        futures = {executor.submit(in_company, index): index for index in range(count)}
+        futures = {executor.submit(in_scope, index): index for index in range(count)}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
             for future in futures:
                 future.cancel()
-            together.cancel()
+            scope.cancel()
             raise
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import EngineUser
+from shared_engine.adapting.framework_model import EngineModel
 from shared_engine.settings import EngineSettings
 
 
-class LangChainUser(EngineUser):
+class LangChainModel(EngineModel):
     """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""
 
     _aliases: ClassVar[Mapping[str, str]] = {"model_name": "model", "request_timeout": "timeout"}

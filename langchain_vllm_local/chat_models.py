@@ -11,7 +11,7 @@ from langchain_core.outputs import LLMResult
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from langchain_vllm_local import _structured
-from langchain_vllm_local._base import EngineBacked
+from langchain_vllm_local._base import LanguageModelBase
 from langchain_vllm_local._batching import FullBatches, in_tasks, in_threads
 from langchain_vllm_local._blocks import WORDING
 from langchain_vllm_local._convert import (
@@ -24,7 +24,7 @@ from langchain_vllm_local._convert import (
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._profile import ToldProfile, model_profile
 from langchain_vllm_local._streamed_calls import StreamedCalls
-from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatModel
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
@@ -53,7 +53,7 @@ class _Request(TypedDict):
     tool_choice: str | dict[str, Any] | None
 
 
-class ChatVLLM(EngineBacked, ChatUser, FullBatches, BaseChatModel):
+class ChatVLLM(LanguageModelBase, ChatModel, FullBatches, BaseChatModel):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Setup::
@@ -143,7 +143,7 @@ class ChatVLLM(EngineBacked, ChatUser, FullBatches, BaseChatModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    _request_fields: ClassVar[tuple[str, ...]] = (*EngineBacked._request_fields, *CHAT_REQUEST_FIELDS)
+    _request_fields: ClassVar[tuple[str, ...]] = (*LanguageModelBase._request_fields, *CHAT_REQUEST_FIELDS)
     _told: ToldProfile = PrivateAttr()
 
     def _use(self, settings: EngineSettings) -> None:

@@ -10,9 +10,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
-from langchain_vllm_local._engine_user import LangChainUser
+from langchain_vllm_local._engine_user import LangChainModel
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import PoolingUser
+from shared_engine.adapting.framework_model import PoolingModel
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 
 
@@ -28,7 +28,7 @@ class _Request(TypedDict):
     extra_body: dict[str, Any] | None
 
 
-class VLLMEmbeddings(LangChainUser, PoolingUser, Serializable, Embeddings):
+class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
     """Embeddings of a local vLLM that starts on the first call and is shared by every object and process with equal
     settings.
 
@@ -112,7 +112,7 @@ class VLLMEmbeddings(LangChainUser, PoolingUser, Serializable, Embeddings):
     """Show how many documents have been embedded. (``show_progress`` is about the engine's start.)"""
 
     _aliases: ClassVar[Mapping[str, str]] = {
-        **LangChainUser._aliases,
+        **LangChainModel._aliases,
         "query_instruction": "query_prefix",
         "embed_instruction": "document_prefix",
         "batch_size": "chunk_size",

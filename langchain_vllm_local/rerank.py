@@ -9,9 +9,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
-from langchain_vllm_local._engine_user import LangChainUser
+from langchain_vllm_local._engine_user import LangChainModel
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import PoolingUser
+from shared_engine.adapting.framework_model import PoolingModel
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
@@ -29,7 +29,7 @@ class _Request(TypedDict):
     extra_body: dict[str, Any] | None
 
 
-class VLLMRerank(LangChainUser, PoolingUser, Serializable, BaseDocumentCompressor):
+class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompressor):
     """A reranker on a local vLLM that starts on the first call and is shared by every object and process with equal
     settings.
 

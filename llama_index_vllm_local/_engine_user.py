@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, SecretStr
 
-from shared_engine.adapting.framework_model import EngineUser
+from shared_engine.adapting.framework_model import EngineModel
 
 
-class LlamaIndexUser(EngineUser):
+class LlamaIndexModel(EngineModel):
     """An object of LlamaIndex whose requests go to a shared engine; mixed into LlamaIndex's base classes.
 
     ``api_base``, LlamaIndex's name for it, is understood as ``base_url``.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, model_validator
 
-from llama_index_vllm_local._engine_user import LlamaIndexUser
-from shared_engine.adapting.framework_model import PoolingUser
+from llama_index_vllm_local._engine_user import LlamaIndexModel
+from shared_engine.adapting.framework_model import PoolingModel
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 
@@ -43,7 +43,7 @@ class _Request(TypedDict):
     extra_body: dict[str, Any] | None
 
 
-class VLLMEmbedding(LlamaIndexUser, PoolingUser, BaseEmbedding):
+class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
     """Embeddings of a local vLLM that starts on the first call and is shared by every object and process with equal
     settings.
 

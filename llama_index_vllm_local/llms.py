@@ -29,13 +29,13 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
 from llama_index_vllm_local._batches import Batches
-from llama_index_vllm_local._engine_user import LlamaIndexUser
+from llama_index_vllm_local._engine_user import LlamaIndexModel
 from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
-from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatUser
+from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatModel
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.adapting.tools import with_strict_arguments
@@ -64,7 +64,7 @@ class _Request(NamedTuple):
     """Of the messages, for each part of their contents: the block that it was made of."""
 
 
-class VLLM(LlamaIndexUser, ChatUser, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
+class VLLM(LlamaIndexModel, ChatModel, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::

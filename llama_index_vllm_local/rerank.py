@@ -13,8 +13,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field
 
-from llama_index_vllm_local._engine_user import LlamaIndexUser
-from shared_engine.adapting.framework_model import PoolingUser
+from llama_index_vllm_local._engine_user import LlamaIndexModel
+from shared_engine.adapting.framework_model import PoolingModel
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import RerankResult
 
@@ -31,7 +31,7 @@ class _Request(TypedDict):
     extra_body: dict[str, Any] | None
 
 
-class VLLMRerank(LlamaIndexUser, PoolingUser, BaseNodePostprocessor):
+class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
     """A reranker on a local vLLM that starts on the first call and is shared by every object and process with equal
     settings.
 

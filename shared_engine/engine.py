@@ -16,9 +16,11 @@ from shared_engine.errors import InvalidInputError
 from shared_engine.launch.spec import DEFAULT_MAX_NUM_SEQS
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.request import wire
-from shared_engine.request.endpoint import EngineStatus, LocalPlace, RemotePlace, Server
+from shared_engine.request.endpoint import Connection, EngineStatus
 from shared_engine.request.io_loop import iterate_sync, run_sync
+from shared_engine.request.local import LocalEndpoint
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling, check_number, check_text, check_texts
+from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import Body, Requests, gather
 from shared_engine.request.wire import Message
@@ -89,8 +91,8 @@ class Engine:
     def _requests(self) -> Requests:
         # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
         if self._made_requests is None:
-            place = RemotePlace(self.settings) if self.settings.is_remote else LocalPlace(self.settings)
-            self._made_requests = Requests(place, self.settings.timeout, self.settings.max_retries)
+            endpoint = RemoteEndpoint(self.settings) if self.settings.is_remote else LocalEndpoint(self.settings)
+            self._made_requests = Requests(endpoint, self.settings.timeout, self.settings.max_retries)
         return self._made_requests
 
     @property
@@ -123,7 +125,7 @@ class Engine:
         """Tokens of prompt and answer together: by the settings, the model's files, or what a server that was asked
         for something has told by the way. None where that is not known; asks nobody.
         """
-        told = None if self._made_requests is None else self._made_requests.place.max_model_len
+        told = None if self._made_requests is None else self._made_requests.endpoint.max_model_len
         if told is None and self._context_window is None:  # looked for until it is known: adapters ask in every call
             self._context_window = self.settings.context_window()
         return told or self._context_window
@@ -526,7 +528,7 @@ class Engine:
 
     async def astatus(self) -> EngineStatus:
         """The engine as it is now. Starts nothing and keeps nothing awake."""
-        return await self._requests.place.status()
+        return await self._requests.endpoint.status()
 
     def status(self) -> EngineStatus:
         """See ``astatus``."""
@@ -550,7 +552,7 @@ class Engine:
             EngineBusyError: requests, of any process, were in flight for all of ``timeout`` seconds.
             EngineError: the engine is remote.
         """
-        await self._requests.place.end(timeout, leave=False, force=False)
+        await self._requests.endpoint.evict(timeout)
 
     def evict(self, timeout: float = 30.0) -> None:
         """See ``aevict``."""
@@ -562,7 +564,7 @@ class Engine:
         Args:
             force: do not wait for requests in flight; they fail.
         """
-        await self._requests.place.end(timeout, leave=True, force=force)
+        await self._requests.endpoint.shutdown(timeout, force=force)
 
     def shutdown(self, timeout: float = 30.0, *, force: bool = False) -> None:
         """See ``ashutdown``."""
@@ -570,7 +572,7 @@ class Engine:
 
     async def aclose(self) -> None:
         """Let go of this loop's connections. The engine itself is shared: it stays until idle."""
-        await self._requests.place.close()
+        await self._requests.endpoint.close()
 
     def close(self) -> None:
         """See ``aclose``."""
@@ -610,10 +612,10 @@ class Engine:
         content = wire.completion_body(prompt, params, stream=stream)
         wire.encode(content)  # what can't be sent is refused before anything starts
 
-        async def body(server: Server) -> dict[str, Any]:
+        async def body(connection: Connection) -> dict[str, Any]:
             if "max_tokens" in content:
-                return {"model": server.model, **content}
-            return {"model": server.model, "max_tokens": await self._requests.max_model_len(server), **content}
+                return {"model": connection.model, **content}
+            return {"model": connection.model, "max_tokens": await self._requests.max_model_len(connection), **content}
 
         return body
 
@@ -629,8 +631,8 @@ class Engine:
         content = wire.chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
         wire.encode(content)  # what can't be sent is refused before anything starts
 
-        async def body(server: Server) -> dict[str, Any]:
-            return {"model": server.model, **content}
+        async def body(connection: Connection) -> dict[str, Any]:
+            return {"model": connection.model, **content}
 
         return body
 

@@ -277,14 +277,14 @@ class EngineSettings(EngineFields, BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _explicit_place_wins(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _explicit_endpoint_wins(cls, values: dict[str, Any]) -> dict[str, Any]:
         """An explicit mode wins over a base_url from the environment."""
         if values.get("mode") == "local" and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
             values = {**values, "base_url": None}
         return values
 
     @model_validator(mode="after")
-    def _check_place(self) -> EngineSettings:
+    def _check_endpoint(self) -> EngineSettings:
         if self.seed is not None and "seed" in self.engine_args:
             raise ValueError("seed is given twice: as a setting and in engine_args")
         if self.mode == "local" and self.base_url is not None:

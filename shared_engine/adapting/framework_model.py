@@ -27,7 +27,7 @@ REQUEST_FIELDS = (
 CHAT_REQUEST_FIELDS = ("enable_thinking", "reasoning_effort", "chat_template_kwargs")
 
 
-class EngineUser(EngineFields):
+class EngineModel(EngineFields):
     """An object whose requests go to a shared engine.
 
     Settings that were not given are read from the environment once, on construction, and are fields like the others
@@ -113,7 +113,7 @@ class EngineUser(EngineFields):
         self._use(self._current_settings())
 
 
-class GenerationUser(EngineUser):
+class GenerationModel(EngineModel):
     """An object that asks for text: defaults of its requests, beyond those that are the engine's settings."""
 
     min_p: float | None = None
@@ -151,7 +151,7 @@ class GenerationUser(EngineUser):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class ChatUser(GenerationUser):
+class ChatModel(GenerationModel):
     """An object that asks for chat: what a chat template can be told, too."""
 
     enable_thinking: bool | None = None
@@ -164,7 +164,7 @@ class ChatUser(GenerationUser):
     _request_fields: ClassVar[tuple[str, ...]] = (*REQUEST_FIELDS, *CHAT_REQUEST_FIELDS)
 
 
-class PoolingUser(EngineUser):
+class PoolingModel(EngineModel):
     """An object that asks for vectors or scores: the engine is a pooling one, and nothing is sampled."""
 
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
@@ -190,10 +190,10 @@ class PoolingUser(EngineUser):
 
 
 @lru_cache
-def _checker(cls: type[EngineUser], name: str) -> TypeAdapter[Any] | None:
+def _checker(cls: type[EngineModel], name: str) -> TypeAdapter[Any] | None:
     """None for what is the engine's or the framework's own, which they check in their own way."""
     owner = next((each for each in cls.__mro__ if name in vars(each).get("__annotations__", ())), None)
-    if owner is None or not issubclass(owner, EngineUser) or name in EngineFields.model_fields:
+    if owner is None or not issubclass(owner, EngineModel) or name in EngineFields.model_fields:
         return None
     field = cls.model_fields.get(name)
     if field is None:

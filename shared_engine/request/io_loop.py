@@ -55,8 +55,8 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-class Together:
-    """What threads wait for together: one call of ``cancel`` ends the waiting, and the requests, of all of them.
+class CancelScope:
+    """What threads wait for scope: one call of ``cancel`` ends the waiting, and the requests, of all of them.
 
     A thread belongs to it from ``enter`` on, in its own context.
     """
@@ -67,7 +67,7 @@ class Together:
         self._guard = threading.Lock()
 
     def enter(self) -> None:
-        _together.set(self)
+        _scope.set(self)
 
     def add(self, future: Future[Any]) -> None:
         with self._guard:
@@ -86,14 +86,14 @@ class Together:
             future.cancel()
 
 
-_together: ContextVar[Together | None] = ContextVar("vllm_local_together", default=None)
+_scope: ContextVar[CancelScope | None] = ContextVar("vllm_local_cancel_scope", default=None)
 
 
 def _begun(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    together = _together.get()
-    if together is not None:
-        together.add(future)
+    scope = _scope.get()
+    if scope is not None:
+        scope.add(future)
     return future
 
 

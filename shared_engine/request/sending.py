@@ -1,6 +1,6 @@
-"""One request to a Place: lease, send, read, and try again where that is safe.
+"""One request to a Endpoint: lease, send, read, and try again where that is safe.
 
-Safe means: nothing of an answer has reached the caller, and the failure can pass (see place.is_retryable).
+Safe means: nothing of an answer has reached the caller, and the failure can pass (see endpoint.is_retryable).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from shared_engine.errors import (
     VLLMError,
 )
 from shared_engine.request import wire
-from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Place, Server, is_retryable
+from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint, is_retryable
 from shared_engine.request.routes import explained_absence
 from shared_engine.results import GenerationChunk, GenerationResult
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-Body = Callable[[Server], Awaitable[dict[str, Any]]]
+Body = Callable[[Connection], Awaitable[dict[str, Any]]]
 """Makes a request's body once the server is known: its name for the model, and its limits, go into it."""
 
 MAX_DEATHS = 1
@@ -42,8 +42,8 @@ class Requests:
         max_retries: how often a request is tried again.
     """
 
-    def __init__(self, place: Place, timeout: float | None, max_retries: int) -> None:
-        self.place = place
+    def __init__(self, endpoint: Endpoint, timeout: float | None, max_retries: int) -> None:
+        self.endpoint = endpoint
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_model_len: tuple[int, int] | None = None
@@ -51,19 +51,19 @@ class Requests:
     async def generate(self, path: str, body: Body) -> GenerationResult:
         """A whole answer."""
 
-        async def call(server: Server) -> GenerationResult:
-            content = await body(server)
+        async def call(connection: Connection) -> GenerationResult:
+            content = await body(connection)
             try:
                 with explained_absence(path):
-                    data = await server.client.request("POST", path, wire.encode(content), self._timeout)
+                    data = await connection.client.request("POST", path, wire.encode(content), self._timeout)
             except ContextLengthError as exc:
-                raise await self._with_length(exc, server, content) from exc
+                raise await self._with_length(exc, connection, content) from exc
             result = wire.parse_result(data)
             if any(choice.finish_reason == "abort" for choice in result.choices):
                 raise _aborted()
             return result
 
-        return await self._with_server(call)
+        return await self._with_connection(call)
 
     async def stream(self, path: str, body: Body) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this aborts the request."""
@@ -71,14 +71,14 @@ class Requests:
         while True:
             reached_caller = False
             try:
-                async with self.place.server() as server:
+                async with self.endpoint.connection() as connection:
                     try:
-                        async for chunk in self._events(server, path, await body(server)):
+                        async for chunk in self._events(connection, path, await body(connection)):
                             reached_caller = True
                             yield chunk
                         return
                     except RequestError as exc:
-                        await self._raise(exc, server)
+                        await self._raise(exc, connection)
             except VLLMError as exc:
                 if reached_caller or not self._may_retry(exc, attempt):
                     raise
@@ -89,73 +89,73 @@ class Requests:
         """An answer that is not generated. The server's name for the model is added to the body."""
         wire.encode(body)  # what can't be sent is refused before anything starts
 
-        async def call(server: Server) -> T:
-            content = wire.encode({"model": server.model, **body})
+        async def call(connection: Connection) -> T:
+            content = wire.encode({"model": connection.model, **body})
             with explained_absence(path):
-                return parse(await server.client.request("POST", path, content, self._timeout))
+                return parse(await connection.client.request("POST", path, content, self._timeout))
 
-        return await self._with_server(call)
+        return await self._with_connection(call)
 
     async def count_tokens(self, part: Mapping[str, Any]) -> int:
         """Tokens of a ``tokens.tokenize_part``."""
 
-        async def call(server: Server) -> int:
-            return await self._count(server, part)
+        async def call(connection: Connection) -> int:
+            return await self._count(connection, part)
 
-        return await self._with_server(call)
+        return await self._with_connection(call)
 
     async def tokenize(self, text: str) -> list[int]:
         """Tokens of a text, without special ones around them."""
 
-        async def call(server: Server) -> list[int]:
-            body = wire.encode({"model": server.model, "prompt": text, "add_special_tokens": False})
-            return wire.parse_tokens(await server.client.request("POST", "/tokenize", body, self._timeout))
+        async def call(connection: Connection) -> list[int]:
+            body = wire.encode({"model": connection.model, "prompt": text, "add_special_tokens": False})
+            return wire.parse_tokens(await connection.client.request("POST", "/tokenize", body, self._timeout))
 
-        return await self._with_server(call)
+        return await self._with_connection(call)
 
     async def check_health(self) -> None:
-        async def call(server: Server) -> None:
-            await server.client.request("GET", "/health", timeout=PROBE_TIMEOUT_S)
+        async def call(connection: Connection) -> None:
+            await connection.client.request("GET", "/health", timeout=PROBE_TIMEOUT_S)
 
-        await self._with_server(call)
+        await self._with_connection(call)
 
     async def metrics(self) -> dict[str, float]:
         """Of a server that is up, without a lease; empty if none is."""
-        client = await self.place.looking_client()
+        client = await self.endpoint.observer_client()
         if client is None:
             return {}
         return wire.parse_metrics((await client.request("GET", "/metrics", timeout=PROBE_TIMEOUT_S)).decode())
 
-    async def max_model_len(self, server: Server) -> int:
+    async def max_model_len(self, connection: Connection) -> int:
         """The server's limit, asked once for each start of the engine."""
-        if self._max_model_len is None or self._max_model_len[0] != server.generation:
-            models = wire.parse_models(await server.client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
+        if self._max_model_len is None or self._max_model_len[0] != connection.generation:
+            models = wire.parse_models(await connection.client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
             lengths = dict(models)
-            length = lengths.get(server.model) or next((value for value in lengths.values() if value), None)
+            length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
             if length is None:
                 raise InvalidInputError("this server does not tell its max_model_len: pass max_tokens")
-            self._max_model_len = (server.generation, length)
-            self.place.max_model_len = length
+            self._max_model_len = (connection.generation, length)
+            self.endpoint.max_model_len = length
         return self._max_model_len[1]
 
-    async def _with_server(self, call: Callable[[Server], Awaitable[T]]) -> T:
+    async def _with_connection(self, call: Callable[[Connection], Awaitable[T]]) -> T:
         attempt = 0
         while True:
             try:
-                async with self.place.server() as server:
+                async with self.endpoint.connection() as connection:
                     try:
-                        return await call(server)
+                        return await call(connection)
                     except RequestError as exc:
-                        await self._raise(exc, server)
+                        await self._raise(exc, connection)
             except VLLMError as exc:
                 if not self._may_retry(exc, attempt):
                     raise
             await asyncio.sleep(_retry_wait_s(attempt))
             attempt += 1
 
-    async def _raise(self, error: RequestError, server: Server) -> NoReturn:
+    async def _raise(self, error: RequestError, connection: Connection) -> NoReturn:
         """Raise what a failed request means; from the failure, where that is another error."""
-        explained = await self.place.explain(error, server)
+        explained = await self.endpoint.explain(error, connection)
         if explained is error:
             raise error
         raise explained from error
@@ -165,11 +165,13 @@ class Requests:
         limit = min(MAX_DEATHS, self._max_retries) if isinstance(error, EngineDiedError) else self._max_retries
         return is_retryable(error) and attempt < limit
 
-    async def _events(self, server: Server, path: str, body: dict[str, Any]) -> AsyncGenerator[GenerationChunk, None]:
+    async def _events(
+        self, connection: Connection, path: str, body: dict[str, Any]
+    ) -> AsyncGenerator[GenerationChunk, None]:
         has_reasoning = False
         try:
             with explained_absence(path):
-                async for event in server.client.stream(path, wire.encode(body), self._timeout):
+                async for event in connection.client.stream(path, wire.encode(body), self._timeout):
                     for chunk in wire.parse_event(event):
                         if chunk.finish_reason == "abort":
                             raise _aborted()
@@ -179,19 +181,21 @@ class Requests:
                         if not chunk.is_empty:
                             yield chunk
         except ContextLengthError as exc:
-            raise await self._with_length(exc, server, body) from exc
+            raise await self._with_length(exc, connection, body) from exc
 
-    async def _count(self, server: Server, part: Mapping[str, Any]) -> int:
-        body = wire.encode({"model": server.model, **part})
-        return wire.parse_token_count(await server.client.request("POST", "/tokenize", body, self._timeout))
+    async def _count(self, connection: Connection, part: Mapping[str, Any]) -> int:
+        body = wire.encode({"model": connection.model, **part})
+        return wire.parse_token_count(await connection.client.request("POST", "/tokenize", body, self._timeout))
 
-    async def _with_length(self, error: ContextLengthError, server: Server, body: dict[str, Any]) -> ContextLengthError:
+    async def _with_length(
+        self, error: ContextLengthError, connection: Connection, body: dict[str, Any]
+    ) -> ContextLengthError:
         """The error with the prompt's exact length: vLLM stops counting one token past the limit."""
-        self.place.max_model_len = error.max_model_len or self.place.max_model_len
+        self.endpoint.max_model_len = error.max_model_len or self.endpoint.max_model_len
         names = ("messages", "tools", "chat_template_kwargs", "prompt")
         part: dict[str, Any] = {name: body[name] for name in names if name in body}
         try:
-            count = await self._count(server, part)
+            count = await self._count(connection, part)
         except RequestError:  # a server without that route: its own number has to do
             return error
         message = f"the prompt has {count} tokens, and the model's limit is {error.max_model_len}: {error.message}"

@@ -31,7 +31,7 @@ from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import Failure
 from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
-from shared_engine.supervisor.launcher_process import LauncherProcess, Server
+from shared_engine.supervisor.launcher_process import LauncherProcess, ServerProcess
 from shared_engine.supervisor.start_failures import explain, lacks_memory
 
 POLL_S = 0.02
@@ -71,7 +71,7 @@ class EngineProcess:
         self._launcher: LauncherProcess | None = None
         self._environment: Mapping[str, str] = {}
         self._socket = ""
-        self.server: Server | None = None
+        self.server: ServerProcess | None = None
         """The server, from the moment it is forked until it is gone with all it had."""
         self.shared_files: tuple[str, ...] = ()
         """Its shared memory, which a killed process leaves behind."""
@@ -155,7 +155,7 @@ class EngineProcess:
             await asyncio.sleep(POLL_S)
         self._note_shared_files(server)
 
-    def _note_shared_files(self, server: Server) -> None:
+    def _note_shared_files(self, server: ServerProcess) -> None:
         self.shared_files = tuple({*self.shared_files, *shared_files(group_members(server.pid))})
 
     async def end_server(self, grace_s: float = 0.0) -> None:

@@ -24,7 +24,7 @@ FORK_TIMEOUT_S = 5.0
 DRAIN_BYTES = 1 << 22  # more than a pipe holds: what those who have ended had written
 
 
-class Server:
+class ServerProcess:
     """A server the launcher has forked: the leader of a session and process group of its own."""
 
     def __init__(self, pid: int) -> None:
@@ -71,14 +71,14 @@ class LauncherProcess:
         self.preloaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         """The event ``preloaded`` or ``import_failed``; ``{"event": "ended"}`` if the launcher ended before."""
         self.has_ended = False
-        self._starting: asyncio.Future[Server | None] | None = None
-        self._server: Server | None = None
+        self._starting: asyncio.Future[ServerProcess | None] | None = None
+        self._server: ServerProcess | None = None
         self._pending = b""
         for fd, callback in ((self._events_fd, self._hear), (self._log_fd, self._read_log)):
             os.set_blocking(fd, False)
             self._loop.add_reader(fd, callback)
 
-    async def start_server(self, argv: list[str], generation: int) -> Server | None:
+    async def start_server(self, argv: list[str], generation: int) -> ServerProcess | None:
         """Have it fork a server; None if the launcher has ended.
 
         Cancelling this forgets nothing: the server is there for ``forked_server``.
@@ -97,7 +97,7 @@ class LauncherProcess:
         is_forking = self._starting is not None and not self._starting.done()
         return is_preloaded and not is_forking and not self.has_ended
 
-    async def forked_server(self) -> Server | None:
+    async def forked_server(self) -> ServerProcess | None:
         """The server it has forked, after waiting for one that is just being forked; None if there is none."""
         if self._starting is not None:
             await asyncio.wait([self._starting], timeout=FORK_TIMEOUT_S)
@@ -158,7 +158,7 @@ class LauncherProcess:
             self.preloaded.set_result(event)
         elif kind == "started":
             assert self._starting is not None
-            self._server = Server(event["pid"])
+            self._server = ServerProcess(event["pid"])
             self._starting.set_result(self._server)
         elif kind == "exited" and self._server is not None and event["pid"] == self._server.pid:
             self._server_ended(f"vLLM ended by itself with exit code {event['returncode']}")

@@ -270,17 +270,17 @@ def test_a_stream_of_the_parent_ends_with_an_error_in_the_child_and_goes_on_in_t
 
 FORK_DURING_FIRST_USE = """
 import shared_engine.engine as module, signal
-LocalPlace, entered = module.LocalPlace, threading.Event()
+LocalEndpoint, entered = module.LocalEndpoint, threading.Event()
 def never_made(settings):
     entered.set()
     threading.Event().wait()
-module.LocalPlace = never_made
+module.LocalEndpoint = never_made
 threading.Thread(target=engine.status, daemon=True).start()
 entered.wait()
 child = os.fork()
 if child == 0:
     signal.alarm(5)
-    module.LocalPlace = LocalPlace
+    module.LocalEndpoint = LocalEndpoint
     assert asyncio.run(Engine(engine.settings).achat(HELLO, **SHORT)).text
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

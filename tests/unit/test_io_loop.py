@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
-from shared_engine.request.io_loop import Together, iterate_sync, run_sync
+from shared_engine.request.io_loop import CancelScope, iterate_sync, run_sync
 from tests.conftest import REPOSITORY
 
 
@@ -101,18 +101,18 @@ async def _for_ever() -> AsyncGenerator[int, None]:
 @pytest.mark.parametrize("wait", [lambda: run_sync(asyncio.sleep(60)), lambda: list(iterate_sync(_for_ever()))])
 @pytest.mark.parametrize("cancelled_before", [True, False])
 def test_what_waits_together_ends_together(wait: Callable[[], object], cancelled_before: bool) -> None:
-    together, has_begun = Together(), threading.Event()
+    scope, has_begun = CancelScope(), threading.Event()
 
     def waiting() -> object:
-        together.enter()
+        scope.enter()
         has_begun.set()
         return wait()
 
     if cancelled_before:
-        together.cancel()
+        scope.cancel()
     with ThreadPoolExecutor() as threads:
         future = threads.submit(waiting)
         has_begun.wait(10)
-        together.cancel()
+        scope.cancel()
         with pytest.raises(CancelledError):
             future.result(timeout=10)
