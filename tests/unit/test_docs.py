@@ -1,4 +1,4 @@
-"""What docs/ claims: every test that a feature table names exists, every footnote and link leads somewhere."""
+"""What the pages promise: feature tables rest on tests that exist, links and footnotes lead somewhere."""
 
 from __future__ import annotations
 
@@ -12,57 +12,83 @@ import pytest
 from tests.conftest import REPOSITORY
 
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
-PAGES = [*DOCS, REPOSITORY / "README.md"]
+PAGES = [*DOCS, *sorted(REPOSITORY.glob("*.md"))]
+FRAMEWORKS = ("langchain", "llama_index")
 
 NAMED_TEST = re.compile(r"`(test_\w+\.py)::(\w+)`")
-OURS = re.compile(r"(`test_\w+\.py::\w+`(, )?)+(\[\^[\w-]+\])?|not(\[\^[\w-]+\])?")
-THEIRS = re.compile(r"(seen|not|-)(\[\^[\w-]+\])?")
-each_of_docs = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+FOOTNOTE = r"(\[\^[\w-]+\])?"
+OURS = re.compile(rf"(`test_\w+\.py::\w+`(, )?)+{FOOTNOTE}|not{FOOTNOTE}")
+THEIRS = re.compile(rf"(seen|not|-){FOOTNOTE}")
+each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def table(page: Path) -> str:
-    return page.read_text().partition("## Feature table")[2]
+def text_of(name: str) -> str:
+    return (REPOSITORY / "docs" / f"{name}.md").read_text()
 
 
-def rows(page: Path) -> Iterator[list[str]]:
-    """Cells of the rows, without the heads of the tables."""
-    for line in table(page).splitlines():
-        if line.startswith("| ") and not line.startswith("| Feature |"):
+# ---- feature tables and their evidence
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """Cells of the feature tables' rows, without their heads."""
+    is_in_table = False
+    for line in text.splitlines():
+        if not line.startswith("| "):
+            is_in_table = is_in_table and line.startswith("|---")
+        elif line.startswith("| Feature |"):
+            is_in_table = True
+        elif is_in_table:
             yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def short(cell: str) -> str:
+    """What the user's page shows of a cell of the evidence."""
+    finding, _, footnote = cell.partition("[^")
+    word = {"seen": "yes", "not": "no", "-": "-"}.get(finding, "yes")
+    return f"{word}*" if footnote else word
+
+
 def names_by_file() -> dict[str, set[str]]:
-    """Name of a test file -> its test functions and classes; of files of one name, those of all."""
+    """Name of a test file -> its test functions and classes. No two files share a name: a cell means one test."""
     found: dict[str, set[str]] = {}
     for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        assert path.name not in found, path
         nodes = ast.parse(path.read_text()).body
         names = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-        found.setdefault(path.name, set()).update(name for name in names if name.lower().startswith("test"))
+        found[path.name] = {name for name in names if name.lower().startswith("test")}
     return found
 
 
-def test_each_adapter_has_a_page() -> None:
-    assert [page.stem for page in DOCS] == ["langchain", "llama_index"]
-
-
-@each_of_docs
-def test_every_cell_of_the_feature_table_names_tests_or_says_what_was_seen(page: Path) -> None:
-    assert len(list(rows(page))) > 60
-    for feature, ours, *theirs in rows(page):
+@each_framework
+def test_every_cell_of_the_evidence_names_tests_or_what_was_seen(framework: str) -> None:
+    evidence = list(rows(text_of(f"evidence-{framework}")))
+    assert len(evidence) > 60
+    for feature, ours, *theirs in evidence:
         assert OURS.fullmatch(ours), (feature, ours)
         assert len(theirs) == 3, feature
         assert all(THEIRS.fullmatch(cell) for cell in theirs), (feature, theirs)
 
 
-@each_of_docs
-def test_every_test_that_the_feature_table_names_exists(page: Path) -> None:
+@each_framework
+def test_every_test_that_the_evidence_names_exists(framework: str) -> None:
     existing = names_by_file()
-    named = NAMED_TEST.findall(table(page))
+    named = NAMED_TEST.findall(text_of(f"evidence-{framework}"))
     assert named
     assert [f"{file}::{name}" for file, name in named if name not in existing.get(file, ())] == []
 
 
-@each_of_docs
+@each_framework
+def test_the_users_table_shows_what_the_evidence_holds(framework: str) -> None:
+    evidence = [[feature, *map(short, cells)] for feature, *cells in rows(text_of(f"evidence-{framework}"))]
+    shown = list(rows(text_of(framework).partition("## Feature table")[2]))
+    assert shown == evidence
+
+
+# ---- links and footnotes
+
+
+@each_page
 def test_every_footnote_is_there_and_used(page: Path) -> None:
     defined = re.findall(r"^\[\^([\w-]+)\]:", page.read_text(), re.MULTILINE)
     used = re.findall(r"\[\^([\w-]+)\](?!:)", page.read_text())
@@ -70,7 +96,7 @@ def test_every_footnote_is_there_and_used(page: Path) -> None:
     assert set(defined) == set(used)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
         file, _, anchor = target.partition("#")
