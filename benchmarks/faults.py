@@ -26,13 +26,11 @@ os.environ["VLLM_LOCAL_RUNTIME_DIR"] = str(ROOT / "run")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.real.test_start_failures import copy_of_tiny_chat  # noqa: E402
-
-from shared_engine import Engine, EngineStartError, VLLMError  # noqa: E402
-from tests.real import failure_matrix as matrix  # noqa: E402
-from tests.real.conftest import all_processes, run_app  # noqa: E402
-from tests.real.test_lifecycle import STREAM_FOR_EVER, settings_of  # noqa: E402
-from tests.support.fake_vllm.environment import make_environment  # noqa: E402
+from shared_engine import Engine, EngineStartError, VLLMError
+from tests.support import failure_matrix as matrix
+from tests.support.engines import copy_of_tiny_chat, settings_of
+from tests.support.fake_vllm.environment import make_environment
+from tests.support.processes import all_processes, run_app, wait_gone
 
 HERE = Path(__file__).resolve().parent
 MODEL = str(HERE.parent / "examples" / "tiny_chat")
@@ -142,7 +140,7 @@ def crowd() -> Row:
             assert starts == 1, f"{starts} engines were started"
             before = all_processes(engine)
             engine.shutdown()
-            row.add(answered=answered, lost=20 - answered, left=matrix.wait_gone(before, matrix.LEFT_AFTER_S))
+            row.add(answered=answered, lost=20 - answered, left=wait_gone(before, matrix.LEFT_AFTER_S))
     return row
 
 
@@ -151,7 +149,7 @@ def killed_app() -> Row:
     row = Row("SIGKILL of the app, idle_ttl_s = 1")
     with engine_with(**{**REAL, "idle_ttl_s": 1, "standby": False}) as engine:
         for _ in range(min(3, ROUNDS)):
-            app = run_app(STREAM_FOR_EVER, settings_of(engine))
+            app = run_app("stream_forever", settings_of(engine))
             assert app.stdout and app.stderr
             app.stdout.readline()
             everything, files = all_processes(engine), matrix.shared_memory_of(engine)
@@ -159,7 +157,7 @@ def killed_app() -> Row:
             app.wait()
             app.stdout.close()
             app.stderr.close()
-            left = matrix.wait_gone(everything, matrix.LEFT_AFTER_S)
+            left = wait_gone(everything, matrix.LEFT_AFTER_S)
             row.add(left=left, files=sum(os.path.exists(path) for path in files))
     return row
 

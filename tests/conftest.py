@@ -7,23 +7,17 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared_engine import Engine
 from shared_engine.runtime.directory import ROOT_VARIABLE
-from shared_engine.runtime.record import read_record
 from shared_engine.settings import ENVIRONMENT
+from tests.support.engines import end_engines
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.vision_model import make_vision_model, vision_settings
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-TINY_CHAT = REPOSITORY / "examples" / "tiny_chat"
-LEAVE_S = 20.0
 
 # A shell has SIGINT ignored by what it puts in the background, and that would pass on to the apps that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,44 +57,6 @@ def runtime_root() -> Iterator[Path]:
         if value is not None:
             os.environ[name] = value
     shutil.rmtree(root)
-
-
-def end_engines(root: Path) -> None:
-    """Ask every supervisor below ``root`` to leave, and see it gone."""
-    pids = [record.supervisor_pid for file in root.glob("*/record.json") if (record := read_record(file))]
-    for pid in pids:
-        if process_exists(pid):
-            os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not any(process_exists(pid) for pid in pids), LEAVE_S, "supervisors to leave")
-
-
-@contextmanager
-def ended_engines() -> Iterator[list[Engine]]:
-    """A list; the engines that were put into it are gone at the end."""
-    made: list[Engine] = []
-    yield made
-    for engine in made:
-        engine.shutdown(force=True)
-
-
-def process_exists(pid: int) -> bool:
-    """True for a running process of ours; not for a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Any, timeout_s: float, what: str) -> None:
-    """Poll until ``condition()`` is true.
-
-    Raises:
-        AssertionError: it was not in ``timeout_s`` seconds.
-    """
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

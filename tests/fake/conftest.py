@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine
-from tests.conftest import TINY_CHAT, ended_engines
+from tests.support.engines import ended_engines
 from tests.support.fake_vllm.environment import make_environment
+from tests.support.paths import TINY_CHAT
 
 MakeEngine = Callable[..., Engine]
 _seeds = itertools.count(1)

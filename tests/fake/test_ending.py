@@ -15,9 +15,7 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineState, EngineStoppedError
-from tests.conftest import wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import all_processes, any_exists
 from tests.support.callers import (
     ANSWER,
     SETTLE_S,
@@ -33,6 +31,8 @@ from tests.support.callers import (
     supervisor_pid,
     wait_for,
 )
+from tests.support.processes import all_processes, any_exists
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 OK = {"ok": True}

@@ -18,9 +18,7 @@ import pytest
 
 from shared_engine import Engine, EngineStartError, EngineStartTimeoutError, EngineState
 from shared_engine.runtime.progress import StartPhase
-from tests.conftest import TINY_CHAT, wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import all_processes
 from tests.support.callers import (
     ANSWER,
     HELLO,
@@ -33,6 +31,9 @@ from tests.support.callers import (
     transitions,
     wait_for,
 )
+from tests.support.paths import TINY_CHAT
+from tests.support.processes import all_processes
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 READY, STANDBY, ASLEEP = EngineState.READY, EngineState.STANDBY, EngineState.ASLEEP

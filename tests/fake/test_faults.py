@@ -36,9 +36,10 @@ from shared_engine.request.client import Client
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_dir
 from shared_engine.runtime.engine_log import MAX_FILE_BYTES
 from shared_engine.runtime.record import Record, write_record
-from tests.conftest import process_exists, wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import all_processes, any_exists, processes_of_group, run_app
+from tests.support.engines import settings_of
+from tests.support.processes import all_processes, any_exists, process_exists, processes_of_group, run_app
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ANSWER = "Hello! How can I help you today?"
@@ -284,26 +285,9 @@ def test_requests_that_race_evictions_are_all_answered(fake_engine: MakeEngine) 
     assert engine.status().starts > 3, "there were evictions to race"
 
 
-TWENTY_APPS = """
-import json, os, sys
-import aiohttp
-from shared_engine import Engine
-engine = Engine(**json.loads(sys.argv[1]))
-hello = [{"role": "user", "content": "Hello"}]
-pids = []
-for _ in range(20):
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if engine.chat(hello).text == sys.argv[2] else 1)
-    pids.append(pid)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]))
-"""
-
-
 def test_twenty_processes_at_once_share_one_start(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 0.2})
-    settings = engine.settings.model_dump(exclude_unset=True, exclude={"api_key"})
-    out, err = run_app(TWENTY_APPS, json.dumps(settings), ANSWER).communicate(timeout=60)
+    out, err = run_app("twenty_processes", settings_of(engine)).communicate(timeout=60)
     assert json.loads(out) == [0] * 20, err
     assert engine.status().starts == 1
     began = time.monotonic()

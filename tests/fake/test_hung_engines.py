@@ -12,9 +12,7 @@ import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineStartError, EngineStartTimeoutError, EngineState
 from shared_engine.runtime.progress import StartPhase
-from tests.conftest import wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import any_exists, processes_of_group
 from tests.support.callers import (
     ANSWER,
     HELLO,
@@ -27,6 +25,8 @@ from tests.support.callers import (
     server_pid,
     wait_for,
 )
+from tests.support.processes import any_exists, processes_of_group
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -14,9 +13,7 @@ import pytest
 import shared_engine
 from shared_engine import Engine, EngineStartError, EngineState
 from shared_engine.machine.process_group import cpu_seconds
-from tests.conftest import process_exists, wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import all_processes, any_exists, run_app
 from tests.support.callers import (
     ANSWER,
     calls,
@@ -29,6 +26,9 @@ from tests.support.callers import (
     transitions,
     wait_for,
 )
+from tests.support.engines import settings_of
+from tests.support.processes import all_processes, any_exists, process_exists, run_app
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 UNLIMITED = resource.RLIM_INFINITY
@@ -114,22 +114,10 @@ def test_of_a_supervisor_killed_while_processes_are_made_none_stays(
 
 # ---- a disk that is full
 
-LIMITED_APP = """
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-from shared_engine import Engine, VLLMError
-engine = Engine(**json.loads(sys.argv[1]))
-try:
-    print(engine.chat([{"role": "user", "content": "Hello"}]).text)
-except VLLMError as exc:
-    print(type(exc).__name__, exc)
-"""
-
 
 def run_limited(engine: Engine, size: int) -> str:
     """What an app says, of whose processes none can write a file larger than ``size`` bytes."""
-    settings = engine.settings.model_dump(exclude_unset=True, exclude={"api_key"})
-    out, err = run_app(LIMITED_APP, json.dumps(settings), str(size)).communicate(timeout=40)
+    out, err = run_app("limited_files", settings_of(engine), str(size)).communicate(timeout=40)
     assert not err, err
     return out.strip()
 
@@ -235,21 +223,6 @@ def test_what_an_app_has_installed_does_not_shadow_the_supervisors_standard_libr
     shutil.copytree(Path(shared_engine.__file__).parent, site / "shared_engine")
     for name in ("asyncio", "typing", "dataclasses"):
         (site / f"{name}.py").write_text("raise ImportError('an old package of that name')\n")
-    settings = fake_engine().settings.model_dump(exclude_unset=True, exclude={"api_key"})
-    app = run_app(IMPORT_FROM + APP, str(site), json.dumps(settings))
+    app = run_app("shadowed_standard_library", settings_of(fake_engine()), str(site))
     out, err = app.communicate(timeout=30)
     assert out == ANSWER + "\n", err
-
-
-IMPORT_FROM = """
-import asyncio, dataclasses, sys, typing
-site = sys.argv.pop(1)
-sys.path.insert(0, site)
-import shared_engine
-assert shared_engine.__file__.startswith(site)
-"""
-APP = """
-import json
-from shared_engine import Engine
-print(Engine(**json.loads(sys.argv[1])).chat([{"role": "user", "content": "Hello"}]).text)
-"""

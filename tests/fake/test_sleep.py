@@ -17,9 +17,7 @@ import pytest
 from shared_engine import Engine, EngineSettings, EngineStartTimeoutError, EngineState, SettingsError
 from shared_engine.launch import spec as command
 from shared_engine.launch.spec import engine_spec
-from tests.conftest import wait_until
 from tests.fake.conftest import MakeEngine
-from tests.real.conftest import all_processes, any_exists
 from tests.support.callers import (
     ANSWER,
     HELLO,
@@ -33,6 +31,8 @@ from tests.support.callers import (
     transitions,
     wait_for,
 )
+from tests.support.processes import all_processes, any_exists
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

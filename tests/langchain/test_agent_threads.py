@@ -22,7 +22,6 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
 from langchain_vllm_local import ChatVLLM
-from tests.conftest import REPOSITORY, wait_until
 from tests.langchain.agent_runs import (
     SUM,
     SUM_ANSWER,
@@ -34,6 +33,8 @@ from tests.langchain.agent_runs import (
     multiply,
     on_thread,
 )
+from tests.support.paths import REPOSITORY
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import ContextLengthError
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

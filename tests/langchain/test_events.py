@@ -23,8 +23,8 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 
 from langchain_vllm_local import VLLM, ChatVLLM
-from tests.conftest import wait_until
 from tests.langchain.ways import BATCHES, ONE_BY_ONE, Way, abatch, batch
+from tests.support.waiting import wait_until
 
 QUESTIONS = [f"What is the capital of {country}?" for country in ("France", "Japan", "Norway")]
 TOO_LONG = "word " * 3000

@@ -16,7 +16,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_vllm_local import ChatVLLM, VLLMEmbeddings, VLLMRerank
 from shared_engine import ContextLengthError, Engine, EngineState, ModelNotFoundError, RequestRejectedError
-from tests.conftest import ended_engines
+from tests.support.engines import ended_engines
 
 WEATHER = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 # From the model's page and sentence-transformers' own documentation, which compute them with PyTorch.

@@ -14,8 +14,9 @@ from langchain_core.documents import Document
 from langchain_vllm_local import VLLMEmbeddings, VLLMRerank
 from shared_engine import ContextLengthError, ModelNotFoundError
 from shared_engine.launch.interpreter import find_interpreter
-from tests.conftest import REPOSITORY, ended_engines
 from tests.support.cross_encoder import DOCUMENTS, QUERY
+from tests.support.engines import ended_engines
+from tests.support.paths import REPOSITORY
 
 Scored = tuple[VLLMRerank, list[float]]
 

@@ -18,7 +18,7 @@ from langchain_vllm_local import ChatVLLM
 from langchain_vllm_local._blocks import WORDING
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
 from shared_engine.adapting.media_errors import explain
-from tests.conftest import TINY_CHAT
+from tests.support.paths import TINY_CHAT
 from tests.support.remote_server import RemoteServer, running_server
 
 TEXT = {"type": "text", "text": "Hi"}

@@ -19,7 +19,7 @@ import langchain_vllm_local
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import SettingsError
 from shared_engine.settings import ENVIRONMENT, EngineFields
-from tests.conftest import TINY_CHAT
+from tests.support.paths import TINY_CHAT
 
 Model = type[ChatVLLM] | type[VLLM]
 both = pytest.mark.parametrize("model_class", [ChatVLLM, VLLM])

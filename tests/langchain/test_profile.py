@@ -12,7 +12,7 @@ from langchain_core.runnables import ConfigurableField
 
 from langchain_vllm_local import ChatVLLM
 from shared_engine import InvalidInputError
-from tests.conftest import TINY_CHAT
+from tests.support.paths import TINY_CHAT
 
 
 def made(folder: Path, config: dict[str, Any], template: str = "{{ messages }}") -> str:

@@ -11,7 +11,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import InvalidInputError
-from tests.conftest import TINY_CHAT, ended_engines
+from tests.support.engines import ended_engines
+from tests.support.paths import TINY_CHAT
 
 QUESTION = "What is 2 + 3?"
 

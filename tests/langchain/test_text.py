@@ -14,7 +14,7 @@ from langchain_core.outputs import Generation, LLMResult
 from langchain_core.prompts import PromptTemplate
 
 from langchain_vllm_local import VLLM
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 PROMPT = "The capital of France"
 

@@ -20,7 +20,7 @@ from llama_index.core.llms import ChatMessage
 
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, InvalidInputError, RequestRejectedError
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 COUNT = 40

@@ -15,8 +15,8 @@ from llama_index.core.llms import ChatMessage, ChatResponse
 
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, Engine
-from tests.conftest import wait_until
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS, text_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.engine
 

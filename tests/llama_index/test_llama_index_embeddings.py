@@ -25,7 +25,6 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from langchain_vllm_local import VLLMEmbeddings
 from llama_index_vllm_local import VLLMEmbedding
 from shared_engine import ContextLengthError, EngineState, InvalidInputError, RequestRejectedError
-from tests.conftest import REPOSITORY
 from tests.llama_index.pooling import (
     RecordCallbacks,
     bodies,
@@ -34,6 +33,7 @@ from tests.llama_index.pooling import (
     recorded_spans,
     vector_of,
 )
+from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, running_server
 
 SECRET = "sk-very-secret"

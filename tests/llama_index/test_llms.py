@@ -28,7 +28,7 @@ import llama_index_vllm_local
 from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import ContextLengthError, InvalidInputError, SettingsError
 from shared_engine.settings import EngineFields
-from tests.conftest import REPOSITORY, TINY_CHAT
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 
 HUB_ID = "some-org/some-model"

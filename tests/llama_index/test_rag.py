@@ -28,9 +28,9 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import ContextLengthError, Engine
-from tests.conftest import TINY_CHAT
 from tests.llama_index.conftest import plain_memory
 from tests.llama_index.scripted import flights
+from tests.support.paths import TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 ABORT_S = 10

@@ -38,10 +38,10 @@ from pydantic import BaseModel, Field
 
 from llama_index_vllm_local import VLLM
 from shared_engine import InvalidInputError, RequestRejectedError, ServerConnectionError
-from tests.conftest import wait_until
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS
 from tests.support.remote_server import RemoteServer, running_server
+from tests.support.waiting import wait_until
 
 pytestmark = [
     # Workflows list the agent's members, and with them what pydantic deprecated.

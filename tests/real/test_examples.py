@@ -17,7 +17,7 @@ import pytest
 
 from langchain_vllm_local import VLLMEmbeddings
 from shared_engine import Engine
-from tests.conftest import REPOSITORY, TINY_CHAT
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 from tests.support.vision_model import png
 

@@ -25,8 +25,8 @@ import pytest
 
 from shared_engine import Engine, EngineState, GenerationResult
 from shared_engine.request.io_loop import io_loop
-from tests.conftest import wait_until
-from tests.real.conftest import run_app
+from tests.support.processes import run_code
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -93,7 +93,7 @@ def use(engine: Engine) -> str:
 
 def outcome(code: str, tiny_chat: dict[str, Any]) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of an app."""
-    return end_of(run_app(APP + code, json.dumps(tiny_chat)), APP_S)
+    return end_of(run_code(APP + code, json.dumps(tiny_chat)), APP_S)
 
 
 def end_of(app: subprocess.Popen[str], timeout_s: float) -> tuple[int, str, str]:
@@ -594,7 +594,7 @@ INTERRUPTED = {
 
 @pytest.mark.parametrize("code", INTERRUPTED.values(), ids=INTERRUPTED.keys())
 def test_ctrl_c_ends_an_app_and_its_request(tiny_chat: dict[str, Any], engine: Engine, code: str) -> None:
-    app = run_app(APP + ENGINE + code, json.dumps(tiny_chat))
+    app = run_code(APP + ENGINE + code, json.dumps(tiny_chat))
     try:
         wait_until(lambda: running(engine) > 0, 30, "the request to run")
         app.send_signal(signal.SIGINT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,32 +14,15 @@ import pytest
 
 from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState, EngineStoppedError, GenerationChunk
 from shared_engine.request.io_loop import run_sync
-from tests.conftest import wait_until
-from tests.real.conftest import all_processes, any_exists, processes_of_group, run_app
+from tests.support.engines import settings_of
 from tests.support.failure_matrix import connections_of, process_named
+from tests.support.processes import all_processes, any_exists, processes_of_group, run_app
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
 ATTEMPTS = 5
 MakeEngine = Callable[..., Engine]
-
-CHAT = """
-import json, sys
-from shared_engine import Engine
-engine = Engine(**json.loads(sys.argv[1]))
-text = engine.chat([{"role": "user", "content": "Hello"}], max_tokens=8).text
-status = engine.status()
-print(json.dumps({"text": text, "server_pid": status.server_pid, "starts": status.starts}))
-"""
-
-STREAM_FOR_EVER = """
-import json, sys
-from shared_engine import Engine
-engine = Engine(**json.loads(sys.argv[1]))
-hello = [{"role": "user", "content": "Hello"}]
-for chunk in engine.stream_chat(hello, max_tokens=1500, extra_body={"ignore_eos": True}):
-    print("chunk", flush=True)
-"""
 
 
 async def first_chunk(stream: AsyncGenerator[GenerationChunk, None]) -> GenerationChunk:
@@ -50,10 +32,6 @@ async def first_chunk(stream: AsyncGenerator[GenerationChunk, None]) -> Generati
 
 async def rest_of(stream: AsyncGenerator[GenerationChunk, None]) -> list[GenerationChunk]:
     return [chunk async for chunk in stream]
-
-
-def settings_of(engine: Engine) -> str:
-    return json.dumps(engine.settings.model_dump(exclude_unset=True, exclude={"api_key"}))
 
 
 def state_of(engine: Engine) -> EngineState:
@@ -102,7 +80,7 @@ def test_an_idle_engine_leaves_memory_and_the_next_request_brings_it_back(own_en
 
 def test_a_killed_app_leaves_nothing_after_the_time_to_live(own_engine: MakeEngine) -> None:
     engine = own_engine(idle_ttl_s=1, standby=False)
-    app = run_app(STREAM_FOR_EVER, settings_of(engine))
+    app = run_app("stream_forever", settings_of(engine))
     assert app.stdout is not None
     assert app.stderr is not None
     with app.stdout, app.stderr:
@@ -144,7 +122,7 @@ def death_in_a_stream(engine: Engine) -> EngineDiedError | None:
 
 def test_ctrl_c_while_starting_ends_the_waiting_not_the_start(own_engine: MakeEngine) -> None:
     engine = own_engine()
-    app = run_app(CHAT, settings_of(engine))
+    app = run_app("chat", settings_of(engine))
     wait_until(lambda: state_of(engine) is EngineState.STARTING, 30, "the start")
     app.send_signal(signal.SIGINT)
     _, err = app.communicate(timeout=10)
@@ -157,7 +135,7 @@ def test_ctrl_c_while_starting_ends_the_waiting_not_the_start(own_engine: MakeEn
 
 def test_a_start_nobody_waits_for_can_be_called_off(own_engine: MakeEngine) -> None:
     engine = own_engine()
-    app = run_app(CHAT, settings_of(engine))
+    app = run_app("chat", settings_of(engine))
     wait_until(lambda: state_of(engine) is EngineState.STARTING, 30, "the start")
     with pytest.raises(EngineBusyError):
         engine.evict(timeout=0.1)

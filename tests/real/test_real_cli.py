@@ -15,17 +15,12 @@ import pytest
 from shared_engine import Engine
 from shared_engine.observe.engines import EngineInfo, choose, find_engines
 from shared_engine.runtime.record import EngineState
-from tests.conftest import REPOSITORY, wait_until
-from tests.real.conftest import all_processes, any_exists, run_app
-from tests.real.test_lifecycle import settings_of
+from tests.support.engines import settings_of
+from tests.support.paths import REPOSITORY
+from tests.support.processes import all_processes, any_exists, run_app
+from tests.support.waiting import wait_until
 
 COMMAND = [sys.executable, "-m", "shared_engine.cli"]
-WORK_LONG = """
-import json, sys
-from shared_engine import Engine
-engine = Engine(**json.loads(sys.argv[1]))
-engine.generate_batch(["Hello"] * 128, max_tokens=1500, extra_body={"ignore_eos": True})
-"""
 
 
 def vllm_local(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +73,7 @@ def live_to_the_end(engine: Engine, key: str) -> None:
     assert any(name.startswith("EngineCore") for name in names(ready["processes"]))
     assert "tiny_chat" in vllm_local("status").stdout
 
-    with killed_at_the_end(run_app(WORK_LONG, settings_of(engine))) as app:
+    with killed_at_the_end(run_app("long_batch", settings_of(engine))) as app:
         wait_until(lambda: info(key).leases, 30, "requests in flight")
         leased = status(key)
         assert (leased["leases"], leased["lease_holders"], leased["idle_for_s"]) == (1, [app.pid], None)

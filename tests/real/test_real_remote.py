@@ -18,7 +18,8 @@ from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM as LlamaIndexVLLM
 from shared_engine import AuthenticationError, ContextLengthError, Engine, EngineError, ModelNotFoundError
 from shared_engine.launch.interpreter import find_interpreter
-from tests.conftest import TINY_CHAT, wait_until
+from tests.support.paths import TINY_CHAT
+from tests.support.waiting import wait_until
 
 CAPITAL = "What is the capital of France?"
 START_S = 180.0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from shared_engine import ContextLengthError, Engine, GenerationParams, RequestRejectedError
-from tests.conftest import wait_until
-from tests.real.conftest import run_app
-from tests.real.test_lifecycle import settings_of
+from tests.support.engines import settings_of
+from tests.support.processes import run_app
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 COUNT = [{"role": "user", "content": "Count from 1 to 10."}]
@@ -85,23 +85,9 @@ async def test_64_requests_at_once(engine: Engine) -> None:
     assert len({result.request_id for result in results}) == 64
 
 
-ASK_MANY = """
-import asyncio, json, resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-from shared_engine import Engine
-
-async def main():
-    engine = Engine(**json.loads(sys.argv[1]))
-    message = [{"role": "user", "content": "Hello"}]
-    print(len(await asyncio.gather(*(engine.achat(message, max_tokens=2) for _ in range(300)))))
-
-asyncio.run(main())
-"""
-
-
 def test_more_requests_at_once_than_the_app_may_open_files(engine: Engine) -> None:
     engine.warmup()
-    app = run_app(ASK_MANY, settings_of(engine))
+    app = run_app("more_requests_than_files", settings_of(engine))
     assert (app.communicate(timeout=60), app.returncode) == (("300\n", ""), 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -20,21 +19,13 @@ from shared_engine import (
     EngineState,
     SettingsError,
 )
-from tests.conftest import TINY_CHAT, wait_until
-from tests.real.conftest import all_processes, any_exists
+from tests.support.engines import copy_of_tiny_chat
+from tests.support.paths import TINY_CHAT
+from tests.support.processes import all_processes, any_exists
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 MakeEngine = Callable[..., Engine]
-
-
-def copy_of_tiny_chat(folder: Path, **config: object) -> str:
-    """A model folder like tiny_chat's, with other values in its config."""
-    names = [path.name for path in TINY_CHAT.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")]
-    for name in names:
-        shutil.copy(TINY_CHAT / name, folder / name)
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
-    return str(folder)
 
 
 def test_a_wrong_path_fails_at_once_with_the_path() -> None:

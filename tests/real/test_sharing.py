@@ -11,7 +11,7 @@ from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM as LlamaIndexVLLM
 from shared_engine import Engine
 from shared_engine.machine.process_group import cpu_seconds
-from tests.real.conftest import processes_of_group, run_app
+from tests.support.processes import processes_of_group, run_code
 
 ASK = {
     "langchain": "from langchain_vllm_local import ChatVLLM as Model; ask = lambda m: m.invoke('Hello').text",
@@ -36,7 +36,7 @@ def test_in_one_process(tiny_chat: dict[str, Any]) -> None:
 
 
 def test_in_two_processes(tiny_chat: dict[str, Any]) -> None:
-    apps = [run_app(code + REST, json.dumps(tiny_chat)) for code in ASK.values()]
+    apps = [run_code(code + REST, json.dumps(tiny_chat)) for code in ASK.values()]
     outputs = [app.communicate(timeout=120) for app in apps]
     assert [app.returncode for app in apps] == [0, 0], outputs
     assert {int(out) for out, _ in outputs} == {Engine(**tiny_chat).status().server_pid}

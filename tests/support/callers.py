@@ -17,8 +17,8 @@ import pytest
 from shared_engine import Engine, EngineError, EngineState
 from shared_engine.launch.spec import engine_spec
 from shared_engine.runtime.directory import RuntimeDir, runtime_dir
-from tests.conftest import wait_until
-from tests.real.conftest import processes_of_group
+from tests.support.processes import processes_of_group
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ANSWER = "Hello! How can I help you today?"

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared_engine import Engine, EngineBusyError, VLLMError
-from tests.conftest import wait_until
-from tests.real.conftest import all_processes, any_exists, processes_of_group, run_app
+from tests.support.engines import settings_of
+from tests.support.processes import all_processes, parent_of, processes_of_group, run_app, wait_gone
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WORK = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
@@ -136,24 +137,10 @@ HANGS = tuple(name for name in FAULTS if name.startswith("SIGSTOP"))
 
 # ---- races and crowds
 
-TWENTY = """
-import json, os, sys
-from shared_engine import Engine
-engine = Engine(**json.loads(sys.argv[1]))
-pids = []
-for _ in range(20):
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if engine.chat([{"role": "user", "content": "Hello"}], max_tokens=8).text else 1)
-    pids.append(pid)
-print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]))
-"""
-
 
 def start_from_twenty_processes(engine: Engine) -> tuple[int, int]:
     """Twenty processes want the engine at once: (how many were answered, how often it was started)."""
-    settings = json.dumps(engine.settings.model_dump(exclude_unset=True, exclude={"api_key"}))
-    out, err = run_app(TWENTY, settings).communicate(timeout=ANSWER_WITHIN_S)
+    out, err = run_app("twenty_processes", settings_of(engine)).communicate(timeout=ANSWER_WITHIN_S)
     assert out, err
     return json.loads(out).count(0), engine.status().starts
 
@@ -188,7 +175,7 @@ def process_named(engine: Engine, name: str) -> int:
     if name == "APIServer":
         return status.server_pid
     if name == "launcher":
-        return int(Path(f"/proc/{status.server_pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent_of(status.server_pid)
     return next(pid for pid in processes_of_group(status.server_pid) if name in title_of(pid))
 
 
@@ -210,11 +197,3 @@ def connections_of(engine: Engine) -> int:
 def shared_memory_of(engine: Engine) -> set[str]:
     record = json.loads((Path(engine.status().log_file or "").parent / "record.json").read_text())
     return set(record["shared_files"])
-
-
-def wait_gone(pids: list[int], timeout_s: float) -> int:
-    """How many of the processes are still there after ``timeout_s`` seconds."""
-    deadline = time.monotonic() + timeout_s
-    while any_exists(pids) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return sum(any_exists([pid]) for pid in pids)

@@ -41,7 +41,7 @@ _CHAT_TEMPLATE = """\
 def make_vision_model(folder: Path) -> None:
     """Write the model into ``folder``; takes some 15 seconds, most of them to import transformers."""
     from shared_engine.launch.interpreter import find_interpreter
-    from tests.conftest import TINY_CHAT
+    from tests.support.paths import TINY_CHAT
 
     command = [find_interpreter(None).path, __file__, str(folder), str(TINY_CHAT)]
     done = subprocess.run(command, capture_output=True, text=True)

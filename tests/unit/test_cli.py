@@ -22,8 +22,9 @@ from shared_engine.observe.processes import ProcessNode
 from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState, Failure
-from tests.conftest import REPOSITORY, wait_until
 from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine
+from tests.support.paths import REPOSITORY
+from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
 

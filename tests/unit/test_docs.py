@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 PAGES = [*DOCS, *sorted(REPOSITORY.glob("*.md"))]

@@ -23,9 +23,11 @@ from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
 from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
 from shared_engine.settings import EngineSettings
-from tests.conftest import REPOSITORY, TINY_CHAT, end_engines, wait_until
+from tests.support.engines import end_engines
 from tests.support.fake_vllm.environment import make_environment
 from tests.support.hand_made import fake_nvidia_smi, own_root
+from tests.support.paths import REPOSITORY, TINY_CHAT
+from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
 CPU = Interpreter("/nowhere/bin/python", "0.32.0", "cpu")

@@ -23,8 +23,8 @@ from shared_engine.observe.processes import program_of
 from shared_engine.runtime.lease import Lease, open_lease_file
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState, Failure
-from tests.conftest import wait_until
 from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine, fake_nvidia_smi
+from tests.support.waiting import wait_until
 
 
 def the_engine() -> EngineInfo:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared_engine.machine.gpu import GIB, DeviceTurn, Memory, MemoryNeed, read_memory, shortfall, wait_released
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.timeout(30)
 Hold = Callable[..., "subprocess.Popen[str]"]

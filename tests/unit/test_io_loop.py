@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from shared_engine.request.io_loop import CancelScope, iterate_sync, run_sync
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 async def add(a: int, b: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import shared_engine
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "shared_engine"
 

@@ -14,7 +14,8 @@ import pytest
 
 from shared_engine.machine.locks import try_lock
 from shared_engine.runtime.lease import Lease, open_lease_file, read_last_use
-from tests.conftest import REPOSITORY, wait_until
+from tests.support.paths import REPOSITORY
+from tests.support.waiting import wait_until
 
 HOLD = """
 import sys, pathlib, signal

@@ -13,7 +13,7 @@ import pytest
 from shared_engine import EngineSettings
 from shared_engine.launch.spec import engine_spec
 from shared_engine.model_files.parsers import choose_parsers, known_reasoning_parsers, known_tool_parsers
-from tests.conftest import TINY_CHAT
+from tests.support.paths import TINY_CHAT
 from tests.unit.test_interpreter import make_interpreter
 
 HERMES = "{{ '<tool_call>' }}{{ tool_call.arguments | tojson }}"

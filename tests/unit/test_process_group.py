@@ -20,7 +20,7 @@ from shared_engine.machine.process_group import (
     shared_files,
     waited_seconds,
 )
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(30)
 Run = Callable[[str], "subprocess.Popen[str]"]

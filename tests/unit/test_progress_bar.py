@@ -22,7 +22,7 @@ from tqdm import tqdm
 from shared_engine.request import progress_bar
 from shared_engine.request.progress_bar import StartReporter
 from shared_engine.runtime.progress import Progress, StartPhase
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 LOADING = Progress(StartPhase.WEIGHTS, 3, 8)
 COMPILING = Progress(StartPhase.COMPILE)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from shared_engine import Engine, EngineSettings, InvalidInputError
 from shared_engine.token_count.tokens import count_locally, tokenize_part
-from tests.conftest import REPOSITORY, TINY_CHAT
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 from tests.support.small_tokenizers import CHAT_TEMPLATE, HELLO, SHOUT, TEXT, TOOL, counted, make_folder, tokens_of
 
