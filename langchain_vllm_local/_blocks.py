@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.adapting.local_files import file_of, mime_type_of, read_file
-from shared_engine.adapting.media_errors import Wording
 from shared_engine.adapting.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
 from shared_engine.errors import InvalidInputError
 
@@ -32,12 +31,6 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 Block = Mapping[Any, Any]
 
-WORDING = Wording(
-    position=lambda message, part: f"messages[{message}].content[{part}]",
-    local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}",
-)
-"""LangChain's, for shared_engine.adapting.media_errors."""
-
 
 def to_openai_part(block: str | Block, position: str, *, reads_files: bool = True) -> dict[str, Any]:
     """The block as /v1/chat/completions of vLLM takes it.
@@ -51,11 +44,8 @@ def to_openai_part(block: str | Block, position: str, *, reads_files: bool = Tru
     """
     if isinstance(block, str):
         return {"type": "text", "text": block}
+    block = _unwrapped(block)
     kind = block.get("type") or next((name for name in _MEDIA_URLS if name in block), None)
-    if kind == "non_standard" and isinstance(block.get("value"), Mapping):
-        return to_openai_part(
-            block["value"], position, reads_files=reads_files
-        )  # core's wrapping of a block that it does not know
     if kind == "text":
         return {"type": "text", "text": block.get("text", "")}
     if kind in _MEDIA_URLS:
@@ -70,6 +60,20 @@ def to_openai_part(block: str | Block, position: str, *, reads_files: bool = Tru
             _check_file_may_be_read(data, position, reads_files)
         return _data_part(data, position)
     raise InvalidInputError(f"{position} is a block of type {kind!r}; known: {', '.join(_KNOWN)}")
+
+
+def names_file(block: object) -> bool:
+    """Whether the block names a file of this machine."""
+    if not isinstance(block, Mapping):
+        return False
+    block = _unwrapped(block)
+    return block.get("type") in _DATA and _file_place(_fields(block)) is not None
+
+
+def _unwrapped(block: Block) -> Block:
+    """Core puts a block that it does not know into one of type ``non_standard``."""
+    inside = block.get("value") if block.get("type") == "non_standard" else None
+    return _unwrapped(inside) if isinstance(inside, Mapping) else block
 
 
 # ---- OpenAI's and vLLM's blocks
@@ -116,12 +120,9 @@ class _Data:
 
 
 def _parse(block: Block, kind: str, position: str) -> _Data:
-    source = block.get("source")  # Anthropic's
-    fields = {**source, **block} if isinstance(source, Mapping) else dict(block)
+    fields = _fields(block)
     is_v0_text = block.get("source_type") == "text"
-    url = fields.get("url")
-    is_file_url = isinstance(url, os.PathLike) or (isinstance(url, str) and url[:5].lower() == "file:")
-    place = fields.get("path") or (url if is_file_url else None)
+    url, place = fields.get("url"), _file_place(fields)
     file = None if place is None else file_of(place, position)
     mime_type = fields.get("mime_type") or fields.get("media_type") or (mime_type_of(file) if file else None)
     return _Data(
@@ -135,6 +136,18 @@ def _parse(block: Block, kind: str, position: str) -> _Data:
         uuid=fields.get("uuid", (block.get("extras") or {}).get("uuid")),
         heading=tuple(str(fields[name]) for name in ("title", "context") if fields.get(name)),
     )
+
+
+def _fields(block: Block) -> dict[Any, Any]:
+    source = block.get("source")  # Anthropic's
+    return {**source, **block} if isinstance(source, Mapping) else dict(block)
+
+
+def _file_place(fields: Block) -> Any:
+    """The path, or ``file:`` URL, of the local file that a block names; None where it names none."""
+    url = fields.get("url")
+    is_file_url = isinstance(url, os.PathLike) or (isinstance(url, str) and url[:5].lower() == "file:")
+    return fields.get("path") or (url if is_file_url else None)
 
 
 def _check_file_may_be_read(data: _Data, position: str, reads_files: bool) -> None:

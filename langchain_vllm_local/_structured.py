@@ -1,41 +1,103 @@
-"""Structured output: a schema or constraint -> what the request asks for, and the parser of what comes back. Pure.
+"""Structured output: LangChain's ``with_structured_output``, and the requests that ask for it.
 
-vLLM holds the answer to the constraint token by token, so an answer that ended by itself always fits; one that was
-cut off does not, and every parser here says so instead of mending it.
+How answers are read is in _parsers.py.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
-from functools import partial as bind
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import BaseCumulativeTransformOutputParser, BaseOutputParser, JsonOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
-from langchain_core.outputs import Generation
+from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_function
-from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import TypeAdapter
-from typing_extensions import is_typeddict
 
-from langchain_vllm_local._errors import LengthFinishReasonError
-from shared_engine.adapting.structured import CUT_OFF, JsonSchema, cut_off_message
+from langchain_vllm_local._errors import langchain_errors
+from langchain_vllm_local._parsers import output_parser
+from shared_engine.adapting.structured import JsonSchema
 from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from langchain_core.utils.pydantic import TBaseModel  # noqa: F401  # pydantic's plugin for mypy looks for it here
+    from langchain_core.language_models.base import LanguageModelInput
+    from langchain_core.messages import AIMessage
+    from langchain_core.output_parsers import BaseOutputParser
 
 Method = Literal["json_schema", "function_calling", "json_mode", "regex", "choice", "grammar"]
 
 CONSTRAINTS = ("regex", "choice", "grammar")
 _DEFAULT_NAME = "output"
+
+
+class StructuredOutput(BaseChatModel):
+    """Mixed into a chat model: ``with_structured_output``."""
+
+    def with_structured_output(
+        self,
+        schema: Any = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model, whose answers are parsed into values. vLLM holds the answer to the constraint, token by token.
+
+        Args:
+            schema: a pydantic class (answers are its instances); a TypedDict, a JSON schema, or one in OpenAI's forms
+                (answers are dicts); any other type that JSON can hold, such as ``list[int]``; for ``choice`` a list of
+                strings or a Literal; for ``regex`` and ``grammar`` a string (answers are strings).
+            method: ``json_schema``; ``function_calling``: as arguments of a forced tool call; ``json_mode``: any JSON,
+                which the prompt has to describe; ``regex``, ``choice``, ``grammar`` (EBNF): vLLM's own constraints.
+            include_raw: give ``{"raw": message, "parsed": ..., "parsing_error": ...}``, and raise nothing that is wrong
+                with the answer.
+            strict: passed on with the schema; vLLM holds answers to it in any case.
+            tools: the model may call one of these instead; ``parsed`` is then None. Needs ``include_raw``.
+            kwargs: parameters of the requests, as for ``bind``.
+
+        Raises:
+            InvalidInputError: an argument that can't be meant.
+            LengthFinishReasonError: on a call, when the answer was cut off; it has the text up to there.
+            OutputParserException: on a call, when the answer can't be parsed or is not valid for the class.
+        """
+        with langchain_errors():
+            check_method(method, schema, strict)
+            if tools and not (include_raw and method == "json_schema"):
+                raise InvalidInputError("tools: only with method 'json_schema' and include_raw=True, to see the calls")
+            tool_name, bound = self._bound_to(schema, method, strict, tools, kwargs)
+            parser = output_parser(schema, method, tool_name)
+        return _with_raw(bound, parser) if include_raw else bound | parser
+
+    def _bound_to(
+        self, schema: Any, method: Method, strict: bool | None, tools: Sequence[Any] | None, kwargs: dict[str, Any]
+    ) -> tuple[str, Runnable[LanguageModelInput, AIMessage]]:
+        """This model with what the schema asks for, and the name of the tool that is to be called, if one is."""
+        if method in CONSTRAINTS:
+            return "", self.bind(structured_outputs=constraint(schema, method), **kwargs)
+        if method == "json_mode":
+            return "", self.bind(response_format={"type": "json_object"}, **kwargs)
+        wanted = json_schema(schema, strict)
+        shown = {"kwargs": {"method": method, "strict": strict}, "schema": _traced_schema(schema, wanted)}
+        traced: dict[str, Any] = {"ls_structured_output_format": shown}
+        if method == "function_calling":
+            tool = wanted.tool()
+            return wanted.name, self.bind_tools([tool], tool_choice=wanted.name, strict=strict, **traced, **kwargs)
+        asked = {"response_format": wanted.response_format(), **kwargs}
+        return "", self.bind_tools(tools, **traced, **asked) if tools else self.bind(**traced, **asked)
+
+
+def _with_raw(llm: Runnable[Any, AIMessage], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
+    """``{"raw": message, "parsed": value or None, "parsing_error": error or None}``."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+# ---- what is asked for
 
 
 def check_method(method: str, schema: Any, strict: bool | None) -> None:
@@ -55,9 +117,6 @@ def check_method(method: str, schema: Any, strict: bool | None) -> None:
         raise InvalidInputError(f"strict = {strict}: of no use with method {method!r}; leave it out")
 
 
-# ---- what is asked for
-
-
 def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
     """A pydantic class, TypedDict, other type, JSON schema, or one of OpenAI's forms around it.
 
@@ -70,7 +129,7 @@ def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
         as_json: Any = getattr(schema, "model_json_schema", None) or schema.schema  # type: ignore[attr-defined]  # v1
         content = as_json()
         return JsonSchema(schema.__name__, content, content.get("description"), strict)
-    if is_typeddict(schema):
+    if _is_typed_dict(schema):
         function = convert_to_openai_function(schema, strict=strict)
         return JsonSchema(function["name"], function["parameters"], function.get("description"), strict)
     try:
@@ -91,10 +150,15 @@ def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:
     return JsonSchema(name, dict(schema), schema.get("description"), strict if isinstance(strict, bool) else None)
 
 
-def traced(schema: Any, wanted: JsonSchema) -> Any:
+def _traced_schema(schema: Any, wanted: JsonSchema) -> Any:
     """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title."""
-    is_class = is_typeddict(schema) or (isinstance(schema, type) and is_basemodel_subclass(schema))
+    is_class = _is_typed_dict(schema) or (isinstance(schema, type) and is_basemodel_subclass(schema))
     return schema if is_class else {"title": wanted.name, **wanted.schema}
+
+
+def _is_typed_dict(schema: Any) -> bool:
+    """Python's own, or that of typing_extensions, which typing.is_typeddict does not know."""
+    return isinstance(schema, type) and issubclass(schema, dict) and hasattr(schema, "__total__")
 
 
 def constraint(schema: Any, method: str) -> dict[str, Any]:
@@ -116,108 +180,3 @@ def _pattern(schema: Any, method: str) -> str:
     if not isinstance(schema, str) or not schema:
         raise InvalidInputError(f"schema = {schema!r:.80}: method {method!r} takes a string")
     return schema
-
-
-# ---- what comes back
-
-
-def output_parser(schema: Any, method: Method, tool_name: str = "") -> BaseOutputParser[Any]:
-    """What makes the parsed value of an answer."""
-    if method in CONSTRAINTS:
-        return _WholeText()
-    model = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
-    if method == "function_calling":
-        return _WholeCall(key_name=tool_name, first_tool_only=True, model=model)
-    return _WholeJson(model=model)
-
-
-def with_raw(llm: Runnable[Any, AIMessage], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
-    """``{"raw": message, "parsed": value or None, "parsing_error": error or None}``."""
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
-
-
-def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]:
-    """The answer, and whether it is still coming.
-
-    Raises:
-        LengthFinishReasonError: it was cut off; with the answer up to there.
-    """
-    message = getattr(result[0], "message", None)
-    if not isinstance(message, AIMessage):
-        raise OutputParserException(f"only an answer of a chat model can be parsed, not a {type(result[0]).__name__}")
-    reason = message.response_metadata.get("finish_reason")
-    if reason in CUT_OFF:
-        calls = "".join(str(call["args"] or "") for call in (*message.invalid_tool_calls, *message.tool_calls))
-        raise LengthFinishReasonError(cut_off_message(reason), message.text or calls)
-    return message, partial and getattr(message, "chunk_position", None) != "last"
-
-
-def _instance(model: Any, value: Any, text: str) -> Any:
-    """``value`` as an instance of a pydantic class.
-
-    Raises:
-        OutputParserException: the class refuses it.
-    """
-    make = model.model_validate if hasattr(model, "model_validate") else model.parse_obj
-    try:
-        return make(value)
-    except ValueError as exc:  # pydantic's ValidationError is one, of either version
-        raise OutputParserException(f"not valid for {model.__name__}: {exc}", llm_output=text) from exc
-
-
-class _WholeText(BaseCumulativeTransformOutputParser[str]):
-    diff: bool = True
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> str:
-        message, _ = _whole(result, partial=partial)
-        return str(message.text)
-
-    def parse(self, text: str) -> str:
-        return text
-
-    def _diff(self, prev: str | None, next: str) -> str:
-        return next[len(prev or "") :]
-
-
-class _WholeJson(JsonOutputParser):
-    model: Any = None
-    """The pydantic class that the value is made an instance of; half an answer may be valid for it, and wrong."""
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        message, partial = _whole(result, partial=partial)
-        if message.tool_calls and not message.text:
-            return None  # the model called one of the tools it was told of as well
-        if partial:
-            return None if self.model else super().parse_result(result, partial=True)
-        text = str(message.text)
-        try:
-            value = parse_json_markdown(text, parser=bind(json.loads, strict=False))  # core's own would mend it
-        except json.JSONDecodeError as exc:
-            raise OutputParserException(f"not valid JSON: {exc}; the answer was: {text}", llm_output=text) from exc
-        return _instance(self.model, value, text) if self.model else value
-
-
-class _WholeCall(JsonOutputKeyToolsParser):
-    model: Any = None
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        message, partial = _whole(result, partial=partial)
-        if partial and self.model:
-            return None
-        value = super().parse_result(result, partial=partial)
-        if partial:
-            return value
-        if value is None:
-            raise _no_call(message)
-        return _instance(self.model, value, json.dumps(value)) if self.model else value
-
-
-def _no_call(message: AIMessage) -> OutputParserException:
-    """The model was told to call: what came instead."""
-    for call in message.invalid_tool_calls:
-        return OutputParserException(
-            f"the call of {call['name']} can't be read: {call['error']}", llm_output=call["args"]
-        )
-    return OutputParserException("the model made no call", llm_output=message.text)

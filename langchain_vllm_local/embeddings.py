@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
-from langchain_vllm_local._engine_user import LangChainModel
+from langchain_vllm_local._engine_model import LangChainModel
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import PoolingModel
-from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
-
-
-class _Request(TypedDict):
-    """The arguments of ``Engine.embed`` and ``aembed``."""
-
-    texts: Sequence[str]
-    input_type: Literal["query", "document"]
-    prefix: str | None
-    dimensions: int | None
-    truncate_prompt_tokens: int | None
-    batch_size: int
-    extra_body: dict[str, Any] | None
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType
 
 
 class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
@@ -106,7 +94,7 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
     """Put before each query. None: what the model's files say. Alias: ``query_instruction``."""
     document_prefix: str | None = None
     """Put before each document. None: what the model's files say. Alias: ``embed_instruction``."""
-    chunk_size: Annotated[int, Field(ge=1)] = DEFAULT_BATCH_SIZE
+    chunk_size: Annotated[int, Field(ge=1)] = TEXTS_IN_A_REQUEST
     """Most texts in one request. Alias: ``batch_size``."""
     show_progress_bar: bool = False
     """Show how many documents have been embedded. (``show_progress`` is about the engine's start.)"""
@@ -139,8 +127,8 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
         with langchain_errors():
             return (await self.engine.aembed(**self._request([text], "query"))).embeddings[0]
 
-    def _request(self, texts: Sequence[str], input_type: Literal["query", "document"]) -> _Request:
-        return _Request(
+    def _request(self, texts: Sequence[str], input_type: InputType) -> EmbedRequest:
+        return EmbedRequest(
             texts=texts,
             input_type=input_type,
             prefix=self.query_prefix if input_type == "query" else self.document_prefix,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.language_models.llms import BaseLLM
 from pydantic import ConfigDict
 
-from langchain_vllm_local._base import LanguageModelBase
-from langchain_vllm_local._batching import FullBatches
-from langchain_vllm_local._convert import streamed_llm_result, to_llm_result, to_text_chunk
+from langchain_vllm_local._answers import streamed_llm_result, to_llm_result, to_text_chunk
+from langchain_vllm_local._batches import Batches
 from langchain_vllm_local._errors import langchain_errors
+from langchain_vllm_local._language_model import LanguageModel
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
 
-class VLLM(LanguageModelBase, FullBatches, BaseLLM):
+class VLLM(LanguageModel, Batches, BaseLLM):
     """A local vLLM that continues text as it is; for a model tuned for chat, use ChatVLLM.
 
     It starts on the first call and is shared by every object and process with equal settings, ChatVLLM's too.

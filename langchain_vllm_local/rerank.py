@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
-from langchain_vllm_local._engine_user import LangChainModel
+from langchain_vllm_local._engine_model import LangChainModel
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import PoolingModel
+from shared_engine.adapting.pooling_requests import RerankRequest
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
 
     from shared_engine.results import RerankResult
-
-
-class _Request(TypedDict):
-    """The arguments of ``Engine.rerank`` and ``arerank``."""
-
-    query: str
-    documents: list[str]
-    top_n: int | None
-    truncate_prompt_tokens: int | None
-    extra_body: dict[str, Any] | None
 
 
 class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompressor):
@@ -130,8 +121,8 @@ class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompres
         with langchain_errors():
             return _ranked(documents, await self.engine.arerank(**self._request(documents, query)))
 
-    def _request(self, documents: Sequence[Document], query: str) -> _Request:
-        return _Request(
+    def _request(self, documents: Sequence[Document], query: str) -> RerankRequest:
+        return RerankRequest(
             query=query,
             documents=[document.page_content for document in documents],
             top_n=self.top_n,

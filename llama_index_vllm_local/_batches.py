@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 
+from shared_engine.adapting.batches import all_in_tasks
 from shared_engine.errors import InvalidInputError
-from shared_engine.request.sending import gather
 
 if TYPE_CHECKING:
-    from shared_engine.engine import Engine
+    from shared_engine import Engine
 
 T = TypeVar("T")
 
@@ -54,10 +54,11 @@ class Batches:
         for index, messages in enumerate(_checked(conversations, "conversations", "of conversations")):
             _checked(messages, f"conversations[{index}]", "of ChatMessage")
 
-        async def call(messages: Sequence[ChatMessage]) -> ChatResponse:
-            return await self.achat(messages, **kwargs)
+        async def answer(index: int) -> ChatResponse:
+            return await self.achat(conversations[index], **kwargs)
 
-        return await gather(conversations, call, self.engine.max_concurrency, return_exceptions)
+        limit = self.engine.max_concurrency
+        return await all_in_tasks(answer, len(conversations), limit, return_exceptions=return_exceptions)
 
     def chat_batch(
         self, conversations: Sequence[Sequence[ChatMessage]], *, return_exceptions: bool = False, **kwargs: Any
@@ -73,10 +74,11 @@ class Batches:
             if not isinstance(prompt, str):
                 raise InvalidInputError(f"prompts[{index}] must be a string, got {type(prompt).__name__}")
 
-        async def call(prompt: str) -> CompletionResponse:
-            return await self.acomplete(prompt, formatted, **kwargs)
+        async def answer(index: int) -> CompletionResponse:
+            return await self.acomplete(prompts[index], formatted, **kwargs)
 
-        return await gather(prompts, call, self.engine.max_concurrency, return_exceptions)
+        limit = self.engine.max_concurrency
+        return await all_in_tasks(answer, len(prompts), limit, return_exceptions=return_exceptions)
 
     def complete_batch(
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any

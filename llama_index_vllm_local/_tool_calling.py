@@ -15,8 +15,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index_vllm_local._tools import finish_reason, to_openai_tool_choice, to_openai_tools, to_tool_selections
 from shared_engine.adapting.structured import CUT_OFF, cut_off_message
 from shared_engine.adapting.tools import with_strict_arguments
-from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-from shared_engine.model_files.parsers import known_tool_parsers
+from shared_engine.errors import LengthFinishReasonError
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
@@ -26,41 +25,30 @@ if TYPE_CHECKING:
 class ToolCalling(FunctionCallingLLM):
     """Mixed into an LLM whose ``chat`` takes ``tools``, ``tool_choice`` and ``parallel_tool_calls``."""
 
-    if TYPE_CHECKING:  # fields of the LLM
-        is_function_calling_model: bool | None
+    if TYPE_CHECKING:  # of the LLM, and of Capabilities
         strict: bool | None
 
+        def _check_calls_are_read(self) -> None: ...
+
     def _take_tools(self, options: dict[str, Any]) -> tuple[list[dict[str, Any]], str | dict[str, Any]]:
-        """The tools that a call has among its keywords, from where they are taken, and which of them to use."""
+        """Take the tools out of the keywords of a call; return them, and which of them the model is to use.
+
+        Raises:
+            InvalidInputError: vLLM would not recognise the model's calls; or ``tool_choice`` names none of the tools.
+        """
         strict = options.pop("strict", None)
         tools = to_openai_tools(options.pop("tools", None) or (), self.strict if strict is None else strict)
         tool_choice = to_openai_tool_choice(options.pop("tool_choice", None), tools)
         in_parallel = options.pop("parallel_tool_calls", None)
         if not tools or tool_choice == "none":
             return tools, tool_choice
-        self._check_tools_are_understood()
+        self._check_calls_are_read()
         if in_parallel is not None:
             options["extra_body"] = {"parallel_tool_calls": in_parallel, **(options.get("extra_body") or {})}
         if tool_choice == "auto":
             return tools, tool_choice
         options.setdefault("structured_outputs", None)  # a forced call has the form of its arguments
         return with_strict_arguments(tools), tool_choice  # which vLLM would otherwise hold to any JSON
-
-    def _check_tools_are_understood(self) -> None:
-        """A model whose calls vLLM would not recognise must not be asked for any.
-
-        Raises:
-            InvalidInputError: it is sent no messages, or no tool-call parser is known for it and none was named.
-        """
-        if not self.metadata.is_chat_model:
-            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
-        if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
-            name = self.metadata.model_name
-            raise InvalidInputError(
-                f"no tool-call parser is known for {name}: if it was trained to call tools, name the parser that reads "
-                f"its calls, as in engine_args={{'tool_call_parser': 'hermes'}}; the common ones are "
-                f"{', '.join(known_tool_parsers())}"
-            )
 
     def _prepare_chat_with_tools(
         self,

@@ -6,15 +6,15 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, model_validator
 
-from llama_index_vllm_local._engine_user import LlamaIndexModel
+from llama_index_vllm_local._engine_model import LlamaIndexModel
 from shared_engine.adapting.framework_model import PoolingModel
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType
 from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,18 +29,6 @@ _embed_batches: Callable[..., list[Embedding]] = inspect.unwrap(BaseEmbedding.ge
 _aembed_batches: Callable[..., Awaitable[list[Embedding]]] = inspect.unwrap(BaseEmbedding.aget_text_embedding_batch)
 
 _on_progress: ContextVar[Callable[[int], object] | None] = ContextVar("on_progress", default=None)
-
-
-class _Request(TypedDict):
-    """The arguments of ``Engine.embed`` and ``aembed``."""
-
-    texts: Sequence[str]
-    input_type: Literal["query", "document"]
-    prefix: str | None
-    dimensions: int | None
-    truncate_prompt_tokens: int | None
-    batch_size: int
-    extra_body: dict[str, Any] | None
 
 
 class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
@@ -205,14 +193,14 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
         request = self._request(texts, "document")
         return (await self.engine.aembed(**request, on_progress=_on_progress.get())).embeddings
 
-    def _request(self, texts: Sequence[str], input_type: Literal["query", "document"]) -> _Request:
-        return _Request(
+    def _request(self, texts: Sequence[str], input_type: InputType) -> EmbedRequest:
+        return EmbedRequest(
             texts=texts,
             input_type=input_type,
             prefix=self.query_instruction if input_type == "query" else self.text_instruction,
             dimensions=self.dimensions,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            batch_size=min(self.embed_batch_size, DEFAULT_BATCH_SIZE),
+            batch_size=min(self.embed_batch_size, TEXTS_IN_A_REQUEST),
             extra_body=self.extra_body,
         )
 

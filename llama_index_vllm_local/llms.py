@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, closing
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -16,21 +16,19 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
-    LLMMetadata,
     MessageRole,
 )
-from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.core.types import PydanticProgramMode
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict
 
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
 from llama_index_vllm_local._batches import Batches
-from llama_index_vllm_local._engine_user import LlamaIndexModel
-from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
+from llama_index_vllm_local._capabilities import Capabilities
+from llama_index_vllm_local._messages import check_prompt, check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
@@ -40,16 +38,7 @@ from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
-from shared_engine.model_files.folder import lacks_chat_template
-from shared_engine.model_files.parsers import choose_parsers
-from shared_engine.request.wire import check_prompt
 from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
-
-if TYPE_CHECKING:
-    from shared_engine.settings import EngineSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Request(NamedTuple):
@@ -64,7 +53,7 @@ class _Request(NamedTuple):
     """Of the messages, for each part of their contents: the block that it was made of."""
 
 
-class VLLM(LlamaIndexModel, ChatModel, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
+class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
     """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
 
     Install::
@@ -132,72 +121,16 @@ class VLLM(LlamaIndexModel, ChatModel, Batches, ToolCalling, StructuredPredictio
 
     model_config = ConfigDict(extra="forbid")
 
-    context_window: Annotated[int | None, Field(gt=0)] = None
-    """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on
-    this machine say, or a server that needed no ``model`` to be named; else LlamaIndex's default."""
-    is_chat_model: bool | None = None
-    """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
-    ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
     pydantic_program_mode: PydanticProgramMode = PydanticProgramMode.DEFAULT
     """How ``structured_predict`` asks: ``default`` by response_format, ``function`` by a tool that must be called,
     ``llm`` by words in the prompt; the others are LlamaIndex's own."""
-    is_function_calling_model: bool | None = None
-    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
-    vLLM has no tool-call parser for what this model writes."""
-
     strict: bool | None = None
     """Whether vLLM holds the arguments of tool calls to the tools' schemas. Default: where a call is forced
     (``tool_required``, ``tool_choice``)."""
 
-    _metadata: tuple[tuple[Any, ...], LLMMetadata] | None = PrivateAttr(default=None)
-
-    # ---- what it is
-
     @classmethod
     def class_name(cls) -> str:
         return "VLLM"
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        """Read by LlamaIndex several times a call; never starts the engine."""
-        window = self.engine.context_window  # the server may tell another one than the model's files
-        said = (self.context_window, self.is_chat_model, self.is_function_calling_model)
-        depends_on = (self._engine, window, *said, self.messages_to_prompt, self.completion_to_prompt)
-        known = self._metadata
-        if known is not None and known[0] == depends_on:
-            return known[1]
-        settings = self.engine.settings
-        metadata = LLMMetadata(
-            context_window=self.context_window or window or DEFAULT_CONTEXT_WINDOW,
-            num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
-            is_chat_model=self._uses_chat_template(),
-            is_function_calling_model=self._uses_chat_template() and self._calls_functions(),
-            model_name=settings.model or "unknown",
-        )
-        if settings.is_remote or settings.model_folder() is not None:  # else the model's files will tell more
-            self._metadata = (depends_on, metadata)
-        return metadata
-
-    def _use(self, settings: EngineSettings) -> None:
-        super()._use(settings)
-        self._metadata = None  # after unpickling there is none
-
-    def _calls_functions(self) -> bool:
-        settings = self.engine.settings
-        if self.is_function_calling_model is not None or settings.is_remote or settings.model is None:
-            return self.is_function_calling_model is not False
-        return bool(choose_parsers(settings.model, settings.engine_args).get("tool_call_parser"))
-
-    def _uses_chat_template(self) -> bool:
-        if self.is_chat_model is not None:
-            return self.is_chat_model
-        if self.messages_to_prompt not in (None, generic_messages_to_prompt):
-            return False
-        if self.completion_to_prompt not in (None, default_completion_to_prompt):
-            return False
-        settings = self.engine.settings
-        folder = settings.model_folder()
-        return folder is None or "chat_template" in settings.engine_args or not lacks_chat_template(folder)
 
     # ---- the eight endpoints
 

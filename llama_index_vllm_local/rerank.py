@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
@@ -13,22 +13,13 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field
 
-from llama_index_vllm_local._engine_user import LlamaIndexModel
+from llama_index_vllm_local._engine_model import LlamaIndexModel
 from shared_engine.adapting.framework_model import PoolingModel
+from shared_engine.adapting.pooling_requests import RerankRequest
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import RerankResult
 
 dispatcher = get_dispatcher(__name__)
-
-
-class _Request(TypedDict):
-    """The arguments of ``Engine.rerank`` and ``arerank``."""
-
-    query: str
-    documents: list[str]
-    top_n: int | None
-    truncate_prompt_tokens: int | None
-    extra_body: dict[str, Any] | None
 
 
 class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
@@ -125,8 +116,8 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
         with self._told(nodes, query) as ranked:
             return ranked(await self.engine.arerank(**self._request(nodes, query)))
 
-    def _request(self, nodes: Sequence[NodeWithScore], query: QueryBundle) -> _Request:
-        return _Request(
+    def _request(self, nodes: Sequence[NodeWithScore], query: QueryBundle) -> RerankRequest:
+        return RerankRequest(
             query=query.query_str,
             documents=[node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes],
             top_n=self.top_n,

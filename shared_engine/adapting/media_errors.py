@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from shared_engine.adapting.model_facts import media_inputs
 from shared_engine.errors import InvalidInputError, RequestError, ServerError, VLLMError
-from shared_engine.model_files.folder import inputs
 from shared_engine.settings import EngineSettings
 
 _KINDS = {"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video"}
@@ -142,8 +142,7 @@ def _unwanted(said: str, blocks: Sequence[_Block], settings: EngineSettings) -> 
 
 def _taken(settings: EngineSettings, refused: str) -> str:
     """What the model takes instead, as far as its files say."""
-    folder = settings.model_folder()
-    others = [_PLURALS[kind] for kind in sorted(inputs(folder) - {refused})] if folder else []
+    others = [_PLURALS[kind] for kind in sorted((media_inputs(settings) or frozenset()) - {refused})]
     return f"no {_PLURALS[refused]}" + (f", only text and {' and '.join(others)}" if others else "")
 
 

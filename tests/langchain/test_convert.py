@@ -20,16 +20,15 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from langchain_vllm_local._convert import (
+from langchain_vllm_local._answers import (
     streamed_llm_result,
     to_chat_chunk,
     to_chat_result,
     to_llm_result,
-    to_openai_messages,
-    to_openai_tool_choice,
-    to_openai_tools,
     to_text_chunk,
 )
+from langchain_vllm_local._messages import to_openai_messages
+from langchain_vllm_local._tools import to_openai_tool_choice, to_openai_tools
 from shared_engine import (
     Choice,
     GenerationChunk,

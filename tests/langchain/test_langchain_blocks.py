@@ -18,7 +18,7 @@ from langchain_core.messages.content import (
 )
 
 from langchain_vllm_local._blocks import to_openai_part
-from langchain_vllm_local._convert import to_openai_messages
+from langchain_vllm_local._messages import to_openai_messages
 from shared_engine import InvalidInputError
 from shared_engine.adapting import local_files
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from langchain_vllm_local import ChatVLLM
 from langchain_vllm_local._errors import LengthFinishReasonError as LangChainLengthError
-from langchain_vllm_local._structured import Method, constraint, json_schema, output_parser
+from langchain_vllm_local._parsers import output_parser
+from langchain_vllm_local._structured import Method, constraint, json_schema
 from shared_engine import InvalidInputError, LengthFinishReasonError
 
 QUESTION = "Anna is 31 years old. Extract the person."

@@ -15,7 +15,7 @@ from langchain_core import exceptions as core
 from langchain_core.messages import HumanMessage
 
 from langchain_vllm_local import ChatVLLM
-from langchain_vllm_local._blocks import WORDING
+from langchain_vllm_local._messages import WORDING
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
 from shared_engine.adapting.media_errors import explain
 from tests.support.paths import TINY_CHAT

@@ -7,7 +7,7 @@ from functools import reduce
 import pytest
 from langchain_core.messages import AIMessageChunk
 
-from langchain_vllm_local._convert import to_chat_chunk
+from langchain_vllm_local._answers import to_chat_chunk
 from langchain_vllm_local._streamed_calls import StreamedCalls
 from shared_engine.results import GenerationChunk, TokenUsage, ToolCallDelta
 

@@ -35,6 +35,10 @@ ORDER = (
 )
 # What runs beside each engine, or in vLLM's own Python, needs no packages.
 STANDARD_LIBRARY_ONLY = ("observe", "supervisor", "runtime", "machine", "launcher", "model_files", "errors")
+FOR_ADAPTERS = {"adapting", "errors", "results", "params", "settings"}
+ADAPTERS = sorted(
+    path for name in ("langchain", "llama_index") for path in (REPOSITORY / f"{name}_vllm_local").glob("*.py")
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 each_module = pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
@@ -73,6 +77,12 @@ def test_imports_point_down(module: Path) -> None:
 @each_module
 def test_the_engine_knows_no_framework(module: Path) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & {"langchain_core", "llama_index", "langchain"}
+
+
+@pytest.mark.parametrize("module", ADAPTERS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_an_adapter_imports_only_what_is_public_or_made_for_adapters(module: Path) -> None:
+    ours = {name.split(".")[1] for name in imported(module) if name.startswith("shared_engine.")}
+    assert ours - set(shared_engine.__all__) <= FOR_ADAPTERS
 
 
 @each_module

@@ -6,76 +6,35 @@ and error, as core has it; but here an error, Ctrl-C or leaving the loop early e
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
-from concurrent.futures import as_completed
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.runnables.config import ContextThreadPoolExecutor, RunnableConfig, get_config_list, merge_configs
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.outputs import LLMResult
+from langchain_core.runnables.config import RunnableConfig, get_config_list, merge_configs
 
-from shared_engine.request.io_loop import CancelScope
+from shared_engine.adapting.batches import all_in_tasks, in_tasks, in_threads
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from langchain_core.callbacks import Callbacks
     from langchain_core.language_models.base import LanguageModelInput
+    from langchain_core.messages import BaseMessage
     from langchain_core.runnables import Runnable
 
-    from shared_engine.engine import Engine
+    from shared_engine import Engine
 
     _Runnable = Runnable[LanguageModelInput, Any]
 else:
     _Runnable = object
 
 Config = RunnableConfig | list[RunnableConfig] | None
-T = TypeVar("T")
 
 
-def in_threads(call: Callable[[int], T], count: int, limit: int) -> Generator[tuple[int, T], None, None]:
-    """``call`` for each index, at most ``limit`` at once; each index with its value as soon as it is there.
-
-    The calls are an app's code too (callbacks, caches), so they have threads of their own. The first error, or closing
-    this, cancels the requests of all others.
-    """
-    scope = CancelScope()
-
-    def in_scope(index: int) -> T:
-        scope.enter()
-        return call(index)
-
-    with ContextThreadPoolExecutor(min(limit, count)) as executor:
-        futures = {executor.submit(in_scope, index): index for index in range(count)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            scope.cancel()
-            raise
-
-
-async def in_tasks(call: Callable[[int], Awaitable[T]], count: int, limit: int) -> AsyncGenerator[tuple[int, T], None]:
-    """As ``in_threads``, in tasks of the running loop."""
-    turns = asyncio.Semaphore(limit)
-
-    async def in_turn(index: int) -> tuple[int, T]:
-        async with turns:
-            return index, await call(index)
-
-    running = [asyncio.ensure_future(in_turn(index)) for index in range(count)]
-    try:
-        for completed in asyncio.as_completed(running):
-            yield await completed
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-
-class FullBatches(_Runnable):
+class Batches(_Runnable):
     """Mixed into a model: its batches keep its engine full."""
 
     @property
@@ -143,18 +102,11 @@ class FullBatches(_Runnable):
         configs = get_config_list(config, len(inputs))
 
         def answer(index: int) -> Any:
-            try:
-                return self.invoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
-            except Exception as exc:
-                if not return_exceptions:
-                    raise
-                return exc
+            return self.invoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
-        with (
-            _shown(len(inputs), use_tqdm) as extra,
-            closing(in_threads(answer, len(inputs), self._limit(configs))) as each,
-        ):
-            yield from each
+        answers = in_threads(answer, len(inputs), self._limit(configs), return_exceptions=return_exceptions)
+        with _shown(len(inputs), use_tqdm) as extra, closing(answers):
+            yield from answers
 
     async def abatch_as_completed(
         self,
@@ -171,20 +123,77 @@ class FullBatches(_Runnable):
         configs = get_config_list(config, len(inputs))
 
         async def answer(index: int) -> Any:
-            try:
-                return await self.ainvoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
-            except Exception as exc:
-                if not return_exceptions:
-                    raise
-                return exc
+            return await self.ainvoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
+        answers = in_tasks(answer, len(inputs), self._limit(configs), return_exceptions=return_exceptions)
         with _shown(len(inputs), use_tqdm) as extra:
-            async with aclosing(in_tasks(answer, len(inputs), self._limit(configs))) as each:
-                async for pair in each:
-                    yield pair
+            async with aclosing(answers):
+                async for index, output in answers:
+                    yield index, output
 
     def _limit(self, configs: Sequence[RunnableConfig]) -> int:
         return configs[0].get("max_concurrency") or self.engine.max_concurrency
+
+
+class ChatBatches(Batches, BaseChatModel):
+    """Mixed into a chat model: ``generate`` and ``agenerate`` keep the engine full, too."""
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answer each conversation, in order; core's own asks one after the other, this keeps the engine full.
+
+        An error is raised when all have ended, the first one of them in order.
+        """
+        if len(messages) < 2:
+            return super().generate(messages, stop, callbacks, **kwargs)
+        run_id = kwargs.pop("run_id", None)  # the first one's, as core has it
+
+        def answer(index: int) -> LLMResult:
+            own = {"run_id": run_id} if index == 0 else {}
+            return super(ChatBatches, self).generate([messages[index]], stop, callbacks, **own, **kwargs)
+
+        answers = in_threads(answer, len(messages), self.engine.max_concurrency, return_exceptions=True)
+        with closing(answers):
+            by_index = dict(answers)
+        return self._in_one([by_index[index] for index in range(len(messages))])
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """See ``generate``."""
+        if len(messages) < 2:
+            return await super().agenerate(messages, stop, callbacks, **kwargs)
+        run_id = kwargs.pop("run_id", None)
+
+        async def answer(index: int) -> LLMResult:
+            own = {"run_id": run_id} if index == 0 else {}
+            return await super(ChatBatches, self).agenerate([messages[index]], stop, callbacks, **own, **kwargs)
+
+        limit = self.engine.max_concurrency
+        return self._in_one(await all_in_tasks(answer, len(messages), limit, return_exceptions=True))
+
+    def _in_one(self, outcomes: Sequence[LLMResult | Exception]) -> LLMResult:
+        results = [_result_of(outcome) for outcome in outcomes]
+        return LLMResult(
+            generations=[result.generations[0] for result in results],
+            llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
+            run=[run for result in results for run in result.run or ()] or None,
+        )
+
+
+def _result_of(outcome: LLMResult | Exception) -> LLMResult:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 @contextmanager

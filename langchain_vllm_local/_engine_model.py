@@ -12,6 +12,9 @@ from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import EngineModel
 from shared_engine.settings import EngineSettings
 
+PROVIDER = "vllm"
+"""The name that LangChain's traces, profiles and content blocks have for where answers come from."""
+
 
 class LangChainModel(EngineModel):
     """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""

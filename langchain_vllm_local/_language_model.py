@@ -12,8 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import model_validator
 
-from langchain_vllm_local._convert import PROVIDER
-from langchain_vllm_local._engine_user import LangChainModel
+from langchain_vllm_local._engine_model import PROVIDER, LangChainModel
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import GenerationModel, without_aliases
 from shared_engine.adapting.parameters import merged_parameters
@@ -25,7 +24,7 @@ from shared_engine.settings import SECRET, EngineFields
 _ALIASES = {**LangChainModel._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
 
 
-class LanguageModelBase(LangChainModel, GenerationModel):
+class LanguageModel(LangChainModel, GenerationModel):
     """Fields and behaviour of a language model whose requests go to a shared engine."""
 
     n: int | None = None
@@ -118,7 +117,7 @@ def with_own_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _shown_defaults(kind: type[LanguageModelBase]) -> dict[str, Any]:
+def _shown_defaults(kind: type[LanguageModel]) -> dict[str, Any]:
     """What a model shows, by name, with its default: all fields of engine and requests, except secrets."""
     names = [name for name in (*EngineFields.model_fields, *kind._request_fields) if name not in SECRET]
     return {name: kind.model_fields[name].get_default(call_default_factory=True) for name in names}

@@ -1,0 +1,141 @@
+"""The engine's answers -> LangChain's results, whole and streamed. Pure.
+
+Shared by the sync, async, whole and streamed methods, so that an answer reads the same whichever way it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation, LLMResult
+from langchain_core.outputs import GenerationChunk as TextChunk
+
+from langchain_vllm_local._engine_model import PROVIDER
+from langchain_vllm_local._tools import to_tool_call_chunks, to_tool_calls
+from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage
+
+# ---- of a chat
+
+
+def to_chat_result(result: GenerationResult) -> ChatResult:
+    """A whole answer. The usage, of all ``n`` choices together, is on the first one: so that it adds up."""
+    generations = []
+    for position, choice in enumerate(result.choices):
+        calls, invalid_calls = to_tool_calls(choice.tool_calls)
+        message = AIMessage(
+            content=choice.text,
+            additional_kwargs=_additional_kwargs(choice.reasoning),
+            response_metadata=_response_metadata(choice, result.model, result.request_id),
+            tool_calls=calls,
+            invalid_tool_calls=invalid_calls,
+            usage_metadata=to_usage_metadata(result.usage) if position == 0 else None,
+        )
+        generations.append(ChatGeneration(message=message, generation_info=_generation_info(choice)))
+    return ChatResult(generations=generations)
+
+
+def to_chat_chunk(chunk: GenerationChunk) -> ChatGenerationChunk:
+    """A piece of an answer. The usage comes with the last one."""
+    message = AIMessageChunk(
+        content=chunk.text,
+        additional_kwargs=_additional_kwargs(chunk.reasoning),
+        response_metadata=_chunk_metadata(chunk),
+        tool_call_chunks=to_tool_call_chunks(chunk.tool_calls),
+        usage_metadata=None if chunk.usage is None else to_usage_metadata(chunk.usage),
+        chunk_position=None if chunk.usage is None else "last",
+    )
+    return ChatGenerationChunk(message=message, generation_info=_generation_info(chunk))
+
+
+# ---- of a text model
+
+
+def to_llm_result(results: Sequence[GenerationResult]) -> LLMResult:
+    """Whole answers, in order of the prompts, with the usage of each and of all together."""
+    generations = [_to_generations(result) for result in results]
+    output: dict[str, Any] = {"token_usage": _token_usage([result.usage for result in results])}
+    if results:
+        output["model_name"] = results[0].model
+    return LLMResult(generations=generations, llm_output=output)
+
+
+def _to_generations(result: GenerationResult) -> list[Generation]:
+    generations = [
+        Generation(text=choice.text, generation_info=_response_metadata(choice, result.model, result.request_id))
+        for choice in result.choices
+    ]
+    if generations:
+        generations[0].generation_info = {
+            **(generations[0].generation_info or {}),
+            "usage_metadata": to_usage_metadata(result.usage),
+        }
+    return generations
+
+
+def to_text_chunk(chunk: GenerationChunk) -> TextChunk:
+    """A piece of an answer. The usage comes with the last one."""
+    info: dict[str, Any] = {**_chunk_metadata(chunk), **(_generation_info(chunk) or {})}
+    if chunk.usage is not None:
+        info["usage_metadata"] = to_usage_metadata(chunk.usage)
+    return TextChunk(text=chunk.text, generation_info=info)
+
+
+def streamed_llm_result(chunks: Sequence[TextChunk]) -> LLMResult:
+    """The result of one prompt whose answer was streamed."""
+    whole = reduce(lambda left, right: left + right, chunks)
+    info = whole.generation_info or {}
+    usage = info.get("usage_metadata")
+    output: dict[str, Any] = {"model_name": info.get("model_name")}
+    if usage is not None:
+        output["token_usage"] = {
+            "prompt_tokens": usage["input_tokens"],
+            "completion_tokens": usage["output_tokens"],
+            "total_tokens": usage["total_tokens"],
+        }
+    return LLMResult(generations=[[whole]], llm_output=output)
+
+
+def _token_usage(usages: Sequence[TokenUsage]) -> dict[str, int]:
+    return {
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        "total_tokens": sum(usage.total_tokens for usage in usages),
+    }
+
+
+# ---- what both have
+
+
+def _additional_kwargs(reasoning: str | None) -> dict[str, Any]:
+    return {} if reasoning is None else {"reasoning_content": reasoning}
+
+
+def _response_metadata(choice: Choice | GenerationChunk, model: str, request_id: str) -> dict[str, Any]:
+    return {"model_provider": PROVIDER, "model_name": model, "id": request_id, **(_generation_info(choice) or {})}
+
+
+def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
+    # LangChain adds up the text of equal keys, so what is said once must be on one piece only: the finishing one.
+    if chunk.finish_reason is None:
+        return {"model_provider": PROVIDER}
+    return _response_metadata(chunk, chunk.model, chunk.request_id)
+
+
+def _generation_info(part: Choice | GenerationChunk) -> dict[str, Any] | None:
+    values = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason, "logprobs": part.logprobs}
+    return {name: value for name, value in values.items() if value is not None} or None
+
+
+def to_usage_metadata(usage: TokenUsage) -> UsageMetadata:
+    metadata = UsageMetadata(
+        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+    )
+    if usage.cached_tokens is not None:
+        metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+    if usage.reasoning_tokens is not None:
+        metadata["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
+    return metadata

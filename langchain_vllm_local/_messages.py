@@ -1,0 +1,116 @@
+"""LangChain's messages -> OpenAI's, as the engine takes them. Pure (but see _blocks).
+
+Nothing of the caller's is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+
+from langchain_vllm_local._blocks import names_file, to_openai_part
+from langchain_vllm_local._tools import openai_tool_call
+from shared_engine.adapting.media_errors import Wording
+from shared_engine.errors import InvalidInputError
+
+# Blocks of an answer that the message carries a second time, as tool_calls.
+_TOOL_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
+_REASONING_BLOCKS = ("reasoning", "thinking")
+
+WORDING = Wording(
+    position=lambda message, part: f"messages[{message}].content[{part}]",
+    local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}",
+)
+"""What errors about a conversation call its blocks."""
+
+
+def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
+    """The conversation in OpenAI's form. The caller's messages stay as they are.
+
+    Raises:
+        InvalidInputError: naming the message, or the block in it, that can't be sent.
+    """
+    return [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def name_files(messages: Sequence[BaseMessage]) -> bool:
+    """Whether to convert them is to read local files, for which an event loop should not have to wait."""
+    return any(
+        names_file(block)
+        for message in messages
+        if isinstance(message, HumanMessage) and isinstance(message.content, list)
+        for block in message.content
+    )
+
+
+def _to_openai_message(message: BaseMessage, position: str) -> dict[str, Any]:
+    sent: dict[str, Any] = {"role": _role(message, position), "content": _content(message, position)}
+    if message.name is not None:
+        sent["name"] = message.name
+    if isinstance(message, ToolMessage):
+        sent["tool_call_id"] = message.tool_call_id
+        if message.status == "error" and not sent["content"]:
+            sent["content"] = "Error"  # chat templates know no status: without a word it would read as a success
+    if isinstance(message, AIMessage):
+        sent.update(_answer_fields(message))
+        if "tool_calls" in sent and not sent["content"]:
+            sent["content"] = None
+    return sent
+
+
+def _role(message: BaseMessage, position: str) -> str:
+    if isinstance(message, HumanMessage):
+        return "user"
+    if isinstance(message, AIMessage):
+        return "assistant"
+    if isinstance(message, SystemMessage):
+        return str(message.additional_kwargs.get("__openai_role__", "system"))  # "developer", as core marks it
+    if isinstance(message, ToolMessage):
+        return "tool"
+    if isinstance(message, ChatMessage):
+        return message.role
+    raise InvalidInputError(f"{position} is a {type(message).__name__}, which has no counterpart in a chat template")
+
+
+def _content(message: BaseMessage, position: str) -> str | list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        return message.content
+    elsewhere = _sent_elsewhere(message)
+    return [
+        to_openai_part(block, f"{position}.content[{index}]", reads_files=isinstance(message, HumanMessage))
+        for index, block in enumerate(message.content)
+        if not (isinstance(block, dict) and block.get("type") in elsewhere)
+    ]
+
+
+def _sent_elsewhere(message: BaseMessage) -> tuple[str, ...]:
+    """Types of the blocks that other fields of the sent message stand for."""
+    if not isinstance(message, AIMessage):
+        return ()
+    return _REASONING_BLOCKS + (_TOOL_CALL_BLOCKS if message.tool_calls or message.invalid_tool_calls else ())
+
+
+def _answer_fields(message: AIMessage) -> dict[str, Any]:
+    """What an answer of a model has beside its content."""
+    fields: dict[str, Any] = {}
+    reasoning = message.additional_kwargs.get("reasoning_content") or "".join(_thoughts(message.content))
+    if reasoning:
+        fields["reasoning"] = reasoning
+    calls = [
+        openai_tool_call(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False))
+        for call in message.tool_calls
+    ]
+    # As the model wrote them: what to make of that is up to the server.
+    calls += [openai_tool_call(call["id"], call["name"], call["args"] or "") for call in message.invalid_tool_calls]
+    if calls:
+        fields["tool_calls"] = calls
+    return fields
+
+
+def _thoughts(content: str | list[str | dict[Any, Any]]) -> Iterable[str]:
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, dict) and block.get("type") in _REASONING_BLOCKS:
+            yield str(block.get(block["type"]) or "")

@@ -1,0 +1,88 @@
+"""What a model can do, for LlamaIndex's ``metadata``: from the settings, and the model's files here. Starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import ChatMessage, LLMMetadata
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
+from llama_index.core.llms.llm import default_completion_to_prompt
+from pydantic import Field, PrivateAttr
+
+from llama_index_vllm_local._engine_model import LlamaIndexModel
+from shared_engine.adapting import model_facts
+from shared_engine.errors import InvalidInputError
+from shared_engine.settings import EngineSettings
+
+
+class Capabilities(LlamaIndexModel):
+    """Mixed into an LLM: its ``metadata``, and what requests have to know of it."""
+
+    if TYPE_CHECKING:  # fields of core's
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None
+        completion_to_prompt: Callable[[str], str] | None
+
+    context_window: Annotated[int | None, Field(gt=0)] = None
+    """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on
+    this machine say, or a server that needed no ``model`` to be named; else LlamaIndex's default."""
+    is_chat_model: bool | None = None
+    """Whether the server applies a chat template. Default: yes, unless the model's folder shows that it has none, or
+    ``messages_to_prompt`` or ``completion_to_prompt`` was given."""
+    is_function_calling_model: bool | None = None
+    """Whether LlamaIndex may send tools to this model; False makes it describe them in the prompt. Default: yes, unless
+    vLLM has no tool-call parser for what this model writes."""
+
+    _metadata: tuple[tuple[Any, ...], LLMMetadata] | None = PrivateAttr(default=None)
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """Read by LlamaIndex several times a call; never starts the engine."""
+        window = self.engine.context_window  # the server's own may differ from that in the model's files
+        own = (self.context_window, self.is_chat_model, self.is_function_calling_model)
+        depends_on = (self._engine, window, *own, self.messages_to_prompt, self.completion_to_prompt)
+        known = self._metadata
+        if known is not None and known[0] == depends_on:
+            return known[1]
+        settings = self.engine.settings
+        metadata = LLMMetadata(
+            context_window=self.context_window or window or DEFAULT_CONTEXT_WINDOW,
+            num_output=settings.max_tokens or DEFAULT_NUM_OUTPUTS,
+            is_chat_model=self._uses_chat_template(),
+            is_function_calling_model=self._uses_chat_template() and self._calls_functions(),
+            model_name=settings.model or "unknown",
+        )
+        if model_facts.are_final(settings):
+            self._metadata = (depends_on, metadata)
+        return metadata
+
+    def _use(self, settings: EngineSettings) -> None:
+        super()._use(settings)
+        self._metadata = None  # after unpickling there is none
+
+    def _calls_functions(self) -> bool:
+        if self.is_function_calling_model is not None:
+            return self.is_function_calling_model
+        parsed = model_facts.parsed(self.engine.settings)
+        return parsed is None or parsed.tool_calls
+
+    def _uses_chat_template(self) -> bool:
+        if self.is_chat_model is not None:
+            return self.is_chat_model
+        if self.messages_to_prompt not in (None, generic_messages_to_prompt):
+            return False
+        if self.completion_to_prompt not in (None, default_completion_to_prompt):
+            return False
+        return model_facts.has_chat_template(self.engine.settings) is not False
+
+    def _check_calls_are_read(self) -> None:
+        """
+        Raises:
+            InvalidInputError: the model is sent no messages; or no tool-call parser is known for it, so vLLM would not
+                recognise its calls.
+        """
+        if not self.metadata.is_chat_model:
+            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
+        if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
+            raise model_facts.no_tool_parser(self.metadata.model_name)
