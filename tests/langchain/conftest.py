@@ -5,4 +5,4 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 # Agents are in langchain and langgraph, which the environment of the oldest releases does not have.
-collect_ignore = [] if find_spec("langchain") else ["test_agents.py", "test_agent_threads.py"]
+collect_ignore = [] if find_spec("langchain") else ["test_langchain_agents.py", "test_agent_threads.py"]
