@@ -41,6 +41,7 @@ from typing import Any, NoReturn
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 # vLLM versions whose start path was read and run with the fork method; others start the plain way.
 FORK_VERSIONS = ("0.32.", "0.33.")
@@ -86,6 +87,16 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def allow_amx() -> None:
+    """Ask the kernel to let this process, and those forked from it, use AMX tiles. No-op where there are none.
+
+    vLLM's attention on the CPU uses them without asking (vllm/v1/attention/backends/cpu_attn.py). A worker whose first
+    prompt is long has them from oneDNN, which asks; one whose first prompt is a few tokens died of SIGILL.
+    """
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        LIBC.syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
 def print_stack_when_asked() -> None:
     """Have this process, and those forked from it, print where they stand when the supervisor finds them hung."""
     faulthandler.register(signal.SIGUSR2, all_threads=False)
@@ -95,6 +106,7 @@ def print_stack_when_asked() -> None:
 # every process of the tree dies with its parent, however hard that one was killed.
 if __name__ == "__mp_main__":
     die_with_parent()
+    allow_amx()
     print_stack_when_asked()
 
 
@@ -351,6 +363,7 @@ def main() -> int:
     preload_libgomp()
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # vLLM may fork, even where we leave the choice to it
+    allow_amx()
     print_stack_when_asked()
     adopt_orphans()
     # A terminal's Ctrl-C is for the app, not for the engine that others share.
