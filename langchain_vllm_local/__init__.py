@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from langchain_vllm_local.llms import VLLM
     from langchain_vllm_local.rerank import VLLMRerank
 
+    __version__: str
+
 _HOME = {"ChatVLLM": "chat_models", "VLLM": "llms", "VLLMEmbeddings": "embeddings", "VLLMRerank": "rerank"}
 
 __all__ = ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("shared_engine").__version__
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from llama_index_vllm_local.llms import VLLM
     from llama_index_vllm_local.rerank import VLLMRerank
 
+    __version__: str
+
 _HOME = {"VLLM": "llms", "VLLMEmbedding": "embeddings", "VLLMRerank": "rerank"}
 
 __all__ = ["VLLM", "VLLMEmbedding", "VLLMRerank"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("shared_engine").__version__
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from shared_engine.runtime.record import EngineState
     from shared_engine.settings import EngineSettings
 
+    __version__: str
+
 _HOME = {
     "engine": ("Engine",),
     "settings": ("EngineSettings",),
@@ -135,6 +137,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # late: it takes longer to import than this package
+
+        return version("vllm-local")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

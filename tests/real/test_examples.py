@@ -180,6 +180,20 @@ def test_the_code_in_the_docs_of_llama_index_runs(
     ]
 
 
+def test_the_code_in_the_docs_of_the_engine_runs(tiny_chat: dict[str, Any]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "engine.md").read_text(), re.DOTALL)
+    settings = {**tiny_chat, "idle_ttl_s": 600}
+    written = 'model="Qwen/Qwen3-4B", idle_ttl_s=600'
+    assert written in block
+    assert run("-c", block.replace(written, keywords(settings))).splitlines() == [
+        f"{CAPITALS[0]} stop 11",
+        CAPITALS[0],
+        f"8 {{'{CAPITALS[0]}'}}",
+        "100002 2048",
+        "19 ready",
+    ]
+
+
 def stand_ins(tiny_chat: dict[str, Any], minilm: dict[str, Any], base_url: str) -> dict[str, str]:
     """For the models and the server that both pages of docs/ name."""
     embedder = keywords(minilm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import shared_engine
+from shared_engine import errors
+from shared_engine.cli.main import _parser
+from shared_engine.supervisor import start_failures
 from tests.support.paths import REPOSITORY
 
 DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -109,3 +114,40 @@ def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- pages against the code
+
+
+def headings(name: str) -> list[str]:
+    return re.findall(r"^#+ (.+)$", text_of(name), re.MULTILINE)
+
+
+def test_every_public_error_has_its_remedy() -> None:
+    public = {name for name in vars(errors) if name.endswith("Error")}
+    assert public == {name for name in shared_engine.__all__ if name.endswith("Error")}
+    assert public <= set(headings("troubleshooting"))
+
+
+def test_every_cause_of_a_failed_start_has_its_remedy() -> None:
+    page = text_of("troubleshooting")
+    for _, message in start_failures._CAUSES:
+        beginning = message.partition(":")[0].replace("{what}", "...")
+        assert f"| `{beginning}` |" in page, beginning
+
+
+def test_every_command_is_described_with_its_options() -> None:
+    page = text_of("cli")
+    (commands,) = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    assert commands.choices
+    for name, parser in commands.choices.items():
+        usage = re.search(rf"^## {name}\n\n`(vllm-local {name}.*)`$", page, re.MULTILINE)
+        assert usage, name
+        for action in parser._actions:
+            option = min(action.option_strings, key=len, default=None)
+            assert option is None or option == "-h" or option in usage[1], (name, action)
+
+
+def test_every_public_name_is_documented() -> None:
+    pages = "\n".join(page.read_text() for page in PAGES)
+    assert [name for name in shared_engine.__all__ if not re.search(rf"\b{name}\b", pages)] == []

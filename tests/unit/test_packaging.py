@@ -1,0 +1,41 @@
+"""What stands in pyproject.toml holds elsewhere: the version, the Pythons, the project's home."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import langchain_vllm_local
+import llama_index_vllm_local
+import shared_engine
+from tests.support.paths import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+HOME = PROJECT["urls"]["Homepage"]
+
+
+def test_the_version_of_each_package_is_the_projects() -> None:
+    for package in (shared_engine, langchain_vllm_local, llama_index_vllm_local):
+        assert package.__version__ == PROJECT["version"]
+
+
+def test_the_version_is_looked_up_only_when_asked_for() -> None:
+    code = "import shared_engine, sys; assert 'importlib.metadata' not in sys.modules"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_ci_runs_every_python_that_is_claimed() -> None:
+    workflow = (REPOSITORY / ".github" / "workflows" / "test.yml").read_text()
+    (listed,) = re.findall(r"^ +python: \[(.*)\]$", workflow, re.MULTILINE)
+    claimed = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert re.findall(r'"(.*?)"', listed) == claimed
+    assert PROJECT["requires-python"] == f">={claimed[0]}"
+
+
+def test_links_to_the_project_name_its_home() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / ".github").rglob("*.*")]
+    linked = {url for page in pages for url in re.findall(r"https://github\.com/vllm-local[\w/-]*", page.read_text())}
+    assert linked
+    assert all(url.startswith(HOME) for url in [*linked, *PROJECT["urls"].values()])
