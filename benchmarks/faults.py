@@ -163,7 +163,7 @@ def killed_app() -> Row:
 
 
 def failing_starts() -> Iterator[Row]:
-    """Five threads want an engine that can't start; then the cause is mended."""
+    """Five threads want an engine that can't start; then the cause is fixed."""
     unknown = {"architectures": ["NoSuchForCausalLM"], "model_type": "no_such"}
     damaged = copy_to("damaged")
     weights = Path(damaged) / "model.safetensors"

@@ -1,4 +1,4 @@
-"""The same line with base_url: a vLLM that somebody else runs. It is never started, stopped or put to sleep from here.
+"""The same line with base_url: a remote vLLM server. It is never started, stopped or put to sleep from here.
 
 Usage: python langchain_remote.py [URL [KEY]], after, for example, ``vllm serve Qwen/Qwen3-4B --api-key KEY``.
 """
