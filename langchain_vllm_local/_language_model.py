@@ -17,7 +17,7 @@ from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import GenerationModel, without_aliases
 from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.errors import InvalidInputError
-from shared_engine.results import GenerationParams
+from shared_engine.params import GenerationParams
 from shared_engine.settings import SECRET, EngineFields
 
 # Other names that LangChain's models give to the same things.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
-    from shared_engine.results import GenerationParams
+    from shared_engine.params import GenerationParams
 
 
 class _Request(TypedDict):

@@ -38,7 +38,8 @@ from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
-from shared_engine.results import GenerationChunk, GenerationParams, GenerationResult
+from shared_engine.params import GenerationParams
+from shared_engine.results import GenerationChunk, GenerationResult
 
 
 class _Request(NamedTuple):

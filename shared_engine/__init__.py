@@ -34,12 +34,12 @@ if TYPE_CHECKING:
         SettingsError,
         VLLMError,
     )
+    from shared_engine.params import GenerationParams
     from shared_engine.request.endpoint import EngineStatus
     from shared_engine.results import (
         Choice,
         EmbeddingResult,
         GenerationChunk,
-        GenerationParams,
         GenerationResult,
         RankedDocument,
         RerankResult,
@@ -57,11 +57,11 @@ _HOME = {
     "settings": ("EngineSettings",),
     "request.endpoint": ("EngineStatus",),
     "runtime.record": ("EngineState",),
+    "params": ("GenerationParams",),
     "results": (
         "Choice",
         "EmbeddingResult",
         "GenerationChunk",
-        "GenerationParams",
         "GenerationResult",
         "RankedDocument",
         "RerankResult",

@@ -13,33 +13,38 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.launch.spec import DEFAULT_MAX_NUM_SEQS
 from shared_engine.model_files.folder import text_prefixes
-from shared_engine.request import wire
-from shared_engine.request.endpoint import Connection, EngineStatus
+from shared_engine.params import GenerationParams
+from shared_engine.request.answers import parse_tokens
+from shared_engine.request.batches import SPARE_GENERATIONS, SPARE_TEXTS, gather, max_in_flight
+from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, text_tokens_request
+from shared_engine.request.checks import (
+    Message,
+    check_messages,
+    check_number,
+    check_prompt,
+    check_prompts,
+    check_text,
+    check_texts,
+)
+from shared_engine.request.endpoint import EngineStatus
 from shared_engine.request.io_loop import iterate_sync, run_sync
 from shared_engine.request.local import LocalEndpoint
-from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling, check_number, check_text, check_texts
+from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
 from shared_engine.request.remote import RemoteEndpoint
-from shared_engine.request.routes import CHAT, COMPLETIONS
-from shared_engine.request.sending import Body, Requests, gather
-from shared_engine.request.wire import Message
+from shared_engine.request.sending import Requests
 from shared_engine.results import (
     EmbeddingResult,
     GenerationChunk,
-    GenerationParams,
     GenerationResult,
     RerankResult,
     TokenUsage,
 )
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import SECRET, EngineSettings
-from shared_engine.token_count.tokens import count_locally, local_tokenizer, tokenize_part
+from shared_engine.token_count.tokens import count_locally, local_tokenizer, tokenize_request
 
 TOKENIZER_KEPT_S = 1.0
-
-Tools = Sequence[Mapping[str, Any]]
-ToolChoice = str | Mapping[str, Any]
 
 
 class Engine:
@@ -98,7 +103,7 @@ class Engine:
     @property
     def _pooling(self) -> Pooling:
         if self._made_pooling is None:
-            self._made_pooling = Pooling(self._requests, self._in_flight(spare=1.0))
+            self._made_pooling = Pooling(self._requests, max_in_flight(self.settings.engine_args, SPARE_TEXTS))
         return self._made_pooling
 
     @property
@@ -106,19 +111,7 @@ class Engine:
         """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs. More would only make
         others wait in vLLM's queue.
         """
-        return self._in_flight(spare=0.25)
-
-    def _in_flight(self, spare: float) -> int:
-        """vLLM's max_num_seqs, and a share of it more: one that ends has its successor at hand (benchmarks/NOTES.md).
-
-        Where its queue is limited, nothing that would have to wait there.
-        """
-        args = self.settings.engine_args
-        max_num_seqs = int(args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS)
-        max_num_queued = args.get("max_num_queued_reqs")
-        if max_num_queued is not None:
-            return max(1, min(max_num_seqs, int(max_num_queued)))
-        return max(1, int(max_num_seqs * (1 + spare)))
+        return max_in_flight(self.settings.engine_args, SPARE_GENERATIONS)
 
     @property
     def context_window(self) -> int | None:
@@ -136,8 +129,8 @@ class Engine:
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> GenerationResult:
         """Continue one prompt, as it is, without a chat template."""
-        body = self._completion(wire.check_prompt(prompt), self._params(params, overrides))
-        return await self._requests.generate(COMPLETIONS, body)
+        request = completion_request(check_prompt(prompt), self._params(params, overrides))
+        return await self._requests.generate(request)
 
     def generate(self, prompt: str, params: GenerationParams | None = None, **overrides: Any) -> GenerationResult:
         """See ``agenerate``."""
@@ -176,13 +169,11 @@ class Engine:
         Each result has its own usage and finish reason. With ``return_exceptions`` a refused prompt leaves its error
         in its place; without, the first error ends the batch.
         """
-        if isinstance(prompts, str):
-            raise InvalidInputError(f"prompts must be a list of strings, got one string: {prompts!r:.80}")
-        checked = [wire.check_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+        checked = check_prompts(prompts)
         request = self._params(params, overrides)
 
         def call(prompt: str) -> Awaitable[GenerationResult]:
-            return self._requests.generate(COMPLETIONS, self._completion(prompt, request))
+            return self._requests.generate(completion_request(prompt, request))
 
         return await gather(checked, call, self.max_concurrency, return_exceptions)
 
@@ -201,17 +192,17 @@ class Engine:
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> AsyncGenerator[GenerationChunk, None]:
         """Continue one prompt, piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
-        wire.check_prompt(prompt)
-        body = self._completion(prompt, self._params(params, overrides), stream=True)
-        async for chunk in self._requests.stream(COMPLETIONS, body):
+        check_prompt(prompt)
+        request = completion_request(prompt, self._params(params, overrides), stream=True)
+        async for chunk in self._requests.stream(request):
             yield chunk
 
     def stream_generate(
         self, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_generate``."""
-        body = self._completion(wire.check_prompt(prompt), self._params(params, overrides), stream=True)
-        return iterate_sync(self._requests.stream(COMPLETIONS, body))
+        request = completion_request(check_prompt(prompt), self._params(params, overrides), stream=True)
+        return iterate_sync(self._requests.stream(request))
 
     # ---- chat
 
@@ -231,9 +222,9 @@ class Engine:
             tools: in OpenAI's form, ``{"type": "function", "function": {...}}``.
             tool_choice: ``auto``, ``none``, ``required`` or ``{"type": "function", "function": {"name": ...}}``.
         """
-        wire.check_messages(messages)
-        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice)
-        return await self._requests.generate(CHAT, body)
+        check_messages(messages)
+        request = chat_request(messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice)
+        return await self._requests.generate(request)
 
     def chat(
         self,
@@ -283,11 +274,11 @@ class Engine:
     ) -> Any:
         """Answer each conversation, in their order; see ``agenerate_batch`` for errors."""
         for index, messages in enumerate(conversations):
-            wire.check_messages(messages, f"conversations[{index}]")
+            check_messages(messages, f"conversations[{index}]")
         request = self._params(params, overrides)
 
         def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
-            return self._requests.generate(CHAT, self._conversation(messages, request, tools, tool_choice))
+            return self._requests.generate(chat_request(messages, request, tools=tools, tool_choice=tool_choice))
 
         return await gather(conversations, call, self.max_concurrency, return_exceptions)
 
@@ -323,9 +314,11 @@ class Engine:
         **overrides: Any,
     ) -> AsyncGenerator[GenerationChunk, None]:
         """Answer piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
-        wire.check_messages(messages)
-        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice, stream=True)
-        async for chunk in self._requests.stream(CHAT, body):
+        check_messages(messages)
+        request = chat_request(
+            messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice, stream=True
+        )
+        async for chunk in self._requests.stream(request):
             yield chunk
 
     def stream_chat(
@@ -338,9 +331,11 @@ class Engine:
         **overrides: Any,
     ) -> Generator[GenerationChunk, None, None]:
         """See ``astream_chat``. Bad input is refused here, not at the first chunk."""
-        wire.check_messages(messages)
-        body = self._conversation(messages, self._params(params, overrides), tools, tool_choice, stream=True)
-        return iterate_sync(self._requests.stream(CHAT, body))
+        check_messages(messages)
+        request = chat_request(
+            messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice, stream=True
+        )
+        return iterate_sync(self._requests.stream(request))
 
     # ---- embeddings and tokens
 
@@ -477,9 +472,9 @@ class Engine:
         Raises:
             InvalidInputError: the chat template refuses the conversation; says it in the template's words.
         """
-        part = tokenize_part(text, tools, chat_template_kwargs)
-        counted = None if self.settings.is_remote else await asyncio.to_thread(count_locally, self.settings, part)
-        return await self._requests.count_tokens(part) if counted is None else counted
+        request = tokenize_request(text, tools, chat_template_kwargs)
+        counted = None if self.settings.is_remote else await asyncio.to_thread(count_locally, self.settings, request)
+        return await self._requests.count_tokens(request) if counted is None else counted
 
     def count_tokens(
         self,
@@ -489,9 +484,9 @@ class Engine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> int:
         """See ``acount_tokens``."""
-        part = tokenize_part(text, tools, chat_template_kwargs)
-        counted = count_locally(self.settings, part)
-        return run_sync(self._requests.count_tokens(part)) if counted is None else counted
+        request = tokenize_request(text, tools, chat_template_kwargs)
+        counted = count_locally(self.settings, request)
+        return run_sync(self._requests.count_tokens(request)) if counted is None else counted
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text by itself, without special ones before or after it.
@@ -506,7 +501,7 @@ class Engine:
             self._tokenizer_until = now + TOKENIZER_KEPT_S
         if self._local_tokenizer is not None:
             return self._local_tokenizer(text)
-        return run_sync(self._requests.tokenize(text))
+        return run_sync(self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens))
 
     # ---- life
 
@@ -607,34 +602,6 @@ class Engine:
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
         given = self._defaults if params is None else self._defaults.merged(params.model_dump(exclude_unset=True))
         return given.merged(overrides)
-
-    def _completion(self, prompt: str, params: GenerationParams, *, stream: bool = False) -> Body:
-        content = wire.completion_body(prompt, params, stream=stream)
-        wire.encode(content)  # what can't be sent is refused before anything starts
-
-        async def body(connection: Connection) -> dict[str, Any]:
-            if "max_tokens" in content:
-                return {"model": connection.model, **content}
-            return {"model": connection.model, "max_tokens": await self._requests.max_model_len(connection), **content}
-
-        return body
-
-    def _conversation(
-        self,
-        messages: Sequence[Message],
-        params: GenerationParams,
-        tools: Tools | None,
-        tool_choice: ToolChoice | None,
-        *,
-        stream: bool = False,
-    ) -> Body:
-        content = wire.chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
-        wire.encode(content)  # what can't be sent is refused before anything starts
-
-        async def body(connection: Connection) -> dict[str, Any]:
-            return {"model": connection.model, **content}
-
-        return body
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -23,8 +23,8 @@
             ├── ModelNotFoundError            404
             └── RateLimitError                429
 
-Fields go through ``args``, so every error survives pickling. Foreign errors are translated once, in client.py
-(transport) and wire.py (responses).
+Fields go through ``args``, so every error survives pickling. Foreign errors are translated once; the steps by which an
+error of a request is explained are listed in request/refusals.py.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ class RequestError(VLLMError):
     Attributes:
         message: the server's own words where it gave any.
         status: the HTTP status, None when no response came.
+        retry_after_s: seconds until which the server asked not to be asked again (Retry-After), None where it did not.
     """
+
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message, status)

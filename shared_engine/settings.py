@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from shared_engine.errors import SettingsError
 from shared_engine.model_files.folder import context_window, model_folder
-from shared_engine.results import describe_invalid
+from shared_engine.validation import describe_invalid
 
 ENVIRONMENT = {
     "model": "VLLM_MODEL_PATH",

@@ -14,8 +14,9 @@ from pydantic import Field, PrivateAttr, PydanticSchemaGenerationError, TypeAdap
 
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.results import GenerationParams, say_unknown
+from shared_engine.params import GenerationParams
 from shared_engine.settings import SAMPLING_DEFAULTS, EngineFields, EngineSettings
+from shared_engine.validation import say_unknown
 
 if TYPE_CHECKING:
     from typing import Self

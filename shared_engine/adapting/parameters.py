@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.request.wire import THINKING_SWITCHES
+from shared_engine.params import THINKING_SWITCHES
 
 _THINKING = ("enable_thinking", "reasoning_effort")
 _FORMS = ("response_format", "structured_outputs")

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared_engine.engine import Engine
-from shared_engine.request.wire import template_variables
-from shared_engine.results import GenerationParams
+from shared_engine.params import GenerationParams, template_variables
 
 
 def count_request_tokens(

@@ -10,17 +10,22 @@ import contextlib
 import functools
 import os
 import resource
+import time
 import urllib.request
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
-from shared_engine.request.wire import error_from_response, split_events
+from shared_engine.request.answers import split_events
+from shared_engine.request.refusals import error_from_response
 
 if TYPE_CHECKING:
     import aiohttp
+    from aiohttp.client import _RequestContextManager as _SentRequest
 
 # A server closes an idle connection after 5 s (uvicorn) or later; a client must let go of it first.
 KEEP_ALIVE_S = 4.0
@@ -39,7 +44,7 @@ class Client:
         import aiohttp
 
         self._base_url = base_url
-        self._where = base_url if socket_path is None else f"the engine's socket {socket_path}"
+        self.where = base_url if socket_path is None else f"the engine's socket {socket_path}"
         self._connector: Any
         if socket_path is None:
             self._connector = _connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
@@ -62,58 +67,41 @@ class Client:
         Raises:
             RequestError: see errors.py.
         """
-        with self._our_errors(timeout):
+        with self.our_errors(timeout):
             async with self._send(method, path, body, timeout) as response:
                 await _refuse_failure(response)
                 return await response.read()
 
-    async def stream(self, path: str, body: bytes, timeout: float | None = None) -> AsyncIterator[bytes]:
-        """The ``data:`` lines of a server-sent stream, until ``[DONE]``. Closing it early aborts the request in vLLM.
+    def stream(self, path: str, body: bytes, timeout: float | None = None) -> EventStream:
+        """The ``data:`` lines of a server-sent stream, until ``[DONE]``; to be entered with ``async with``."""
+        return EventStream(self, self._send("POST", path, body, timeout), timeout)
 
-        Raises:
-            RequestError: see errors.py; ServerConnectionError also when the stream ends without ``[DONE]``.
-        """
-        with self._our_errors(timeout):
-            async with self._send("POST", path, body, timeout) as response:
-                await _refuse_failure(response)
-                buffer = bytearray()
-                async for data in response.content.iter_any():
-                    buffer += data
-                    for event in split_events(buffer):
-                        if event == b"[DONE]":
-                            return
-                        yield event
-                raise ServerConnectionError(f"{self._where} closed the connection in the middle of an answer")
-
-    def _send(
-        self, method: str, path: str, body: bytes | None, timeout: float | None
-    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _send(self, method: str, path: str, body: bytes | None, timeout: float | None) -> _SentRequest:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
         return self._session.request(method, self._base_url + path, data=body, timeout=limits)
 
-    # Not an asynccontextmanager: a loop that shuts down closes all asynchronous generators at once, a stream that was
-    # left open and the generator such a manager is made of, and each would be in the other's way.
     @contextlib.contextmanager
-    def _our_errors(self, timeout: float | None) -> Iterator[None]:
+    def our_errors(self, timeout: float | None) -> Iterator[None]:
+        """What aiohttp raises inside, as our errors."""
         import aiohttp
 
         try:
             yield
         except aiohttp.ServerTimeoutError as exc:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
-                message = f"{self._where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
+                message = f"{self.where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
                 raise ServerUnreachableError(message) from exc
-            raise RequestTimeoutError(f"{self._where} sent nothing for timeout = {timeout:g} s") from exc
+            raise RequestTimeoutError(f"{self.where} sent nothing for timeout = {timeout:g} s") from exc
         except aiohttp.ClientConnectorError as exc:
-            raise ServerUnreachableError(f"{self._where} can't be reached: {exc.os_error or exc}") from exc
+            raise ServerUnreachableError(f"{self.where} can't be reached: {exc.os_error or exc}") from exc
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
-            raise ServerConnectionError(f"{self._where} closed the connection before it had answered") from exc
+            raise ServerConnectionError(f"{self.where} closed the connection before it had answered") from exc
         except OSError as exc:  # no socket could be made
-            raise ServerUnreachableError(f"{self._where} can't be reached: {exc}") from exc
+            raise ServerUnreachableError(f"{self.where} can't be reached: {exc}") from exc
         except aiohttp.ClientError as exc:
-            raise ServerConnectionError(f"{self._where} does not answer as an HTTP server does: {exc}") from exc
+            raise ServerConnectionError(f"{self.where} does not answer as an HTTP server does: {exc}") from exc
 
     async def close(self) -> None:
         await self._session.close()
@@ -133,6 +121,53 @@ class Client:
         # or left behind in the parent by a fork. There is nothing to close it on, and nothing the user should read.
         with contextlib.suppress(AttributeError):
             self._session.detach()
+
+
+class EventStream:
+    """The events of one streamed answer, inside ``async with``. Leaving it early aborts the request in vLLM.
+
+    Not an asynchronous generator: a loop that shuts down closes all of those at once, and this one would be in the way
+    of the one that reads it.
+
+    Raises:
+        RequestError: on entering and reading, see errors.py; ServerConnectionError also for an end without ``[DONE]``.
+    """
+
+    def __init__(self, client: Client, sent: _SentRequest, timeout: float | None) -> None:
+        self._client = client
+        self._sent = sent
+        self._timeout = timeout
+        self._buffer = bytearray()
+        self._events: deque[bytes] = deque()
+
+    async def __aenter__(self) -> EventStream:
+        with self._client.our_errors(self._timeout):
+            self._response = await self._sent
+            try:
+                await _refuse_failure(self._response)
+            except BaseException:
+                self._response.release()
+                raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._response.release()  # closes the connection, where the answer was not read to its end
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._events:
+            with self._client.our_errors(self._timeout):
+                data = await self._response.content.readany()
+            if not data:
+                raise ServerConnectionError(f"{self._client.where} closed the connection in the middle of an answer")
+            self._buffer += data
+            self._events.extend(split_events(self._buffer))
+        event = self._events.popleft()
+        if event == b"[DONE]":
+            raise StopAsyncIteration
+        return event
 
 
 _connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
@@ -205,7 +240,20 @@ def proxy_of(url: str) -> str | None:
 
 async def _refuse_failure(response: aiohttp.ClientResponse) -> None:
     if response.status >= 400:
-        raise error_from_response(response.status, await response.read())
+        error = error_from_response(response.status, await response.read())
+        error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
+        raise error
+
+
+def retry_after_s(header: str) -> float | None:
+    """Seconds from now that a ``Retry-After`` asks for: a number of them, or a date; None for anything else."""
+    if header.strip().isdigit():
+        return float(header)
+    try:
+        then = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, then.timestamp() - time.time())
 
 
 class LoopClients:

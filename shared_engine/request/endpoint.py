@@ -11,14 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from shared_engine.errors import (
-    EngineBusyError,
-    EngineDiedError,
-    ModelNotFoundError,
-    RequestError,
-    ServerConnectionError,
-    VLLMError,
-)
+from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
 from shared_engine.request.client import Client
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.record import EngineState
@@ -64,20 +57,6 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
-class ForOneRequest:
-    """Holds a server. Not an asynccontextmanager, for the reason given in client.py."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-
-    async def __aenter__(self) -> Connection:
-        self._connection = await self._endpoint.acquire()
-        return self._connection
-
-    async def __aexit__(self, *_: object) -> None:
-        self._endpoint.release(self._connection)
-
-
 class Endpoint(ABC):
     """See the module's docstring.
 
@@ -86,10 +65,6 @@ class Endpoint(ABC):
     """
 
     max_model_len: int | None = None
-
-    def connection(self) -> ForOneRequest:
-        """A server, ready, for one request."""
-        return ForOneRequest(self)
 
     @abstractmethod
     async def acquire(self) -> Connection:
@@ -135,10 +110,3 @@ class Endpoint(ABC):
 
 class AnotherModelError(ModelNotFoundError):
     """The server has not the model any more that was its first one: it was started with another one, which will do."""
-
-
-def is_retryable(error: VLLMError) -> bool:
-    """True when trying again can help and nothing of an answer has reached the caller. Callers check the latter."""
-    if isinstance(error, (ServerConnectionError, EngineDiedError, EngineBusyError, AnotherModelError)):
-        return True
-    return isinstance(error, RequestError) and error.status in (429, 503)

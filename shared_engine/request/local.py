@@ -15,7 +15,8 @@ from shared_engine.launch.spec import engine_spec
 from shared_engine.request.attach import Attachment, attachment
 from shared_engine.request.client import Client, LoopClients, drop_socket, loop_clients
 from shared_engine.request.endpoint import Connection, Endpoint, EngineStatus
-from shared_engine.request.wire import parse_metrics, says_engine_busy, says_engine_died
+from shared_engine.request.refusals import says_engine_busy, says_engine_died
+from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.policy import Policy
 from shared_engine.runtime.record import EngineState, Record
 from shared_engine.settings import EngineSettings
@@ -108,6 +109,6 @@ async def _load_of(connection: Connection) -> str:
         text = await connection.client.request("GET", "/metrics", timeout=LOAD_TIMEOUT_S)
     except RequestError:
         return "the API server does not answer either"
-    counts = parse_metrics(text.decode())
+    counts = totals(text.decode())
     running, waiting = (int(counts.get(f"num_requests_{what}", 0)) for what in ("running", "waiting"))
     return f"the engine has {running} requests running and {waiting} waiting in its queue"

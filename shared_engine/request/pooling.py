@@ -1,6 +1,6 @@
 """Embeddings and scores: many texts as requests of bounded size, in flight together, and which text is at fault.
 
-Knows nothing of leases and retries: those are requests.py's.
+Knows nothing of leases and retries: those are sending.py's.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from typing import Any, cast
 
 from shared_engine.errors import (
     ContextLengthError,
-    InvalidInputError,
     RequestError,
     RequestRejectedError,
     ServerError,
 )
-from shared_engine.request import wire
-from shared_engine.request.routes import EMBEDDINGS, RERANK
-from shared_engine.request.sending import Requests, gather
+from shared_engine.request.answers import parse_embeddings, parse_rerank
+from shared_engine.request.batches import gather
+from shared_engine.request.bodies import embedding_request, rerank_request, text_tokens_request
+from shared_engine.request.refusals import remedy_for_texts, says_no_base64
+from shared_engine.request.sending import Requests
 from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
 
 # Below, the API server handles requests instead of texts: 600 texts/s one by one, 2,000-3,400 in 64s, the same in 256s
@@ -67,16 +68,16 @@ class Pooling:
 
     async def _embed_chunk(self, texts: Sequence[str], start: int, options: Mapping[str, Any]) -> EmbeddingResult:
         encoding_format = self._encoding_format
-        body = wire.embedding_body(texts, encoding_format, options)
+        request = embedding_request(texts, encoding_format, options)
         try:
-            result = await self._requests.ask(EMBEDDINGS, body, wire.parse_embeddings)
+            result = await self._requests.ask(request, parse_embeddings)
         except ContextLengthError as exc:
             raise await self._naming_text(exc, texts, start) from exc
         except RequestRejectedError as exc:
-            if encoding_format != "float" and wire.says_no_base64(exc):
+            if encoding_format != "float" and says_no_base64(exc):
                 self._encoding_format = "float"
                 return await self._embed_chunk(texts, start, options)
-            remedy = _remedy(exc, texts, start)
+            remedy = remedy_for_texts(exc, texts, start)
             if remedy is None:
                 raise
             raise RequestRejectedError(f"{exc.message} ({remedy})", exc.status) from exc
@@ -88,9 +89,9 @@ class Pooling:
         self, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]
     ) -> RerankResult:
         """The documents' scores, best first. One request: some models score each document in view of the others."""
-        body = wire.rerank_body(query, documents, top_n, options)
+        request = rerank_request(query, documents, top_n, options)
         try:
-            result = await self._requests.ask(RERANK, body, wire.parse_rerank)
+            result = await self._requests.ask(request, parse_rerank)
         except ContextLengthError as exc:
             raise await self._naming_document(exc, query, documents) from exc
         wanted = min(top_n or len(documents), len(documents))
@@ -130,52 +131,9 @@ class Pooling:
         """Tokens of each text; empty where the server can't count them."""
 
         async def count(text: str) -> int:
-            return await self._requests.count_tokens({"prompt": text})
+            return await self._requests.count_tokens(text_tokens_request(text))
 
         try:
             return cast("list[int]", await gather(texts, count, self._max_texts, False))
         except RequestError:
             return []
-
-
-def _remedy(error: RequestRejectedError, texts: Sequence[str], start: int) -> str | None:
-    """What to do about a refusal, or which text it is about; None where nothing is known."""
-    empty = [f"texts[{start + index}]" for index, text in enumerate(texts) if not text]
-    if "cannot be empty" in error.message and empty:
-        return f"empty: {', '.join(empty)}; this model has no token of its own to embed"
-    if "does not support Matryoshka" in error.message:
-        return 'if it was trained to, say so: engine_args={"hf_overrides": {"is_matryoshka": True}}'
-    return None
-
-
-def check_texts(texts: object, name: str) -> list[str]:
-    """The texts, if they are some. Empty ones are the model's to judge: many have a token to embed all the same.
-
-    Raises:
-        InvalidInputError: naming the position.
-    """
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
-        raise InvalidInputError(f"{name} must be a list of strings, got {type(texts).__name__}: {texts!r:.80}")
-    for index, text in enumerate(texts):
-        check_text(text, f"{name}[{index}]")
-    return list(texts)
-
-
-def check_text(text: object, position: str) -> str:
-    """The text, if it is one.
-
-    Raises:
-        InvalidInputError: naming ``position``.
-    """
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{position} must be a string, got {type(text).__name__}: {text!r:.80}")
-    return text
-
-
-def check_number(name: str, value: int | None, least: int) -> None:
-    """
-    Raises:
-        InvalidInputError: ``value`` is below ``least``.
-    """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise InvalidInputError(f"{name} = {value!r}: must be a whole number, {least} or more")

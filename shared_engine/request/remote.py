@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
+from shared_engine.request.answers import parse_models
 from shared_engine.request.client import Client, loop_clients
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint, EngineStatus
-from shared_engine.request.wire import parse_models
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 

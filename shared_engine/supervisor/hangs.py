@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+
+from shared_engine.runtime.metrics import samples
 
 METRICS_TIMEOUT_S = 5.0
 MAX_POLL_S = 10.0
@@ -23,11 +24,9 @@ STARVED_SHARE = 0.5
 # A gap between two looks that is longer than planned by more than this factor is not the engine's doing.
 MAX_GAP_FACTOR = 2.5
 
-_METRIC = re.compile(
-    r"^vllm:(?P<name>iteration_tokens_total_count|num_requests_running|num_requests_waiting)"
-    r'\{[^}]*?engine="(?P<engine>[^"]*)"[^}]*\} (?P<value>\S+)$',
-    re.MULTILINE,
-)
+# vLLM's names. Steps: a histogram with one entry for each.
+_STEPS = "iteration_tokens_total_count"
+_REQUESTS = ("num_requests_running", "num_requests_waiting")
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,12 @@ def read_activity(metrics: str) -> Activity:
     """From the text of /metrics; empty where vLLM keeps no statistics (--disable-log-stats)."""
     steps: dict[str, float] = {}
     requests: dict[str, float] = {}
-    for name, engine, value in _METRIC.findall(metrics):
-        if name == "iteration_tokens_total_count":
-            steps[engine] = float(value)
-        else:
-            requests[engine] = requests.get(engine, 0.0) + float(value)
+    for sample in samples(metrics):
+        if sample.name == _STEPS:
+            steps[sample.label("engine")] = sample.value
+        elif sample.name in _REQUESTS:
+            engine = sample.label("engine")
+            requests[engine] = requests.get(engine, 0.0) + sample.value
     return Activity(steps, requests)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from shared_engine.errors import EngineNotInstalledError, InvalidInputError
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.model_files.folder import model_folder
-from shared_engine.request import wire
-from shared_engine.request.wire import Message
+from shared_engine.request.bodies import Request, request_of, text_tokens_request
+from shared_engine.request.checks import Message, check_messages
+from shared_engine.request.routes import TOKENIZE
 from shared_engine.settings import EngineSettings
 from shared_engine.token_count.chat_template import ChatTemplate
 from shared_engine.token_count.tokenizer_files import FILES, TOKENIZER, TokenizerFiles
@@ -49,28 +50,26 @@ class _DoubtError(Exception):
     """Why only the server counts exactly."""
 
 
-def tokenize_part(
+def tokenize_request(
     text: str | Sequence[Message],
     tools: Sequence[Mapping[str, Any]] | None,
     chat_template_kwargs: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """What is to be counted: the body of POST /tokenize, but for the model.
+) -> Request:
+    """The request that has the server count, which also says what is to be counted here.
 
     Raises:
-        InvalidInputError: the conversation is none, or can't be written as JSON.
+        InvalidInputError: ``text`` is neither a prompt nor a conversation, or can't be written as JSON.
     """
     if isinstance(text, str):
         if tools or chat_template_kwargs:
             raise InvalidInputError("tools and chat_template_kwargs go with messages, not with a text")
-        wire.encode({"prompt": text})
-        return {"prompt": text}
-    part: dict[str, Any] = {"messages": [_renamed(message) for message in wire.check_messages(text)]}
+        return text_tokens_request(text)
+    part: dict[str, Any] = {"messages": [_renamed(message) for message in check_messages(text)]}
     if tools:
         part["tools"] = list(tools)
     if chat_template_kwargs:
         part["chat_template_kwargs"] = dict(chat_template_kwargs)
-    decoded: dict[str, Any] = json.loads(wire.encode(part))  # as the server sees it
-    return decoded
+    return request_of(TOKENIZE, part)
 
 
 def _renamed(message: Message) -> dict[str, Any]:
@@ -82,14 +81,15 @@ def _renamed(message: Message) -> dict[str, Any]:
     return renamed
 
 
-def count_locally(settings: EngineSettings, part: Mapping[str, Any]) -> int | None:
-    """Tokens of a ``tokenize_part``, as the server would count them; None where only the server can.
+def count_locally(settings: EngineSettings, request: Request) -> int | None:
+    """Tokens of a ``tokenize_request``, as the server would count them; None where only the server can.
 
     Raises:
         InvalidInputError: the model's chat template refuses the conversation.
     """
     try:
         counter = _counter(settings)
+        part = json.loads(request.body)  # as the server sees it
         if "prompt" in part:
             return counter.count_text(part["prompt"])
         return counter.count_conversation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 
 from shared_engine import (
     Engine,
+    EngineBusyError,
     EngineDiedError,
     EngineError,
     EngineStartError,
@@ -31,7 +33,7 @@ from shared_engine import (
     SettingsError,
 )
 from shared_engine.launch.spec import engine_spec
-from shared_engine.request import wire
+from shared_engine.request.bodies import encode
 from shared_engine.request.client import Client
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_dir
 from shared_engine.runtime.engine_log import MAX_FILE_BYTES
@@ -101,7 +103,7 @@ def test_the_fake_sleeps_as_vllm_does(
 
 async def sleep_and_wake(socket_path: str | None, neighbour: TextIOWrapper) -> None:
     client = Client("http://engine", socket_path)
-    body = wire.encode({"messages": HELLO})
+    body = encode({"messages": HELLO})
     try:
         assert json.loads(await client.request("POST", "/sleep?level=1"))["status"] == "sleeping"
         assert json.loads(await client.request("GET", "/is_sleeping")) == {"is_sleeping": True}
@@ -125,6 +127,20 @@ def test_a_generation_of_the_fake_can_hang_while_its_health_is_good(fake_engine:
     assert engine.stats()["num_requests_running"] == 1
     stream.close()
     wait_until(lambda: engine.stats()["num_requests_running"] == 0, 5, "the abort")
+
+
+async def test_a_closed_stream_ends_its_request_and_gives_its_lease_back(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"hang_mid_generation": True, "hang_after_tokens": 2})
+    stream = engine.astream_chat(HELLO)
+    gc.disable()
+    try:
+        assert (await anext(stream)).text == "Hello"
+        with pytest.raises(EngineBusyError):
+            await engine.aevict(timeout=0.2)
+        await stream.aclose()
+        await engine.aevict(timeout=5)
+    finally:
+        gc.enable()
 
 
 # ---- exits

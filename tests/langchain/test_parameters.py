@@ -9,16 +9,17 @@ from langchain_core.messages import HumanMessage
 
 from langchain_vllm_local import ChatVLLM
 from shared_engine import InvalidInputError
-from shared_engine.request import wire
+from shared_engine.params import THINKING_SWITCHES
+from shared_engine.request.bodies import chat_body
 
 
 def body(constructor: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
     """What is sent."""
     request = ChatVLLM(model="Qwen/Qwen3-4B", **constructor)._request([HumanMessage("Hello")], None, call)
-    return wire.chat_body(**request)
+    return chat_body(**request)
 
 
-ON, OFF = dict.fromkeys(wire.THINKING_SWITCHES, True), dict.fromkeys(wire.THINKING_SWITCHES, False)
+ON, OFF = dict.fromkeys(THINKING_SWITCHES, True), dict.fromkeys(THINKING_SWITCHES, False)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from llama_index.core.llms import ChatMessage
 
 from llama_index_vllm_local import VLLM
 from shared_engine import AuthenticationError, InvalidInputError, RateLimitError, ServerError
-from shared_engine.request import wire
+from shared_engine.params import THINKING_SWITCHES
+from shared_engine.request.bodies import completion_body
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, STREAMS, alist, given_to, text_of
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
@@ -88,7 +89,7 @@ def test_reasoning_of_the_server_becomes_a_thinking_block(llm: VLLM, server: Rem
 
 # ---- a call's parameters and the constructor's
 
-ON, OFF = dict.fromkeys(wire.THINKING_SWITCHES, True), dict.fromkeys(wire.THINKING_SWITCHES, False)
+ON, OFF = dict.fromkeys(THINKING_SWITCHES, True), dict.fromkeys(THINKING_SWITCHES, False)
 JSON = {"response_format": {"type": "json_object"}}
 REGEX = {"structured_outputs": {"regex": "a+"}}
 
@@ -161,7 +162,7 @@ def test_two_forms_of_an_answer_are_refused(llm: VLLM) -> None:
 def test_formatted_text_has_no_chat_template_to_tell_of_thinking(constructor: dict[str, Any]) -> None:
     llm = VLLM(model="Qwen/Qwen3-4B", min_p=0.1, **constructor)
     request = llm._completion_request("Hi", True, {"max_tokens": 5})
-    assert wire.completion_body(request.prompt, request.params) == {"prompt": "Hi", "min_p": 0.1, "max_tokens": 5}
+    assert completion_body(request.prompt, request.params) == {"prompt": "Hi", "min_p": 0.1, "max_tokens": 5}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import pytest
 
 from shared_engine import Engine, EngineSettings, EngineState, InvalidInputError, RequestRejectedError
 from shared_engine.launch.interpreter import find_interpreter
+from shared_engine.request.bodies import Request, text_tokens_request
 from shared_engine.token_count.tokenizer_classes import FORCED_CLASSES, PLAIN_MODEL_TYPES
-from shared_engine.token_count.tokens import count_locally, tokenize_part
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 from tests.support.small_tokenizers import declared, make_folder
 
 Messages = list[dict[str, Any]]
@@ -123,17 +124,17 @@ class _Socket(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def tokenize(engine: Engine, part: dict[str, Any]) -> dict[str, Any]:
+def tokenize(engine: Engine, request: Request) -> dict[str, Any]:
     """What the server's own /tokenize answers."""
     connection = _Socket(engine.status().socket or "")
-    connection.request("POST", "/tokenize", json.dumps(part), {"Content-Type": "application/json"})
+    connection.request("POST", request.path, request.body, {"Content-Type": "application/json"})
     answer: dict[str, Any] = json.loads(connection.getresponse().read())
     connection.close()
     return answer
 
 
-def local_count(engine: Engine, part: dict[str, Any]) -> int:
-    counted = count_locally(engine.settings, part)
+def local_count(engine: Engine, request: Request) -> int:
+    counted = count_locally(engine.settings, request)
     assert counted is not None, "left to the server"
     return counted
 
@@ -142,8 +143,8 @@ def local_count(engine: Engine, part: dict[str, Any]) -> int:
 def test_a_conversation_counts_what_the_server_counts(engine: Engine, name: str) -> None:
     for tools in (None, TOOLS):
         for variables in VARIABLES:
-            part = tokenize_part(CONVERSATIONS[name], tools, variables)
-            assert local_count(engine, part) == tokenize(engine, part)["count"], (tools, variables)
+            request = tokenize_request(CONVERSATIONS[name], tools, variables)
+            assert local_count(engine, request) == tokenize(engine, request)["count"], (tools, variables)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -179,14 +180,16 @@ def random_texts(count: int) -> list[str]:
 
 def test_random_texts_count_what_the_server_counts(engine: Engine) -> None:
     for text in ("", *random_texts(150)):
-        assert local_count(engine, {"prompt": text}) == tokenize(engine, {"prompt": text})["count"], repr(text)
-        part = tokenize_part([user(text), assistant(parts(text, text)), tool(text)], None, None)
-        assert local_count(engine, part) == tokenize(engine, part)["count"], repr(text)
+        request = text_tokens_request(text)
+        assert local_count(engine, request) == tokenize(engine, request)["count"], repr(text)
+        request = tokenize_request([user(text), assistant(parts(text, text)), tool(text)], None, None)
+        assert local_count(engine, request) == tokenize(engine, request)["count"], repr(text)
 
 
 def test_a_texts_tokens_are_the_servers(engine: Engine) -> None:
     for text in ("", *random_texts(50)):
-        assert engine.tokenize(text) == tokenize(engine, {"prompt": text, "add_special_tokens": False})["tokens"], text
+        request = text_tokens_request(text, add_special_tokens=False)
+        assert engine.tokenize(text) == tokenize(engine, request)["tokens"], text
 
 
 def test_a_prompt_counts_what_a_real_request_costs(engine: Engine) -> None:
@@ -221,7 +224,7 @@ async def test_counting_starts_nothing_and_is_the_same_when_the_engine_runs(
     }
     assert len(conversations) > 15
     bodies = [
-        tokenize_part(messages, tools, variables)
+        tokenize_request(messages, tools, variables)
         for messages in conversations.values()
         for tools in (None, TOOLS)
         for variables in (None, {"level": "low", "eos_token": None})
@@ -236,7 +239,8 @@ async def test_counting_starts_nothing_and_is_the_same_when_the_engine_runs(
     await engine.awarmup()
     assert [tokenize(engine, body)["count"] for body in bodies] == before
     assert await engine.acount_tokens(conversations["tool calls"], tools=TOOLS) == asked
-    assert tokenize(engine, tokenize_part(refused, None, None))["error"]["message"].startswith("No system role, please")
+    error = tokenize(engine, tokenize_request(refused, None, None))["error"]
+    assert error["message"].startswith("No system role, please")
     with pytest.raises(RequestRejectedError, match="No system role, please"):
         await engine.achat(refused)
     with pytest.raises(InvalidInputError, match="No system role, please"):
@@ -303,8 +307,8 @@ def test_what_is_counted_here_is_what_the_tokenizer_gives_that_vllm_loads(loaded
     left_to_the_server = []
     for folder, (counts, of_chat) in zip(loaded["folders"], loaded["told"], strict=True):
         settings = EngineSettings(model=folder)
-        here = [count_locally(settings, {"prompt": text}) for text in loaded["texts"]]
-        chat = count_locally(settings, tokenize_part(loaded["messages"], None, None))
+        here = [count_locally(settings, text_tokens_request(text)) for text in loaded["texts"]]
+        chat = count_locally(settings, tokenize_request(loaded["messages"], None, None))
         if chat is None:
             left_to_the_server.append(folder)
         else:

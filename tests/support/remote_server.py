@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,9 @@ class RemoteServer:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(chat_answer())
 
-    def fails(self, status: int, *, times: int = 1000, message: str = "no") -> None:
+    def fails(
+        self, status: int, *, times: int = 1000, message: str = "no", headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answer with an error ``times`` times, then well."""
         left = [times]
 
@@ -50,7 +52,8 @@ class RemoteServer:
             if left[0] == 0:
                 return await self.answer(request)
             left[0] -= 1
-            return web.json_response({"error": {"message": message, "code": status}}, status=status)
+            error = {"error": {"message": message, "code": status}}
+            return web.json_response(error, status=status, headers=headers)
 
         self.handler = handler
 

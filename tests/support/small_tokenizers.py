@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from shared_engine import EngineSettings
-from shared_engine.token_count.tokens import count_locally, tokenize_part
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 
 CORPUS = (
     "The engine is shared by every app on the machine; it starts on the first call and leaves memory when idle. "
@@ -134,7 +134,7 @@ def make_folder(
 
 def counted(folder: Path, what: Any = TEXT, *, tools: Any = None, kwargs: Any = None, **settings: Any) -> int | None:
     """What is counted without an engine; None where it is left to the server."""
-    return count_locally(EngineSettings(model=str(folder), **settings), tokenize_part(what, tools, kwargs))
+    return count_locally(EngineSettings(model=str(folder), **settings), tokenize_request(what, tools, kwargs))
 
 
 def tokens_of(kind: str, prompt: str) -> int:

@@ -24,6 +24,8 @@ ORDER = (
     "request",
     "launch",
     "settings",
+    "params",
+    "validation",
     "results",
     "model_files",
     "observe",

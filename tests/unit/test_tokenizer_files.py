@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared_engine import EngineSettings
-from shared_engine.token_count.tokens import count_locally, tokenize_part
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 from tests.support.small_tokenizers import (
     HELLO,
     SHOUT,
@@ -163,10 +163,10 @@ def test_a_downloaded_model_is_counted_here(tmp_path: Path, monkeypatch: pytest.
         make_folder(cached / "snapshots" / "0123abc", model_type=model_type)
         (cached / "refs").mkdir()
         (cached / "refs" / "main").write_text("0123abc")
-    part = tokenize_part("Hello", None, None)
-    assert count_locally(EngineSettings(model="org/llama"), part) == tokens_of("llama3", "Hello")
+    request = tokenize_request("Hello", None, None)
+    assert count_locally(EngineSettings(model="org/llama"), request) == tokens_of("llama3", "Hello")
     # Its repository may have a tekken.json, which vLLM would fetch and prefer.
-    assert count_locally(EngineSettings(model="org/mistral"), part) is None
+    assert count_locally(EngineSettings(model="org/mistral"), request) is None
 
 
 # ---- templates and special tokens

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from shared_engine import Engine, EngineSettings, InvalidInputError
-from shared_engine.token_count.tokens import count_locally, tokenize_part
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 from tests.support.small_tokenizers import CHAT_TEMPLATE, HELLO, SHOUT, TEXT, TOOL, counted, make_folder, tokens_of
@@ -118,7 +118,7 @@ def test_settings_that_change_the_tokenizer_are_left_to_the_server(tmp_path: Pat
 
 
 def test_a_model_that_was_not_downloaded_yet_is_left_to_the_server() -> None:
-    assert count_locally(EngineSettings(model="some-org/some-model"), tokenize_part("Hello", None, None)) is None
+    assert count_locally(EngineSettings(model="some-org/some-model"), tokenize_request("Hello", None, None)) is None
 
 
 def test_another_release_of_vllm_is_left_to_count_itself(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_without_its_packages_the_server_counts(package: str, counts_text: bool)
 import sys
 sys.modules[{package!r}] = None
 from shared_engine import EngineSettings
-from shared_engine.token_count.tokens import count_locally, tokenize_part
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 settings = EngineSettings(model={str(TINY_CHAT)!r})
-conversation = count_locally(settings, tokenize_part({HELLO!r}, None, None))
-print(conversation, count_locally(settings, tokenize_part("Hello", None, None)) is not None)
+conversation = count_locally(settings, tokenize_request({HELLO!r}, None, None))
+print(conversation, count_locally(settings, tokenize_request("Hello", None, None)) is not None)
 """
     assert run(code).split() == ["None", str(counts_text)]
 
@@ -238,7 +238,7 @@ def test_a_broken_template_is_told_so(tmp_path: Path) -> None:
 def test_the_older_name_of_reasoning_is_counted_as_chat_takes_it() -> None:
     def part(**fields: str) -> list[dict[str, Any]]:
         messages = [{"role": "assistant", "content": "a", **fields}]
-        told: list[dict[str, Any]] = tokenize_part(messages, None, None)["messages"]
+        told: list[dict[str, Any]] = json.loads(tokenize_request(messages, None, None).body)["messages"]
         assert messages == [{"role": "assistant", "content": "a", **fields}], "the caller's stays as it is"
         return told
 
@@ -246,14 +246,14 @@ def test_the_older_name_of_reasoning_is_counted_as_chat_takes_it() -> None:
     assert part(reasoning_content="older", reasoning="why") == part(reasoning="why")
 
 
-def test_the_part_is_what_goes_over_the_wire() -> None:
-    part = tokenize_part(HELLO, ({"type": "function", "function": {"name": "f"}},), {"level": 1})
-    assert part == {
+def test_what_is_to_be_counted_is_what_the_server_would_be_sent() -> None:
+    request = tokenize_request(HELLO, ({"type": "function", "function": {"name": "f"}},), {"level": 1})
+    assert json.loads(request.body) == {
         "messages": HELLO,
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "chat_template_kwargs": {"level": 1},
     }
-    assert tokenize_part(HELLO, [], {}) == {"messages": HELLO}
+    assert json.loads(tokenize_request(HELLO, [], {}).body) == {"messages": HELLO}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,203 @@
+"""Our values -> requests: what is sent, as JSON, encoded once. Pure.
+
+A ``Request`` is made at the call, before it is known which server answers it. What only that server can say, its name
+for the model and its limit, is put in front of the encoded rest when the request goes out. Retries send
+the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from shared_engine.errors import InvalidInputError
+from shared_engine.params import GenerationParams, template_variables
+from shared_engine.request.checks import Message
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
+
+Tools = Sequence[Mapping[str, Any]]
+ToolChoice = str | Mapping[str, Any]
+
+_SENT_AS_THEY_ARE = (
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "n", "response_format", "structured_outputs",
+)  # fmt: skip
+_CHAT_ONLY = ("enable_thinking", "reasoning_effort", "chat_template_kwargs")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One POST, but for what only the server it goes to can say.
+
+    Attributes:
+        path: the route.
+        body: a JSON object with at least one field.
+        names_model: ``body`` has the model's name already: the user chose one of a remote server's.
+        needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
+            limit is to be sent, which it cuts to what the prompt leaves.
+    """
+
+    path: str
+    body: bytes
+    names_model: bool = False
+    needs_max_tokens: bool = False
+
+    def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
+        """The bytes to send to the server that calls its model ``model``.
+
+        Args:
+            max_tokens: the server's limit; read only where the request ``needs_max_tokens``.
+        """
+        known: dict[str, Any] = {} if self.names_model else {"model": model}
+        if self.needs_max_tokens:
+            known["max_tokens"] = max_tokens
+        if not known:
+            return self.body
+        return b"".join((encode(known)[:-1], b",", memoryview(self.body)[1:]))
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """JSON for the wire.
+
+    Raises:
+        InvalidInputError: something in it has no JSON form.
+    """
+    try:
+        return msgspec.json.encode(body)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
+
+
+def request_of(path: str, body: Mapping[str, Any]) -> Request:
+    """A request with ``body``, a field of which may be the model's name.
+
+    Raises:
+        InvalidInputError: something in the body has no JSON form.
+    """
+    return Request(
+        path,
+        encode(body),
+        names_model="model" in body,
+        needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
+    )
+
+
+# ---- generation
+
+
+def chat_request(
+    messages: Sequence[Message],
+    params: GenerationParams,
+    *,
+    tools: Tools | None = None,
+    tool_choice: ToolChoice | None = None,
+    stream: bool = False,
+) -> Request:
+    """The answer to a conversation.
+
+    Raises:
+        InvalidInputError: a tool_choice without tools; or something has no JSON form.
+    """
+    return request_of(CHAT, chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream))
+
+
+def completion_request(prompt: str, params: GenerationParams, *, stream: bool = False) -> Request:
+    """The continuation of a text.
+
+    Raises:
+        InvalidInputError: a parameter is one of the chat template; or something has no JSON form.
+    """
+    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream))
+
+
+def chat_body(
+    messages: Sequence[Message],
+    params: GenerationParams,
+    *,
+    tools: Tools | None = None,
+    tool_choice: ToolChoice | None = None,
+    stream: bool = False,
+) -> dict[str, Any]:
+    """See ``chat_request``."""
+    body: dict[str, Any] = {"messages": list(messages), **_sampling(params), **_thinking(params)}
+    if params.logprobs is not None and params.logprobs is not False:
+        body["logprobs"] = True
+        if params.logprobs is not True:
+            body["top_logprobs"] = params.logprobs
+    if tools:
+        body["tools"] = list(tools)
+        if tool_choice is not None:
+            body["tool_choice"] = tool_choice
+    elif tool_choice not in (None, "none", "auto"):
+        raise InvalidInputError(f"tool_choice = {tool_choice!r} needs tools, and none were given")
+    return _finished(body, params, stream)
+
+
+def completion_body(prompt: str, params: GenerationParams, *, stream: bool = False) -> dict[str, Any]:
+    """See ``completion_request``."""
+    for name in _CHAT_ONLY:
+        if getattr(params, name) is not None:
+            raise InvalidInputError(f"{name} is a matter of the chat template, and a text prompt is sent without one")
+    body: dict[str, Any] = {"prompt": prompt, **_sampling(params)}
+    if params.logprobs is not None and params.logprobs is not False:
+        body["logprobs"] = int(params.logprobs)
+    return _finished(body, params, stream)
+
+
+def _sampling(params: GenerationParams) -> dict[str, Any]:
+    body = {name: value for name in _SENT_AS_THEY_ARE if (value := getattr(params, name)) is not None}
+    if params.stop:
+        body["stop"] = params.stop
+    return body
+
+
+def _thinking(params: GenerationParams) -> dict[str, Any]:
+    variables = template_variables(params)
+    effort = {} if params.reasoning_effort is None else {"reasoning_effort": variables.pop("reasoning_effort")}
+    return effort | ({"chat_template_kwargs": variables} if variables else {})
+
+
+def _finished(body: dict[str, Any], params: GenerationParams, stream: bool) -> dict[str, Any]:
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    return {**body, **(params.extra_body or {})}
+
+
+# ---- vectors, scores, counts
+
+
+def embedding_request(texts: Sequence[str], encoding_format: str, options: Mapping[str, Any]) -> Request:
+    """A vector for each text.
+
+    Raises:
+        InvalidInputError: the options ask for numbers in a form of their own, which could not be read.
+    """
+    taken = {"encoding_format", "embed_dtype", "endianness"} & set(options)
+    if taken:
+        raise InvalidInputError(f"{', '.join(sorted(taken))}: how numbers are sent is vllm-local's own choice")
+    return request_of(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
+
+
+def rerank_request(query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]) -> Request:
+    """A score for each document."""
+    limit = {} if top_n is None else {"top_n": top_n}
+    return request_of(RERANK, {"query": query, "documents": list(documents), **limit, **options})
+
+
+def text_tokens_request(text: str, *, add_special_tokens: bool = True) -> Request:
+    """The tokens of a text; with the special ones that the model puts around a prompt, or without."""
+    plain = {} if add_special_tokens else {"add_special_tokens": False}
+    return request_of(TOKENIZE, {"prompt": text, **plain})
+
+
+def prompt_tokens_request(request: Request) -> Request | None:
+    """The tokens of another request's prompt; None for one that generates nothing."""
+    if request.path not in (CHAT, COMPLETIONS):
+        return None
+    body = msgspec.json.decode(request.body)
+    names = ("model", "messages", "tools", "chat_template_kwargs", "prompt")
+    return request_of(TOKENIZE, {name: body[name] for name in names if name in body})

@@ -1,0 +1,107 @@
+"""Refuses what can't be sent before anything starts, naming its position. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared_engine.errors import InvalidInputError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Message = Mapping[str, Any]
+"""A message in OpenAI's form: ``{"role": ..., "content": ...}``."""
+
+
+def check_prompt(prompt: object, position: str = "prompt") -> str:
+    """Return ``prompt`` unchanged if it is a non-empty string.
+
+    Raises:
+        InvalidInputError: naming ``position``.
+    """
+    if not isinstance(prompt, str):
+        raise InvalidInputError(f"{position} must be a string, got {type(prompt).__name__}: {prompt!r:.80}")
+    if not prompt:
+        raise InvalidInputError(f"{position} is empty: a model needs at least one token to go on from")
+    return prompt
+
+
+def check_prompts(prompts: object) -> list[str]:
+    """Return ``prompts`` as a list if all are prompts.
+
+    Raises:
+        InvalidInputError: naming the position.
+    """
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+        raise InvalidInputError(f"prompts must be a list of strings, got {type(prompts).__name__}: {prompts!r:.80}")
+    return [check_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def check_messages(messages: object, position: str = "messages") -> Sequence[Message]:
+    """Return ``messages`` unchanged if they are a conversation in OpenAI's form.
+
+    Raises:
+        InvalidInputError: naming the position of what is wrong.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise InvalidInputError(
+            f"{position} must be a list of messages such as {{'role': 'user', 'content': 'Hello'}}, "
+            f"got {type(messages).__name__}: {messages!r:.80}"
+        )
+    if not messages:
+        raise InvalidInputError(f"{position} is an empty conversation: it needs at least one message")
+    for index, message in enumerate(messages):
+        _check_message(message, f"{position}[{index}]")
+    return messages
+
+
+def _check_message(message: object, position: str) -> None:
+    if not isinstance(message, Mapping):
+        raise InvalidInputError(f"{position} must be a dict with role and content, got {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidInputError(f"{position} has the unknown role {role!r}; known: {', '.join(ROLES)}")
+    content = message.get("content")
+    if content is None and role == "assistant":
+        return
+    if not isinstance(content, (str, list)):
+        raise InvalidInputError(f"{position}.content must be a string or a list of parts, got {type(content).__name__}")
+    for part_index, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, (str, Mapping)):
+            raise InvalidInputError(
+                f"{position}.content[{part_index}] must be a string or a dict, got {type(part).__name__}"
+            )
+
+
+def check_texts(texts: object, name: str) -> list[str]:
+    """Return ``texts`` as a list if all are strings. Empty ones are for the model to judge: many can embed them.
+
+    Raises:
+        InvalidInputError: naming the position.
+    """
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InvalidInputError(f"{name} must be a list of strings, got {type(texts).__name__}: {texts!r:.80}")
+    for index, text in enumerate(texts):
+        check_text(text, f"{name}[{index}]")
+    return list(texts)
+
+
+def check_text(text: object, position: str) -> str:
+    """Return ``text`` unchanged if it is a string.
+
+    Raises:
+        InvalidInputError: naming ``position``.
+    """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{position} must be a string, got {type(text).__name__}: {text!r:.80}")
+    return text
+
+
+def check_number(name: str, value: int | None, least: int) -> None:
+    """Accept None and whole numbers from ``least`` on.
+
+    Raises:
+        InvalidInputError: naming the parameter.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise InvalidInputError(f"{name} = {value!r}: must be a whole number, {least} or more")

@@ -1,0 +1,144 @@
+"""What a server says when it refuses or fails, as our errors: the table of vLLM's words. Pure.
+
+An error of a request is explained in these steps, each of which may replace it by one that says more (``from`` the
+one before):
+
+    1. ``client``            no answer: what aiohttp raises becomes ServerUnreachableError, ServerConnectionError,
+                             RequestTimeoutError
+    2. here                  an answer of 400 or more, or an error in place of an answer: ``error_from_response``
+    3. ``sending``           a missing route tells what the model can't do (``explain_missing_route``); a prompt that
+                             is too long gets its exact length
+    4. ``Endpoint.explain``  local: has the engine died or been stopped, is its queue full, what did a request wait for
+                             that timed out; remote: does the server have another model now
+    5. ``retry``             tried again where that can help and nothing of an answer has reached the caller
+    6. ``pooling``           which of many texts is too long or empty, and what to do (``remedy_for_texts``)
+    7. the adapters          which image or file (``adapting.media_errors``), and the framework's own classes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from shared_engine.errors import (
+    AuthenticationError,
+    ContextLengthError,
+    ModelNotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    RequestError,
+    RequestRejectedError,
+    ServerError,
+)
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+
+_BY_STATUS: dict[int, type[RequestError]] = {
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: ModelNotFoundError,
+    429: RateLimitError,
+}
+_TOO_LONG = ("maximum context length", "exceeds model's maximum")
+_CONTEXT_LIMIT = re.compile(r"maximum context length (?:is|\() ?(\d+)|max_model_len=(\d+)")
+_PROMPT_LENGTH = re.compile(r"(?:at least |contains )(\d+) input tokens|Input length \((\d+)\)|(\d+) in the messages")
+_ENGINE_DEAD = ("EngineCore encountered an issue", "EngineDeadError")
+_ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
+_NO_ROUTE = "Not Found"  # FastAPI's words; for a model that it does not have, vLLM names it
+_NO_BASE64 = ("encoding_format", "base64")  # not vLLM: it has both
+_EMPTY_TEXT = "cannot be empty"
+_NOT_MATRYOSHKA = "does not support Matryoshka"
+
+_GENERATES_NO_TEXT = "generates no text: it is one for embeddings, scores or classes"
+_WITHOUT = {
+    CHAT: _GENERATES_NO_TEXT,
+    COMPLETIONS: _GENERATES_NO_TEXT,
+    EMBEDDINGS: "makes no embeddings: that takes an embedding model, on an engine with"
+    ' engine_args={"runner": "pooling"}',
+    RERANK: "does not rerank: that takes a cross-encoder with one label, or an embedding model, on an engine with"
+    ' engine_args={"runner": "pooling"}',
+}
+
+
+def error_from_response(status: int, body: bytes) -> RequestError:
+    """The error of an answer with ``status`` 400 or more, with the server's words."""
+    return _error(status, _message(body))
+
+
+def error_in_answer(message: str, code: int | str | None) -> RequestError:
+    """The error that came in place of an answer, with HTTP status 200."""
+    said = str(code)
+    return _error(int(said) if said.isdigit() else 500, message or "the server gave no reason")
+
+
+def _error(status: int, message: str) -> RequestError:
+    if status in _BY_STATUS:
+        return _BY_STATUS[status](message, status)
+    if status >= 500:
+        return ServerError(message, status)
+    if status in (400, 413, 422) and _has(message, _TOO_LONG):
+        return ContextLengthError(message, status, _number(_CONTEXT_LIMIT, message), _number(_PROMPT_LENGTH, message))
+    return RequestRejectedError(message, status)
+
+
+def explain_missing_route(error: RequestError, path: str) -> RequestError:
+    """For a server that lacks the route ``path``: an error that says what its model can't do. Else ``error``."""
+    if isinstance(error, ModelNotFoundError) and error.message == _NO_ROUTE and path in _WITHOUT:
+        return ModelNotFoundError(f"the server has no {path}, so its model {_WITHOUT[path]}", error.status)
+    return error
+
+
+def says_engine_died(error: RequestError) -> bool:
+    """True when vLLM answered only to say that its engine process is gone."""
+    return (error.status or 0) >= 500 and _has(error.message, _ENGINE_DEAD)
+
+
+def says_engine_busy(error: RequestError) -> bool:
+    """True when vLLM refused to queue the request (``max_num_queued_reqs``, ``max_num_queued_tokens``)."""
+    return error.status == 503 and _has(error.message, _ENGINE_BUSY)
+
+
+def says_no_base64(error: RequestRejectedError) -> bool:
+    """True when a server, which then is not vLLM, sends embeddings as JSON's numbers only."""
+    return _has(error.message, _NO_BASE64)
+
+
+def remedy_for_texts(error: RequestRejectedError, texts: Sequence[str], start: int) -> str | None:
+    """What to do about a refused request for embeddings, or which text it is about; None where nothing is known.
+
+    Args:
+        start: position of the first of ``texts`` among the caller's.
+    """
+    empty = [f"texts[{start + index}]" for index, text in enumerate(texts) if not text]
+    if _EMPTY_TEXT in error.message and empty:
+        return f"empty: {', '.join(empty)}; this model has no token of its own to embed"
+    if _NOT_MATRYOSHKA in error.message:
+        return 'if it was trained to, say so: engine_args={"hf_overrides": {"is_matryoshka": True}}'
+    return None
+
+
+def _has(message: str, marks: Sequence[str]) -> bool:
+    return any(mark in message for mark in marks)
+
+
+def _message(body: bytes) -> str:
+    """The server's words: OpenAI's error object, FastAPI's detail, or the plain text."""
+    try:
+        data = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        data = None
+    if isinstance(data, dict):
+        error = data.get("error", data)
+        if isinstance(error, dict):
+            said = error.get("message") or error.get("detail")
+            if said:
+                return str(said)
+        elif error:
+            return str(error)
+    return body.decode(errors="replace").strip()[:2000] or "the server gave no reason"
+
+
+def _number(pattern: re.Pattern[str], message: str) -> int | None:
+    found = pattern.search(message)
+    return int(next(group for group in found.groups() if group)) if found else None

@@ -1,0 +1,45 @@
+"""The text of vLLM's /metrics (Prometheus), read once for all who look at it. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# A label's value may hold spaces and braces: a model's name is one.
+_SAMPLE = re.compile(r"^vllm:(\w+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
+_OF_HISTOGRAMS = ("_bucket", "_created", "_sum", "_count", "_info")
+
+
+class Sample(NamedTuple):
+    """One number that vLLM tells.
+
+    Attributes:
+        name: without ``vllm:``, such as ``num_requests_running``.
+        labels: as written, such as ``engine="0",model_name="m"``.
+    """
+
+    name: str
+    labels: str
+    value: float
+
+    def label(self, name: str) -> str:
+        """The value of one label; empty where the sample has none of that name."""
+        found = re.search(rf'(?:^|,){name}="((?:[^"\\]|\\.)*)"', self.labels)
+        return found.group(1) if found else ""
+
+
+def samples(text: str) -> Iterator[Sample]:
+    """All samples of vLLM's own metrics, in the order of the text."""
+    for name, labels, value in _SAMPLE.findall(text):
+        yield Sample(name, labels, float(value))
+
+
+def totals(text: str) -> dict[str, float]:
+    """Each gauge and counter, summed over its labels and without ``_total``; histograms are left out."""
+    sums: dict[str, float] = {}
+    for sample in samples(text):
+        if not sample.name.endswith(_OF_HISTOGRAMS):
+            name = sample.name.removesuffix("_total")
+            sums[name] = sums.get(name, 0.0) + sample.value
+    return sums

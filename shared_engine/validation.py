@@ -1,0 +1,58 @@
+"""How a refused setting or parameter is described: which name, which value, what is allowed, and what may be meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+# What the classes are called from which people come, for the same thing.
+OTHER_NAMES = {
+    "api_base": "base_url", "api_url": "base_url", "openai_api_base": "base_url", "openai_api_key": "api_key",
+    "request_timeout": "timeout", "max_new_tokens": "max_tokens", "num_predict": "max_tokens",
+    "max_completion_tokens": "max_tokens", "num_ctx": "max_model_len", "keep_alive": "idle_ttl_s",
+    "vllm_kwargs": "engine_args", "additional_kwargs": "extra_body", "model_kwargs": "extra_body",
+    "stop_sequences": "stop", "thinking": "enable_thinking", "guided_json": "structured_outputs",
+    "model_name": "model", "model_path": "model", "cache_dir": "download_dir", "normalize": "extra_body",
+}  # fmt: skip
+
+
+def say_unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a ``kind`` (setting, parameter) that does not exist, with the name that may be meant."""
+    names = sorted(known)
+    near = OTHER_NAMES.get(name)
+    if near not in names:
+        near = next(iter(difflib.get_close_matches(name, names, n=1)), None)
+    return f"unknown {kind} {name!r}; " + (f"did you mean {near!r}?" if near else f"known: {', '.join(names)}")
+
+
+def describe_invalid(
+    exc: ValidationError,
+    known: Iterable[str],
+    kind: str,
+    secret: Iterable[str] = (),
+    sources: Mapping[str, str] | None = None,
+) -> str:
+    """Say which ``kind`` (field) is wrong, with which value, and what is allowed; secret values are left out.
+
+    Args:
+        known: all names, to offer the nearest one for an unknown name.
+        sources: for a value that came from an environment variable, its name.
+    """
+    lines: list[str] = []
+    for error in exc.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in error["loc"]) or kind
+        field = str(error["loc"][0]) if error["loc"] else ""
+        label = f"{name} (from {sources[field]})" if sources and field in sources else name
+        if error["type"] == "extra_forbidden":
+            lines.append(say_unknown(kind, name, known))
+            continue
+        message = error["msg"].removeprefix("Value error, ")
+        if not field:  # about the whole, whose input may hold a secret
+            lines.append(message)
+        elif field in secret:
+            lines.append(f"{label}: {message}")
+        else:
+            lines.append(f"{label} = {error['input']!r}: {message}")
+    return "; ".join(dict.fromkeys(lines))

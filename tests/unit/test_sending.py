@@ -1,0 +1,227 @@
+"""One request to an endpoint: retries send the same bytes, errors are explained, and a closed stream holds nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Any, cast
+
+import pytest
+
+from shared_engine import (
+    Engine,
+    EngineBusyError,
+    GenerationChunk,
+    GenerationParams,
+    RateLimitError,
+    RequestError,
+    ServerConnectionError,
+    ServerError,
+    VLLMError,
+)
+from shared_engine.request.bodies import chat_request, completion_request
+from shared_engine.request.client import Client, retry_after_s
+from shared_engine.request.endpoint import Connection
+from shared_engine.request.sending import Requests
+from tests.support.remote_server import RemoteServer, chat_answer, running_server
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT = chat_request(HELLO, GenerationParams())
+STREAM = chat_request(HELLO, GenerationParams(), stream=True)
+
+
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with running_server() as server:
+        yield server
+
+
+class LeasedEndpoint:
+    """Counts its leases, as a local endpoint would hold them."""
+
+    max_model_len: int | None = None
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.held = 0
+        self.start = 1
+        self.explained: list[RequestError] = []
+
+    async def acquire(self) -> Connection:
+        self.held += 1
+        return Connection(self.client, f"model-{self.start}", self.start)
+
+    def release(self, connection: Connection) -> None:
+        self.held -= 1
+
+    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        self.explained.append(error)
+        return EngineBusyError("explained") if error.status == 503 else error
+
+
+class ScriptedClient:
+    """Answers each request with the next of its script, and keeps what was sent."""
+
+    def __init__(self, *script: bytes | Exception) -> None:
+        self._script = list(script)
+        self.sent: list[tuple[str, bytes]] = []
+
+    async def request(self, method: str, path: str, body: bytes = b"", timeout: float | None = None) -> bytes:
+        self.sent.append((path, body))
+        answer = self._script.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def requests_to(endpoint: LeasedEndpoint, max_retries: int = 2) -> Requests:
+    return Requests(cast("Any", endpoint), 10, max_retries)
+
+
+ANSWER = json.dumps(chat_answer()).encode()
+MODELS = b'{"data": [{"id": "model-1", "max_model_len": 2048}]}'
+
+
+async def test_a_retry_sends_the_same_bytes() -> None:
+    client = ScriptedClient(ServerConnectionError("cut"), ServerConnectionError("cut"), ANSWER)
+    endpoint = LeasedEndpoint(client)
+    assert (await requests_to(endpoint).generate(CHAT)).text == "Hi"
+    assert [body for _, body in client.sent] == [CHAT.for_server("model-1")] * 3
+    assert endpoint.held == 0
+
+
+async def test_the_servers_limit_is_asked_for_once_for_each_start() -> None:
+    client = ScriptedClient(MODELS, ANSWER, ANSWER, MODELS.replace(b"2048", b"100").replace(b"-1", b"-2"), ANSWER)
+    endpoint = LeasedEndpoint(client)
+    requests = requests_to(endpoint)
+    text = completion_request("Hello", GenerationParams())
+    for start in (1, 1, 2):
+        endpoint.start = start
+        await requests.generate(text)
+    limits = [json.loads(body)["max_tokens"] for path, body in client.sent if path == text.path]
+    assert limits == [2048, 2048, 100]
+
+
+async def test_an_error_is_explained_by_the_endpoint_and_raised_from_what_the_server_said() -> None:
+    refusal = ServerError("no room", 503)
+    endpoint = LeasedEndpoint(ScriptedClient(refusal))
+    with pytest.raises(EngineBusyError, match="explained") as caught:
+        await requests_to(endpoint, max_retries=0).generate(CHAT)
+    assert caught.value.__cause__ is refusal
+    assert endpoint.held == 0
+
+
+# ---- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("2", 2, 2), (" 0 ", 0, 0), (formatdate(time.time() - 60, usegmt=True), 0, 0)],
+)
+def test_a_retry_after_is_seconds_or_a_date(header: str, least: float, most: float) -> None:
+    asked = retry_after_s(header)
+    assert asked is not None
+    assert least <= asked <= most
+
+
+def test_a_date_to_come_and_what_is_no_retry_after() -> None:
+    asked = retry_after_s(formatdate(time.time() + 60, usegmt=True))
+    assert asked is not None
+    assert 55 < asked <= 60
+    assert [retry_after_s(header) for header in ("", "soon", "-1", "1.5")] == [None] * 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_says_when_to_come_again_is_not_asked_before(server: RemoteServer, stream: bool) -> None:
+    server.fails(429, times=1, headers={"Retry-After": "1"})
+    began = time.monotonic()
+    engine = Engine(base_url=server.url, model="served")
+    if stream:
+        refuse = server.handler
+        server.streams("Hi")
+        server.handler = first_then(refuse, server.handler)
+        assert [chunk.text for chunk in engine.stream_chat(HELLO)] == ["Hi"]
+    else:
+        assert engine.chat(HELLO).text == "Hi"
+    assert 1 <= time.monotonic() - began < 3
+    assert len(server.requests) == 2
+
+
+def first_then(first: Any, then: Any) -> Any:
+    handlers = [first]
+
+    async def handler(request: Any) -> Any:
+        return await (handlers.pop() if handlers else then)(request)
+
+    return handler
+
+
+async def test_a_refusal_tells_its_retry_after(server: RemoteServer) -> None:
+    server.fails(429, headers={"Retry-After": "7"})
+    with pytest.raises(RateLimitError) as caught:
+        await Engine(base_url=server.url, model="served", max_retries=0).achat(HELLO)
+    assert caught.value.retry_after_s == 7
+
+
+# ---- the end of a stream
+
+
+@asynccontextmanager
+async def without_garbage_collection() -> AsyncIterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def begun_stream(url: str) -> tuple[LeasedEndpoint, AsyncGenerator[GenerationChunk, None], Client]:
+    client = Client(url)
+    endpoint = LeasedEndpoint(client)
+    stream = requests_to(endpoint).stream(STREAM)
+    assert (await anext(stream)).text == "a"
+    assert endpoint.held == 1
+    return endpoint, stream, client
+
+
+async def test_a_stream_that_is_closed_holds_no_lease_and_the_server_sees_it(server: RemoteServer) -> None:
+    server.streams("a", then="hang")
+    async with without_garbage_collection():
+        endpoint, stream, client = await begun_stream(server.url)
+        await stream.aclose()
+        assert endpoint.held == 0
+        assert await asyncio.to_thread(server.aborted.wait, 5), "the server still writes"
+    await client.close()
+
+
+async def test_a_stream_whose_task_is_cancelled_holds_no_lease_and_the_server_sees_it(server: RemoteServer) -> None:
+    server.streams("a", then="hang")
+    async with without_garbage_collection():
+        endpoint, stream, client = await begun_stream(server.url)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert endpoint.held == 0
+        assert await asyncio.to_thread(server.aborted.wait, 5), "the server still writes"
+    await client.close()
+
+
+@pytest.mark.parametrize("end", ["done", "cut"])
+async def test_a_stream_that_ends_holds_no_lease(server: RemoteServer, end: str) -> None:
+    server.streams("a", then=end)
+    endpoint, stream, client = await begun_stream(server.url)
+    try:
+        assert [chunk async for chunk in stream] == []
+        assert end == "done"
+    except ServerConnectionError:
+        assert end == "cut"
+    assert endpoint.held == 0
+    await client.close()
