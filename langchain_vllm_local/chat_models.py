@@ -21,8 +21,8 @@ from langchain_vllm_local._structured import StructuredOutput
 from langchain_vllm_local._tool_calling import ToolCalling
 from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatModel
 from shared_engine.adapting.media_errors import media_errors
-from shared_engine.adapting.token_counts import count_request_tokens
 from shared_engine.adapting.tools import with_strict_arguments
+from shared_engine.params import template_variables
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -263,4 +263,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         with langchain_errors():
             request = self._request(messages, None, {"tools": tools} if tools else {})
             with self._media_errors(request):
-                return count_request_tokens(self.engine, request["messages"], request["params"], request["tools"])
+                variables = template_variables(request["params"])
+                return self.engine.count_tokens(
+                    request["messages"], tools=request["tools"], chat_template_kwargs=variables
+                )
