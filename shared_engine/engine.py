@@ -1,53 +1,41 @@
-"""Engine: text, chat and embedding requests to one shared vLLM, sync and async. Lease, then client.
+"""Engine: text, chat, embedding, rerank and token-count requests to one shared vLLM.
 
-Constructing one starts nothing, opens nothing and imports neither torch nor vLLM. Every method exists twice:
-``chat`` waits in the calling thread, ``achat`` on the running event loop; both do the same.
+Constructing one starts nothing, opens nothing and imports neither torch nor vLLM. Every request exists twice: ``achat``
+waits on the running event loop, ``chat`` in the calling thread. The second is made from the first (request/twins.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.params import GenerationParams
 from shared_engine.request.answers import parse_tokens
-from shared_engine.request.batches import SPARE_GENERATIONS, SPARE_TEXTS, gather, max_in_flight
-from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, text_tokens_request
-from shared_engine.request.checks import (
-    Message,
-    check_messages,
-    check_number,
-    check_prompt,
-    check_prompts,
-    check_text,
-    check_texts,
+from shared_engine.request.batches import SPARE_TEXTS, max_in_flight
+from shared_engine.request.bodies import (
+    Request,
+    ToolChoice,
+    Tools,
+    chat_request,
+    completion_request,
+    text_tokens_request,
 )
-from shared_engine.request.endpoint import EngineStatus
-from shared_engine.request.io_loop import iterate_sync, run_sync
-from shared_engine.request.local import LocalEndpoint
+from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
+from shared_engine.request.engine_batches import Batches
+from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
-from shared_engine.request.remote import RemoteEndpoint
-from shared_engine.request.sending import Requests
-from shared_engine.results import (
-    EmbeddingResult,
-    GenerationChunk,
-    GenerationResult,
-    RerankResult,
-    TokenUsage,
-)
-from shared_engine.runtime.record import EngineState
-from shared_engine.settings import SECRET, EngineSettings
-from shared_engine.token_count.tokens import count_locally, local_tokenizer, tokenize_request
-
-TOKENIZER_KEPT_S = 1.0
+from shared_engine.request.twins import blocking, iterating
+from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
+from shared_engine.settings import EngineSettings
+from shared_engine.token_count.local_tokenizer import LocalTokenizer
+from shared_engine.token_count.tokens import count_locally, tokenize_request
 
 
-class Engine:
+class Engine(Batches):
     """One shared vLLM engine, or a server somebody else runs.
 
     Args:
@@ -70,144 +58,37 @@ class Engine:
     """
 
     def __init__(self, settings: EngineSettings | None = None, **fields: Any) -> None:
-        if settings is not None and fields:
-            raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
-        self.settings = settings if settings is not None else EngineSettings(**fields)
-        self._defaults = GenerationParams(**self.settings.sampling_defaults)
-        self._made_requests: Requests | None = None
+        super().__init__(settings, **fields)
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
-        self._context_window: int | None = None
-        self._local_tokenizer: Callable[[str], list[int]] | None = None
-        self._tokenizer_until = 0.0
+        self._local_tokenizer = LocalTokenizer(self.settings)
 
-    def __repr__(self) -> str:
-        where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
-        return f"Engine({where}model={self.settings.model!r})"
-
-    def __deepcopy__(self, _: dict[int, Any]) -> Engine:
-        return type(self)(self.settings)  # frozen; a copy in this process keeps the secret
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set if name not in SECRET}
-        return _engine_of, (type(self), given)
-
-    @property
-    def _requests(self) -> Requests:
-        # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
-        if self._made_requests is None:
-            endpoint = RemoteEndpoint(self.settings) if self.settings.is_remote else LocalEndpoint(self.settings)
-            self._made_requests = Requests(endpoint, self.settings.timeout, self.settings.max_retries)
-        return self._made_requests
-
-    @property
-    def _pooling(self) -> Pooling:
-        if self._made_pooling is None:
-            self._made_pooling = Pooling(self._requests, max_in_flight(self.settings.engine_args, SPARE_TEXTS))
-        return self._made_pooling
-
-    @property
-    def max_concurrency(self) -> int:
-        """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs. More would only make
-        others wait in vLLM's queue.
-        """
-        return max_in_flight(self.settings.engine_args, SPARE_GENERATIONS)
-
-    @property
-    def context_window(self) -> int | None:
-        """Tokens of prompt and answer together: by the settings, the model's files, or what a server that was asked
-        for something has told by the way. None where that is not known; asks nobody.
-        """
-        told = None if self._made_requests is None else self._made_requests.endpoint.max_model_len
-        if told is None and self._context_window is None:  # looked for until it is known: adapters ask in every call
-            self._context_window = self.settings.context_window()
-        return told or self._context_window
-
-    # ---- text
+    # ---- text and chat
 
     async def agenerate(
-        self, prompt: str, params: GenerationParams | None = None, **overrides: Any
+        self, /, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> GenerationResult:
         """Continue one prompt, as it is, without a chat template."""
         request = completion_request(check_prompt(prompt), self._params(params, overrides))
         return await self._requests.generate(request)
 
-    def generate(self, prompt: str, params: GenerationParams | None = None, **overrides: Any) -> GenerationResult:
-        """See ``agenerate``."""
-        return run_sync(self.agenerate(prompt, params, **overrides))
+    generate = blocking(agenerate)
 
-    @overload
-    async def agenerate_batch(
-        self,
-        prompts: Sequence[str],
-        params: GenerationParams | None = None,
-        *,
-        return_exceptions: Literal[False] = False,
-        **overrides: Any,
-    ) -> list[GenerationResult]: ...
-
-    @overload
-    async def agenerate_batch(
-        self,
-        prompts: Sequence[str],
-        params: GenerationParams | None = None,
-        *,
-        return_exceptions: bool,
-        **overrides: Any,
-    ) -> list[GenerationResult | BaseException]: ...
-
-    async def agenerate_batch(
-        self,
-        prompts: Sequence[str],
-        params: GenerationParams | None = None,
-        *,
-        return_exceptions: bool = False,
-        **overrides: Any,
-    ) -> Any:
-        """Continue each prompt, in order of the prompts; none gives an empty list.
-
-        Each result has its own usage and finish reason. With ``return_exceptions`` a refused prompt leaves its error
-        in its place; without, the first error ends the batch.
-        """
-        checked = check_prompts(prompts)
-        request = self._params(params, overrides)
-
-        def call(prompt: str) -> Awaitable[GenerationResult]:
-            return self._requests.generate(completion_request(prompt, request))
-
-        return await gather(checked, call, self.max_concurrency, return_exceptions)
-
-    def generate_batch(
-        self,
-        prompts: Sequence[str],
-        params: GenerationParams | None = None,
-        *,
-        return_exceptions: bool = False,
-        **overrides: Any,
-    ) -> list[Any]:
-        """See ``agenerate_batch``."""
-        return run_sync(self.agenerate_batch(prompts, params, return_exceptions=return_exceptions, **overrides))
-
-    async def astream_generate(
-        self, prompt: str, params: GenerationParams | None = None, **overrides: Any
+    def astream_generate(
+        self, /, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Continue one prompt, piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
-        check_prompt(prompt)
-        request = completion_request(prompt, self._params(params, overrides), stream=True)
-        async for chunk in self._requests.stream(request):
-            yield chunk
+        """Continue one prompt, piece by piece; the last chunk carries the usage.
 
-    def stream_generate(
-        self, prompt: str, params: GenerationParams | None = None, **overrides: Any
-    ) -> Generator[GenerationChunk, None, None]:
-        """See ``astream_generate``."""
+        Bad input is refused by this call, not at the first chunk. Closing the stream aborts the request in vLLM.
+        """
         request = completion_request(check_prompt(prompt), self._params(params, overrides), stream=True)
-        return iterate_sync(self._requests.stream(request))
+        return self._requests.stream(request)
 
-    # ---- chat
+    stream_generate = iterating(astream_generate)
 
     async def achat(
         self,
+        /,
         messages: Sequence[Message],
         params: GenerationParams | None = None,
         *,
@@ -222,90 +103,14 @@ class Engine:
             tools: in OpenAI's form, ``{"type": "function", "function": {...}}``.
             tool_choice: ``auto``, ``none``, ``required`` or ``{"type": "function", "function": {"name": ...}}``.
         """
-        check_messages(messages)
-        request = chat_request(messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice)
+        request = self._chat_request(messages, self._params(params, overrides), tools, tool_choice)
         return await self._requests.generate(request)
 
-    def chat(
+    chat = blocking(achat)
+
+    def astream_chat(
         self,
-        messages: Sequence[Message],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        **overrides: Any,
-    ) -> GenerationResult:
-        """See ``achat``."""
-        return run_sync(self.achat(messages, params, tools=tools, tool_choice=tool_choice, **overrides))
-
-    @overload
-    async def achat_batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        return_exceptions: Literal[False] = False,
-        **overrides: Any,
-    ) -> list[GenerationResult]: ...
-
-    @overload
-    async def achat_batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        return_exceptions: bool,
-        **overrides: Any,
-    ) -> list[GenerationResult | BaseException]: ...
-
-    async def achat_batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        return_exceptions: bool = False,
-        **overrides: Any,
-    ) -> Any:
-        """Answer each conversation, in their order; see ``agenerate_batch`` for errors."""
-        for index, messages in enumerate(conversations):
-            check_messages(messages, f"conversations[{index}]")
-        request = self._params(params, overrides)
-
-        def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
-            return self._requests.generate(chat_request(messages, request, tools=tools, tool_choice=tool_choice))
-
-        return await gather(conversations, call, self.max_concurrency, return_exceptions)
-
-    def chat_batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        return_exceptions: bool = False,
-        **overrides: Any,
-    ) -> list[Any]:
-        """See ``achat_batch``."""
-        return run_sync(
-            self.achat_batch(
-                conversations,
-                params,
-                tools=tools,
-                tool_choice=tool_choice,
-                return_exceptions=return_exceptions,
-                **overrides,
-            )
-        )
-
-    async def astream_chat(
-        self,
+        /,
         messages: Sequence[Message],
         params: GenerationParams | None = None,
         *,
@@ -313,31 +118,13 @@ class Engine:
         tool_choice: ToolChoice | None = None,
         **overrides: Any,
     ) -> AsyncGenerator[GenerationChunk, None]:
-        """Answer piece by piece; the last chunk carries the usage. Leaving early aborts the request."""
-        check_messages(messages)
-        request = chat_request(
-            messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice, stream=True
-        )
-        async for chunk in self._requests.stream(request):
-            yield chunk
+        """Answer one conversation, piece by piece; see ``achat`` and ``astream_generate``."""
+        request = self._chat_request(messages, self._params(params, overrides), tools, tool_choice, stream=True)
+        return self._requests.stream(request)
 
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        params: GenerationParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice | None = None,
-        **overrides: Any,
-    ) -> Generator[GenerationChunk, None, None]:
-        """See ``astream_chat``. Bad input is refused here, not at the first chunk."""
-        check_messages(messages)
-        request = chat_request(
-            messages, self._params(params, overrides), tools=tools, tool_choice=tool_choice, stream=True
-        )
-        return iterate_sync(self._requests.stream(request))
+    stream_chat = iterating(astream_chat)
 
-    # ---- embeddings and tokens
+    # ---- embeddings and scores
 
     async def aembed(
         self,
@@ -375,31 +162,7 @@ class Engine:
         prefixed = [prefix + text for text in checked] if prefix else checked
         return await self._pooling.embed(prefixed, options, batch_size, on_progress)
 
-    def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        input_type: Literal["query", "document"] | None = None,
-        prefix: str | None = None,
-        dimensions: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        on_progress: Callable[[int], object] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> EmbeddingResult:
-        """See ``aembed``. ``on_progress`` is called in another thread."""
-        return run_sync(
-            self.aembed(
-                texts,
-                input_type=input_type,
-                prefix=prefix,
-                dimensions=dimensions,
-                truncate_prompt_tokens=truncate_prompt_tokens,
-                batch_size=batch_size,
-                on_progress=on_progress,
-                extra_body=extra_body,
-            )
-        )
+    embed = blocking(aembed)
 
     async def arerank(
         self,
@@ -428,25 +191,9 @@ class Engine:
         options = _given(truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
         return await self._pooling.rerank(query, checked, top_n, options)
 
-    def rerank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        top_n: int | None = None,
-        truncate_prompt_tokens: int | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> RerankResult:
-        """See ``arerank``."""
-        return run_sync(
-            self.arerank(
-                query,
-                documents,
-                top_n=top_n,
-                truncate_prompt_tokens=truncate_prompt_tokens,
-                extra_body=extra_body,
-            )
-        )
+    rerank = blocking(arerank)
+
+    # ---- tokens
 
     async def acount_tokens(
         self,
@@ -473,7 +220,7 @@ class Engine:
             InvalidInputError: the chat template refuses the conversation; says it in the template's words.
         """
         request = tokenize_request(text, tools, chat_template_kwargs)
-        counted = None if self.settings.is_remote else await asyncio.to_thread(count_locally, self.settings, request)
+        counted = await asyncio.to_thread(self._count_locally, request)
         return await self._requests.count_tokens(request) if counted is None else counted
 
     def count_tokens(
@@ -483,109 +230,46 @@ class Engine:
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> int:
-        """See ``acount_tokens``."""
+        """The same as ``acount_tokens``, which see, for threads: this one waits."""
+        # Counted in this thread: by way of the background loop it would take several times as long.
         request = tokenize_request(text, tools, chat_template_kwargs)
-        counted = count_locally(self.settings, request)
+        counted = self._count_locally(request)
         return run_sync(self._requests.count_tokens(request)) if counted is None else counted
 
-    def tokenize(self, text: str) -> list[int]:
+    async def atokenize(self, text: str) -> list[int]:
         """The tokens of a text by itself, without special ones before or after it.
 
         From the model's own tokenizer.json, without starting anything, where ``count_tokens`` counts so too; fast
         enough to be called for each word of a long text, as frameworks do that cut texts to a number of tokens. The
         server is asked otherwise, each time.
         """
-        now = time.monotonic()
-        if now > self._tokenizer_until:  # looking at the files takes longer than tokenizing a word
-            self._local_tokenizer = local_tokenizer(self.settings)
-            self._tokenizer_until = now + TOKENIZER_KEPT_S
-        if self._local_tokenizer is not None:
-            return self._local_tokenizer(text)
-        return run_sync(self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens))
+        check_text(text, "text")
+        tokenize = await asyncio.to_thread(self._local_tokenizer.get)
+        return tokenize(text) if tokenize is not None else await self._ask_for_tokens(text)
 
-    # ---- life
-
-    async def awarmup(self) -> None:
-        """Return when the engine is ready, starting it if need be. A remote server is only asked for its health."""
-        await self._requests.check_health()
-
-    def warmup(self) -> None:
-        """See ``awarmup``."""
-        run_sync(self.awarmup())
-
-    async def ais_ready(self) -> bool:
-        """True when a request would be answered at once. Starts nothing and keeps nothing awake."""
-        return (await self.astatus()).state is EngineState.READY
-
-    def is_ready(self) -> bool:
-        """See ``ais_ready``."""
-        return run_sync(self.ais_ready())
-
-    async def astatus(self) -> EngineStatus:
-        """The engine as it is now. Starts nothing and keeps nothing awake."""
-        return await self._requests.endpoint.status()
-
-    def status(self) -> EngineStatus:
-        """See ``astatus``."""
-        return run_sync(self.astatus())
-
-    async def astats(self) -> dict[str, float]:
-        """vLLM's gauges and counters, such as ``num_requests_running``; empty while no server is up.
-
-        On a remote server they count other users' requests too.
-        """
-        return await self._requests.metrics()
-
-    def stats(self) -> dict[str, float]:
-        """See ``astats``."""
-        return run_sync(self.astats())
-
-    async def aevict(self, timeout: float = 30.0) -> None:
-        """Take the model out of memory; return when its processes are gone. The next request brings it back.
-
-        Raises:
-            EngineBusyError: requests, of any process, were in flight for all of ``timeout`` seconds.
-            EngineError: the engine is remote.
-        """
-        await self._requests.endpoint.evict(timeout)
-
-    def evict(self, timeout: float = 30.0) -> None:
-        """See ``aevict``."""
-        run_sync(self.aevict(timeout))
-
-    async def ashutdown(self, timeout: float = 30.0, *, force: bool = False) -> None:
-        """As ``aevict``, and leave no process behind: neither the standby nor the supervisor.
-
-        Args:
-            force: do not wait for requests in flight; they fail.
-        """
-        await self._requests.endpoint.shutdown(timeout, force=force)
-
-    def shutdown(self, timeout: float = 30.0, *, force: bool = False) -> None:
-        """See ``ashutdown``."""
-        run_sync(self.ashutdown(timeout, force=force))
-
-    async def aclose(self) -> None:
-        """Let go of this loop's connections. The engine itself is shared: it stays until idle."""
-        await self._requests.endpoint.close()
-
-    def close(self) -> None:
-        """See ``aclose``."""
-        run_sync(self.aclose())
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Engine:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    def tokenize(self, text: str) -> list[int]:
+        """The same as ``atokenize``, which see, for threads: this one waits."""
+        tokenize = self._local_tokenizer.get()  # as in count_tokens: frameworks call this for each word
+        return tokenize(text) if tokenize is not None else run_sync(self._ask_for_tokens(text))
 
     # ---- one request
+
+    def _chat_request(
+        self,
+        messages: Sequence[Message],
+        params: GenerationParams,
+        tools: Tools | None,
+        tool_choice: ToolChoice | None,
+        *,
+        stream: bool = False,
+    ) -> Request:
+        return chat_request(check_messages(messages), params, tools=tools, tool_choice=tool_choice, stream=stream)
+
+    @property
+    def _pooling(self) -> Pooling:
+        if self._made_pooling is None:
+            self._made_pooling = Pooling(self._requests, max_in_flight(self.settings.engine_args, SPARE_TEXTS))
+        return self._made_pooling
 
     async def _prefix(self, input_type: str | None) -> str:
         if input_type not in (None, "query", "document"):
@@ -593,21 +277,22 @@ class Engine:
         if input_type is None or self.settings.is_remote:
             return ""
         if self._prefixes is None:
-            if not Path(self.settings.model or "").expanduser().is_dir():
+            if not await asyncio.to_thread(Path(self.settings.model or "").expanduser().is_dir):
                 await self.awarmup()  # a model of the hub may be here in part, or not at all, until it was served
-            folder = self.settings.model_folder()
-            self._prefixes = text_prefixes(folder) if folder else {}
+            self._prefixes = await asyncio.to_thread(_read_prefixes, self.settings)
         return self._prefixes.get(input_type, "")
 
-    def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
-        given = self._defaults if params is None else self._defaults.merged(params.model_dump(exclude_unset=True))
-        return given.merged(overrides)
+    def _count_locally(self, request: Request) -> int | None:
+        return None if self.settings.is_remote else count_locally(self.settings, request)
+
+    async def _ask_for_tokens(self, text: str) -> list[int]:
+        return await self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens)
+
+
+def _read_prefixes(settings: EngineSettings) -> dict[str, str]:
+    folder = settings.model_folder()
+    return text_prefixes(folder) if folder else {}
 
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _engine_of(kind: type[Engine], given: dict[str, Any]) -> Engine:
-    """An unpickled Engine: its settings, and the secret of the process that reads it."""
-    return kind(**given)

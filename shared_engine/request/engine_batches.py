@@ -1,0 +1,192 @@
+"""Many prompts or conversations at once, as many in flight as the engine takes; results in order."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Literal, overload
+
+from shared_engine.params import GenerationParams
+from shared_engine.request.batches import SPARE_GENERATIONS, gather, max_in_flight
+from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request
+from shared_engine.request.checks import Message, check_messages, check_prompts
+from shared_engine.request.io_loop import run_sync
+from shared_engine.request.lifecycle import Lifecycle
+from shared_engine.results import GenerationResult
+
+Results = list[GenerationResult]
+ResultsOrErrors = list[GenerationResult | BaseException]
+
+
+class Batches(Lifecycle):
+    """See the module's docstring. Each result has its own usage and finish reason.
+
+    With ``return_exceptions`` a refused item leaves its error in its place; without, the first error ends the batch,
+    and its other requests.
+    """
+
+    @property
+    def max_concurrency(self) -> int:
+        """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs."""
+        return max_in_flight(self.settings.engine_args, SPARE_GENERATIONS)
+
+    def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
+        given = self._defaults if params is None else self._defaults.merged(params.model_dump(exclude_unset=True))
+        return given.merged(overrides)
+
+    @overload
+    async def agenerate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **overrides: Any,
+    ) -> Results: ...
+
+    @overload
+    async def agenerate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: bool,
+        **overrides: Any,
+    ) -> ResultsOrErrors: ...
+
+    async def agenerate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Continue each prompt, in order of the prompts; none gives an empty list."""
+        checked = check_prompts(prompts)
+        merged = self._params(params, overrides)
+
+        def call(prompt: str) -> Awaitable[GenerationResult]:
+            return self._requests.generate(completion_request(prompt, merged))
+
+        return await gather(checked, call, self.max_concurrency, return_exceptions)
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **overrides: Any,
+    ) -> Results: ...
+
+    @overload
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: bool,
+        **overrides: Any,
+    ) -> ResultsOrErrors: ...
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        params: GenerationParams | None = None,
+        *,
+        return_exceptions: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """The same as ``agenerate_batch``, which see, for threads: this one waits."""
+        return run_sync(self.agenerate_batch(prompts, params, return_exceptions=return_exceptions, **overrides))
+
+    @overload
+    async def achat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: Literal[False] = False,
+        **overrides: Any,
+    ) -> Results: ...
+
+    @overload
+    async def achat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: bool,
+        **overrides: Any,
+    ) -> ResultsOrErrors: ...
+
+    async def achat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Answer each conversation, in their order, with the same tools; none gives an empty list."""
+        for index, messages in enumerate(conversations):
+            check_messages(messages, f"conversations[{index}]")
+        merged = self._params(params, overrides)
+
+        def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
+            return self._requests.generate(chat_request(messages, merged, tools=tools, tool_choice=tool_choice))
+
+        return await gather(conversations, call, self.max_concurrency, return_exceptions)
+
+    @overload
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: Literal[False] = False,
+        **overrides: Any,
+    ) -> Results: ...
+
+    @overload
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: bool,
+        **overrides: Any,
+    ) -> ResultsOrErrors: ...
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: GenerationParams | None = None,
+        *,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice | None = None,
+        return_exceptions: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """The same as ``achat_batch``, which see, for threads: this one waits."""
+        return run_sync(
+            self.achat_batch(
+                conversations,
+                params,
+                tools=tools,
+                tool_choice=tool_choice,
+                return_exceptions=return_exceptions,
+                **overrides,
+            )
+        )

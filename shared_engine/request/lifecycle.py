@@ -1,0 +1,135 @@
+"""What an Engine is beside its requests: settings, the endpoint behind them, and its start, state and end.
+
+Knows nothing of what is asked of the server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shared_engine.params import GenerationParams
+from shared_engine.request.endpoint import EngineStatus
+from shared_engine.request.local import LocalEndpoint
+from shared_engine.request.remote import RemoteEndpoint
+from shared_engine.request.sending import Requests
+from shared_engine.request.twins import blocking
+from shared_engine.runtime.record import EngineState
+from shared_engine.settings import SECRET, EngineSettings
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Lifecycle:
+    """See the module's docstring; Engine says what it is for."""
+
+    def __init__(self, settings: EngineSettings | None = None, **fields: Any) -> None:
+        if settings is not None and fields:
+            raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
+        self.settings = settings if settings is not None else EngineSettings(**fields)
+        self._defaults = GenerationParams(**self.settings.sampling_defaults)
+        self._made_requests: Requests | None = None
+        self._context_window: int | None = None
+
+    def __repr__(self) -> str:
+        where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
+        return f"Engine({where}model={self.settings.model!r})"
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        return type(self)(self.settings)  # frozen; a copy in this process keeps the secret
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set if name not in SECRET}
+        return _engine_of, (type(self), given)
+
+    @property
+    def _requests(self) -> Requests:
+        # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
+        if self._made_requests is None:
+            endpoint = RemoteEndpoint(self.settings) if self.settings.is_remote else LocalEndpoint(self.settings)
+            self._made_requests = Requests(endpoint, self.settings.timeout, self.settings.max_retries)
+        return self._made_requests
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together: by the settings, the model's files, or an answer that a server gave.
+
+        None where that is not known; asks no server.
+        """
+        told = None if self._made_requests is None else self._made_requests.endpoint.max_model_len
+        if told is None and self._context_window is None:  # looked for until it is known: adapters ask in every call
+            self._context_window = self.settings.context_window()
+        return told or self._context_window
+
+    # ---- life
+
+    async def awarmup(self) -> None:
+        """Return when the engine is ready, starting it if need be. A remote server is only asked for its health."""
+        await self._requests.check_health()
+
+    warmup = blocking(awarmup)
+
+    async def ais_ready(self) -> bool:
+        """True when a request would be answered at once. Starts nothing and keeps nothing awake."""
+        return (await self.astatus()).state is EngineState.READY
+
+    is_ready = blocking(ais_ready)
+
+    async def astatus(self) -> EngineStatus:
+        """The engine as it is now. Starts nothing and keeps nothing awake."""
+        return await self._requests.endpoint.status()
+
+    status = blocking(astatus)
+
+    async def astats(self) -> dict[str, float]:
+        """vLLM's gauges and counters by name, such as ``num_requests_running``; empty while no server is up.
+
+        On a remote server they count other users' requests too.
+        """
+        return await self._requests.metrics()
+
+    stats = blocking(astats)
+
+    async def aevict(self, timeout: float = 30.0) -> None:
+        """Take the model out of memory; return when its processes are gone. The next request brings it back.
+
+        Raises:
+            EngineBusyError: requests, of any process, were in flight for all of ``timeout`` seconds.
+            EngineError: the engine is remote.
+        """
+        await self._requests.endpoint.evict(timeout)
+
+    evict = blocking(aevict)
+
+    async def ashutdown(self, timeout: float = 30.0, *, force: bool = False) -> None:
+        """As ``aevict``, and leave no process behind: neither the standby nor the supervisor.
+
+        Args:
+            force: do not wait for requests in flight; they fail.
+        """
+        await self._requests.endpoint.shutdown(timeout, force=force)
+
+    shutdown = blocking(ashutdown)
+
+    async def aclose(self) -> None:
+        """Let go of this loop's connections. The engine itself is shared: it stays until idle."""
+        await self._requests.endpoint.close()
+
+    close = blocking(aclose)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def _engine_of(kind: type[Lifecycle], given: dict[str, Any]) -> Lifecycle:
+    """An unpickled engine: its settings, and the secret of the process that reads it."""
+    return kind(**given)

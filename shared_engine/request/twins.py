@@ -1,0 +1,59 @@
+"""The form for threads of an asynchronous method, from its one definition.
+
+    async def achat(self, messages: Sequence[Message], ...) -> GenerationResult: ...
+    chat = blocking(achat)
+
+Names, types and defaults stay: for type checkers by ParamSpec, for ``help`` and ``inspect`` by the signature.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from shared_engine.request.io_loop import iterate_sync, run_sync
+
+S = TypeVar("S")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def blocking(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], T]:
+    """``method`` on the background loop, waited for in the calling thread; also where that one's own loop runs."""
+
+    @functools.wraps(method)
+    def waiting(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(method(self, *args, **kwargs))
+
+    return _named(waiting, method)
+
+
+def iterating(
+    method: Callable[Concatenate[S, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[S, P], Generator[T, None, None]]:
+    """What ``method`` returns, as a generator for the calling thread. Leaving it early ends the asynchronous one."""
+
+    @functools.wraps(method)
+    def iterating_method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        return iterate_sync(method(self, *args, **kwargs))
+
+    named = _named(iterating_method, method)
+    item = str(inspect.signature(method).return_annotation).removeprefix("AsyncGenerator[").removesuffix(", None]")
+    _give_return_type(named, f"Generator[{item}, None, None]")
+    return named
+
+
+def _named(form: Callable[P, T], method: Callable[..., Any]) -> Callable[P, T]:
+    own = method.__name__.removeprefix("a")
+    form.__name__ = own
+    form.__qualname__ = method.__qualname__.removesuffix(method.__name__) + own
+    form.__doc__ = f"The same as ``{method.__name__}``, which see, for threads: this one waits.\n"
+    return form
+
+
+def _give_return_type(form: Callable[..., Any], annotation: str) -> None:
+    signature = inspect.signature(form).replace(return_annotation=annotation)
+    form.__annotations__ = {**form.__annotations__, "return": annotation}
+    form.__signature__ = signature  # type: ignore[attr-defined]

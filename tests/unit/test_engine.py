@@ -1,0 +1,67 @@
+"""Engine itself: what it does on the caller's event loop, and what it leaves to threads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shared_engine.engine
+from shared_engine import EmbeddingResult, Engine, TokenUsage
+from tests.support.paths import TINY_CHAT
+
+
+class NotedPooling:
+    """Stands for requests to a pooling engine; keeps the texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    async def embed(self, texts: list[str], *_: Any) -> EmbeddingResult:
+        self.texts += texts
+        return EmbeddingResult(embeddings=[[0.0]] * len(texts), usage=TokenUsage(), model="m")
+
+
+async def test_the_files_of_prefixes_are_read_once_and_not_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(TINY_CHAT / "config.json", tmp_path)
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    readers = []
+    read = shared_engine.engine.text_prefixes
+
+    def noted(folder: Path) -> dict[str, str]:
+        readers.append(threading.current_thread())
+        return read(folder)
+
+    monkeypatch.setattr(shared_engine.engine, "text_prefixes", noted)
+    engine = Engine(model=str(tmp_path))
+    pooling: Any = NotedPooling()
+    engine._made_pooling = pooling
+    await engine.aembed(["a"], input_type="query")
+    await engine.aembed(["b"], input_type="document")
+    assert pooling.texts == ["query: a", "passage: b"]
+    assert len(readers) == 1
+    assert readers[0] is not threading.current_thread()
+
+
+async def test_tokens_are_counted_in_a_thread_and_both_forms_agree() -> None:
+    engine = Engine(model=str(TINY_CHAT))
+    conversation = [{"role": "user", "content": "Hello"}]
+    threads = []
+    count = engine._count_locally
+
+    def noted(request: Any) -> int | None:
+        threads.append(threading.current_thread())
+        return count(request)
+
+    engine._count_locally = noted  # type: ignore[method-assign]
+    assert await engine.acount_tokens(conversation) == engine.count_tokens(conversation)
+    assert threads[0] is not threading.current_thread()
+    assert threads[1] is threading.current_thread(), "for threads without a round trip by the background loop"
+    assert await engine.atokenize("Hello there") == engine.tokenize("Hello there") != []
