@@ -45,88 +45,41 @@ class _Request(TypedDict):
 
 
 class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling, StructuredOutput, BaseChatModel):
-    """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
+    """A LangChain chat model on a local vLLM, which starts on the first call and is shared by every object and process
+    with equal settings.
 
     Setup::
 
         pip install "vllm-local[langchain]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable::
+    Every setting of shared_engine.EngineSettings is an argument, under its own name, with its environment variable. A
+    request's parameters (shared_engine.GenerationParams) are arguments too, as defaults, and keywords of every call
+    and of ``bind``, which win::
 
         from langchain_vllm_local import ChatVLLM
 
-        llm = ChatVLLM(model="Qwen/Qwen3-4B", temperature=0.0, max_tokens=512)
-
-    Invoke; the model's own chat template is applied by vLLM::
-
+        llm = ChatVLLM(model="Qwen/Qwen3-4B", temperature=0.0, max_tokens=512)  # starts nothing yet
         message = llm.invoke([("system", "Answer in French."), ("human", "Name three rivers.")])
-        print(message.content)
-        print(message.usage_metadata)  # {'input_tokens': ..., 'output_tokens': ..., 'total_tokens': ...}
-        print(message.response_metadata["finish_reason"])
+        print(message.content, message.usage_metadata, message.response_metadata["finish_reason"])
 
     Stream; leaving the loop early aborts the request in vLLM::
 
         for chunk in llm.stream("Name three rivers."):
             print(chunk.text, end="", flush=True)
 
-    Async; vLLM works on all of these at once::
-
-        messages = await asyncio.gather(*(llm.ainvoke(question) for question in questions))
-
-    Batch; keeps the engine full unless ``config={"max_concurrency": ...}`` says otherwise. So do ``generate``,
-    ``abatch`` and ``batch_as_completed``; one bad question spoils none of the others with ``return_exceptions``::
-
-        messages = llm.batch(questions, return_exceptions=True, use_tqdm=True)
-
-    Tool calling::
-
-        def add(a: int, b: int) -> int:
-            \"\"\"Add two numbers.\"\"\"
-            return a + b
-
-        print(llm.bind_tools([add]).invoke("What is 2 + 3?").tool_calls)
-
-    Structured output; vLLM holds the answer to the schema token by token::
+    Structured output; vLLM constrains the answer to the schema, token by token::
 
         class Person(BaseModel):
             name: str
             age: int
 
         person = llm.with_structured_output(Person).invoke("Anna is 31 years old.")
-        mood = llm.with_structured_output(["good", "bad"], method="choice").invoke("How is the mood in: 'Great!'?")
 
-    Reasoning, of a model that thinks before it answers. It is replayed in tool loops::
-
-        message = llm.invoke("What is 17 * 23?", enable_thinking=True)  # or reasoning_effort="high"
-        print(message.additional_kwargs["reasoning_content"])
-        print(message.content_blocks)  # [{'type': 'reasoning', ...}, {'type': 'text', ...}]
-
-    Images, audio and video, for a model that takes them; as URL, base64 or file::
-
-        image = {"type": "image", "path": "photo.jpg"}
-        message = llm.invoke([HumanMessage([{"type": "text", "text": "What is this?"}, image])])
-
-    Tokens of a conversation, counted without a start, and what the model can do::
-
-        llm.get_num_tokens_from_messages([HumanMessage("Hello")], tools=[add])
-        llm.profile  # {'max_input_tokens': ..., 'tool_calling': True, 'structured_output': True, ...}
-
-    Load the model ahead of the first call, and give its memory back at once (it leaves by itself when idle)::
-
-        llm.warmup()
-        llm.engine.evict()
-
-    A vLLM server that somebody else runs::
-
-        llm = ChatVLLM(base_url="http://gpu-box:8000/v1", api_key="...")
-
-    A request's parameters (shared_engine.GenerationParams: temperature, max_tokens, stop, response_format, ...) are
-    keywords of every call, and of ``bind``, and win over the constructor's. A call's ``model=`` chooses among the
-    models of a remote server; a local engine serves the one model it was made for.
+    docs/langchain.md shows the rest: tools and agents, reasoning, images and audio, batches that keep the engine full,
+    exact token counts, the profile, remote servers (``base_url``).
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors; each is also a class of langchain_core.exceptions,
             such as ContextOverflowError or ModelTimeoutError.

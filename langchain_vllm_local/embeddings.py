@@ -17,31 +17,25 @@ from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedReq
 
 
 class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
-    """Embeddings of a local vLLM that starts on the first call and is shared by every object and process with equal
-    settings.
+    """LangChain embeddings on a local vLLM, which starts on the first call and is shared by every object and process
+    with equal settings.
 
-    It is an engine of its own beside a chat model's, and comes and goes in the same way. On one GPU, give each its
-    share of the memory, such as ``gpu_memory_utilization=0.1`` here and 0.8 there: at the default of 0.9 one would
-    have to leave for the other.
+    Its engine is separate from a chat model's. On one GPU, give each its share of the memory, such as
+    ``gpu_memory_utilization=0.1`` here and 0.8 there: at the default of 0.9 one would evict the other.
 
     Setup::
 
         pip install "vllm-local[langchain]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable::
+    Every setting of shared_engine.EngineSettings is an argument, under its own name, with its environment variable::
 
         from langchain_vllm_local import VLLMEmbeddings
 
-        embeddings = VLLMEmbeddings(model="BAAI/bge-small-en-v1.5")
-
-    Embed a query, and documents. They go to the engine ``chunk_size`` at a time, with enough requests in flight to keep
-    it busy, and come back in order::
-
+        embeddings = VLLMEmbeddings(model="BAAI/bge-small-en-v1.5")  # starts nothing yet
         vector = embeddings.embed_query("Which river flows through Basel?")
-        vectors = embeddings.embed_documents(["The Rhine flows through Basel.", "The Danube rises in Donaueschingen."])
 
-    Async::
+    Many texts come back in order; they are sent ``chunk_size`` at a time, with enough requests in flight to keep the
+    engine busy::
 
         vectors = await embeddings.aembed_documents(texts)
 
@@ -50,37 +44,11 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
         store = InMemoryVectorStore.from_texts(texts, embedding=embeddings)
         print(store.as_retriever(search_kwargs={"k": 1}).invoke("Which river flows through Basel?"))
 
-    Many models want other words before a query than before a document. What the model's own
-    config_sentence_transformers.json says is put there by itself; say it, or ``""`` for nothing, where the model's
-    files don't, and for a remote server::
-
-        embeddings = VLLMEmbeddings(model="intfloat/e5-small-v2", query_prefix="query: ", document_prefix="passage: ")
-
-    Shorter vectors, of a model that was trained for it (Matryoshka)::
-
-        embeddings = VLLMEmbeddings(model="Snowflake/snowflake-arctic-embed-m-v1.5", dimensions=256)
-
-    where vLLM does not see that in the model's config, with ``engine_args={"hf_overrides": {"is_matryoshka": True}}``.
-
-    A text that is longer than the model takes is an error, which names it; or is cut::
-
-        embeddings = VLLMEmbeddings(model="BAAI/bge-small-en-v1.5", truncate_prompt_tokens=-1)
-
-    Load the model ahead of the first call, and give its memory back at once (it leaves by itself when idle)::
-
-        embeddings.warmup()
-        embeddings.engine.evict()
-
-    A vLLM server that somebody else runs::
-
-        embeddings = VLLMEmbeddings(base_url="http://gpu-box:8000/v1", api_key="...")
-
-    Vectors are pooled and normalised as the model's sentence-transformers files say; ``extra_body={"use_activation":
-    False}`` leaves out the latter. vLLM runs a model of 32-bit weights in 16 bits unless told ``dtype="float32"``,
-    which on CPUs without 16-bit arithmetic is several times faster too.
+    docs/langchain.md, section "Embeddings, RAG, reranking", shows the rest: prefixes for queries and documents,
+    shorter vectors, texts that are too long, normalisation, remote servers.
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors; each is also a class of langchain_core.exceptions,
             such as ContextOverflowError or ModelTimeoutError.

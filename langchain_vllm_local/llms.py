@@ -22,23 +22,19 @@ if TYPE_CHECKING:
 
 
 class VLLM(LanguageModel, Batches, BaseLLM):
-    """A local vLLM that continues text as it is; for a model tuned for chat, use ChatVLLM.
+    """A LangChain text model on a local vLLM, which continues text as it is; for a model tuned for chat, use ChatVLLM.
 
-    It starts on the first call and is shared by every object and process with equal settings, ChatVLLM's too.
+    The engine starts on the first call and is shared by every object and process with equal settings, ChatVLLM's too.
 
     Setup::
 
         pip install "vllm-local[langchain]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable::
+    Settings and request parameters are arguments and keywords as for ChatVLLM::
 
         from langchain_vllm_local import VLLM
 
-        llm = VLLM(model="Qwen/Qwen3-4B-Base", temperature=0.0, max_tokens=64)
-
-    Invoke::
-
+        llm = VLLM(model="Qwen/Qwen3-4B-Base", temperature=0.0, max_tokens=64)  # starts nothing yet
         print(llm.invoke("The Rhine flows through"))
 
     Stream; leaving the loop early aborts the request in vLLM::
@@ -50,26 +46,10 @@ class VLLM(LanguageModel, Batches, BaseLLM):
 
         texts = llm.batch(["The Rhine flows through", "The Danube flows through"])
 
-    Async::
-
-        text = await llm.ainvoke("The Rhine flows through")
-
-    Tokens and finish reasons, of each prompt and of all together::
-
-        result = llm.generate(["The Rhine flows through"])
-        print(result.generations[0][0].generation_info["usage_metadata"])
-        print(result.generations[0][0].generation_info["finish_reason"])
-        print(result.llm_output["token_usage"])
-
-    A vLLM server that somebody else runs::
-
-        llm = VLLM(base_url="http://gpu-box:8000/v1", api_key="...")
-
-    A request's parameters (shared_engine.GenerationParams: temperature, max_tokens, stop, n, ...) are keywords of every
-    call, and of ``bind``, and win over the constructor's.
+    More in docs/langchain.md, section "Text models".
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors; each is also a class of langchain_core.exceptions,
             such as ContextOverflowError or ModelTimeoutError.

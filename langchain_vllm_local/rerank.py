@@ -21,73 +21,41 @@ if TYPE_CHECKING:
 
 
 class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompressor):
-    """A reranker on a local vLLM that starts on the first call and is shared by every object and process with equal
-    settings.
+    """A LangChain document compressor that keeps what fits the query best, on a local vLLM, which starts on the first
+    call and is shared by every object and process with equal settings.
 
-    It is an engine of its own beside a chat model's, and comes and goes in the same way; on one GPU, give each its
-    share of the memory with ``gpu_memory_utilization``.
+    Its engine is separate from a chat model's; on one GPU, give each its share of the memory with
+    ``gpu_memory_utilization``.
 
     Setup::
 
         pip install "vllm-local[langchain]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable::
+    The model is a cross-encoder with one label, or an embedding model, whose score is the cosine of query and
+    document. Every setting of shared_engine.EngineSettings is an argument, under its own name, with its environment
+    variable::
 
         from langchain_vllm_local import VLLMRerank
 
-        reranker = VLLMRerank(model="BAAI/bge-reranker-base", top_n=3)
+        reranker = VLLMRerank(model="BAAI/bge-reranker-base", top_n=3)  # starts nothing yet
 
-    Rerank; copies of the best documents, best first, each with its score::
+    Copies of the best documents come back, best first, each with its score::
 
         for document in reranker.compress_documents(documents, "Which river flows through Basel?"):
             print(document.metadata["relevance_score"], document.page_content)
 
-    Async::
-
-        best = await reranker.acompress_documents(documents, query)
-
     Behind a retriever that fetches more than is needed::
-
-        from langchain_classic.retrievers import ContextualCompressionRetriever
-
-        retriever = ContextualCompressionRetriever(
-            base_compressor=reranker, base_retriever=store.as_retriever(search_kwargs={"k": 50})
-        )
-
-    or without that package::
 
         def retrieve(query: str) -> list[Document]:
             return list(reranker.compress_documents(fetch.invoke(query), query))
 
         retriever = RunnableLambda(retrieve)
 
-    The model is a cross-encoder with one label, whose own score counts. It may also be an embedding model, whose score
-    is the cosine of query and document, without any prefixes; VLLMEmbeddings with equal settings then has the same
-    engine. A language model that was trained to rerank takes what vLLM's documentation says for it::
-
-        reranker = VLLMRerank(
-            model="Qwen/Qwen3-Reranker-0.6B",
-            engine_args={
-                "hf_overrides": {
-                    "architectures": ["Qwen3ForSequenceClassification"],
-                    "classifier_from_token": ["no", "yes"],
-                    "is_original_qwen3_reranker": True,
-                },
-                "chat_template": "./qwen3_reranker.jinja",
-            },
-        )
-
-    What is longer than the model takes is an error, which names the document; or is cut::
-
-        reranker = VLLMRerank(model="BAAI/bge-reranker-base", truncate_prompt_tokens=-1)
-
-    A vLLM server that somebody else runs::
-
-        reranker = VLLMRerank(base_url="http://gpu-box:8000/v1", api_key="...")
+    docs/langchain.md, section "Embeddings, RAG, reranking", shows the rest: language models as rerankers, documents
+    that are too long, remote servers.
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors; each is also a class of langchain_core.exceptions,
             such as ContextOverflowError or ModelTimeoutError.

@@ -32,31 +32,25 @@ _on_progress: ContextVar[Callable[[int], object] | None] = ContextVar("on_progre
 
 
 class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
-    """Embeddings of a local vLLM that starts on the first call and is shared by every object and process with equal
-    settings.
+    """A LlamaIndex embedding model on a local vLLM, which starts on the first call and is shared by every object and
+    process with equal settings.
 
-    It is an engine of its own beside an LLM's, and comes and goes in the same way. On one GPU, give each its share of
-    the memory, such as ``gpu_memory_utilization=0.1`` here and 0.8 there: at the default of 0.9 one would have to leave
-    for the other.
+    Its engine is separate from an LLM's. On one GPU, give each its share of the memory, such as
+    ``gpu_memory_utilization=0.1`` here and 0.8 there: at the default of 0.9 one would evict the other.
 
     Setup::
 
         pip install "vllm-local[llama-index]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable; ``model_name`` is another name of ``model``::
+    Every setting of shared_engine.EngineSettings is an argument, under its own name, with its environment variable;
+    ``model_name`` is another name of ``model``::
 
         from llama_index_vllm_local import VLLMEmbedding
 
-        embed_model = VLLMEmbedding(model="BAAI/bge-small-en-v1.5")
-
-    Embed a query, a text, and many texts, which come back in order::
-
+        embed_model = VLLMEmbedding(model="BAAI/bge-small-en-v1.5")  # starts nothing yet
         vector = embed_model.get_query_embedding("Which river flows through Basel?")
-        vector = embed_model.get_text_embedding("The Rhine flows through Basel.")
-        vectors = embed_model.get_text_embedding_batch(texts, show_progress=True)
 
-    Async::
+    Many texts come back in order::
 
         vectors = await embed_model.aget_text_embedding_batch(texts)
 
@@ -65,46 +59,11 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
         Settings.embed_model = embed_model
         index = VectorStoreIndex.from_documents(documents)
 
-    Many models want other words before a query than before a text. What the model's own
-    config_sentence_transformers.json says is put there by itself; say it, or ``""`` for nothing, where the model's
-    files don't, and for a remote server. It is put there as it is, with the space at its end::
-
-        embed_model = VLLMEmbedding(
-            model="intfloat/e5-small-v2", query_instruction="query: ", text_instruction="passage: "
-        )
-
-    HuggingFaceEmbedding has words of its own for queries to BAAI's models. For the same vectors, say them here::
-
-        embed_model = VLLMEmbedding(
-            model="BAAI/bge-small-en-v1.5",
-            query_instruction="Represent this question for searching relevant passages: ",
-        )
-
-    Shorter vectors, of a model that was trained for it (Matryoshka)::
-
-        embed_model = VLLMEmbedding(model="Snowflake/snowflake-arctic-embed-m-v1.5", dimensions=256)
-
-    where vLLM does not see that in the model's config, with ``engine_args={"hf_overrides": {"is_matryoshka": True}}``.
-
-    A text that is longer than the model takes is an error, which names it; or is cut::
-
-        embed_model = VLLMEmbedding(model="BAAI/bge-small-en-v1.5", truncate_prompt_tokens=-1)
-
-    Load the model ahead of the first call, and give its memory back at once (it leaves by itself when idle)::
-
-        embed_model.warmup()
-        embed_model.engine.evict()
-
-    A vLLM server that somebody else runs::
-
-        embed_model = VLLMEmbedding(base_url="http://gpu-box:8000/v1", api_key="...")
-
-    Vectors are pooled and normalised as the model's sentence-transformers files say; ``extra_body={"use_activation":
-    False}`` leaves out the latter. vLLM runs a model of 32-bit weights in 16 bits unless told ``dtype="float32"``,
-    which on CPUs without 16-bit arithmetic is several times faster too.
+    docs/llama_index.md, section "RAG, embeddings, reranking", shows the rest: instructions for queries and texts,
+    shorter vectors, texts that are too long, normalisation, remote servers.
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors.
     """

@@ -55,67 +55,44 @@ class _Request(NamedTuple):
 
 
 class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
-    """A local vLLM that starts on the first call and is shared by every object and process with equal settings.
+    """A LlamaIndex LLM on a local vLLM, which starts on the first call and is shared by every object and process with
+    equal settings.
 
-    Install::
+    Setup::
 
         pip install "vllm-local[llama-index]" && vllm-local install
 
-    Instantiate; this starts nothing yet. The settings of shared_engine.EngineSettings are arguments here, under their
-    own names, with their environment variables (``seed``, here, is a request's)::
+    The settings of shared_engine.EngineSettings are arguments, under their own names, with their environment
+    variables. A request's parameters (shared_engine.GenerationParams; ``seed`` is one of them) are arguments too, as
+    defaults, and keywords of every call, which win. ``chat`` and ``complete`` both use the model's own chat template::
 
         from llama_index_vllm_local import VLLM
 
-        llm = VLLM(model="Qwen/Qwen3-4B", temperature=0.0, max_tokens=512)
-
-    Complete and chat, both through the model's own chat template::
-
+        llm = VLLM(model="Qwen/Qwen3-4B", temperature=0.0, max_tokens=512)  # starts nothing yet
         print(llm.complete("Name three rivers.").text)
-        print(llm.chat([ChatMessage(role="user", content="Name three rivers.")]).message.content)
 
     Stream; leaving the loop early aborts the request in vLLM::
 
-        for response in llm.stream_chat(messages):
+        for response in llm.stream_chat([ChatMessage(role="user", content="Name three rivers.")]):
             print(response.delta, end="", flush=True)
 
-    Async; vLLM works on all of these at once::
+    Structured output; vLLM constrains the answer to the schema, token by token, but does not show it to the model::
 
-        answers = await asyncio.gather(*(llm.acomplete(prompt) for prompt in prompts))
+        class Person(BaseModel):
+            name: str
+            age: int
 
-    RAG: as the LLM of everything in LlamaIndex. Texts are then cut to fit by this model's tokens; LlamaIndex counts
-    OpenAI's otherwise, which may be fewer, so that a prompt that it fills is too long::
+        prompt = PromptTemplate("Extract name and age: {text}")
+        person = llm.structured_predict(Person, prompt, text="Anna is 31 years old.")
 
-        Settings.llm = llm
-        Settings.tokenizer = llm.engine.tokenize
-        engine = SummaryIndex.from_documents(documents).as_query_engine()
+    Token counts are in ``response.raw["usage"]`` and ``response.additional_kwargs``; of a stream, in its last
+    response.
 
-    Call tools, in agents or directly::
-
-        agent = FunctionAgent(tools=[add], llm=llm)
-        print(llm.predict_and_call([FunctionTool.from_defaults(fn=add)], "What is 2 + 3?"))
-
-    Structured output: vLLM holds the answer to the class's schema, token by token, but shows the model nothing of it,
-    so the prompt should say what is wanted (``pydantic_program_mode="function"`` shows it, as a tool to call)::
-
-        person = llm.structured_predict(Person, PromptTemplate("Extract name and age: {text}"), text=text)
-        response = llm.as_structured_llm(Person).chat(messages)  # response.raw is a Person; it has the usage, too
-        engine = index.as_query_engine(llm=llm, output_cls=Person)
-
-    A vLLM server that somebody else runs::
-
-        llm = VLLM(base_url="http://gpu-box:8000/v1", api_key="...")
-
-    A request's parameters (GenerationParams: temperature, max_tokens, stop, response_format, ...) are keywords of every
-    call and win over the constructor's. Token counts are in ``response.raw["usage"]`` and in
-    ``response.additional_kwargs``; of a stream, in its last response, which a stream that is left early never gives.
-
-    Prompts and the chat template: ``complete(prompt)`` sends the prompt as one user message, because a model tuned for
-    chat answers nothing useful without its template. ``complete(prompt, formatted=True)`` sends the text as it is. A
-    model without a template (``is_chat_model`` is False) gets all its prompts as text, made by ``messages_to_prompt``
-    and ``completion_to_prompt``.
+    docs/llama_index.md shows the rest: RAG, tools and agents, reasoning, images and other blocks, batches, models
+    without a chat template, remote servers (``base_url``).
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors.
     """

@@ -23,63 +23,39 @@ dispatcher = get_dispatcher(__name__)
 
 
 class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
-    """A reranker on a local vLLM that starts on the first call and is shared by every object and process with equal
-    settings.
+    """A LlamaIndex postprocessor that keeps the nodes that fit the query best, on a local vLLM, which starts on the
+    first call and is shared by every object and process with equal settings.
 
-    It is an engine of its own beside an LLM's, and comes and goes in the same way; on one GPU, give each its share of
-    the memory with ``gpu_memory_utilization``.
+    Its engine is separate from an LLM's; on one GPU, give each its share of the memory with
+    ``gpu_memory_utilization``.
 
     Setup::
 
         pip install "vllm-local[llama-index]" && vllm-local install
 
-    Instantiate; this starts nothing yet. Every setting of shared_engine.EngineSettings is an argument here, under its
-    own name, with its environment variable::
+    The model is a cross-encoder with one label, or an embedding model, whose score is the cosine of query and text.
+    Every setting of shared_engine.EngineSettings is an argument, under its own name, with its environment variable::
 
         from llama_index_vllm_local import VLLMRerank
 
-        reranker = VLLMRerank(model="BAAI/bge-reranker-base", top_n=3)
+        reranker = VLLMRerank(model="BAAI/bge-reranker-base", top_n=3)  # starts nothing yet
 
     In a query engine that fetches more than is needed::
 
         query_engine = index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])
 
-    Or by itself; the best nodes, best first, each with its new score::
+    Or on its own; the best nodes come back, best first, each with its new score::
 
         for node in reranker.postprocess_nodes(nodes, query_str="Which river flows through Basel?"):
             print(node.score, node.text)
 
-    Async::
+    A node's text is what LlamaIndex embeds of it: with its metadata, without ``excluded_embed_metadata_keys``.
 
-        best = await reranker.apostprocess_nodes(nodes, query_str=query)
-
-    The model is a cross-encoder with one label, whose own score counts. It may also be an embedding model, whose score
-    is the cosine of query and text, without any instructions; VLLMEmbedding with equal settings then has the same
-    engine. A language model that was trained to rerank takes what vLLM's documentation says for it::
-
-        reranker = VLLMRerank(
-            model="Qwen/Qwen3-Reranker-0.6B",
-            engine_args={
-                "hf_overrides": {
-                    "architectures": ["Qwen3ForSequenceClassification"],
-                    "classifier_from_token": ["no", "yes"],
-                    "is_original_qwen3_reranker": True,
-                },
-                "chat_template": "./qwen3_reranker.jinja",
-            },
-        )
-
-    A node's text is what LlamaIndex embeds of it: with its metadata, less ``excluded_embed_metadata_keys``. What is
-    longer than the model takes is an error, which names it by its position; or is cut::
-
-        reranker = VLLMRerank(model="BAAI/bge-reranker-base", truncate_prompt_tokens=-1)
-
-    A vLLM server that somebody else runs::
-
-        reranker = VLLMRerank(base_url="http://gpu-box:8000/v1", api_key="...")
+    docs/llama_index.md, section "RAG, embeddings, reranking", shows the rest: language models as rerankers, nodes that
+    are too long, remote servers.
 
     Raises:
-        SettingsError: on construction, for a setting that is missing, unknown (names the nearest) or out of range.
+        SettingsError: on construction, for a setting that is missing, unknown (with the nearest name) or out of range.
         InvalidInputError: on a call, before anything starts, for input that can't be sent.
         VLLMError: on a call, any other of shared_engine.errors.
     """

@@ -1,4 +1,4 @@
-"""What the tests of agents share: tools and questions that tiny_chat was trained on, and how a right run looks."""
+"""What the tests of agents share: how they are asked, and how a right run looks."""
 
 from __future__ import annotations
 
@@ -6,24 +6,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 
-SUM = "Add 12 and 30, then multiply the result by 7."
-SUM_ANSWER = "The result is 294."
-WEATHER = "What is the weather in Paris?"
-
-
-def add(a: int, b: int) -> int:
-    """Add two integers."""
-    return a + b
-
-
-def multiply(a: int, b: int) -> int:
-    """Multiply two integers and return the result."""
-    return a * b
-
-
-def get_weather(city: str) -> str:
-    """Get the weather for a city."""
-    return f"It's sunny in {city}."
+from tests.support.agent_tools import SUM_ANSWER
 
 
 def search(query: str) -> str:

@@ -22,17 +22,8 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
 from langchain_vllm_local import ChatVLLM
-from tests.langchain.agent_runs import (
-    SUM,
-    SUM_ANSWER,
-    WEATHER,
-    add,
-    ask,
-    assert_two_steps,
-    get_weather,
-    multiply,
-    on_thread,
-)
+from tests.langchain.agent_runs import ask, assert_two_steps, on_thread
+from tests.support.agent_tools import SUM, SUM_ANSWER, WEATHER, add, get_weather, multiply
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
@@ -86,7 +77,8 @@ async def test_a_call_is_made_as_a_person_decides(llm: ChatVLLM, decision: dict[
 RESUME = """
 import json, pickle, sys
 from langchain.agents import create_agent
-from tests.langchain.agent_runs import add, multiply, on_thread
+from tests.langchain.agent_runs import on_thread
+from tests.support.agent_tools import add, multiply
 from tests.langchain.test_agent_threads import restored
 with open(sys.argv[1], "rb") as file:
     llm, saved = pickle.load(file)

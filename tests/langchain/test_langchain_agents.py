@@ -16,17 +16,8 @@ from langchain_core.tools import ToolException, tool
 from pydantic import BaseModel
 
 from langchain_vllm_local import ChatVLLM
-from tests.langchain.agent_runs import (
-    SUM,
-    SUM_ANSWER,
-    WEATHER,
-    add,
-    ask,
-    assert_two_steps,
-    get_weather,
-    multiply,
-    search,
-)
+from tests.langchain.agent_runs import ask, assert_two_steps, search
+from tests.support.agent_tools import SUM, SUM_ANSWER, WEATHER, add, get_weather, multiply
 
 
 class Person(BaseModel):

@@ -18,6 +18,7 @@ from langchain_core.load import dumpd, dumps, load
 from langchain_vllm_local import VLLMEmbeddings, VLLMRerank
 from shared_engine import InvalidInputError, SettingsError
 from shared_engine.settings import ENVIRONMENT
+from tests.support.pooling_server import answers, bodies
 from tests.support.remote_server import RemoteServer, running_server
 
 Model = type[VLLMEmbeddings] | type[VLLMRerank]
@@ -33,23 +34,6 @@ DOCUMENTS = [
 def server() -> Iterator[RemoteServer]:
     with running_server() as server:
         yield server
-
-
-def answers(server: RemoteServer, content: dict[str, Any], status: int = 200) -> None:
-    from aiohttp import web
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        return web.json_response(content, status=status)
-
-    server.handler = handler
-
-
-def bodies(server: RemoteServer) -> list[dict[str, Any]]:
-    """What was sent since the last look, without what is always in it."""
-    always = ("model", "encoding_format")
-    sent = [{name: value for name, value in body.items() if name not in always} for _, body in server.requests]
-    server.requests.clear()
-    return sent
 
 
 # ---- construction

@@ -1,4 +1,4 @@
-"""What the tests of tools and agents share: tools and questions that tiny_chat was trained on, and runs of agents."""
+"""What the tests of tools and agents share: the tools as LlamaIndex has them, and runs of agents."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ from llama_index.core.agent.workflow import AgentStream, ToolCallResult
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
 
-SUM = "Add 12 and 30, then multiply the result by 7."
-SUM_ANSWER = "The result is 294."
-WEATHER = "What is the weather in Paris?"
-TWO_CITIES = "What is the weather in Oslo and in Madrid?"
-
-
-def add(a: int, b: int) -> int:
-    """Add two integers."""
-    return a + b
-
-
-def multiply(a: int, b: int) -> int:
-    """Multiply two integers and return the result."""
-    return a * b
-
-
-def get_weather(city: str) -> str:
-    """Get the weather for a city."""
-    return f"It's sunny in {city}."
-
+from tests.support.agent_tools import add, get_weather, multiply
 
 # Described without their signatures, which LlamaIndex would put first: only so does tiny_chat take two steps with them.
 ADD, MULTIPLY, GET_WEATHER = (

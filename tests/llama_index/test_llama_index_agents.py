@@ -18,20 +18,9 @@ from pydantic import BaseModel
 
 from llama_index_vllm_local import VLLM
 from shared_engine.errors import LengthFinishReasonError
-from tests.llama_index.agent_runs import (
-    ADD,
-    GET_WEATHER,
-    MULTIPLY,
-    SUM,
-    SUM_ANSWER,
-    TWO_CITIES,
-    WEATHER,
-    Run,
-    add,
-    get_weather,
-    run,
-)
+from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY, Run, run
 from tests.llama_index.scripted import answers, call
+from tests.support.agent_tools import SUM, SUM_ANSWER, TWO_CITIES, WEATHER, add, get_weather
 from tests.support.remote_server import RemoteServer, running_server
 
 # Workflows list the agent's members, and with them what pydantic deprecated.
@@ -56,7 +45,7 @@ def remote(server: RemoteServer) -> VLLM:
 
 
 def described(fn: Any) -> FunctionTool:
-    """As tiny_chat knows it, see agent_runs."""
+    """As tiny_chat knows it, see agent_tools."""
     return FunctionTool.from_defaults(fn=fn, description=fn.__doc__)
 
 

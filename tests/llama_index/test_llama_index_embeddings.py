@@ -25,15 +25,9 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from langchain_vllm_local import VLLMEmbeddings
 from llama_index_vllm_local import VLLMEmbedding
 from shared_engine import ContextLengthError, EngineState, InvalidInputError, RequestRejectedError
-from tests.llama_index.pooling import (
-    RecordCallbacks,
-    bodies,
-    closed,
-    embeds_and_reranks,
-    recorded_spans,
-    vector_of,
-)
+from tests.llama_index.listeners import RecordCallbacks, closed, recorded_spans
 from tests.support.paths import REPOSITORY
+from tests.support.pooling_server import bodies, embeds_and_reranks, vector_of
 from tests.support.remote_server import RemoteServer, running_server
 
 SECRET = "sk-very-secret"

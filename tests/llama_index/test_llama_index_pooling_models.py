@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import inspect
 import pickle
-import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.ingestion.pipeline import get_transformation_hash
-from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SemanticSplitterNodeParser
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
@@ -28,7 +23,6 @@ from llama_index_vllm_local import VLLMEmbedding, VLLMRerank
 from shared_engine import (
     AuthenticationError,
     ContextLengthError,
-    EngineError,
     InvalidInputError,
     ModelNotFoundError,
     RequestRejectedError,
@@ -37,10 +31,7 @@ from shared_engine import (
     VLLMError,
 )
 from shared_engine.settings import ENVIRONMENT, EngineFields
-from tests.llama_index.pooling import (
-    answers,
-    embeds_and_reranks,
-)
+from tests.support.pooling_server import answers, embeds_and_reranks
 from tests.support.remote_server import RemoteServer, running_server
 
 Model = type[VLLMEmbedding] | type[VLLMRerank]
@@ -305,44 +296,3 @@ def test_bad_input_is_refused_before_anything_starts() -> None:
         VLLMEmbedding(model=HUB_ID).get_text_embedding_batch(["a", 5])  # type: ignore[list-item]
     with pytest.raises(InvalidInputError, match="no query to rank the nodes by"):
         VLLMRerank(model=HUB_ID).postprocess_nodes(NODES)
-
-
-# ---- what the classes say of themselves
-
-
-def code_blocks(model_class: Model) -> Iterator[str]:
-    for block in re.findall(r"::\n\n((?:(?:    .*)?\n)+?)(?=\n?\S|\Z)", inspect.getdoc(model_class) + "\n"):
-        if not block.strip().startswith("pip install"):
-            yield textwrap.dedent(block)
-
-
-@both
-async def test_every_code_block_of_the_docstring_runs(
-    model_class: Model, server: RemoteServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(ENVIRONMENT["base_url"], server.url)  # so that nothing is downloaded and started
-    monkeypatch.setattr(Settings, "_embed_model", MockEmbedding(embed_dim=2))
-    monkeypatch.setattr(Settings, "_llm", MockLLM())
-    documents = [Document(text=text) for text in TEXTS]
-    names: dict[str, Any] = {
-        "Settings": Settings,
-        "VectorStoreIndex": VectorStoreIndex,
-        "index": VectorStoreIndex.from_documents(documents),
-        "documents": documents,
-        "texts": TEXTS,
-        "nodes": NODES,
-        "query": "Which?",
-    }
-    blocks = list(code_blocks(model_class))
-    assert len(blocks) >= 7
-    for block in blocks:
-        code = compile(block, "docstring", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        try:
-            if code.co_flags & inspect.CO_COROUTINE:
-                await eval(code, names)
-            else:
-                exec(code, names)
-        except EngineError:
-            if "evict" not in block:  # which is for an engine of this machine
-                raise
-    assert model_class.__name__ in names

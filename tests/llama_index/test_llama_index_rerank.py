@@ -16,13 +16,8 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from llama_index_vllm_local import VLLMEmbedding, VLLMRerank
-from tests.llama_index.pooling import (
-    RecordCallbacks,
-    bodies,
-    closed,
-    embeds_and_reranks,
-    recorded_spans,
-)
+from tests.llama_index.listeners import RecordCallbacks, closed, recorded_spans
+from tests.support.pooling_server import bodies, embeds_and_reranks
 from tests.support.remote_server import RemoteServer, running_server
 
 SECRET = "sk-very-secret"

@@ -16,9 +16,10 @@ from pydantic import BaseModel
 
 from llama_index_vllm_local import VLLM
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
-from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY, SUM, TWO_CITIES, WEATHER
+from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY
 from tests.llama_index.scripted import answers, call
 from tests.llama_index.ways import alist
+from tests.support.agent_tools import SUM, TWO_CITIES, WEATHER
 from tests.support.remote_server import RemoteServer, running_server
 
 # The four ways to ask, alike: each gives its responses, one, or all pieces of a stream.

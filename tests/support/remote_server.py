@@ -26,7 +26,7 @@ def chat_answer(text: str = "Hi", finish_reason: str = "stop") -> dict[str, Any]
 
 
 class RemoteServer:
-    """Answers POST /v1/chat/completions, /v1/embeddings and /v1/rerank with ``handler``; the rest as vLLM would.
+    """Answers requests for text, chat, embeddings and scores with ``handler``; the rest as vLLM would.
 
     Its model has a token for each word, and two around them.
     """
@@ -101,6 +101,7 @@ class RemoteServer:
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._recorded)
+        app.router.add_post("/v1/completions", self._recorded)
         app.router.add_post("/v1/embeddings", self._recorded)
         app.router.add_post("/v1/rerank", self._recorded)
         app.router.add_post("/tokenize", self._tokenize)
