@@ -25,7 +25,7 @@ Scored = tuple[VLLMRerank, list[float]]
 def cross_encoder(minilm: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scored]:
     """A reranker of random weights, and what transformers says of DOCUMENTS."""
     folder = tmp_path_factory.mktemp("cross_encoder")
-    command = [find_interpreter(None).path, str(REPOSITORY / "tests" / "cross_encoder.py"), str(folder)]
+    command = [find_interpreter(None).path, str(REPOSITORY / "tests" / "support" / "cross_encoder.py"), str(folder)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     with ended_engines() as made:
         reranker = VLLMRerank(**{**minilm, "model": str(folder)}, top_n=None)
