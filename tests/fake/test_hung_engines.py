@@ -51,6 +51,7 @@ def test_a_stream_that_hangs_is_told_so_and_the_next_request_works(
     assert engine.status().starts == 2
 
 
+@pytest.mark.smoke
 def test_a_hang_before_any_byte_is_tried_again_unseen(fake_engine: MakeEngine, tmp_path: Path) -> None:
     engine = fake_engine({"hang_mid_generation": True, "once": str(tmp_path / "once")}, stall_timeout_s=1)
     assert hello(engine) == ANSWER
@@ -167,6 +168,7 @@ def test_a_caller_with_less_patience_is_told_and_the_start_goes_on_for_the_other
     assert patient.status().starts == 1
 
 
+@pytest.mark.smoke
 def test_a_caller_with_more_patience_extends_the_start(fake_engine: MakeEngine) -> None:
     hasty = fake_engine({"start_delay_s": 3, "weights": 20}, start_timeout_s=1.5)
     patient = Engine(hasty.settings.model_copy(update={"start_timeout_s": 20}))

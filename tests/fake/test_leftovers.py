@@ -56,6 +56,7 @@ def test_an_eviction_leaves_no_files(fake_engine: MakeEngine) -> None:
     assert things.left() == []
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("moment", ["idle", "asleep"])
 def test_a_crash_leaves_no_files(fake_engine: MakeEngine, fake_cuda_python: str, moment: str) -> None:
     sleep = {"sleep_after_s": 0.1} if moment == "asleep" else {}
@@ -81,6 +82,7 @@ def test_a_start_that_fails_leaves_no_files(fake_engine: MakeEngine) -> None:
     assert left == []
 
 
+@pytest.mark.smoke
 def test_of_a_killed_supervisor_no_process_stays_and_its_next_removes_the_files(
     fake_engine: MakeEngine, fake_cuda_python: str
 ) -> None:
