@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable
 
 import pytest
 
-from shared_engine import Engine
+from shared_engine import Engine, EngineState
+from tests.real.conftest import MakeEngine
 from tests.support.failure_matrix import (
     CHATS,
     FAULTS,
@@ -17,14 +18,14 @@ from tests.support.failure_matrix import (
     start_from_twenty_processes,
     suffer,
 )
+from tests.support.processes import all_processes, any_exists
 
-MakeEngine = Callable[..., Engine]
-RACES = 20
+RACES = 6 * int(os.environ.get("FAULT_ROUNDS", "1"))
 
 
-@pytest.fixture(scope="module")
-def engine(module_engine: MakeEngine) -> Engine:
-    return module_engine(stall_timeout_s=4)
+@pytest.fixture
+def engine(breakable: MakeEngine) -> Engine:
+    return breakable(stall_timeout_s=4)
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in HANGS])
@@ -48,5 +49,11 @@ def test_requests_that_race_an_eviction_are_answered(engine: Engine) -> None:
     assert engine.status().starts > starts, "there were evictions"
 
 
-def test_twenty_processes_at_once_start_one_engine(own_engine: MakeEngine) -> None:
-    assert start_from_twenty_processes(own_engine()) == (20, 1)
+def test_a_shutdown_leaves_nothing_and_twenty_processes_at_once_start_one_engine(engine: Engine) -> None:
+    engine.warmup()
+    everything = all_processes(engine)
+    engine.shutdown()
+    assert not any_exists(everything)
+    assert engine.status().state is EngineState.STOPPED
+    starts = engine.status().starts
+    assert start_from_twenty_processes(engine) == (20, starts + 1)

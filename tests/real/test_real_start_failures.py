@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +19,26 @@ from shared_engine import (
     EngineState,
     SettingsError,
 )
-from tests.support.engines import copy_of_tiny_chat
+from tests.real.conftest import MakeEngine
+from tests.support.engines import copy_of_tiny_chat, ended_engines
 from tests.support.paths import TINY_CHAT
 from tests.support.processes import all_processes, any_exists
 from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
-MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, tiny_chat: dict[str, Any]) -> Iterator[Engine]:
+    """An engine on a model that the tests damage and repair."""
+    with ended_engines() as made:
+        made.append(Engine(**{**tiny_chat, "model": copy_of_tiny_chat(folder)}))
+        yield made[0]
 
 
 def test_a_wrong_path_fails_at_once_with_the_path() -> None:
@@ -35,14 +48,13 @@ def test_a_wrong_path_fails_at_once_with_the_path() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_python_without_vllm_fails_at_once(own_engine: MakeEngine) -> None:
+def test_a_python_without_vllm_fails_at_once() -> None:
     with pytest.raises(EngineNotInstalledError, match=r"has no vLLM.*vllm-local install"):
         Engine(model=str(TINY_CHAT), python=sys.executable).chat(HELLO)
 
 
-def test_a_failed_start_tells_all_who_wait_why_and_leaves_nothing(own_engine: MakeEngine, tmp_path: Path) -> None:
-    model = copy_of_tiny_chat(tmp_path, architectures=["NoSuchForCausalLM"], model_type="no_such")
-    engine = own_engine(model=model)
+def test_a_failed_start_tells_all_who_wait_why_and_leaves_nothing(engine: Engine, folder: Path) -> None:
+    copy_of_tiny_chat(folder, architectures=["NoSuchForCausalLM"], model_type="no_such")
 
     def fault(_: int) -> EngineStartError:
         with pytest.raises(EngineStartError) as caught:
@@ -67,8 +79,8 @@ def test_a_failed_start_tells_all_who_wait_why_and_leaves_nothing(own_engine: Ma
     assert "next start is allowed in" in str(fault(0))
     assert engine.status().starts == starts
 
-    # Mended, it starts, when the back-off is over.
-    shutil.copy(TINY_CHAT / "config.json", tmp_path / "config.json")
+    # Repaired, it starts, when the back-off is over.
+    copy_of_tiny_chat(folder)
     wait_until(lambda: answers(engine), 60, "the back-off to end")
 
 
@@ -82,18 +94,18 @@ def answers(engine: Engine) -> bool:
         raise
 
 
+def test_damaged_weights_are_named(engine: Engine, folder: Path) -> None:
+    engine.evict()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(EngineStartError, match="weights are damaged"):
+        engine.chat(HELLO)
+
+
 def test_a_flag_vllm_does_not_know_is_named(own_engine: MakeEngine) -> None:
     engine = own_engine(engine_args={"no_such_flag": 1})
     with pytest.raises(EngineStartError, match="vLLM does not know --no-such-flag"):
         engine.chat(HELLO)
-
-
-def test_damaged_weights_are_named(own_engine: MakeEngine, tmp_path: Path) -> None:
-    model = copy_of_tiny_chat(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100_000])
-    with pytest.raises(EngineStartError, match="weights are damaged"):
-        own_engine(model=model).chat(HELLO)
 
 
 def test_a_start_that_takes_too_long_is_ended(own_engine: MakeEngine) -> None:

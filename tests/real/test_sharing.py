@@ -26,11 +26,11 @@ print(model.engine.status().server_pid)
 
 
 def test_in_one_process(tiny_chat: dict[str, Any]) -> None:
-    models = [ChatVLLM(**tiny_chat), LangChainVLLM(**tiny_chat, max_tokens=4), LlamaIndexVLLM(**tiny_chat)]
-    assert models[0].invoke("Hello").text  # type: ignore[union-attr]
-    assert models[1].invoke("Hello")  # type: ignore[union-attr]
-    assert models[2].complete("Hello").text  # type: ignore[union-attr]
-    statuses = [model.engine.status() for model in models]
+    chat, text, index = ChatVLLM(**tiny_chat), LangChainVLLM(**tiny_chat, max_tokens=4), LlamaIndexVLLM(**tiny_chat)
+    assert chat.invoke("Hello").text
+    assert text.invoke("Hello")
+    assert index.complete("Hello").text
+    statuses = [engine.status() for engine in (chat.engine, text.engine, index.engine)]
     assert len({status.server_pid for status in statuses}) == 1
     assert statuses[0].server_pid == Engine(**tiny_chat).status().server_pid
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shared_engine import Engine, EngineBusyError, VLLMError
 from tests.support.engines import settings_of
@@ -22,7 +23,7 @@ from tests.support.processes import all_processes, parent_of, processes_of_group
 from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
-WORK = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
+WORK: dict[str, Any] = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
 CHATS, STREAMS = 4, 2
 LEFT_AFTER_S = 15.0
 ANSWER_WITHIN_S = 120.0
