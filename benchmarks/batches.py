@@ -84,7 +84,7 @@ def text_batches(stage: Stage) -> list[Row]:
 
     def in_process(what: str) -> float:
         came = stage.in_process.ask(do=what, count=count, tokens=TOKENS)
-        return stage.check([Answer(*answer) for answer in came["came"]], TOKENS, counts) / came["seconds"]
+        return stage.check([Answer(*answer) for answer in came["came"]], TOKENS, counts) / float(came["seconds"])
 
     contenders = {
         "LLM.generate": Contender(lambda: in_process("generate")),
@@ -139,7 +139,7 @@ def many(stage: Stage) -> list[Row]:
         came = stage.in_process.ask(do="generate", count=count, tokens=MANY_TOKENS)
         answers = [Answer(*answer) for answer in came["came"]]
         counts = [answer.prompt_tokens for answer in answers]
-        return stage.check(answers, MANY_TOKENS, counts) / came["seconds"]
+        return stage.check(answers, MANY_TOKENS, counts) / float(came["seconds"])
 
     def ours() -> float:
         with Memory() as memory:

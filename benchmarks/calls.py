@@ -128,13 +128,13 @@ def mixed(stage: Stage) -> list[Row]:
                 latencies["stream" if kind else "short"].setdefault(name, []).append(p99)
             return percentile([each * 1000 for each in taken], 99)
 
+        def warm_up(ask: Callable[[Arrival], Any]) -> None:
+            stage.loop.run(replay(trace[:32], ask))
+
         rounds = min(2, stage.plan.rounds)
         clients = {BARE: bare, "ours": ours, AGAIN: bare}
         contenders = {
-            name: Contender(
-                partial(slowest, name, ask), rounds, lambda ask=ask: stage.loop.run(replay(trace[:32], ask))
-            )
-            for name, ask in clients.items()
+            name: Contender(partial(slowest, name, ask), rounds, partial(warm_up, ask)) for name, ask in clients.items()
         }
         race(contenders, rounds, "ms at p99")
     names = {"stream": f"streams of {STREAM_TOKENS} tokens", "short": f"calls of {SHORT_TOKENS} tokens"}

@@ -46,7 +46,7 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args} ended: {self._log.read_text()[-3000:]}")
+            raise SystemExit(f"{self._process.args!r} ended: {self._log.read_text()[-3000:]}")
         return dict(json.loads(line))
 
     def __enter__(self) -> Child:

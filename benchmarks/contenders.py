@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from bare import Streamed
 from langchain_core.callbacks import BaseCallbackHandler
@@ -17,6 +17,7 @@ import llama_index_vllm_local
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
+    from langchain_core.runnables import RunnableConfig
 
 GREEDY = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
@@ -55,7 +56,10 @@ class LangChain:
         return streamed
 
     def batch(self, texts: Sequence[str], **config: Any) -> list[Answer]:
-        return [_of_message(message) for message in self._model.batch(list(texts), config=config or None)]
+        return [
+            _of_message(message)
+            for message in self._model.batch(list(texts), config=cast("RunnableConfig", config) or None)
+        ]
 
     async def abatch(self, texts: Sequence[str]) -> list[Answer]:
         return [_of_message(message) for message in await self._model.abatch(list(texts))]

@@ -25,7 +25,7 @@ from servers import HELLO, HERE, MODEL, runtime_directory
 from stage import Plan
 from throughput import measure, report
 
-from shared_engine import Engine, EngineState
+from shared_engine import Engine, EngineState, GenerationResult
 from shared_engine.launcher.launcher import START_VARIABLE
 from shared_engine.machine.gpu import GIB, nvidia_smi, read_memory
 
@@ -81,7 +81,7 @@ def batch_rate(engine: Engine) -> float:
     conversations = [[{"role": "user", "content": f"Hello number {index}"}] for index in range(CHATS)]
     params: dict[str, Any] = {"temperature": 0, "max_tokens": TOKENS, "extra_body": {"ignore_eos": True}}
     began = time.monotonic()
-    results = engine.chat_batch(conversations, **params)
+    results: list[GenerationResult] = engine.chat_batch(conversations, **params)
     return sum(result.usage.completion_tokens for result in results) / (time.monotonic() - began)
 
 

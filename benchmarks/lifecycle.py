@@ -19,7 +19,7 @@ from typing import Any
 from figures import say
 from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_directory
 
-from shared_engine import Engine
+from shared_engine import Engine, GenerationResult
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.launcher import START_VARIABLE
 from shared_engine.machine.process_group import cpu_seconds
@@ -27,7 +27,7 @@ from shared_engine.request.local import LocalEndpoint
 
 CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
 QUESTIONS = [f"How many legs have {number} spiders and {number + 1} birds?" for number in range(64)]
-ALONE = {"temperature": 0, "max_tokens": 128, "extra_body": {"ignore_eos": True}}
+ALONE: dict[str, Any] = {"temperature": 0, "max_tokens": 128, "extra_body": {"ignore_eos": True}}
 LEASES = 20_000
 REST_S = 60.0
 
@@ -98,7 +98,7 @@ def measure_fork() -> tuple[dict[str, dict[str, list[float]]], int]:
 def batch_rate(engine: Engine) -> float:
     conversations = [[{"role": "user", "content": f"Hello number {index}"}] for index in range(CHATS)]
     began = time.perf_counter()
-    results = engine.chat_batch(conversations, **{**ALONE, "max_tokens": TOKENS})
+    results: list[GenerationResult] = engine.chat_batch(conversations, **{**ALONE, "max_tokens": TOKENS})
     seconds = time.perf_counter() - began
     tokens = sum(result.usage.completion_tokens for result in results)
     assert tokens == CHATS * TOKENS, f"{tokens} tokens came, {CHATS * TOKENS} were asked for"
@@ -122,9 +122,9 @@ def measure_lease() -> tuple[float, float]:
     async def measure() -> tuple[float, float]:
         engine = Engine(**SETTINGS)
         await engine.awarmup()
-        place = engine._requests.place
-        assert isinstance(place, LocalEndpoint)
-        attachment, policy = place._attachment, place._policy
+        endpoint = engine._requests.endpoint
+        assert isinstance(endpoint, LocalEndpoint)
+        attachment, policy = endpoint._attachment, endpoint._policy
 
         async def one() -> float:
             began = time.perf_counter()

@@ -96,7 +96,7 @@ class Stage:
     def child_rate(self, child: Child, what: str, count: int) -> float:
         """The same, of a process that looks at the clock itself."""
         came = child.ask(do=what, count=count, tokens=TOKENS)
-        return self.check([Answer(*answer) for answer in came["came"]], TOKENS) / came["seconds"]
+        return self.check([Answer(*answer) for answer in came["came"]], TOKENS) / float(came["seconds"])
 
 
 def set_stage(plan: Plan, folder: Path, stack: ExitStack) -> Stage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ def many_streams(stage: Stage) -> list[Row]:
     count = stage.plan.sized(BATCH)
     texts = questions(count)
 
-    def rate(stream: Callable[[str], Any]) -> Callable[[], float]:
+    def rate(stream: Callable[[str], Coroutine[Any, Any, Streamed]]) -> Callable[[], float]:
         async def gathered() -> list[Streamed]:
             return await asyncio.gather(*(stream(text) for text in texts))
 
@@ -77,7 +77,7 @@ def _stream_rows(
     stage: Stage,
     where: str,
     settings: Mapping[str, Any],
-    bare: Callable[[str], Any],
+    bare: Callable[[str], Coroutine[Any, Any, Streamed]],
     check: Callable[[list[Streamed]], None],
     rounds: int,
 ) -> list[Row]:
@@ -85,7 +85,7 @@ def _stream_rows(
     rows = []
     with ThreadPoolExecutor(8) as threads:
 
-        def tasks(stream: Callable[[str], Any]) -> Callable[[list[str]], list[Streamed]]:
+        def tasks(stream: Callable[[str], Coroutine[Any, Any, Streamed]]) -> Callable[[list[str]], list[Streamed]]:
             async def gathered(texts: list[str]) -> list[Streamed]:
                 return await asyncio.gather(*(stream(text) for text in texts))
 

@@ -23,7 +23,7 @@ class Capabilities(LangChainModel):
     """Mixed into a chat model: its ``profile``, unless the user gave one, and what requests have to know of it."""
 
     if TYPE_CHECKING:  # a field of core's
-        profile: ModelProfile | None
+        profile: ModelProfile | None = None
 
     _own_profile: OwnProfile = PrivateAttr()
 

@@ -21,8 +21,8 @@ class Capabilities(LlamaIndexModel):
     """Mixed into an LLM: its ``metadata``, and what requests have to know of it."""
 
     if TYPE_CHECKING:  # fields of core's
-        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None
-        completion_to_prompt: Callable[[str], str] | None
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None
+        completion_to_prompt: Callable[[str], str] | None = None
 
     context_window: Annotated[int | None, Field(gt=0)] = None
     """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on

@@ -23,7 +23,8 @@ from tests.support.processes import all_processes, parent_of, processes_of_group
 from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
-WORK: dict[str, Any] = {"max_tokens": 200, "extra_body": {"ignore_eos": True}}
+TOKENS = 200
+WORK: dict[str, Any] = {"max_tokens": TOKENS, "extra_body": {"ignore_eos": True}}
 CHATS, STREAMS = 4, 2
 LEFT_AFTER_S = 15.0
 ANSWER_WITHIN_S = 120.0
@@ -88,13 +89,13 @@ def suffer(engine: Engine, fault: Fault) -> Outcome:
 def chat(engine: Engine) -> bool:
     """True for a whole answer."""
     result = engine.chat(HELLO, **WORK)
-    return result.usage.completion_tokens == WORK["max_tokens"]
+    return result.usage.completion_tokens == TOKENS
 
 
 def stream(engine: Engine) -> bool:
     chunks = list(engine.stream_chat(HELLO, **WORK))
     usage = chunks[-1].usage
-    return usage is not None and usage.completion_tokens == WORK["max_tokens"]
+    return usage is not None and usage.completion_tokens == TOKENS
 
 
 def result_of(request: Future[bool]) -> str:
