@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shared_engine import ContextLengthError, Engine, GenerationParams, RequestRejectedError
+from shared_engine import ContextLengthError, Engine, GenerationParams, GenerationResult, RequestRejectedError
 from tests.support.engines import settings_of
 from tests.support.processes import run_app
 from tests.support.waiting import wait_until
@@ -99,6 +99,7 @@ def test_one_engine_in_three_event_loops_and_none(engine: Engine) -> None:
 def test_a_batch_keeps_its_order_and_each_items_own_usage_and_error(engine: Engine) -> None:
     prompts = ["One", "two " * 3000, "Three and more words"]
     first, second, third = engine.generate_batch(prompts, max_tokens=4, return_exceptions=True)
+    assert isinstance(first, GenerationResult) and isinstance(third, GenerationResult)
     assert isinstance(second, ContextLengthError)
     assert first.usage.prompt_tokens == engine.count_tokens("One")
     assert third.usage.prompt_tokens == engine.count_tokens("Three and more words")

@@ -166,10 +166,10 @@ def test_a_runtime_directory_that_can_not_be_used(own_machine: Path, monkeypatch
 
 def test_a_model_cache_that_can_not_be_written_or_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineSettings(model="no/model")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
     found = doctor.check_model_cache(settings)
     assert (found.outcome, found.detail) == (Outcome.OK, f"{tmp_path}/hub/hub: 1024.0 GiB free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))
     assert doctor.check_model_cache(settings).outcome is Outcome.WARN
     (tmp_path / "hub").write_text("a file")
     assert "can't be written" in doctor.check_model_cache(settings).detail

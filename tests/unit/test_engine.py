@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import shared_engine.engine
 from shared_engine import EmbeddingResult, Engine, TokenUsage
+from shared_engine.model_files.folder import text_prefixes
 from tests.support.paths import TINY_CHAT
 
 
@@ -33,13 +33,12 @@ async def test_the_files_of_prefixes_are_read_once_and_not_on_the_event_loop(
     prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     readers = []
-    read = shared_engine.engine.text_prefixes
 
     def noted(folder: Path) -> dict[str, str]:
         readers.append(threading.current_thread())
-        return read(folder)
+        return text_prefixes(folder)
 
-    monkeypatch.setattr(shared_engine.engine, "text_prefixes", noted)
+    monkeypatch.setattr("shared_engine.engine.text_prefixes", noted)
     engine = Engine(model=str(tmp_path))
     pooling: Any = NotedPooling()
     engine._made_pooling = pooling

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
@@ -38,7 +38,7 @@ async def test_it_works_where_a_loop_is_running() -> None:
 def test_leaving_an_iteration_ends_its_source() -> None:
     ended = threading.Event()
 
-    async def count() -> AsyncIterator[int]:
+    async def count() -> AsyncGenerator[int, None]:
         try:
             for number in range(1000):
                 yield number
@@ -53,11 +53,11 @@ def test_leaving_an_iteration_ends_its_source() -> None:
 
 
 def test_an_error_in_the_middle_comes_after_what_came_before() -> None:
-    async def source() -> AsyncIterator[int]:
+    async def source() -> AsyncGenerator[int, None]:
         yield 1
         raise ValueError("no")
 
-    got = []
+    got: list[int] = []
     with pytest.raises(ValueError, match="no"):
         got.extend(iterate_sync(source()))
     assert got == [1]

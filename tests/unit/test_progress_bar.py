@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from shared_engine.request import progress_bar
 from shared_engine.request.progress_bar import StartReporter

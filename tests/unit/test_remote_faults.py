@@ -15,6 +15,7 @@ from shared_engine import (
     Engine,
     EngineError,
     EngineState,
+    GenerationResult,
     InvalidInputError,
     ModelNotFoundError,
     RateLimitError,
@@ -80,7 +81,7 @@ def test_max_retries_0_means_one_try(server: RemoteServer) -> None:
 
 def test_a_stream_cut_in_the_middle_is_an_error_after_what_came(server: RemoteServer) -> None:
     server.streams("a", "b", then="cut")
-    got = []
+    got: list[str] = []
     with pytest.raises(ServerConnectionError):
         got.extend(chunk.text for chunk in Engine(base_url=server.url).stream_chat(HELLO))
     assert got in (["a", "b"], [])
@@ -191,6 +192,7 @@ def test_one_refused_item_of_a_batch_fails_alone(server: RemoteServer) -> None:
     engine = Engine(base_url=server.url, engine_args={"max_num_seqs": 1})
     conversations = [[{"role": "user", "content": text}] for text in ("a", "bad", "b")]
     first, second, third = engine.chat_batch(conversations, return_exceptions=True)
+    assert isinstance(first, GenerationResult) and isinstance(third, GenerationResult)
     assert (first.text, third.text) == ("A", "B")
     assert isinstance(second, RequestRejectedError)
     with pytest.raises(RequestRejectedError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
         ({"seed": 1, "engine_args": {"seed": 2}}, ["seed", "twice"]),
     ],
 )
-def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(values: dict[str, object], parts: list[str]) -> None:
+def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(SettingsError) as caught:
         EngineSettings(**{"model": "org/name", **values})
     for part in parts:
