@@ -24,7 +24,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from pydantic import BaseModel
 
 from shared_engine.settings import ENVIRONMENT
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 from tests.support.pooling_server import embeds_and_reranks
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
