@@ -7,7 +7,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from langchain_vllm_local import VLLMEmbeddings, VLLMRerank
 from shared_engine import InvalidInputError, SettingsError
 from shared_engine.settings import ENVIRONMENT
 from tests.support.pooling_server import answers, bodies
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 
 Model = type[VLLMEmbeddings] | type[VLLMRerank]
 both = pytest.mark.parametrize("model_class", [VLLMEmbeddings, VLLMRerank])
@@ -28,12 +27,6 @@ DOCUMENTS = [
     Document("first", id="1", metadata={"source": "a"}),
     Document("second", id="2", metadata={"source": "b"}),
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 # ---- construction

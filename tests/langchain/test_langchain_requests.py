@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import InvalidInputError, RequestRejectedError
-from tests.support.remote_server import RemoteServer, chat_answer, running_server
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
+from tests.support.remote_server import RemoteServer, chat_answer
 
 
 def chat(server: RemoteServer, **fields: Any) -> ChatVLLM:

@@ -14,7 +14,7 @@ from langchain_core.output_parsers import StrOutputParser
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from tests.support.pictures import RED
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 from tests.support.sources import Source, no_garbage_collection
 
 CHAT, TEXT = ChatVLLM(model="org/name"), VLLM(model="org/name")
@@ -97,12 +97,6 @@ async def test_leaving_the_loop_over_an_asynchronous_stream_has_the_event_loop_c
 
 
 # ---- local files
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 async def test_the_event_loop_goes_on_while_a_local_file_is_read(

@@ -6,7 +6,6 @@ The words are vLLM's own; test_images.py has it say them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from langchain_vllm_local._messages import WORDING
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
 from shared_engine.adapting.media_errors import explain
 from tests.support.paths import TINY_CHAT
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 
 TEXT = {"type": "text", "text": "Hi"}
 PNG = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -158,12 +157,6 @@ def test_a_local_model_is_named_by_its_folder_and_what_it_takes_by_its_config(tm
 
 
 # ---- of a remote server, through ChatVLLM
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as running:
-        yield running
 
 
 async def test_every_way_to_ask_gives_the_same_error_and_asks_once(server: RemoteServer) -> None:

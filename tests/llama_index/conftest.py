@@ -11,9 +11,12 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.memory import ChatMemoryBuffer
 
 from llama_index_vllm_local import VLLM
+from tests.llama_index.listeners import RecordSpans
+from tests.support.remote_server import RemoteServer, running_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +41,17 @@ def llm(tiny_chat: dict[str, Any], counter: TokenCountingHandler) -> VLLM:
     return VLLM(**tiny_chat, temperature=0.0, max_tokens=48, callback_manager=CallbackManager([counter]))
 
 
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def remote(server: RemoteServer, counter: TokenCountingHandler) -> VLLM:
+    return VLLM(base_url=server.url, max_retries=0, callback_manager=CallbackManager([counter]))
+
+
 class RecordEvents(BaseEventHandler):
     events: list[BaseEvent]
 
@@ -56,3 +70,11 @@ def events() -> Iterator[list[BaseEvent]]:
     root.add_event_handler(recorder)
     yield recorder.events
     root.event_handlers.remove(recorder)
+
+
+@pytest.fixture
+def spans() -> Iterator[SimpleSpanHandler]:
+    root, recorder = get_dispatcher(), RecordSpans()
+    root.add_span_handler(recorder)
+    yield recorder
+    root.span_handlers.remove(recorder)

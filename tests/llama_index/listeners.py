@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType
 from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.span import SimpleSpan
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from pydantic import Field
 
 
 class RecordCallbacks(BaseCallbackHandler):
@@ -45,3 +48,14 @@ def recorded_spans() -> Iterator[SimpleSpanHandler]:
 def closed(spans: SimpleSpanHandler, name: str) -> int:
     """How many spans of a method there were."""
     return sum(f".{name}-" in span.id_ for span in spans.completed_spans)
+
+
+class RecordSpans(SimpleSpanHandler):
+    arguments: list[dict[str, Any]] = Field(default_factory=list)
+
+    def new_span(self, id_: str, bound_args: inspect.BoundArguments, *args: Any, **kwargs: Any) -> SimpleSpan | None:
+        self.arguments.append(dict(bound_args.arguments))
+        return super().new_span(id_, bound_args, *args, **kwargs)
+
+    def names(self) -> list[str]:
+        return sorted(span.id_.rpartition("-")[0].split("-")[0] for span in self.completed_spans)

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
-from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.callbacks import TokenCountingHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMChatStartEvent
 from llama_index.core.llms import ChatMessage
@@ -21,7 +21,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, InvalidInputError, RequestRejectedError
 from tests.support.paths import REPOSITORY
-from tests.support.remote_server import RemoteServer, chat_answer, running_server
+from tests.support.remote_server import RemoteServer, chat_answer
 
 COUNT = 40
 COUNTRIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
@@ -54,17 +54,6 @@ WAYS: dict[str, Way] = {
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
     return WAYS[request.param]
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def remote(server: RemoteServer, counter: TokenCountingHandler) -> VLLM:
-    return VLLM(base_url=server.url, max_retries=0, callback_manager=CallbackManager([counter]))
 
 
 # ---- on a server that answers as told

@@ -16,7 +16,7 @@ and tests/program.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index_vllm_local import VLLM
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS, alist, text_of
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 
 pytestmark = [
     # Workflows list the agent's members, and with them what pydantic deprecated.
@@ -44,12 +44,6 @@ pytestmark = [
 ]
 
 SECRET = "sk-very-secret"
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 
 import asyncio
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from shared_engine.errors import LengthFinishReasonError
 from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY, Run, run
 from tests.llama_index.scripted import answers, call
 from tests.support.agent_tools import SUM, SUM_ANSWER, TWO_CITIES, WEATHER, add, get_weather
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 
 # Workflows list the agent's members, and with them what pydantic deprecated.
 pytestmark = [
@@ -31,12 +30,6 @@ pytestmark = [
 
 whole_and_streamed = pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
 SUNNY = ("get_weather", {"city": "Paris"}, "It's sunny in Paris.")
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as running:
-        yield running
 
 
 @pytest.fixture

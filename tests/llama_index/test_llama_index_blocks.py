@@ -7,7 +7,6 @@ import base64
 import os
 import re
 import threading
-from collections.abc import Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from llama_index_vllm_local._blocks import to_openai_parts
 from llama_index_vllm_local._messages import to_openai_messages
 from shared_engine import InvalidInputError
 from shared_engine.adapting import local_files
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 from tests.support.vision_model import png
 
 WHERE = "messages[0].blocks[1]"
@@ -389,12 +388,6 @@ def test_a_block_within_another_is_named_by_its_place_there() -> None:
 
 
 # ---- what a server says of them
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,17 +19,11 @@ from shared_engine.params import THINKING_SWITCHES
 from shared_engine.request.bodies import completion_body
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, STREAMS, alist, given_to, text_of
-from tests.support.remote_server import RemoteServer, chat_answer, running_server
+from tests.support.remote_server import RemoteServer, chat_answer
 
 SECRET = "sk-very-secret"
 MESSAGES = [ChatMessage(role="user", content="Hello")]
 ABORT_S = 10
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

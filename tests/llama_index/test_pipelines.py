@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,9 @@ from llama_index.core.tools import QueryEngineTool
 
 from llama_index_vllm_local import VLLM, VLLMEmbedding
 from tests.llama_index.scripted import answers, call, flights
-from tests.support.remote_server import RemoteServer, chat_answer, running_server
+from tests.support.remote_server import RemoteServer, chat_answer
 
 SECRET = "sk-very-secret"
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,11 @@ from shared_engine import ContextLengthError, Engine
 from tests.llama_index.conftest import plain_memory
 from tests.llama_index.scripted import flights
 from tests.support.paths import TINY_CHAT
-from tests.support.remote_server import RemoteServer, chat_answer, running_server
+from tests.support.remote_server import RemoteServer, chat_answer
 
 ABORT_S = 10
 FAN_OUT = 64
 WINDOW, ROOM = 2048, 48
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +20,7 @@ from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY
 from tests.llama_index.scripted import answers, call
 from tests.llama_index.ways import alist
 from tests.support.agent_tools import SUM, TWO_CITIES, WEATHER
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 
 # The four ways to ask, alike: each gives its responses, one, or all pieces of a stream.
 WAYS: dict[str, Callable[..., list[ChatResponse]]] = {
@@ -238,12 +238,6 @@ def test_predict_and_call_makes_no_call_that_was_cut_off(llm: VLLM, predict: Cal
 
 
 # ---- what is sent, and what no model of ours would say: a server that says it
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as running:
-        yield running
 
 
 @pytest.fixture

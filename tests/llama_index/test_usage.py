@@ -40,7 +40,7 @@ from llama_index_vllm_local import VLLM
 from shared_engine import InvalidInputError, RequestRejectedError, ServerConnectionError
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -85,12 +85,6 @@ class Trace(BaseCallbackHandler):
         ended = [event_id for kind, event_id, _ in self.ends if kind is CBEventType.LLM]
         assert begun == ended
         return [payload for kind, _, payload in self.ends if kind is CBEventType.LLM]
-
-
-@pytest.fixture
-def server() -> Iterator[RemoteServer]:
-    with running_server() as server:
-        yield server
 
 
 @pytest.fixture
