@@ -27,7 +27,8 @@ from throughput import measure, report
 
 from shared_engine import Engine, EngineState, GenerationResult
 from shared_engine.launcher.launcher import START_VARIABLE
-from shared_engine.machine.gpu import GIB, nvidia_smi, read_memory
+from shared_engine.machine.gpu import nvidia_smi
+from shared_engine.machine.memory import GIB, read_memory
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 CHATS, TOKENS = 256, 64

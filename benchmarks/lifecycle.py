@@ -22,7 +22,7 @@ from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_director
 from shared_engine import Engine, GenerationResult
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.launcher import START_VARIABLE
-from shared_engine.machine.process_group import cpu_seconds
+from shared_engine.machine.proc import cpu_seconds
 from shared_engine.request.local import LocalEndpoint
 
 CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
@@ -124,18 +124,18 @@ def measure_lease() -> tuple[float, float]:
         await engine.awarmup()
         endpoint = engine._requests.endpoint
         assert isinstance(endpoint, LocalEndpoint)
-        attachment, policy = endpoint._attachment, endpoint._policy
+        supervisor, policy = await endpoint._resolved(), endpoint._policy
 
         async def one() -> float:
             began = time.perf_counter()
-            await attachment.acquire(policy, show_progress=False)
-            attachment.release()
+            await supervisor.acquire(policy, show_progress=False)
+            supervisor.release()
             return (time.perf_counter() - began) * 1e6
 
         alone = [await one() for _ in range(LEASES)]
-        await attachment.acquire(policy, show_progress=False)
+        await supervisor.acquire(policy, show_progress=False)
         beside = [await one() for _ in range(LEASES)]
-        attachment.release()
+        supervisor.release()
         return statistics.median(alone), statistics.median(beside)
 
     return asyncio.run(measure())

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
         SettingsError,
         VLLMError,
     )
+    from shared_engine.observe.engine_info import EngineInfo
     from shared_engine.params import GenerationParams
-    from shared_engine.request.endpoint import EngineStatus
     from shared_engine.results import (
         Choice,
         EmbeddingResult,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _HOME = {
     "engine": ("Engine",),
     "settings": ("EngineSettings",),
-    "request.endpoint": ("EngineStatus",),
+    "observe.engine_info": ("EngineInfo",),
     "runtime.record": ("EngineState",),
     "params": ("GenerationParams",),
     "results": (
@@ -105,12 +105,12 @@ __all__ = [
     "EngineBusyError",
     "EngineDiedError",
     "EngineError",
+    "EngineInfo",
     "EngineNotInstalledError",
     "EngineSettings",
     "EngineStartError",
     "EngineStartTimeoutError",
     "EngineState",
-    "EngineStatus",
     "EngineStoppedError",
     "GenerationChunk",
     "GenerationParams",

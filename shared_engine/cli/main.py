@@ -26,10 +26,12 @@ from pathlib import Path
 from shared_engine.cli.status_table import status_table
 from shared_engine.errors import EngineBusyError, VLLMError
 from shared_engine.launch.install import detect_build, install
-from shared_engine.observe.engines import EngineInfo, EngineNameError, choose, find_engines, listing
+from shared_engine.observe.engine_info import EngineInfo
+from shared_engine.observe.engines import EngineNameError, choose, find_engines, listing
 from shared_engine.observe.log_reader import plain_text, read_log
 from shared_engine.observe.processes import program_of
-from shared_engine.runtime.directory import RuntimeDir, runtime_root
+from shared_engine.runtime.control import Control
+from shared_engine.runtime.directory import runtime_dir, runtime_root
 
 DONE, FAILED, BUSY, INTERRUPTED, READER_LEFT = 0, 1, 3, 130, 141
 WATCH_S, MIN_WATCH_S = 2.0, 0.1
@@ -88,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_install(command("install", _install, text, "run the same command again to go on"))
     _add_status(command("status", _status, "show the engines that are alive, or failed a short time ago"))
     _add_logs(command("logs", _logs, "print an engine's log"))
-    waits = "an engine that has begun to end goes on ending"
-    _add_ending(command("stop", _end, "end engines: no process of theirs is left", waits), leave=True)
+    waits = "an engine that has begun to stop goes on stopping"
+    _add_ending(command("stop", _end, "shut engines down: no process of theirs is left", waits), shuts_down=True)
     text = "give the engines' memory back; vLLM stays imported for a fast return"
-    _add_ending(command("evict", _end, text, waits), leave=False)
+    _add_ending(command("evict", _end, text, waits), shuts_down=False)
     text = "check what an engine needs, and start one"
     _add_doctor(command("doctor", _doctor, text, "nothing that it started is left running"))
     return parser
@@ -126,14 +128,14 @@ def _add_logs(parser: _Parser) -> None:
     parser.add_argument("-n", dest="lines", type=_count, default=LOG_LINES, metavar="LINES", help=text)
 
 
-def _add_ending(parser: _Parser, *, leave: bool) -> None:
+def _add_ending(parser: _Parser, *, shuts_down: bool) -> None:
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=f"{_ENGINE} (default: the only one alive)")
     parser.add_argument("--all", action="store_true", help="all of them")
     text = f"wait so many seconds for requests in flight (default {END_TIMEOUT_S:g})"
     parser.add_argument("--timeout", type=_seconds, default=END_TIMEOUT_S, metavar="S", help=text)
-    if leave:
+    if shuts_down:
         parser.add_argument("--force", action="store_true", help="do not wait: requests in flight fail")
-    parser.set_defaults(force=False, leave=leave, usage_error=parser.error)
+    parser.set_defaults(force=False, shuts_down=shuts_down, usage_error=parser.error)
 
 
 def _add_doctor(parser: _Parser) -> None:
@@ -161,13 +163,14 @@ def _count(text: str) -> int:
 def _install(arguments: argparse.Namespace) -> int:
     build = arguments.build or detect_build()
     if arguments.build is None:
-        print(f"{'an NVIDIA GPU was' if build == 'cuda' else 'no NVIDIA GPU was'} found: the {build} build it is")
+        print(f"{'NVIDIA' if build == 'cuda' else 'no NVIDIA'} GPU found: installing the {build.upper()} build")
     install(build, arguments.path, lambda line: print(line, flush=True))
     return DONE
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from shared_engine.cli.doctor import Finding, Outcome, diagnose  # late: it imports all there is
+    from shared_engine.cli.doctor import diagnose  # late: it imports all there is
+    from shared_engine.cli.finding import Finding, Outcome
 
     def say(text: str) -> None:
         if sys.stderr.isatty():
@@ -205,7 +208,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _named(engines: Sequence[EngineInfo], names: Sequence[str]) -> list[EngineInfo]:
-    """Each once."""
+    """The engines of these names, none of them twice."""
     return list({engine.key: engine for engine in (choose(engines, name) for name in names)}.values())
 
 
@@ -229,7 +232,7 @@ def _frame(arguments: argparse.Namespace) -> str:
 def _logs(arguments: argparse.Namespace) -> int:
     engines = find_engines()
     engine = choose(engines, arguments.engine) if arguments.engine else _last_used(engines)
-    texts = read_log(engine.log, arguments.lines, follow=arguments.follow)
+    texts = read_log(Path(engine.log_file or ""), arguments.lines, follow=arguments.follow)
     for text in texts if sys.stdout.isatty() else plain_text(texts):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -238,7 +241,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _last_used(engines: Sequence[EngineInfo]) -> EngineInfo:
     if not engines:
-        raise EngineNameError(f"no engine of yours has run yet: there is none in {runtime_root()}")
+        raise EngineNameError(f"no engines found in {runtime_root()}")
     if len(engines) > 1:
         print(f"==> {engines[0].name} ({engines[0].key})", file=sys.stderr)
     return engines[0]  # the living come first, then the most recently used
@@ -272,17 +275,16 @@ async def _end_all(engines: Sequence[EngineInfo], arguments: argparse.Namespace)
 
 
 async def _end_one(engine: EngineInfo, arguments: argparse.Namespace) -> tuple[int, str]:
-    from shared_engine.launch.spec import EngineSpec
-    from shared_engine.request.attach import Attachment  # late: it imports all the settings
-
-    what, ended = f"{engine.name} ({engine.short_key})", "stopped" if arguments.leave else "evicted"
+    what, ended = f"{engine.name} ({engine.short_key})", "stopped" if arguments.shuts_down else "evicted"
     if not engine.is_alive:
         return DONE, f"{what} is not running"
-    attachment = Attachment(EngineSpec((), "", engine.vllm_version, engine.model))  # a spec that only names the model
-    attachment.directory = RuntimeDir(engine.directory)
+    control = Control(runtime_dir(engine.key or ""))
     began = time.monotonic()
     try:
-        await attachment.evict(arguments.timeout, leave=arguments.leave, force=arguments.force)
+        if arguments.shuts_down:
+            await control.shutdown(arguments.timeout, force=arguments.force)
+        else:
+            await control.evict(arguments.timeout)
     except EngineBusyError:
         return BUSY, f"{what} was not {ended}: waited {arguments.timeout:g} s for {_who_holds(engine)}"
     except VLLMError as exc:

@@ -6,7 +6,6 @@ An engine that runs already is used and left alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from shared_engine.launch.interpreter import Interpreter
 from shared_engine.launch.spec import engine_spec, launch_environment
 from shared_engine.launcher import LAUNCHER
 from shared_engine.runtime.directory import runtime_dir
+from shared_engine.runtime.launcher_messages import Event, read_event
 from shared_engine.runtime.record import is_supervised
 from shared_engine.settings import EngineSettings
 
@@ -29,8 +29,8 @@ SMOKE_TOKENS = 10
 SMOKE_IDLE_TTL_S = 30.0  # should this process be killed, its engine leaves by itself
 
 
-def import_vllm(interpreter: Interpreter) -> tuple[subprocess.CompletedProcess[bytes], list[dict[str, Any]]]:
-    """Have the launcher import vLLM in the environment an engine would have, and leave; its end, and its events.
+def import_vllm(interpreter: Interpreter) -> tuple[subprocess.CompletedProcess[bytes], list[Event]]:
+    """Have the launcher import vLLM in the environment an engine would have, and exit; its end, and its events.
 
     Raises:
         OSError: the interpreter can't be run.
@@ -51,7 +51,7 @@ def import_vllm(interpreter: Interpreter) -> tuple[subprocess.CompletedProcess[b
             )
         finally:
             os.close(write_fd)
-        return done, [json.loads(line) for line in events]
+        return done, [read_event(line) for line in events]
 
 
 class SmokeTest:
@@ -103,7 +103,7 @@ class SmokeTest:
         began = time.monotonic()
         result = self._engine.generate("one two three", max_tokens=SMOKE_TOKENS, extra_body={"ignore_eos": True})
         seconds = time.monotonic() - began
-        start = self._engine.status().start_seconds or 0.0
+        start = self._engine.status().start_s or 0.0
         how = f"started in {start:.1f} s" if self._is_ours else "was running already"
         return f"{self._what}: {how}, {result.usage.completion_tokens} tokens in {seconds:.2f} s"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from shared_engine.observe.engines import EngineInfo
+from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
 from shared_engine.observe.processes import ProcessNode
 
@@ -41,7 +41,7 @@ def _row(engine: EngineInfo) -> tuple[str, ...]:
         engine.name + (" (pinned)" if engine.pinned else ""),
         engine.short_key,
         state,
-        duration(time.time() - engine.since) if engine.since else "-",
+        duration(time.time() - engine.state_since) if engine.state_since else "-",
         size(engine.memory_bytes),
         size(engine.gpu_memory_bytes),
         str(engine.leases),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from shared_engine.errors import EngineNotInstalledError
+from shared_engine.runtime.files import write_atomically
 
 INSTALL_COMMAND = "vllm-local install"
 
@@ -43,9 +44,7 @@ def remember_default(path: str) -> None:
     """Make ``path`` the interpreter of all engines that name none."""
     target = default_file()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"python": path}) + "\n")
-    temporary.replace(target)
+    write_atomically(target, json.dumps({"python": path}) + "\n")
 
 
 def remembered_default() -> str | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import json
 import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared_engine.launch.interpreter import Interpreter, find_interpreter
 from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT, EngineSettings
 
 _log = logging.getLogger("shared_engine")
@@ -35,42 +34,6 @@ _FLAGS = {
 DEFAULT_MAX_NUM_SEQS = 256
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
 _APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """What decides one server process. Equal specs have equal keys and share one engine.
-
-    Attributes:
-        argv: the arguments of ``vllm serve``, without the socket, which is new at each start.
-        environment: variables set on top of the environment of the process that starts the engine.
-        python: the interpreter that has vLLM.
-        vllm_version: for messages; a new version is a new engine.
-        model: as requests name it.
-        devices: what it runs on: ``cpu``, or ``cuda:0``, ``cuda:1``, ...; starts on one device take turns.
-        memory_share: of each device's memory, asked for at the start.
-        memory_bytes: of each device, asked for at the start; 0 where that is not known.
-        protocol: what client, supervisor and launcher say to each other; those of another version are left alone.
-    """
-
-    argv: tuple[str, ...]
-    python: str
-    vllm_version: str
-    model: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[str, ...] = ("cpu",)
-    memory_share: float = 0.0
-    memory_bytes: int = 0
-    protocol: int = 2
-
-    @property
-    def key(self) -> str:
-        """16 hex digits; the name of the engine's runtime directory."""
-        canonical = json.dumps(asdict(self), sort_keys=True, default=list)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "environment": dict(self.environment)}
 
 
 def engine_spec(settings: EngineSettings) -> EngineSpec:
@@ -162,15 +125,6 @@ def _memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[st
     if interpreter.build != "cpu" or chosen:
         return share
     return [*share, "--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
-
-
-def total_memory() -> int:
-    """Bytes of RAM this process may have: the machine's, or less in a container."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such limit; "max"
-            limits.append(int(Path(file).read_text()))
-    return min(limits)
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

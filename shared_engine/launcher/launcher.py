@@ -8,9 +8,11 @@ Protocol: one JSON object a line. Commands come on stdin, events go to the file 
 is killed and the launcher leaves.
 
     command                                         event
-    {"op": "start", "argv": [...], "generation": 1} {"event": "started", "pid": 123, "generation": 1}
+    {"op": "start", "argv": [...], "start_number": 1}  {"event": "started", "pid": 123, "start_number": 1}
     {"op": "exit"}                                  {"event": "exited", "pid": 123, "returncode": 0}
-                                                    {"event": "preloaded", "version": "0.32.0", "mode": "fork", ...}
+                                                    {"event": "preloaded", "version": "0.32.0",
+                                                     "fork_refusal": null, "seconds": 6.6}
+                                                    {"event": "import_failed", "error": "ImportError: ..."}
 
 Why fork: ``vllm serve`` imports vLLM three times (API server, EngineCore, worker; about 7 s each). A process
 forked from one that has imported it and touched no device starts in milliseconds.
@@ -308,7 +310,7 @@ class Launcher:
                     command = json.loads(line)
                     if command["op"] == "exit":
                         return self.close()
-                    self._start(command["argv"], command["generation"])
+                    self._start(command["argv"], command["start_number"])
 
     def emit(self, event: str, **fields: Any) -> None:
         os.write(self._events_fd, json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -327,7 +329,7 @@ class Launcher:
             except ChildProcessError:
                 return
 
-    def _start(self, argv: list[str], generation: int) -> None:
+    def _start(self, argv: list[str], start_number: int) -> None:
         is_leader_r, is_leader_w = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -340,7 +342,7 @@ class Launcher:
         os.read(is_leader_r, 1)  # the end of the pipe: it leads a group, so that signals to the group can't miss it
         os.close(is_leader_r)
         self._server_pid = pid
-        self.emit("started", pid=pid, generation=generation)
+        self.emit("started", pid=pid, start_number=start_number)
 
     def _reap(self) -> None:
         while True:
@@ -351,7 +353,7 @@ class Launcher:
             if pid == 0:
                 return
             if pid == self._server_pid:
-                # The supervisor ends the rest of the group: a number that is free again may become somebody else's.
+                # The supervisor ends the rest of the group: a number that is free again may become another process's.
                 self._server_pid = None
                 self.emit("exited", pid=pid, returncode=os.waitstatus_to_exitcode(status))
 
@@ -382,7 +384,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Not sys.exit: the interpreter's teardown of torch takes a second and prints of leaks nobody can mend.
+    # Not sys.exit: the interpreter's teardown of torch takes a second and prints of leaks that nobody can fix.
     code = main()
     sys.stdout.flush()
     os._exit(code)

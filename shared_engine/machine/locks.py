@@ -1,8 +1,10 @@
-"""The kernel's file locks. Standard library only."""
+"""The kernel's file locks: released by the kernel, however their holder ends."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+from pathlib import Path
 
 
 def try_lock(fd: int, operation: int) -> bool:
@@ -12,3 +14,16 @@ def try_lock(fd: int, operation: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(fd: int) -> None:
+    """Release the lock explicitly: a child forked meanwhile would keep it past close()."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def is_at(path: Path, fd: int) -> bool:
+    """True while the open file is the one at ``path``; False after somebody has removed or replaced it."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

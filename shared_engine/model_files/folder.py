@@ -1,7 +1,6 @@
 """What the files of a model say of it before anything starts: its length, its inputs, its chat template.
 
-The folder is the model's own, or the hub's snapshot of it on this machine. Nothing is downloaded. Standard library
-only.
+The folder is the model's own, or the hub's snapshot of it on this machine. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    cached = (Path(download_dir).expanduser() if download_dir else _hub_cache()) / f"models--{model.replace('/', '--')}"
+    cached = (Path(download_dir).expanduser() if download_dir else hub_cache()) / f"models--{model.replace('/', '--')}"
     snapshot = cached / "snapshots" / (revision or "main")
     if snapshot.is_dir():
         return snapshot
@@ -41,8 +40,8 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
     return snapshot if commit and snapshot.is_dir() else None
 
 
-def _hub_cache() -> Path:
-    """As huggingface_hub/constants.py finds it."""
+def hub_cache() -> Path:
+    """Where the hub's files lie on this machine, as huggingface_hub/constants.py finds it."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 

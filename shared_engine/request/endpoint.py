@@ -9,12 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import msgspec
-
 from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
+from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
-from shared_engine.runtime.progress import Progress
-from shared_engine.runtime.record import EngineState
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -26,35 +23,12 @@ class Connection:
     Attributes:
         client: connections of the running event loop.
         model: as the server names it.
-        generation: which start of a local engine this is; how often a remote one turned out to have another model.
+        start_number: which start of a local engine this is; how often a remote one turned out to have another model.
     """
 
     client: Client
     model: str
-    generation: int = 0
-
-
-class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine as it is now. Asking starts nothing and keeps nothing awake."""
-
-    state: EngineState
-    model: str | None
-    base_url: str | None = None
-    """Set for a remote engine."""
-    starts: int = 0
-    """How often this engine was started."""
-    start_seconds: float | None = None
-    """How long the last start took."""
-    progress: Progress | None = None
-    """How far a start has come; None when none is under way."""
-    devices: tuple[str, ...] = ()
-    """What it runs on: ``cpu``, or ``cuda:0``, ..."""
-    server_pid: int | None = None
-    supervisor_pid: int | None = None
-    socket: str | None = None
-    log_file: str | None = None
-    vllm_version: str | None = None
-    last_error: str | None = None
+    start_number: int = 0
 
 
 class Endpoint(ABC):
@@ -83,8 +57,12 @@ class Endpoint(ABC):
         """What a failed request means here: the error itself, or the death of the engine."""
 
     @abstractmethod
-    async def status(self) -> EngineStatus:
-        """The engine as it is now. Starts nothing and keeps nothing awake."""
+    async def status(self, *, processes: bool) -> EngineInfo:
+        """The engine as it is now. Starts nothing and keeps nothing awake.
+
+        Args:
+            processes: look at its processes and their memory too.
+        """
 
     @abstractmethod
     async def observer_client(self) -> Client | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
-from shared_engine.request.endpoint import EngineStatus
 from shared_engine.request.local import LocalEndpoint
 from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.request.sending import Requests
@@ -75,9 +75,13 @@ class Lifecycle:
 
     is_ready = blocking(ais_ready)
 
-    async def astatus(self) -> EngineStatus:
-        """The engine as it is now. Starts nothing and keeps nothing awake."""
-        return await self._requests.endpoint.status()
+    async def astatus(self, *, processes: bool = False) -> EngineInfo:
+        """The engine as it is now. Starts nothing and keeps nothing awake.
+
+        Args:
+            processes: look at its processes and their memory too; some milliseconds, with a GPU some hundred.
+        """
+        return await self._requests.endpoint.status(processes=processes)
 
     status = blocking(astatus)
 

@@ -12,13 +12,17 @@ from shared_engine.errors import (
     VLLMError,
 )
 from shared_engine.launch.spec import engine_spec
-from shared_engine.request.attach import Attachment, attachment
+from shared_engine.observe.engine_info import EngineInfo
+from shared_engine.observe.engines import look_at
 from shared_engine.request.client import Client, LoopClients, drop_socket, loop_clients
-from shared_engine.request.endpoint import Connection, Endpoint, EngineStatus
+from shared_engine.request.endpoint import Connection, Endpoint
 from shared_engine.request.refusals import says_engine_busy, says_engine_died
+from shared_engine.request.shared_tasks import SharedTasks
+from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
+from shared_engine.request.threads import in_a_thread
+from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.metrics import totals
-from shared_engine.runtime.policy import Policy
-from shared_engine.runtime.record import EngineState, Record
+from shared_engine.runtime.record import EngineState, current_record
 from shared_engine.settings import EngineSettings
 
 LOAD_TIMEOUT_S = 2.0
@@ -26,44 +30,49 @@ ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 
 
 class LocalEndpoint(Endpoint):
-    """An engine of this machine."""
+    """An engine of this machine. Constructing one reads no file and opens nothing."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._show_progress = settings.show_progress
-        self._policy = Policy(
-            idle_ttl_s=settings.idle_ttl_s,
-            sleep_after_s=math.inf if settings.sleep_after_s is None else settings.sleep_after_s,
-            standby_ttl_s=settings.standby_ttl_s if settings.standby else 0.0,
-            start_timeout_s=settings.start_timeout_s,
-            stall_timeout_s=settings.stall_timeout_s,
-            pinned=settings.pinned,
-            max_loaded_engines=settings.max_loaded_engines or 0,
-        )
-        self._attachment: Attachment = attachment(engine_spec(settings))
         self._settings = settings
+        self._policy = keep_policy(settings)
+        self._supervisor: SupervisorClient | None = None
+        self._resolving = SharedTasks()
         self._socket: str | None = None
 
     async def acquire(self) -> Connection:
-        record = await self._attachment.acquire(self._policy, show_progress=self._show_progress)
+        supervisor = self._supervisor or await self._resolved()
+        record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)
         try:
-            client = await self._clients_of(record).get()
+            client = await self._clients_of(record.socket).get()
         except BaseException:
-            self._attachment.release()
+            supervisor.release()
             raise
-        return Connection(client, self._attachment.spec.model, record.generation)
+        return Connection(client, supervisor.spec.model, record.start_number)
 
     def release(self, connection: Connection) -> None:  # noqa: ARG002
-        self._attachment.release()
+        assert self._supervisor is not None
+        self._supervisor.release()
 
-    def _clients_of(self, record: Record) -> LoopClients:
-        if self._socket is not None and self._socket != record.socket:
+    async def _resolved(self) -> SupervisorClient:
+        """Find the interpreter, read the model's files: in a thread, as disks can be slow."""
+
+        async def resolve() -> SupervisorClient:
+            return supervisor_client(await in_a_thread(lambda: engine_spec(self._settings)))
+
+        if self._supervisor is None:
+            self._supervisor = await self._resolving.run("spec", resolve)
+        return self._supervisor
+
+    def _clients_of(self, socket: str) -> LoopClients:
+        if self._socket is not None and self._socket != socket:
             drop_socket(ENGINE_URL, self._socket)  # of a start before
-        self._socket = record.socket
-        return loop_clients(ENGINE_URL, record.socket)
+        self._socket = socket
+        return loop_clients(ENGINE_URL, socket)
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        assert self._supervisor is not None
         if isinstance(error, ServerConnectionError) or says_engine_died(error):
-            return await self._attachment.death_of(connection.generation) or error
+            return await self._supervisor.death_of(connection.start_number) or error
         if says_engine_busy(error):
             limit = self._settings.engine_args.get("max_num_queued_reqs")
             return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")
@@ -71,36 +80,38 @@ class LocalEndpoint(Endpoint):
             return RequestTimeoutError(f"{error.message}; {await _load_of(connection)}")
         return error
 
-    async def status(self) -> EngineStatus:
-        record = self._attachment.record()
-        return EngineStatus(
-            state=record.state,
-            model=record.model,
-            starts=record.generation,
-            start_seconds=record.start_seconds,
-            progress=record.progress,
-            devices=record.devices,
-            server_pid=record.server_pid or None,
-            supervisor_pid=record.supervisor_pid or None,
-            socket=record.socket or None,
-            log_file=str(self._attachment.directory.log),
-            vllm_version=record.vllm_version,
-            last_error=None if record.failure is None else record.failure.message,
-        )
+    async def status(self, *, processes: bool) -> EngineInfo:
+        supervisor = await self._resolved()
+        return await in_a_thread(lambda: look_at(supervisor.directory, supervisor.spec, processes=processes))
 
     async def observer_client(self) -> Client | None:
-        record = self._attachment.record()
-        return await self._clients_of(record).get() if record.state is EngineState.READY else None
+        record = current_record((await self._resolved()).directory)
+        if record is None or record.state is not EngineState.READY:
+            return None
+        return await self._clients_of(record.socket).get()
 
     async def evict(self, timeout: float) -> None:
-        await self._attachment.evict(timeout)
+        await (await self._resolved()).control.evict(timeout)
 
     async def shutdown(self, timeout: float, *, force: bool) -> None:
-        await self._attachment.evict(timeout, leave=True, force=force)
+        await (await self._resolved()).control.shutdown(timeout, force=force)
 
     async def close(self) -> None:
         if self._socket is not None:
             await loop_clients(ENGINE_URL, self._socket).close()
+
+
+def keep_policy(settings: EngineSettings) -> KeepPolicy:
+    """How these settings want the engine kept."""
+    return KeepPolicy(
+        idle_ttl_s=settings.idle_ttl_s,
+        sleep_after_s=math.inf if settings.sleep_after_s is None else settings.sleep_after_s,
+        standby_ttl_s=settings.standby_ttl_s if settings.standby else 0.0,
+        start_timeout_s=settings.start_timeout_s,
+        stall_timeout_s=settings.stall_timeout_s,
+        pinned=settings.pinned,
+        max_loaded_engines=settings.max_loaded_engines or 0,
+    )
 
 
 async def _load_of(connection: Connection) -> str:

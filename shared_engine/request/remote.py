@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
+from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.answers import parse_models
 from shared_engine.request.client import Client, loop_clients
-from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint, EngineStatus
+from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 
@@ -20,13 +21,13 @@ class RemoteEndpoint(Endpoint):
         self._clients = loop_clients(settings.base_url, api_key=key)
         self._is_named = settings.model is not None
         self._model = settings.model
-        self._generation = 0
+        self._times_renamed = 0
 
     async def acquire(self) -> Connection:
         client = await self._clients.get()
         if self._model is None:
             self._model = await self._first_model(client)
-        return Connection(client, self._model, self._generation)
+        return Connection(client, self._model, self._times_renamed)
 
     def release(self, connection: Connection) -> None:
         pass
@@ -40,18 +41,18 @@ class RemoteEndpoint(Endpoint):
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         if isinstance(error, ModelNotFoundError) and not self._is_named and connection.model in error.message:
-            if connection.generation == self._generation:  # else another request has noticed it already
-                self._model, self.max_model_len, self._generation = None, None, self._generation + 1
+            if connection.start_number == self._times_renamed:  # else another request has noticed it already
+                self._model, self.max_model_len, self._times_renamed = None, None, self._times_renamed + 1
             return AnotherModelError(*error.args)
         return error
 
-    async def status(self) -> EngineStatus:
+    async def status(self, *, processes: bool) -> EngineInfo:  # noqa: ARG002
         state, message = EngineState.READY, None
         try:
             await (await self._clients.get()).request("GET", "/health", timeout=PROBE_TIMEOUT_S)
         except RequestError as exc:
             state, message = EngineState.FAILED, str(exc)
-        return EngineStatus(state=state, model=self._model, base_url=self._base_url, last_error=message)
+        return EngineInfo(state=state, model=self._model, base_url=self._base_url, last_error=message)
 
     async def observer_client(self) -> Client | None:
         return await self._clients.get()

@@ -1,46 +1,200 @@
-"""The socket callers ask the supervisor on: one JSON object a line, one request a connection. Standard library only.
+"""The control socket of one engine: Control asks the supervisor, serve_callers listens for it.
 
-A caller that hangs up only stops waiting: what it waited for goes on.
+One request a connection. A caller that hangs up only stops waiting: what it waited for goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
+import contextlib
+import errno
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-Answer = dict[str, Any]
-Tell = Callable[[Answer], None]
-"""Sends a line ahead of the answer."""
-GONE: Answer = {"ok": True}
+from shared_engine.errors import EngineBusyError, EngineError
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.messages import (
+    EnsureReady,
+    Evict,
+    Gone,
+    MakeRoom,
+    NotUnderstood,
+    Outcome,
+    ProtocolError,
+    Ready,
+    Refused,
+    Reply,
+    Request,
+    Shutdown,
+    StartFailed,
+    StartProgress,
+    WhatBecameOf,
+    decode,
+    encode,
+)
+from shared_engine.runtime.progress import Progress
+from shared_engine.runtime.record import is_supervised, read_record
+
 BACKLOG = 256
-MAX_LINE_BYTES = 1 << 24  # a request carries the caller's environment, an answer the log's last lines
+MAX_LINE_BYTES = 1 << 24  # a request carries the caller's environment, a reply the log's last lines
+POLL_S = 0.02
+EXIT_S = 30.0  # how long a supervisor that has agreed may take to end what it owns
+# No socket, no listener, or one whose queue is full at the moment.
+_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.EAGAIN)
 
 
-async def serve_callers(path: Path, obey: Callable[[Answer, Tell], Awaitable[Answer | None]]) -> asyncio.Server:
-    """Listen on ``path``; ``obey`` gives the answer to a request, None where the connection just ends."""
+class Control:
+    """Asks the supervisor of one engine; needs nothing but its directory.
+
+    Methods return None where there is no supervisor, or none any more, and raise TimeoutError where one does not reply.
+    """
+
+    def __init__(self, directory: RuntimeDir) -> None:
+        self.directory = directory
+
+    async def is_listening(self) -> bool:
+        """True when a supervisor takes requests."""
+        try:
+            _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
+        except OSError as exc:
+            if exc.errno in _NOBODY_LISTENS:
+                return False
+            raise
+        writer.close()
+        return True
+
+    async def ensure_ready(
+        self,
+        policy: KeepPolicy,
+        environment: Mapping[str, str],
+        timeout: float,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Ready | StartFailed | None:
+        """Have the engine started, and wait for the outcome, ``timeout`` seconds at most."""
+        request = EnsureReady(policy, environment)
+        return cast("Ready | StartFailed | None", await self._ask(request, timeout, on_progress))
+
+    async def what_became_of(self, start_number: int, timeout: float) -> Outcome | None:
+        """How the server of that start ended; RUNNING where it has not, as far as the supervisor can tell."""
+        return cast("Outcome | None", await self._ask(WhatBecameOf(start_number), timeout))
+
+    async def make_room(self, timeout: float) -> Gone | Refused | NotUnderstood | None:
+        """Have the engine evicted for another one's sake, if it is idle and may go."""
+        try:
+            return cast("Gone | Refused | NotUnderstood | None", await self._ask(MakeRoom(), timeout))
+        except ProtocolError:  # of another release
+            return NotUnderstood()
+
+    async def evict(self, timeout: float) -> None:
+        """Return when the server's processes are gone.
+
+        Raises:
+            EngineBusyError: requests were in flight for all of ``timeout`` seconds.
+            EngineError: the supervisor does not reply.
+        """
+        await self._end(Evict(), timeout)
+
+    async def shutdown(self, timeout: float, *, force: bool = False) -> None:
+        """Return when no process of the engine is left.
+
+        Raises:
+            EngineBusyError: without ``force``, requests were in flight for all of ``timeout`` seconds.
+            EngineError: the supervisor does not reply, or does not exit.
+        """
+        await self._end(Shutdown(force), timeout)
+
+    async def _end(self, request: Evict | Shutdown, timeout: float) -> None:
+        if not self.directory.lock.exists():
+            return  # it was never started here
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                reply = await self._ask(request, deadline + EXIT_S - time.monotonic())
+            except TimeoutError:
+                raise EngineError(f"the supervisor of {self.name} does not reply; see {self.directory.log}") from None
+            if isinstance(request, Evict):
+                if reply is None or isinstance(reply, Gone):
+                    return
+            elif reply is None and not is_supervised(self.directory):
+                return  # not before: one that was being launched meanwhile may have taken its place
+            if isinstance(reply, Refused) and time.monotonic() >= deadline:
+                raise EngineBusyError(f"requests were in flight for {timeout:g} s: {self.name} was not stopped")
+            if time.monotonic() > deadline + EXIT_S:
+                raise EngineError(f"the supervisor of {self.name} did not exit; see {self.directory.log}")
+            await asyncio.sleep(POLL_S)
+
+    @property
+    def name(self) -> str:
+        """The engine's model, for messages; its key where no record tells."""
+        record = read_record(self.directory.record)
+        return self.directory.path.name if record is None else record.model
+
+    async def _ask(
+        self, request: Request, timeout: float, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> Reply | None:
+        """
+        Raises:
+            TimeoutError: no reply in ``timeout`` seconds.
+            ProtocolError: the supervisor is of another release.
+        """
+        try:
+            reader, writer = await asyncio.open_unix_connection(
+                str(self.directory.control_socket), limit=MAX_LINE_BYTES
+            )
+        except OSError as exc:
+            if exc.errno in _NOBODY_LISTENS:
+                return None
+            raise
+        with contextlib.closing(writer):
+            try:
+                writer.write(encode(request))
+                async with asyncio.timeout(timeout):
+                    while line := await reader.readline():
+                        if not line.endswith(b"\n"):
+                            return None  # cut off: the supervisor has ended
+                        reply = decode(line)
+                        if not isinstance(reply, StartProgress):
+                            return cast("Reply", reply)
+                        on_progress(reply.progress)
+            except ConnectionError:
+                return None
+        return None
+
+
+Send = Callable[[Reply], None]
+"""Sends a reply ahead of the last one."""
+
+
+async def serve_callers(path: Path, handle: Callable[[Request, Send], Awaitable[Reply | None]]) -> asyncio.Server:
+    """Listen on ``path``. ``handle`` gives the last reply to a request; None where the connection just ends."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def tell(answer: Answer) -> None:
+        def send(reply: Reply) -> None:
             if not writer.is_closing():
-                writer.write(json.dumps(answer).encode() + b"\n")
+                writer.write(encode(reply))
 
         try:
             line = await reader.readline()
             if not line:
                 return
-            answering = asyncio.ensure_future(obey(json.loads(line), tell))
+            try:
+                request = decode(line)
+            except ProtocolError:
+                send(NotUnderstood())
+                return await writer.drain()
+            handling = asyncio.ensure_future(handle(request, send))
             hanging_up = asyncio.ensure_future(reader.read(1))
-            await asyncio.wait({answering, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({handling, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
             hanging_up.cancel()
-            if not answering.done():
-                answering.cancel()
+            if not handling.done():
+                handling.cancel()
                 return
-            answer = answering.result()
-            if answer is not None:
-                tell(answer)
+            reply = handling.result()
+            if reply is not None:
+                send(reply)
                 await writer.drain()
         except ConnectionError:
             pass  # the caller has gone

@@ -1,4 +1,4 @@
-"""The private folder of one engine: its locks, record, sockets and log. Standard library only.
+"""The private folder of one engine: its locks, record, sockets and log.
 
     <root>/<key>/
         supervisor.lock   held for life by the one supervisor
@@ -6,10 +6,10 @@
         record.json       written by the supervisor, read by all
         spec.json         what to start
         control.sock      asks the supervisor
-        <generation>.sock the vLLM server
+        <start number>.sock  the vLLM server
         engine.log        vLLM's log and the supervisor's, rotated once
         tmp/              vLLM's temporary files; emptied before each start and after it
-    <root>/<device>.turn  held by the supervisor whose engine is starting there
+    <root>/<device>.start  held by the supervisor whose engine is starting there
 
 The root must be the same for every process of the user, so it depends on no session variable.
 """
@@ -51,9 +51,9 @@ class RuntimeDir:
         self.log = path / "engine.log"
         self.scratch = path / "tmp"
 
-    def server_socket(self, generation: int) -> Path:
+    def server_socket(self, start_number: int) -> Path:
         """A fresh name for each start: nothing can connect to the wrong server, and no bind finds a stale file."""
-        return self.path / f"{generation}.sock"
+        return self.path / f"{start_number}.sock"
 
     def scratch_environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """``base`` with the engine's temporary files here, where they go with it; what torch compiles stays.
@@ -81,7 +81,7 @@ class RuntimeDir:
         """Make the folder, or check that the one there is private.
 
         Raises:
-            SettingsError: too long a path, not writable, somebody else's, or on a network file system.
+            SettingsError: the path is too long, not writable, another user's, or on a network file system.
         """
         longest = len(os.fsencode(self.path / _LONGEST_NAME))
         if longest > MAX_SOCKET_PATH:

@@ -1,4 +1,4 @@
-"""vLLM's output, kept: the last lines in memory to explain failures, all of it in a file. Standard library only."""
+"""vLLM's output, kept: the last lines in memory to explain failures, all of it in a file."""
 
 from __future__ import annotations
 

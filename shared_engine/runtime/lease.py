@@ -4,7 +4,7 @@
     exclusive lock   held by the supervisor while it evicts, so that eviction can't race a request
 
 The file's content is one number: when the last lease ended, on the machine's monotonic clock. The supervisor counts
-the idle time from it. Standard library only.
+the idle time from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from shared_engine.machine.locks import try_lock
+from shared_engine.machine.locks import is_at, try_lock, unlock
 
 _STAMP = struct.Struct("d")
 
@@ -52,19 +52,13 @@ class Lease:
                     self._fd = open_lease_file(self._path)
                 if not try_lock(self._fd, fcntl.LOCK_SH):
                     return False
-                if not self._is_the_file_at_its_path(self._fd):
+                if not is_at(self._path, self._fd):
+                    # Somebody has removed the file: the supervisor knows of another, or there is none. Asking tells.
                     os.close(self._fd)
                     self._fd = None
-                    return False  # asking the supervisor makes sure that there is one
+                    return False
             self._holders += 1
             return True
-
-    def _is_the_file_at_its_path(self, fd: int) -> bool:
-        """False when somebody has removed it: then the supervisor knows of another, or of none."""
-        try:
-            return os.path.samestat(os.fstat(fd), os.stat(self._path))
-        except FileNotFoundError:
-            return False
 
     def give_back(self) -> None:
         """End one request's hold."""
@@ -75,8 +69,7 @@ class Lease:
                 # On a full disk the supervisor goes by when it last saw the lock held.
                 with contextlib.suppress(OSError):
                     os.pwrite(self._fd, _STAMP.pack(time.monotonic()), 0)
-                # Unlock explicitly: a child forked meanwhile would keep this lock past close().
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+                unlock(self._fd)
 
     def forget_in_child(self) -> None:
         """After a fork, in the child: the hold belongs to the parent, so close without unlocking."""
@@ -86,3 +79,23 @@ class Lease:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
             self._fd = None
+
+
+class ExclusiveLease:
+    """The supervisor's side: held while it ends the server or puts it to sleep, and nobody may lease it."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = open_lease_file(path)
+
+    def try_take(self) -> bool:
+        """False while requests are in flight. Taking it again while it is held is True and changes nothing."""
+        return try_lock(self._fd, fcntl.LOCK_EX)
+
+    def give_back(self) -> None:
+        """Let requests in again; nothing happens if it is not held."""
+        unlock(self._fd)
+
+    def last_use(self) -> float:
+        """When the last request ended (time.monotonic()); 0.0 if none did since this boot of the machine."""
+        stamp = read_last_use(self._fd)
+        return stamp if stamp <= time.monotonic() else 0.0  # a stamp of the future was written before the boot

@@ -18,7 +18,7 @@ class StartPhase(str, Enum):
     """The phases of a start, in order."""
 
     IMPORT = "import"  # the launcher imports vLLM; skipped when it comes back from standby
-    TURN = "turn"  # another engine starts on the same device, or must leave it first
+    QUEUED = "queued"  # another engine starts on the same device, or must leave it first
     CONFIG = "config"  # vLLM reads the model's config and starts its processes
     DOWNLOAD = "download"  # the model's files are found on this disk, or come from the hub: vLLM tells no difference
     WEIGHTS = "weights"  # weights are loaded
@@ -31,7 +31,7 @@ class StartPhase(str, Enum):
 
 _WORDS = {
     StartPhase.IMPORT: "importing vLLM",
-    StartPhase.TURN: "waiting for its turn on the device",
+    StartPhase.QUEUED: "waiting for the device",
     StartPhase.CONFIG: "reading the model's config",
     StartPhase.DOWNLOAD: "fetching the model's files",
     StartPhase.WEIGHTS: "loading weights",

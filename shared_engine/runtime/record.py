@@ -1,4 +1,4 @@
-"""The record: what the supervisor says of its engine. One writer, any number of readers. Standard library only.
+"""The record: what the supervisor says of its engine. One writer, any number of readers.
 
 States and their transitions live here. Facts that change by the second (is it leased, is it idle) are not states.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.locks import try_lock, unlock
 from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.files import write_atomically
 from shared_engine.runtime.progress import Progress
 
 
@@ -40,23 +43,33 @@ TRANSITIONS: dict[EngineState, frozenset[EngineState]] = {
 }
 
 
+class FailureKind(str, Enum):
+    """Why a start or a run ended."""
+
+    START = "start"  # the start failed
+    MEMORY = "memory"  # the start failed for lack of memory, which another engine may hold
+    TIMEOUT = "timeout"  # the start took too long, or hung
+    NOT_INSTALLED = "not_installed"  # no vLLM that could be imported
+    DIED = "died"  # the server ended by itself, or hung
+    STOPPED = "stopped"  # somebody stopped the engine while it started
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why the last start or run ended.
 
     Attributes:
-        kind: ``start``, ``memory`` (a start that lacked it), ``timeout``, ``not_installed``, ``died`` or ``stopped``.
         message: what failed and what to do.
         log_tail: the engine's last log lines, oldest first.
     """
 
-    kind: str
+    kind: FailureKind
     message: str
     log_tail: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Failure:
-        return cls(kind=data["kind"], message=data["message"], log_tail=tuple(data["log_tail"]))
+    def from_json(cls, data: Mapping[str, Any]) -> Failure:
+        return cls(FailureKind(data["kind"]), data["message"], tuple(data["log_tail"]))
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Record:
     state: EngineState = EngineState.STOPPED
     model: str = ""
     vllm_version: str = ""
-    generation: int = 0
+    start_number: int = 0
     """Counts the starts of this engine; each has its own socket."""
     socket: str = ""
     supervisor_pid: int = 0
@@ -74,10 +87,10 @@ class Record:
     server_pid: int = 0
     """Also the server's process group and session."""
     boot_id: str = ""
-    since: float = 0.0
+    state_since: float = 0.0
     """When the state was entered, seconds since the epoch."""
-    start_seconds: float | None = None
-    """How long the last start took."""
+    start_s: float | None = None
+    """How long the last start took, in seconds."""
     progress: Progress | None = None
     """How far a start has come; None when none is under way."""
     devices: tuple[str, ...] = ()
@@ -115,10 +128,9 @@ def is_supervised(directory: RuntimeDir) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look don't see each other
-        fcntl.flock(fd, fcntl.LOCK_UN)  # explicitly: a child forked meanwhile would keep it past close()
-    except BlockingIOError:
-        return True
+        if not try_lock(fd, fcntl.LOCK_SH):  # shared: those who look don't see each other
+            return True
+        unlock(fd)
     finally:
         os.close(fd)
     return False
@@ -141,10 +153,11 @@ def boot_id() -> str:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Replace the record as a whole: a reader sees the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(record.to_json())
-    os.replace(temporary, path)
+    """
+    Raises:
+        OSError: it can't be written.
+    """
+    write_atomically(path, record.to_json())
 
 
 def read_record(path: Path) -> Record | None:

@@ -1,4 +1,4 @@
-"""The processes of one engine: the launcher, kept on standby, and the server it forks. Standard library only.
+"""The processes of one engine: the launcher, kept on standby, and the server it forks.
 
 Starts them, tells why a start failed or hangs, and ends them with all they leave behind: processes, memory, shared
 memory files, temporary files, sockets. Knows no states, leases or callers.
@@ -10,26 +10,20 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from shared_engine.machine.gpu import wait_released
-from shared_engine.machine.process_group import (
-    GIVE_UP_S,
-    catches_signal,
-    cpu_seconds,
-    end_group,
-    group_members,
-    remove_files,
-    shared_files,
-    waited_seconds,
-)
+from shared_engine.machine.proc import catches_signal, cpu_seconds, group_members, shared_files, waited_seconds
+from shared_engine.machine.process_group import GIVE_UP_S, end_group
+from shared_engine.machine.sockets import can_connect
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
+from shared_engine.runtime.files import remove_files
+from shared_engine.runtime.launcher_messages import ImportFailed
 from shared_engine.runtime.progress import ProgressReader, StartPhase
-from shared_engine.runtime.record import Failure
+from shared_engine.runtime.record import Failure, FailureKind
+from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
 from shared_engine.supervisor.launcher_process import LauncherProcess, ServerProcess
 from shared_engine.supervisor.start_failures import explain, lacks_memory
@@ -56,14 +50,11 @@ class EngineProcess:
     """See the module's docstring.
 
     Args:
-        spec: what stands in spec.json (command.EngineSpec).
         log: gets all that launcher and server write.
         progress: follows the log while a start is under way.
     """
 
-    def __init__(
-        self, directory: RuntimeDir, spec: Mapping[str, Any], log: EngineLog, progress: ProgressReader
-    ) -> None:
+    def __init__(self, directory: RuntimeDir, spec: EngineSpec, log: EngineLog, progress: ProgressReader) -> None:
         self._dir = directory
         self._spec = spec
         self._log = log
@@ -101,32 +92,32 @@ class EngineProcess:
             await stall()
             await asyncio.wait([launcher.preloaded], timeout=POLL_S)
         event = launcher.preloaded.result()
-        if event["event"] == "import_failed":
-            message = f"{self._spec['python']} can't import vLLM ({event['error']}): run `vllm-local install`"
-            raise self._failed("not_installed", message)
-        if event["event"] == "ended":
-            raise self._failed("start", "the engine did not start: the process that imports vLLM was killed")
-        how = "forks its processes" if event["fork_refusal"] is None else f"plain start: {event['fork_refusal']}"
-        self._log.note(f"vLLM {event['version']} imported in {event['seconds']} s; {how}")
+        if event is None:
+            raise self._failed(FailureKind.START, "the engine did not start: the process that imports vLLM was killed")
+        if isinstance(event, ImportFailed):
+            message = f"{self._spec.python} can't import vLLM ({event.error}): run `vllm-local install`"
+            raise self._failed(FailureKind.NOT_INSTALLED, message)
+        how = "forks its processes" if event.fork_refusal is None else f"plain start: {event.fork_refusal}"
+        self._log.note(f"vLLM {event.version} imported in {event.seconds} s; {how}")
 
     def _launch(self, environment: Mapping[str, str]) -> LauncherProcess:
         self._environment = environment
-        python = self._spec["python"]
-        variables = {**self._dir.scratch_environment(environment), **self._spec["environment"]}
+        python = self._spec.python
+        variables = {**self._dir.scratch_environment(environment), **self._spec.environment}
         self._dir.clear_scratch()
         try:
             return LauncherProcess(python, variables, self._dir.path, self._read_output)
         except OSError as exc:
-            raise self._failed("not_installed", f"{python} can't be run: {exc.strerror}") from exc
+            raise self._failed(FailureKind.NOT_INSTALLED, f"{python} can't be run: {exc.strerror}") from exc
 
-    async def serve(self, generation: int, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
+    async def serve(self, start_number: int, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
         """Have the launcher fork a server on the socket ``path``; return when it answers.
 
         Args:
             forked: called with its PID as soon as there is one.
 
         Raises:
-            StartFailedError: it ended instead, or hangs. ``end_server`` sees to what is left.
+            StartFailedError: it ended instead, or hangs. ``end_server`` ends what is left.
         """
         assert self._launcher is not None
         launcher = self._launcher
@@ -136,9 +127,9 @@ class EngineProcess:
         self._progress.enter(StartPhase.CONFIG)
         try:
             async with asyncio.timeout(stall_timeout_s):
-                server = await launcher.start_server([*self._spec["argv"], "--uds", path], generation)
+                server = await launcher.start_server([*self._spec.argv, "--uds", path], start_number)
         except TimeoutError:
-            raise self._failed("timeout", "the process that starts vLLM does not answer") from None
+            raise self._failed(FailureKind.TIMEOUT, "the process that starts vLLM does not answer") from None
         if server is None:
             raise self._explained("the process that started vLLM was killed")
         self.server = server
@@ -180,7 +171,7 @@ class EngineProcess:
             # Held by the kernel (a driver, a file system): those who wait must hear something all the same.
             self._log.note(f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it")
         remove_files(files)
-        if not await wait_released(self._spec["devices"], members, MEMORY_BACK_S):
+        if not await wait_released(self._spec.devices, members, MEMORY_BACK_S):
             self._log.note("the memory of the server that ended is not back yet")
 
     async def end_launcher(self, grace_s: float = TERM_GRACE_S) -> None:
@@ -217,7 +208,7 @@ class EngineProcess:
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
                     f"{limit_s:g} s, while it was {self._progress.progress}"
                 )
-                raise StartFailedError(Failure("timeout", message, await self._lines_and_stacks(now_there)))
+                raise StartFailedError(Failure(FailureKind.TIMEOUT, message, await self._lines_and_stacks(now_there)))
 
         return check
 
@@ -236,19 +227,8 @@ class EngineProcess:
 
     def _explained(self, how: str) -> StartFailedError:
         lines = self._log.lines()
-        kind = "memory" if lacks_memory(lines) else "start"
+        kind = FailureKind.MEMORY if lacks_memory(lines) else FailureKind.START
         return self._failed(kind, f"the engine did not start: {explain(lines) or how}")
 
-    def _failed(self, kind: str, message: str) -> StartFailedError:
+    def _failed(self, kind: FailureKind, message: str) -> StartFailedError:
         return StartFailedError(Failure(kind, message, self._log.tail()))
-
-
-def can_connect(path: str) -> bool:
-    """True when a server listens: vLLM binds early, but refuses connections until it can answer."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-        return True

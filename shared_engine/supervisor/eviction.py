@@ -1,35 +1,35 @@
-"""The user's other engines on the same devices: which are loaded, and asking idle ones to leave.
+"""Room on a device: the user's other engines there, and having idle ones evicted.
 
-One supervisor asks another, over its control socket: nobody ends an engine but its owner, who alone knows whether
-requests are running. Standard library only.
+One supervisor asks another, over its control socket: only its own supervisor ends an engine, since it alone knows
+whether requests are running.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared_engine.machine.gpu import MemoryNeed, shortfall
-from shared_engine.runtime.control import GONE
+from shared_engine.machine.memory import MemoryNeed, shortfall
+from shared_engine.runtime.control import Control
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.lease import open_lease_file, read_last_use
+from shared_engine.runtime.messages import NotUnderstood, Refused
 from shared_engine.runtime.record import EngineState, Record, current_record
 
-LEAVE_TIMEOUT_S = 60.0
+ASK_TIMEOUT_S = 60.0
 MEMORY_BACK_S = 5.0
 POLL_S = 0.1
-ROOM_POLL_S = 0.2  # how often to ask again for a place
+RETRY_S = 0.2  # how often to ask again for room
 _LOADED = (EngineState.READY, EngineState.ASLEEP, EngineState.STOPPING)
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class LoadedEngine:
     """Another engine that holds memory of the same device."""
 
     directory: RuntimeDir
@@ -42,7 +42,7 @@ class Neighbour:
         return Path(self.record.model).name
 
 
-def loaded_neighbours(directory: RuntimeDir, devices: Sequence[str]) -> list[Neighbour]:
+def others_loaded(directory: RuntimeDir, devices: Sequence[str]) -> list[LoadedEngine]:
     """Engines beside ``directory`` that are loaded on one of ``devices``; least recently used first."""
     found = []
     for path in directory.path.parent.iterdir():
@@ -54,41 +54,35 @@ def loaded_neighbours(directory: RuntimeDir, devices: Sequence[str]) -> list[Nei
             continue
         with contextlib.suppress(OSError):
             lease = open_lease_file(other.lease)
-            ready_at = time.monotonic() - (time.time() - record.since)  # one that nobody has used yet is not the oldest
-            found.append(Neighbour(other, record, max(read_last_use(lease), ready_at)))
+            # One that nobody has used yet is not the oldest.
+            ready_at = time.monotonic() - (time.time() - record.state_since)
+            found.append(LoadedEngine(other, record, max(read_last_use(lease), ready_at)))
             os.close(lease)
-    return sorted(found, key=lambda neighbour: neighbour.last_use)
+    return sorted(found, key=lambda engine: engine.last_use)
 
 
-async def ask_to_leave(neighbour: Neighbour) -> str | None:
-    """None when it is gone, its memory with it; else why it stays: ``busy``, ``pinned``."""
+async def ask_to_make_room(engine: LoadedEngine) -> str | None:
+    """None when it is gone, its memory with it; else why it stays: ``busy``, ``pinned``, or in other words."""
     try:
-        async with asyncio.timeout(LEAVE_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(str(neighbour.directory.control_socket))
-            try:
-                writer.write(b'{"op": "make_room"}\n')
-                line = await reader.readline()
-            finally:
-                writer.close()
+        reply = await Control(engine.directory).make_room(ASK_TIMEOUT_S)
     except TimeoutError:
-        return "does not answer"
-    except (FileNotFoundError, ConnectionError):
-        return None  # its supervisor has ended, and all it owned with it
+        return "does not reply"
     except OSError as exc:
         return f"can't be asked: {exc}"
-    answer = json.loads(line) if line.endswith(b"\n") else GONE
-    # A supervisor of an older release does not know what is asked.
-    return None if answer["ok"] else str(answer.get("refusal", "does not make room"))
+    if isinstance(reply, Refused):
+        return reply.refusal.value
+    # None: its supervisor has ended, and all it owned with it.
+    return "does not make room" if isinstance(reply, NotUnderstood) else None
 
 
-class Room:
-    """Room for one engine on its devices.
+class DeviceAdmission:
+    """Admits one engine to its devices, when there is room.
 
     Args:
         directory: the engine's own.
         need: what its start asks of each device.
-        say: called with what is being waited for, in words.
-        note: called with what was done, for the log.
+        on_wait: called with what is being waited for, in words.
+        log: called with what was done.
     """
 
     def __init__(
@@ -96,67 +90,78 @@ class Room:
         directory: RuntimeDir,
         devices: Sequence[str],
         need: MemoryNeed,
-        say: Callable[[str], None],
-        note: Callable[[str], None],
+        on_wait: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self._dir = directory
         self._devices = devices
         self._need = need
-        self._say = say
-        self._note = note
-        self.staying: dict[str, str] = {}
-        """Neighbours that were asked to leave and did not, with the reason."""
+        self._on_wait = on_wait
+        self._log = log
+        self.refused: dict[str, str] = {}
+        """Engines that were asked to make room and stay, with the reason."""
 
-    async def make_ahead(self, max_loaded_engines: int) -> bool:
-        """Evict idle neighbours, least recently used first, where a start would not fit beside them.
+    async def make_room(self, max_loaded_engines: int) -> bool:
+        """Have idle engines evicted, least recently used first, where a start would not fit beside them.
 
-        vLLM takes ten seconds and more to find out by itself that memory is short. False while there is no place
+        vLLM takes ten seconds and more to find out by itself that memory is short. False while there is no room
         below ``max_loaded_engines`` (0: no limit). Memory is not waited for: vLLM has the last word.
         """
-        self.staying = {}
+        self.refused = {}
 
-        async def has_place() -> bool:
-            return len(loaded_neighbours(self._dir, self._devices)) < max_loaded_engines
+        async def is_below_limit() -> bool:
+            return len(self._others()) < max_loaded_engines
 
-        if max_loaded_engines and not await has_place():
-            await self._evict_until(has_place, f"max_loaded_engines = {max_loaded_engines}")
-            if not await has_place():
-                names = ", ".join(f"{name} is {why}" for name, why in self.staying.items())
-                self._say(f"max_loaded_engines = {max_loaded_engines}: {names}")
+        if max_loaded_engines and not await is_below_limit():
+            await self._evict_until(is_below_limit, f"max_loaded_engines = {max_loaded_engines}")
+            if not await is_below_limit():
+                names = ", ".join(f"{name} is {why}" for name, why in self.refused.items())
+                self._on_wait(f"max_loaded_engines = {max_loaded_engines}: {names}")
                 return False
         lack = await shortfall(self._devices, self._need)
-        if lack is not None and loaded_neighbours(self._dir, self._devices):
-            self._say(lack)
+        if lack is not None and self._others():
+            self._on_wait(lack)
             await self._evict_until(self._fits, lack)
         return True
 
-    async def make_all(self) -> bool:
-        """Evict all idle neighbours; False if there was none. For a start that lacked memory."""
+    async def evict_all_idle(self) -> bool:
+        """For a start that lacked memory. False if there was none to evict."""
 
-        return await self._evict_until(None, "not enough memory")
+        async def is_enough() -> bool:
+            return False
+
+        return await self._evict_until(is_enough, "not enough memory", wait_s=0.0)
+
+    def _others(self) -> list[LoadedEngine]:
+        return others_loaded(self._dir, self._devices)
 
     async def _fits(self) -> bool:
         return await shortfall(self._devices, self._need) is None
 
-    async def _evict_until(self, is_enough: Callable[[], Awaitable[bool]] | None, why: str) -> bool:
-        """True if at least one has left; None: all."""
+    async def _evict_until(
+        self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = MEMORY_BACK_S
+    ) -> bool:
+        """True if at least one was evicted.
+
+        Args:
+            wait_s: how long to wait after each for its memory to come back.
+        """
         evicted: list[str] = []
         asked: set[Path] = set()
-        while is_enough is None or not await is_enough():
-            candidates = [
-                each for each in loaded_neighbours(self._dir, self._devices) if each.directory.path not in asked
-            ]
+        while not await is_enough():
+            candidates = [each for each in self._others() if each.directory.path not in asked]
             if not candidates:
                 break
-            asked.add(candidates[0].directory.path)
-            refusal = await ask_to_leave(candidates[0])
+            engine = candidates[0]
+            asked.add(engine.directory.path)
+            refusal = await ask_to_make_room(engine)
             if refusal is not None:
-                self.staying[candidates[0].name] = refusal
+                self.refused[engine.name] = refusal
                 continue
-            evicted.append(candidates[0].name)
-            deadline = time.monotonic() + MEMORY_BACK_S
-            while is_enough is not None and not await is_enough() and time.monotonic() < deadline:
+            evicted.append(engine.name)
+            deadline = time.monotonic() + wait_s
+            while time.monotonic() < deadline and not await is_enough():
                 await asyncio.sleep(POLL_S)
         if evicted:
-            self._note(f"{why}: evicted {', '.join(evicted)}")
+            self._log(f"{why}: evicted {', '.join(evicted)}")
         return bool(evicted)

@@ -1,4 +1,4 @@
-"""Tells an engine that works from one that hangs. Decisions are pure; a small HTTP client asks. Standard library only.
+"""Tells an engine that works from one that hangs. Decisions are pure.
 
 vLLM's /health says only that the engine has not errored: a hung one answers 200. What tells is its step counter, and
 while a start is under way, its log and its processor time.
@@ -6,14 +6,13 @@ while a start is under way, its log and its processor time.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
 from shared_engine.runtime.metrics import samples
+from shared_engine.supervisor.http import http
 
 METRICS_TIMEOUT_S = 5.0
 MAX_POLL_S = 10.0
@@ -172,31 +171,6 @@ class StallWatch:
             self._moved_at, self._log_bytes, self._cpu_s, self._waited_s = now, log_bytes, cpu_s, waited_s
             return False
         return quiet_s >= limit_s
-
-
-async def http(socket: str, method: str, path: str, timeout: float, body: object = None) -> tuple[int, bytes]:
-    """One request to the server of a Unix socket: status and body.
-
-    Raises:
-        OSError: no answer, or none that is HTTP; TimeoutError is one.
-    """
-    content = b"" if body is None else json.dumps(body).encode()
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    async with asyncio.timeout(timeout):
-        reader, writer = await asyncio.open_unix_connection(socket)
-        try:
-            writer.write(head.encode() + content)
-            answer = await reader.read()
-        finally:
-            writer.close()
-    first, _, rest = answer.partition(b"\r\n")
-    words = first.split()
-    if len(words) < 2 or not words[1].isdigit():
-        raise ConnectionError(f"no HTTP answer to {method} {path}")
-    return int(words[1]), rest.partition(b"\r\n\r\n")[2]
 
 
 async def read_metrics(socket: str) -> Activity | None:

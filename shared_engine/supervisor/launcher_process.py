@@ -1,23 +1,31 @@
-"""The launcher as its supervisor sees it, and the server it forked. Standard library only.
+"""The launcher as its supervisor sees it, and the server it forked.
 
-A child with a command pipe, an event pipe and a log pipe. What the launcher does, and the words of the pipes, stand in
-launcher.py.
+A child with a command pipe, an event pipe and a log pipe. What the launcher does stands in launcher.py, what is
+said on the pipes in runtime/launcher_messages.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from shared_engine.launcher import LAUNCHER
 from shared_engine.machine.process_group import GIVE_UP_S
+from shared_engine.runtime.launcher_messages import (
+    Event,
+    Exited,
+    ImportFailed,
+    Preloaded,
+    Started,
+    exit_command,
+    read_event,
+    start_command,
+)
 
 READ_BYTES = 1 << 16
 FORK_TIMEOUT_S = 5.0
@@ -68,17 +76,17 @@ class LauncherProcess:
             os.close(events_w)
             os.close(log_w)
         self.pid = self._process.pid
-        self.preloaded: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        """The event ``preloaded`` or ``import_failed``; ``{"event": "ended"}`` if the launcher ended before."""
+        self.preloaded: asyncio.Future[Preloaded | ImportFailed | None] = self._loop.create_future()
+        """How importing vLLM went; None if the launcher ended before it said so."""
         self.has_ended = False
         self._starting: asyncio.Future[ServerProcess | None] | None = None
         self._server: ServerProcess | None = None
         self._pending = b""
-        for fd, callback in ((self._events_fd, self._hear), (self._log_fd, self._read_log)):
+        for fd, callback in ((self._events_fd, self._read_events), (self._log_fd, self._read_log)):
             os.set_blocking(fd, False)
             self._loop.add_reader(fd, callback)
 
-    async def start_server(self, argv: list[str], generation: int) -> ServerProcess | None:
+    async def start_server(self, argv: list[str], start_number: int) -> ServerProcess | None:
         """Have it fork a server; None if the launcher has ended.
 
         Cancelling this forgets nothing: the server is there for ``forked_server``.
@@ -87,13 +95,13 @@ class LauncherProcess:
             return None
         self._starting = self._loop.create_future()
         self._server = None
-        self._tell({"op": "start", "argv": argv, "generation": generation})
+        self._send(start_command(argv, start_number))
         return await asyncio.shield(self._starting)
 
     @property
     def is_ready(self) -> bool:
         """True when it can fork a server at once."""
-        is_preloaded = self.preloaded.done() and self.preloaded.result()["event"] == "preloaded"
+        is_preloaded = self.preloaded.done() and isinstance(self.preloaded.result(), Preloaded)
         is_forking = self._starting is not None and not self._starting.done()
         return is_preloaded and not is_forking and not self.has_ended
 
@@ -117,7 +125,7 @@ class LauncherProcess:
 
     async def end(self, grace_s: float) -> None:
         """See it gone; it kills its server on the way out. One that the kernel holds is left after GIVE_UP_S."""
-        self._tell({"op": "exit"})
+        self._send(exit_command())
         kill_at = time.monotonic() + grace_s
         while self._process.poll() is None and time.monotonic() < kill_at + GIVE_UP_S:
             if time.monotonic() > kill_at:
@@ -134,42 +142,41 @@ class LauncherProcess:
         self._close_fd("_log_fd")
         self._close_fd("_events_fd")
 
-    def _tell(self, command: dict[str, Any]) -> None:
+    def _send(self, command: bytes) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the end of the events tells the same
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.write(command)
             self._process.stdin.flush()
 
-    def _hear(self) -> None:
+    def _read_events(self) -> None:
         try:
             data = os.read(self._events_fd, READ_BYTES)
         except BlockingIOError:
             return
         if not data:
-            return self._hear_end()
+            return self._launcher_ended()
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
-            self._handle(json.loads(line))
+            self._handle(read_event(line))
 
-    def _handle(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind in ("preloaded", "import_failed"):
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Preloaded | ImportFailed):
             self.drain_log()
             self.preloaded.set_result(event)
-        elif kind == "started":
+        elif isinstance(event, Started):
             assert self._starting is not None
-            self._server = ServerProcess(event["pid"])
+            self._server = ServerProcess(event.pid)
             self._starting.set_result(self._server)
-        elif kind == "exited" and self._server is not None and event["pid"] == self._server.pid:
-            self._server_ended(f"vLLM ended by itself with exit code {event['returncode']}")
+        elif isinstance(event, Exited) and self._server is not None and event.pid == self._server.pid:
+            self._server_ended(f"vLLM ended by itself with exit code {event.returncode}")
 
-    def _hear_end(self) -> None:
-        """The launcher has ended, and nobody asked it to."""
+    def _launcher_ended(self) -> None:
+        """Nobody asked it to."""
         self.has_ended = True
         self._close_fd("_events_fd")
         if not self.preloaded.done():
             self.drain_log()
-            self.preloaded.set_result({"event": "ended"})
+            self.preloaded.set_result(None)
         if self._starting is not None and not self._starting.done():
             self._starting.set_result(None)
         self._server_ended("the process that started vLLM was killed")

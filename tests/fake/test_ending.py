@@ -15,6 +15,19 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineState, EngineStoppedError
+from shared_engine.runtime.messages import (
+    Evict,
+    Gone,
+    MakeRoom,
+    NotUnderstood,
+    Ready,
+    Refusal,
+    Refused,
+    Request,
+    Shutdown,
+    StartFailed,
+)
+from shared_engine.runtime.record import FailureKind
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
     ANSWER,
@@ -35,7 +48,6 @@ from tests.support.processes import all_processes, any_exists
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
-OK = {"ok": True}
 
 
 def force(engine: Engine) -> None:
@@ -76,7 +88,7 @@ def reach(engine: Engine, moment: str) -> None:
     if moment == "burying":
         os.kill(server_pid(engine), signal.SIGKILL)
     if moment == "stopping":
-        Asking(engine, "evict").hang_up()
+        Asking(engine, Evict()).hang_up()
         wait_for(engine, EngineState.STOPPING)
 
 
@@ -117,16 +129,16 @@ def test_a_forced_shutdown_while_it_is_evicted_does_not_let_it_start_again(slow_
     engine.warmup()
     group = server_group(engine)
     pid = supervisor_pid(engine)
-    evicting = Asking(engine, "evict")
+    evicting = Asking(engine, Evict())
     wait_for(engine, EngineState.STOPPING)
     waiting = ensure_ready(engine)  # will begin a start as soon as it can
     began = time.monotonic()
-    ending = Asking(engine, "shutdown", force=True)
-    assert ending.answer() in (OK, None)
+    ending = Asking(engine, Shutdown(force=True))
+    assert ending.answer() in (Gone(), None)
     assert time.monotonic() - began < 8
-    assert evicting.answer() == OK
+    assert evicting.answer() == Gone()
     answer = waiting.answer()
-    assert answer is None or answer["failure"]["kind"] == "stopped"
+    assert answer is None or (isinstance(answer, StartFailed) and answer.failure.kind is FailureKind.STOPPED)
     wait_until(lambda: not any_exists([pid, *group]), 5, "all to be gone")
 
 
@@ -146,13 +158,13 @@ def test_sigterm_twice_is_as_once(fake_engine: MakeEngine) -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("op", ["evict", "make_room", "shutdown"])
-def test_what_two_ask_at_once_is_done_once_and_told_to_both(fake_engine: MakeEngine, op: str) -> None:
+@pytest.mark.parametrize("request_", [Evict(), MakeRoom(), Shutdown()])
+def test_what_two_ask_at_once_is_done_once_and_told_to_both(fake_engine: MakeEngine, request_: Request) -> None:
     engine = fake_engine()
     engine.warmup()
     group = server_group(engine)
-    asking = [Asking(engine, op) for _ in range(3)]
-    assert [each.answer() for each in asking] == [OK] * 3
+    asking = [Asking(engine, request_) for _ in range(3)]
+    assert [each.answer() for each in asking] == [Gone()] * 3
     assert not any_exists(group)
     assert log_of(engine).count("ready -> stopping") == 1
     assert not complaints(engine)
@@ -166,13 +178,12 @@ def test_requests_and_evictions_that_come_together_break_nothing(fake_engine: Ma
     pid = supervisor_pid(engine)
     for _ in range(15):
         if first == "evict":
-            evicting, asking = Asking(engine, "evict"), ensure_ready(engine)
+            evicting, asking = Asking(engine, Evict()), ensure_ready(engine)
         else:
-            asking, evicting = ensure_ready(engine), Asking(engine, "evict")
+            asking, evicting = ensure_ready(engine), Asking(engine, Evict())
         answer = asking.answer()
-        assert answer is not None
-        assert answer["ok"], answer
-        assert evicting.answer() in (OK, {"ok": False, "refusal": "busy"})
+        assert isinstance(answer, Ready)
+        assert evicting.answer() in (Gone(), Refused(Refusal.BUSY))
     assert supervisor_pid(engine) == pid
     assert not complaints(engine)
     assert hello(engine) == ANSWER
@@ -197,7 +208,7 @@ def test_callers_that_hang_up_change_nothing(fake_engine: MakeEngine) -> None:
     engine.warmup()
     pid = supervisor_pid(engine)
     for _ in range(10):
-        for asking in (Asking(engine, "evict"), ensure_ready(engine), Asking(engine, "make_room")):
+        for asking in (Asking(engine, Evict()), ensure_ready(engine), Asking(engine, MakeRoom())):
             time.sleep(moments.uniform(0, 0.05))  # the moment is what is tested
             asking.hang_up()
     assert hello(engine) == ANSWER
@@ -220,6 +231,6 @@ def test_an_unknown_word_is_refused_and_the_supervisor_goes_on(fake_engine: Make
     engine = fake_engine()
     engine.warmup()
     pid = supervisor_pid(engine)
-    assert Asking(engine, "dance").answer() == {"ok": False, "error": "unknown op 'dance'"}
+    assert Asking(engine, b'{"type": "Dance"}\n').answer() == NotUnderstood()
     assert supervisor_pid(engine) == pid
     assert hello(engine) == ANSWER

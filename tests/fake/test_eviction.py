@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine, EngineStartError, EngineStartTimeoutError, EngineState
+from shared_engine.runtime.messages import StartProgress
 from shared_engine.runtime.progress import StartPhase
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
@@ -24,6 +24,7 @@ from tests.support.callers import (
     HELLO,
     calls,
     directory_of,
+    ensure_ready,
     error_of,
     hello,
     journal,
@@ -80,8 +81,7 @@ def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(neighbour: Ne
     with calls(one, two) as waiting:
         wait_until(
             lambda: (
-                says(one, "waiting for its turn on the device (two starts)")()
-                or says(two, "waiting for its turn on the device (one starts)")()
+                says(one, "waiting for the device (two starts)")() or says(two, "waiting for the device (one starts)")()
             ),
             10,
             "one to wait for the other",
@@ -334,7 +334,7 @@ def test_a_launcher_killed_while_it_waits_for_its_turn_is_replaced(neighbour: Ne
 
 def is_waiting_for_its_turn(engine: Engine) -> bool:
     progress = engine.status().progress
-    return progress is not None and progress.phase is StartPhase.TURN
+    return progress is not None and progress.phase is StartPhase.QUEUED
 
 
 def test_a_neighbour_of_an_older_release_stays_and_harms_nobody(neighbour: Neighbour, in_background: Any) -> None:
@@ -370,11 +370,10 @@ def test_who_comes_late_is_told_at_once_how_far_the_start_is(neighbour: Neighbou
     engine = neighbour("model", {"hang_at": "weights"}, start_timeout_s=4)
     first = in_background(engine)
     wait_until(lambda: "loading weights" in str(engine.status().progress), 10, "the weights")
-    with socket.socket(socket.AF_UNIX) as late, late.makefile() as lines:
-        late.settimeout(2)
-        late.connect(str(directory_of(engine).control_socket))
-        request = {"op": "ensure_ready", "policy": {"start_timeout_s": 4}, "environment": dict(os.environ)}
-        late.sendall(json.dumps(request).encode() + b"\n")
-        assert json.loads(lines.readline())["progress"]["phase"] == "weights"
+    late = ensure_ready(engine, start_timeout_s=4)
+    told = late.next()
+    assert isinstance(told, StartProgress)
+    assert told.progress.phase is StartPhase.WEIGHTS
+    late.hang_up()
     with pytest.raises(EngineStartTimeoutError):
         first.result(20)

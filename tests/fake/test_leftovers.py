@@ -12,7 +12,7 @@ import pytest
 
 import shared_engine
 from shared_engine import Engine, EngineStartError, EngineState
-from shared_engine.machine.process_group import cpu_seconds
+from shared_engine.machine.proc import cpu_seconds
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
     ANSWER,

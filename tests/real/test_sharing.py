@@ -10,7 +10,7 @@ from langchain_vllm_local import VLLM as LangChainVLLM
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM as LlamaIndexVLLM
 from shared_engine import Engine
-from shared_engine.machine.process_group import cpu_seconds
+from shared_engine.machine.proc import cpu_seconds
 from tests.support.processes import processes_of_group, run_code
 
 ASK = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -17,6 +16,8 @@ import pytest
 from shared_engine import Engine, EngineError, EngineState
 from shared_engine.launch.spec import engine_spec
 from shared_engine.runtime.directory import RuntimeDir, runtime_dir
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.messages import EnsureReady, Reply, Request, StartProgress, decode, encode
 from tests.support.processes import processes_of_group
 from tests.support.waiting import wait_until
 
@@ -86,28 +87,34 @@ def supervisor_pid(engine: Engine) -> int:
 class Asking:
     """A request to an engine's supervisor, as its clients make it, without their patience."""
 
-    def __init__(self, engine: Engine, op: str, **fields: Any) -> None:
+    def __init__(self, engine: Engine, request: Request | bytes) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(SETTLE_S)
+        self._lines = self._socket.makefile("rb")
         self._socket.connect(str(directory_of(engine).control_socket))
-        self._socket.sendall(json.dumps({"op": op, **fields}).encode() + b"\n")
+        self._socket.sendall(request if isinstance(request, bytes) else encode(request))
 
     def hang_up(self) -> None:
+        self._lines.close()
         self._socket.close()
 
-    def answer(self) -> dict[str, Any] | None:
-        """None where the supervisor left without one."""
-        with self._socket, self._socket.makefile() as lines:
-            for line in lines:
-                if not line.startswith('{"progress"'):
-                    return dict(json.loads(line))
-        return None
+    def next(self) -> Reply | None:
+        """The next reply, which may tell of progress; None where the supervisor exits without one."""
+        line = self._lines.readline()
+        return decode(line) if line else None
+
+    def answer(self) -> Reply | None:
+        """The last reply; None where the supervisor exits without one."""
+        with self._socket, self._lines:
+            while isinstance(reply := self.next(), StartProgress):
+                pass
+            return reply
 
 
 def ensure_ready(engine: Engine, **wishes: Any) -> Asking:
-    policy = {"idle_ttl_s": 60, "standby_ttl_s": 60, "start_timeout_s": 20, **wishes}
+    policy = KeepPolicy(**{"idle_ttl_s": 60, "standby_ttl_s": 60, "start_timeout_s": 20, **wishes})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return Asking(engine, "ensure_ready", policy=policy, environment=environment)
+    return Asking(engine, EnsureReady(policy, environment))
 
 
 def journal(path: Path) -> list[tuple[str, str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,14 +15,18 @@ from typing import Any
 import pytest
 
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
+from shared_engine.runtime.messages import Request, decode
 from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
+from tests.support.paths import REPOSITORY
 
 KEY = "0123456789abcdef"
 OTHER_KEY = "0124ffffffffffff"
 
 # Holds the lock, has a child, and answers the control socket as it was told to.
 SUPERVISOR = """
-import fcntl, json, os, socket, subprocess, sys
+import fcntl, os, socket, subprocess, sys
+sys.path.append(sys.argv[3])
+from shared_engine.runtime.messages import Gone, Refusal, Refused, Shutdown, decode, encode
 os.chdir(sys.argv[1])
 lock = open("supervisor.lock", "a")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,12 +44,12 @@ try:
                 continue
             with open("asked", "a") as asked:
                 asked.write(line)
-            request = json.loads(line)
-            if sys.argv[2] == "busy" and not request.get("force"):
-                connection.sendall(b'{"ok": false, "refusal": "busy"}\\n')
+            request = decode(line)
+            if sys.argv[2] == "busy" and request != Shutdown(force=True):
+                connection.sendall(encode(Refused(Refusal.BUSY)))
                 continue
-            connection.sendall(b'{"ok": true}\\n')
-            if request["op"] == "shutdown":
+            connection.sendall(encode(Gone()))
+            if isinstance(request, Shutdown):
                 break
 finally:
     child.kill()
@@ -63,7 +66,7 @@ class HandMade:
         self._process: subprocess.Popen[str] | None = None
         self.pid = self.child_pid = 0
         if supervisor is not None:
-            command = [sys.executable, "-S", "-c", SUPERVISOR, str(self.directory.path), supervisor]
+            command = [sys.executable, "-S", "-c", SUPERVISOR, str(self.directory.path), supervisor, str(REPOSITORY)]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert self._process.stdout is not None
             self.pid, self.child_pid = self._process.pid, int(self._process.stdout.readline())
@@ -72,19 +75,19 @@ class HandMade:
                 "state": EngineState.READY,
                 "model": "/models/tiny_chat",
                 "vllm_version": "0.32.0",
-                "generation": 2,
+                "start_number": 2,
                 "supervisor_pid": self.pid,
                 "server_pid": self.child_pid,
                 "socket": str(self.directory.server_socket(2)),
                 "boot_id": boot_id(),
-                "since": time.time(),
+                "state_since": time.time(),
                 **fields,
             }
         )
         write_record(self.directory.record, self.record)
 
-    def asked(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory.path / "asked").read_text().splitlines()]
+    def asked(self) -> list[Request]:
+        return [decode(line.encode()) for line in (self.directory.path / "asked").read_text().splitlines()]
 
     def close(self) -> None:
         if self._process is not None:

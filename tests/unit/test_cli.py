@@ -16,12 +16,13 @@ import pytest
 from shared_engine.cli import main as cli
 from shared_engine.cli.main import main
 from shared_engine.cli.status_table import duration, size, status_table
-from shared_engine.observe.engines import EngineInfo
+from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
 from shared_engine.observe.processes import ProcessNode
 from shared_engine.runtime.lease import Lease
+from shared_engine.runtime.messages import Evict, Shutdown
 from shared_engine.runtime.progress import Progress, StartPhase
-from shared_engine.runtime.record import EngineState, Failure
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
@@ -89,8 +90,8 @@ def test_status_of_nothing(root: Path, hand_made: MakeEngine, capsys: Capture) -
 
 
 def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEngine, capsys: Capture) -> None:
-    hand_made(since=time.time() - 125, pinned=True)
-    failure = Failure("start", "the engine did not start: " + 30 * "no memory " + "\nsecond line")
+    hand_made(state_since=time.time() - 125, pinned=True)
+    failure = Failure(FailureKind.START, "the engine did not start: " + 30 * "no memory " + "\nsecond line")
     hand_made(OTHER_KEY, supervisor=None, model="org/other-model", failure=failure)
     assert main(["status"]) == 0
     head, ready, failed, error = capsys.readouterr().out.splitlines()
@@ -120,18 +121,15 @@ def test_status_tells_how_far_a_start_is(hand_made: MakeEngine, capsys: Capture)
 
 
 def test_the_table_stays_within_100_columns(capsys: Capture) -> None:
-    processes = ProcessNode(1, "supervisor", 1 << 20, None, (ProcessNode(2, "server", 1 << 30, 7 << 30),))
+    processes = ProcessNode(1, "supervisor", 1 << 20, None, (ProcessNode(2, "server", 123 << 30, 141 << 30),))
     wide = EngineInfo(
         key=KEY,
         model="org/" + 60 * "m",
         state=EngineState.STARTING,
         is_alive=True,
-        directory=Path("/nowhere"),
-        since=time.time() - 90_000,
-        progress="waiting for its turn on the device (a model with a very long name)",
+        state_since=time.time() - 90_000,
+        progress=Progress(StartPhase.QUEUED, detail="a model with a very long name starts"),
         processes=processes,
-        memory_bytes=123 << 30,
-        gpu_memory_bytes=141 << 30,
         starts=1000,
     )
     head, line, *tree = status_table([wide], tree=True)
@@ -139,7 +137,7 @@ def test_the_table_stays_within_100_columns(capsys: Capture) -> None:
     assert len(line) <= 100
     assert line.startswith(f"{19 * 'm'}…  {KEY[:8]}  starting: waiting ")
     assert line.endswith("1d01h  123.0G  141.0G       0     -    1000")
-    assert tree == ["  1 supervisor (1M)", "  └─ 2 server (1.0G, 7.0G GPU)"]
+    assert tree == ["  1 supervisor (1M)", "  └─ 2 server (123.0G, 141.0G GPU)"]
 
 
 def test_json_is_a_list_of_objects(hand_made: MakeEngine, capsys: Capture) -> None:
@@ -241,7 +239,7 @@ def test_logs_of_the_only_engine_alive(hand_made: MakeEngine, capsys: Capture) -
 
 def test_logs_without_any_engine(root: Path, capsys: Capture) -> None:
     assert main(["logs"]) == 1
-    assert "no engine of yours has run yet" in capsys.readouterr().err
+    assert "no engines found in" in capsys.readouterr().err
 
 
 def test_following_waits_for_the_log_and_ends_quietly(hand_made: MakeEngine) -> None:
@@ -289,7 +287,7 @@ def test_control_characters_are_taken_out(text: str, plain: str) -> None:
 def test_stop_asks_the_supervisor_and_returns_when_it_is_gone(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["stop"]) == 0
-    assert made.asked() == [{"op": "shutdown", "force": False}]
+    assert made.asked() == [Shutdown(force=False)]
     assert capsys.readouterr().out.startswith("tiny_chat (01234567) stopped in ")
     assert main(["stop", "tiny_chat"]) == 0
     assert capsys.readouterr().out == "tiny_chat (01234567) is not running\n"
@@ -300,7 +298,7 @@ def test_stop_asks_the_supervisor_and_returns_when_it_is_gone(hand_made: MakeEng
 def test_evict_leaves_the_supervisor(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["evict", KEY[:4]]) == 0
-    assert made.asked() == [{"op": "evict"}]
+    assert made.asked() == [Evict()]
     assert "evicted in" in capsys.readouterr().out
 
 
@@ -309,7 +307,7 @@ def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsy
     assert main(["stop"]) == 1
     assert "name one, or say --all" in capsys.readouterr().err
     assert main(["stop", "--all"]) == 0
-    assert [engine.asked()[0]["op"] for engine in made] == ["shutdown", "shutdown"]
+    assert [engine.asked()[0] for engine in made] == [Shutdown(), Shutdown()]
 
 
 def test_a_busy_engine_is_exit_code_3_and_names_who_holds_it(hand_made: MakeEngine, capsys: Capture) -> None:
@@ -334,7 +332,7 @@ def test_ctrl_c_ends_the_waiting_for_a_busy_engine(hand_made: MakeEngine) -> Non
     stop.send_signal(signal.SIGINT)
     _, errors = stop.communicate(timeout=10)
     assert stop.returncode == 130
-    assert errors == "vllm-local: interrupted; an engine that has begun to end goes on ending\n"
+    assert errors == "vllm-local: interrupted; an engine that has begun to stop goes on stopping\n"
 
 
 # ---- words

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from shared_engine import Engine
-from shared_engine.cli import doctor
-from shared_engine.cli.doctor import Finding, Outcome, diagnose, redacted
+from shared_engine.cli import doctor, machine_checks
+from shared_engine.cli.doctor import diagnose
+from shared_engine.cli.finding import Finding, Outcome, redacted
 from shared_engine.cli.main import main
 from shared_engine.cli.tiny_model import write_tiny_model
 from shared_engine.launch.interpreter import Interpreter
@@ -132,16 +133,16 @@ def test_the_build_must_fit_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
 def test_gpus_with_too_little_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = "0, NVIDIA H200, 580.1, 143771, 143000\n1, NVIDIA H200, 580.1, 143771, 1000\n2, GB10, 580.1, [N/A], [N/A]"
     monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", gpus))
-    free, full, shared = doctor.check_gpus(EngineSettings(model="no/model"))
+    free, full, shared = machine_checks.check_gpus(EngineSettings(model="no/model"))
     assert (free.outcome, full.outcome, shared.outcome) == (Outcome.OK, Outcome.WARN, Outcome.OK)
     assert free.detail == "0: NVIDIA H200, driver 580.1, 143000 of 143771 MiB free"
 
 
 @pytest.mark.parametrize(("total", "available"), [(64 << 30, 1 << 30), (2 << 30, 1 << 30)])
 def test_little_ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
-    monkeypatch.setattr(doctor, "total_memory", lambda: total)
-    monkeypatch.setattr(doctor, "_available_memory", lambda limit: available)
-    found = doctor.check_ram(is_cpu=True)
+    monkeypatch.setattr(machine_checks, "total_memory", lambda: total)
+    monkeypatch.setattr(machine_checks, "_available_memory", lambda limit: available)
+    found = machine_checks.check_ram(is_cpu=True)
     assert found.outcome is Outcome.WARN
     assert ("limited by the container" in found.detail) is (total == 2 << 30)
 
@@ -151,15 +152,15 @@ def test_little_ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int)
 )
 def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch, free: int, gpus: int, outcome: str) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (free, 0, free))
-    found = doctor.check_shared_memory(EngineSettings(model="no/model", tensor_parallel_size=gpus))
+    found = machine_checks.check_shared_memory(EngineSettings(model="no/model", tensor_parallel_size=gpus))
     assert found.outcome.value == outcome
 
 
 def test_a_runtime_directory_that_can_not_be_used(own_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_runtime_directory().outcome is Outcome.OK
+    assert machine_checks.check_runtime_directory().outcome is Outcome.OK
     assert not own_machine.exists()
     monkeypatch.setenv(ROOT_VARIABLE, str(own_machine / ("x" * 90)))
-    found = doctor.check_runtime_directory()
+    found = machine_checks.check_runtime_directory()
     assert found.outcome is Outcome.FAIL
     assert "too long" in found.detail
 
@@ -167,12 +168,12 @@ def test_a_runtime_directory_that_can_not_be_used(own_machine: Path, monkeypatch
 def test_a_model_cache_that_can_not_be_written_or_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EngineSettings(model="no/model")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
-    found = doctor.check_model_cache(settings)
+    found = machine_checks.check_model_cache(settings)
     assert (found.outcome, found.detail) == (Outcome.OK, f"{tmp_path}/hub/hub: 1024.0 GiB free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))
-    assert doctor.check_model_cache(settings).outcome is Outcome.WARN
+    assert machine_checks.check_model_cache(settings).outcome is Outcome.WARN
     (tmp_path / "hub").write_text("a file")
-    assert "can't be written" in doctor.check_model_cache(settings).detail
+    assert "can't be written" in machine_checks.check_model_cache(settings).detail
 
 
 def test_what_killed_engines_left_behind(own_machine: Path) -> None:
@@ -219,7 +220,7 @@ def test_a_failing_start_is_told_with_its_cause(fake_python: str, monkeypatch: p
     assert "did not start" in found.detail
     (engine,) = find_engines()
     assert not engine.is_alive
-    assert str(engine.log) in found.remedy
+    assert str(engine.log_file) in found.remedy
 
 
 def test_an_engine_that_runs_already_is_used_and_left_alone(fake_python: str) -> None:

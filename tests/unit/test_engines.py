@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from shared_engine.machine.locks import try_lock
-from shared_engine.observe import engines as inventory
-from shared_engine.observe.engines import EngineInfo, EngineNameError, choose, find_engines
+from shared_engine.observe.engine_info import RECENT_FAILURE_S, EngineInfo
+from shared_engine.observe.engines import EngineNameError, choose, find_engines
 from shared_engine.observe.log_reader import read_log
 from shared_engine.observe.processes import program_of
 from shared_engine.runtime.lease import Lease, open_lease_file
 from shared_engine.runtime.progress import Progress, StartPhase
-from shared_engine.runtime.record import EngineState, Failure
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine, fake_nvidia_smi
 from tests.support.waiting import wait_until
 
@@ -36,7 +36,7 @@ def the_engine() -> EngineInfo:
 
 
 def test_a_living_engine_is_told_of_with_its_processes(hand_made: MakeEngine) -> None:
-    made = hand_made(start_seconds=2.9, devices=("cpu",), pinned=True, since=time.time() - 50)
+    made = hand_made(start_s=2.9, devices=("cpu",), pinned=True, state_since=time.time() - 50)
     engine = the_engine()
     assert (engine.key, engine.model, engine.name, engine.state) == (
         KEY,
@@ -44,7 +44,7 @@ def test_a_living_engine_is_told_of_with_its_processes(hand_made: MakeEngine) ->
         "tiny_chat",
         EngineState.READY,
     )
-    assert (engine.starts, engine.start_seconds, engine.devices, engine.pinned) == (2, 2.9, ("cpu",), True)
+    assert (engine.starts, engine.start_s, engine.devices, engine.pinned) == (2, 2.9, ("cpu",), True)
     assert engine.is_alive
     assert engine.is_worth_a_line
     assert engine.processes is not None
@@ -56,13 +56,15 @@ def test_a_living_engine_is_told_of_with_its_processes(hand_made: MakeEngine) ->
     assert engine.memory_bytes == sum(each.memory_bytes or 0 for each in engine.processes.walk())
     assert engine.gpu_memory_bytes is None
     assert engine.idle_for_s == pytest.approx(50, abs=5)
-    assert engine.log == made.directory.log
+    assert engine.log_file == str(made.directory.log)
 
 
 def test_a_start_under_way_says_how_far_it_is(hand_made: MakeEngine) -> None:
     hand_made(state=EngineState.STARTING, progress=Progress(StartPhase.WEIGHTS, 3, 8, since=time.time()))
     engine = the_engine()
-    assert (engine.progress, engine.phase, engine.idle_for_s) == ("loading weights 3/8", "weights", None)
+    assert (str(engine.progress), engine.idle_for_s) == ("loading weights 3/8", None)
+    told = engine.to_json()
+    assert (told["progress"], told["start_phase"], told["idle_for_s"]) == ("loading weights 3/8", "weights", None)
 
 
 def test_an_engine_whose_supervisor_is_gone_is_stopped_whatever_its_record_says(hand_made: MakeEngine) -> None:
@@ -77,7 +79,7 @@ def test_an_engine_whose_supervisor_is_gone_is_stopped_whatever_its_record_says(
         None,
         None,
     )
-    assert engine.leftovers == (made.directory.server_socket(2),)
+    assert engine.leftovers == (str(made.directory.server_socket(2)),)
     assert not engine.is_worth_a_line
 
 
@@ -86,20 +88,20 @@ def test_a_record_of_another_boot_speaks_of_nothing_alive(hand_made: MakeEngine)
     assert the_engine().state is EngineState.STOPPED
 
 
-@pytest.mark.parametrize(("ago_s", "is_shown"), [(60, True), (2 * inventory.RECENT_FAILURE_S, False)])
+@pytest.mark.parametrize(("ago_s", "is_shown"), [(60, True), (2 * RECENT_FAILURE_S, False)])
 def test_a_failure_is_worth_a_line_for_a_while(hand_made: MakeEngine, ago_s: float, is_shown: bool) -> None:
-    failure = Failure("start", "no memory\nmore of it")
-    hand_made(supervisor=None, state=EngineState.STOPPED, since=time.time() - ago_s, failure=failure)
+    failure = Failure(FailureKind.START, "no memory\nmore of it")
+    hand_made(supervisor=None, state=EngineState.STOPPED, state_since=time.time() - ago_s, failure=failure)
     assert the_engine().is_worth_a_line is is_shown
     assert the_engine().last_error == "no memory\nmore of it"
 
 
 def test_the_living_come_first_then_the_last_used(hand_made: MakeEngine) -> None:
     now = time.time()
-    hand_made("a" * 16, supervisor=None, since=now - 1)
-    hand_made("b" * 16, since=now - 100)
-    hand_made("c" * 16, supervisor=None, since=now - 50)
-    assert [engine.key[0] for engine in find_engines()] == ["b", "a", "c"]
+    hand_made("a" * 16, supervisor=None, state_since=now - 1)
+    hand_made("b" * 16, state_since=now - 100)
+    hand_made("c" * 16, supervisor=None, state_since=now - 50)
+    assert [(engine.key or "")[0] for engine in find_engines()] == ["b", "a", "c"]
 
 
 def test_what_is_no_engine_is_passed_over(root: Path) -> None:
@@ -121,27 +123,32 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
     hand_made()
     data = json.loads(json.dumps(the_engine().to_json()))
     assert list(data) == [
-        "key",
-        "model",
         "state",
-        "state_since",
+        "model",
+        "base_url",
+        "key",
         "is_alive",
+        "state_since",
         "progress",
-        "start_phase",
-        "processes",
-        "memory_bytes",
-        "gpu_memory_bytes",
-        "leases",
-        "lease_holders",
-        "idle_for_s",
         "starts",
-        "start_seconds",
+        "start_s",
+        "idle_for_s",
+        "last_used",
+        "lease_holders",
         "devices",
         "pinned",
         "last_error",
+        "supervisor_pid",
+        "server_pid",
         "socket",
         "log_file",
         "vllm_version",
+        "processes",
+        "leftovers",
+        "start_phase",
+        "leases",
+        "memory_bytes",
+        "gpu_memory_bytes",
     ]
     assert list(data["processes"]) == ["pid", "name", "memory_bytes", "gpu_memory_bytes", "children"]
 
@@ -194,7 +201,7 @@ def test_an_eviction_is_no_lease(hand_made: MakeEngine) -> None:
 
 
 def test_idle_counts_from_the_last_request_or_from_the_start_after_it(hand_made: MakeEngine) -> None:
-    made = hand_made(since=time.time() - 10)
+    made = hand_made(state_since=time.time() - 10)
     made.directory.lease.write_bytes(stamp(time.monotonic() - 4))
     assert the_engine().idle_for_s == pytest.approx(4, abs=2)
     made.directory.lease.write_bytes(stamp(max(0.1, time.monotonic() - 40)))
@@ -258,7 +265,8 @@ def test_without_gpus_their_memory_is_not_known(
 
 
 def info(key: str, model: str, *, is_alive: bool = False) -> EngineInfo:
-    return EngineInfo(key, model, EngineState.READY if is_alive else EngineState.STOPPED, is_alive, Path("/nowhere"))
+    state = EngineState.READY if is_alive else EngineState.STOPPED
+    return EngineInfo(key=key, model=model, state=state, is_alive=is_alive)
 
 
 ENGINES = (
@@ -284,7 +292,7 @@ ENGINES = (
     ],
 )
 def test_a_name_means_one_engine(name: str, key: str) -> None:
-    assert choose(ENGINES, name).key.startswith(key)
+    assert (choose(ENGINES, name).key or "").startswith(key)
 
 
 @pytest.mark.parametrize("name", ["tiny", "aaa", "nothing", "Qwen3", ""])
@@ -301,7 +309,7 @@ def test_a_folder_may_be_named_as_it_is_seen_from_here(tmp_path: Path, monkeypat
 
 
 def test_a_name_where_there_is_no_engine() -> None:
-    with pytest.raises(EngineNameError, match="there is none in"):
+    with pytest.raises(EngineNameError, match="no engines found in"):
         choose([], "tiny")
 
 

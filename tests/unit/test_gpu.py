@@ -1,133 +1,19 @@
-"""Turns on devices, between real processes; and their memory, as a stand-in of nvidia-smi tells it."""
+"""Memory of the machine, and of GPUs as a stand-in of nvidia-smi tells it."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from shared_engine.machine.gpu import GIB, DeviceTurn, Memory, MemoryNeed, read_memory, shortfall, wait_released
-from tests.support.paths import REPOSITORY
+from shared_engine.machine.gpu import wait_released
+from shared_engine.machine.memory import GIB, Memory, MemoryNeed, read_memory, shortfall
 
 pytestmark = pytest.mark.timeout(30)
-Hold = Callable[..., "subprocess.Popen[str]"]
 Smi = Callable[[str], None]
-
-HOLDER = """
-import asyncio, sys
-from pathlib import Path
-from shared_engine.machine.gpu import DeviceTurn
-async def main():
-    async with DeviceTurn(Path(sys.argv[1]), sys.argv[3:], sys.argv[2], lambda _: None):
-        print("mine", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-def hold(tmp_path: Path) -> Iterator[Hold]:
-    """Another process that has its turn on devices, until its stdin is closed."""
-    made: list[subprocess.Popen[str]] = []
-
-    def start(who: str, *devices: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-S", "-c", HOLDER, str(tmp_path), who, *devices],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-        )
-        made.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "mine\n"
-        return process
-
-    yield start
-    for process in made:
-        process.kill()
-        process.communicate()
-
-
-class TakenError(Exception):
-    """By whom."""
-
-
-async def has_turn(root: Path, *devices: str) -> str | None:
-    """None if it is free; else who has it."""
-
-    def waiting(who: str) -> None:
-        raise TakenError(who)
-
-    try:
-        async with DeviceTurn(root, devices, "me", waiting):
-            return None
-    except TakenError as exc:
-        return str(exc)
-
-
-async def test_a_turn_excludes_other_processes_and_names_who_has_it(tmp_path: Path, hold: Hold) -> None:
-    holder = hold("Qwen3-4B", "cuda:0", "cuda:1")
-    assert await has_turn(tmp_path, "cuda:1") == "Qwen3-4B"
-    assert await has_turn(tmp_path, "cuda:2", "cuda:0") == "Qwen3-4B"
-    assert await has_turn(tmp_path, "cuda:2") is None
-    holder.communicate()
-    assert await has_turn(tmp_path, "cuda:0", "cuda:1") is None
-
-
-async def test_a_killed_process_loses_its_turn(tmp_path: Path, hold: Hold) -> None:
-    holder = hold("a", "cpu")
-    assert await has_turn(tmp_path, "cpu") == "a"
-    holder.kill()
-    async with asyncio.timeout(5), DeviceTurn(tmp_path, ["cpu"], "me", lambda _: None):
-        pass
-
-
-async def test_a_shorter_name_replaces_a_longer_one(tmp_path: Path, hold: Hold) -> None:
-    hold("a-very-long-name", "cpu").communicate()
-    hold("b", "cpu")
-    assert await has_turn(tmp_path, "cpu") == "b"
-
-
-async def test_who_waits_for_several_devices_holds_none_of_them(tmp_path: Path, hold: Hold) -> None:
-    holder = hold("a", "cuda:1")
-    told = asyncio.Event()
-    got = asyncio.Event()
-
-    async def wait() -> None:
-        async with DeviceTurn(tmp_path, ["cuda:0", "cuda:1"], "b", lambda _: told.set()):
-            got.set()
-
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        group.create_task(wait())
-        for _ in range(5):
-            await told.wait()
-            assert await has_turn(tmp_path, "cuda:0") is None
-            told.clear()
-        assert not got.is_set()
-        holder.communicate()
-        await got.wait()
-
-
-async def test_turns_on_overlapping_devices_all_come(tmp_path: Path) -> None:
-    now: set[str] = set()
-
-    async def start(*devices: str) -> None:
-        async with DeviceTurn(tmp_path, devices, "x", lambda _: None):
-            assert not now & set(devices)
-            now.update(devices)
-            await asyncio.sleep(0.02)
-            now.difference_update(devices)
-
-    async with asyncio.timeout(15):
-        await asyncio.gather(start("a", "b"), start("b", "c"), start("c", "a"), start("b"), start("c", "b", "a"))
-
-
-# ---- memory
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from shared_engine.supervisor.hangs import (
     Verdict,
     WatchedClock,
     answers_a_prompt,
-    http,
     read_activity,
     read_metrics,
 )
+from shared_engine.supervisor.http import http
 
 FINE, ASK, HUNG = Verdict.FINE, Verdict.ASK, Verdict.HUNG
 METRICS = """\

@@ -11,15 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shared_engine.machine.process_group import (
-    cpu_seconds,
-    end_group,
-    group_exists,
-    group_members,
-    remove_files,
-    shared_files,
-    waited_seconds,
-)
+from shared_engine.machine.proc import cpu_seconds, group_members, shared_files, waited_seconds
+from shared_engine.machine.process_group import end_group, group_exists
+from shared_engine.runtime.files import remove_files
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(30)

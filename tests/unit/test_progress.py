@@ -207,8 +207,8 @@ def test_it_never_goes_back() -> None:
 
 def test_a_phase_that_the_log_does_not_tell() -> None:
     reader = ProgressReader(StartPhase.IMPORT)
-    reader.enter(StartPhase.TURN, "org/other starts")
-    assert str(reader.progress) == "waiting for its turn on the device (org/other starts)"
+    reader.enter(StartPhase.QUEUED, "org/other starts")
+    assert str(reader.progress) == "waiting for the device (org/other starts)"
     assert reader.feed("Resolved architecture: X\n") and reader.progress.phase is StartPhase.CONFIG
     reader.enter(StartPhase.WAKE)
     assert not reader.feed(CUDA) and str(reader.progress) == "waking up"

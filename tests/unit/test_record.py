@@ -6,16 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from shared_engine.runtime.record import TRANSITIONS, EngineState, Failure, Record, read_record, write_record
+from shared_engine.runtime.record import (
+    TRANSITIONS,
+    EngineState,
+    Failure,
+    FailureKind,
+    Record,
+    read_record,
+    write_record,
+)
 
 
 def test_a_record_survives_the_file(tmp_path: Path) -> None:
-    record = Record(state=EngineState.FAILED, model="m", generation=3, failure=Failure("start", "no", ("a", "b")))
+    failure = Failure(FailureKind.START, "no", ("a", "b"))
+    record = Record(state=EngineState.FAILED, model="m", start_number=3, failure=failure)
     write_record(tmp_path / "record.json", record)
     assert read_record(tmp_path / "record.json") == record
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"state": "dancing"}', "[]", '{"generation": 1}'])
+@pytest.mark.parametrize("text", ["", "{", '{"state": "dancing"}', "[]", '{"start_number": 1}'])
 def test_a_record_that_can_not_be_read_is_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "record.json"
     assert read_record(file) is None

@@ -79,7 +79,7 @@ def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch
 
 def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
     with pytest.raises(SettingsError, match=r"settings are keywords: EngineSettings\(model=\.\.\.\), got .*'org/name'"):
-        EngineSettings("org/name")  # type: ignore[misc]
+        EngineSettings("org/name")  # type: ignore[call-arg, misc]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shared_engine import EngineSettings
-from shared_engine.launch.spec import EngineSpec, engine_spec, launch_environment
+from shared_engine.launch.spec import engine_spec, launch_environment
+from shared_engine.runtime.spec import EngineSpec
 from tests.unit.test_interpreter import make_interpreter
 
 

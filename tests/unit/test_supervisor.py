@@ -1,25 +1,34 @@
-"""What a failed start says of the engines beside it. The supervisor's life is tested in tests/fake."""
+"""What became of a start, by the record. The supervisor's life is tested in tests/fake."""
 
 from __future__ import annotations
 
 import pytest
 
-from shared_engine.runtime.record import Failure
-from shared_engine.supervisor.supervisor import _with_neighbours
+from shared_engine.runtime.messages import Fate, Outcome
+from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record
+from shared_engine.supervisor.supervisor import outcome_of
 
-STAYING = {"qwen": "busy", "llama": "pinned"}
-
-
-def test_a_start_that_lacked_memory_names_who_holds_it() -> None:
-    failure = _with_neighbours(Failure("memory", "no memory", ("last line",)), STAYING)
-    assert failure.message == "no memory; also loaded on the device: qwen (busy), llama (pinned)"
-    assert (failure.kind, failure.log_tail) == ("memory", ("last line",))
+READY, FAILED, STANDBY = EngineState.READY, EngineState.FAILED, EngineState.STANDBY
+DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 0")
 
 
-@pytest.mark.parametrize("kind", ["start", "timeout", "not_installed"])
-def test_a_start_that_failed_for_another_reason_does_not_blame_them(kind: str) -> None:
-    assert _with_neighbours(Failure(kind, "no such flag"), STAYING) == Failure(kind, "no such flag")
-
-
-def test_with_nobody_beside_it_nothing_is_added() -> None:
-    assert _with_neighbours(Failure("memory", "no memory"), {}) == Failure("memory", "no memory")
+@pytest.mark.parametrize(
+    ("record", "first_start", "outcome"),
+    [
+        (Record(state=READY, start_number=3), 1, Outcome(Fate.RUNNING)),
+        (Record(state=READY, start_number=3), 3, Outcome(Fate.RUNNING)),
+        # It has died, and what is left of it is being ended.
+        (Record(state=READY, start_number=3, failure=DIED), 1, Outcome(Fate.DIED, DIED)),
+        (Record(state=FAILED, start_number=3, failure=DIED), 1, Outcome(Fate.DIED, DIED)),
+        (Record(state=STANDBY, start_number=3), 1, Outcome(Fate.STOPPED)),
+        (Record(state=EngineState.STOPPING, start_number=3), 1, Outcome(Fate.STOPPED)),
+        (Record(state=EngineState.STOPPED, start_number=3), 1, Outcome(Fate.STOPPED)),
+        (Record(state=READY, start_number=4), 1, Outcome(Fate.REPLACED)),
+        (Record(state=EngineState.STARTING, start_number=4), 1, Outcome(Fate.REPLACED)),
+        # Another supervisor's start: the engine ended with it, whatever this one does.
+        (Record(state=EngineState.STOPPED, start_number=3), 4, Outcome(Fate.REPLACED)),
+        (Record(state=READY, start_number=4), 4, Outcome(Fate.REPLACED)),
+    ],
+)
+def test_what_became_of_the_third_start(record: Record, first_start: int, outcome: Outcome) -> None:
+    assert outcome_of(record, 3, first_start) == outcome

@@ -1,14 +1,14 @@
-"""How callers want an engine kept; what they tell its supervisor. Standard library only."""
+"""How callers want an engine kept; what they tell its supervisor."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from enum import Enum
 
 
 @dataclass(frozen=True)
-class Policy:
+class KeepPolicy:
     """Callers that share one engine may differ: the longest wish holds. Seconds, where the name says so.
 
     Attributes:
@@ -29,24 +29,26 @@ class Policy:
     pinned: bool = False
     max_loaded_engines: int = 0
 
-    def widened(self, other: Policy) -> Policy:
-        """The longer wish of both, field by field."""
+    def merged_with(self, other: KeepPolicy) -> KeepPolicy:
+        """The longer wish of both, field by field; ``other`` came later."""
         wishes = {name: max(value, getattr(other, name)) for name, value in asdict(self).items()}
-        return Policy(**{**wishes, "max_loaded_engines": other.max_loaded_engines})
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return KeepPolicy(**{**wishes, "max_loaded_engines": other.max_loaded_engines})
 
 
-def idle_step(policy: Policy, idle_s: float, *, is_asleep: bool, can_sleep: bool) -> tuple[str | None, float]:
-    """What to do with an engine that nobody has used for ``idle_s`` seconds: (step, seconds until the next look).
+class IdleStep(Enum):
+    """What to do with an engine that nobody uses."""
 
-    The step is ``"evict"``, ``"sleep"`` or None.
-    """
+    KEEP = "keep"
+    SLEEP = "sleep"  # its weights go to RAM
+    EVICT = "evict"  # the model leaves memory
+
+
+def idle_step(policy: KeepPolicy, idle_s: float, *, is_asleep: bool, can_sleep: bool) -> tuple[IdleStep, float]:
+    """The step for an engine that has been idle for ``idle_s`` seconds, and the seconds until the next look."""
     if idle_s >= policy.idle_ttl_s:
-        return "evict", 0.0
+        return IdleStep.EVICT, 0.0
     if is_asleep or not can_sleep or policy.sleep_after_s >= policy.idle_ttl_s:
-        return None, policy.idle_ttl_s - idle_s
+        return IdleStep.KEEP, policy.idle_ttl_s - idle_s
     if idle_s >= policy.sleep_after_s:
-        return "sleep", 0.0
-    return None, policy.sleep_after_s - idle_s
+        return IdleStep.SLEEP, 0.0
+    return IdleStep.KEEP, policy.sleep_after_s - idle_s

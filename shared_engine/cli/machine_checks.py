@@ -1,0 +1,117 @@
+"""What of this machine would keep an engine from working: GPUs, memory, folders. A check changes nothing that lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shared_engine.cli.finding import Finding, fail, ok, warn
+from shared_engine.errors import VLLMError
+from shared_engine.machine.gpu import nvidia_smi
+from shared_engine.machine.memory import GIB, read_memory, total_memory
+from shared_engine.model_files.folder import hub_cache
+from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_root
+from shared_engine.settings import EngineSettings
+
+MIN_SHM_BYTES = 1 * GIB
+MIN_RAM_BYTES = 4 * GIB
+MIN_RUNTIME_BYTES = 100 << 20
+MIN_CACHE_BYTES = 10 * GIB
+
+
+def check_gpus(settings: EngineSettings) -> Iterator[Finding]:
+    """One finding for each GPU."""
+    query = "--query-gpu=index,name,driver_version,memory.total,memory.free"
+    for index, name, driver, total, free in nvidia_smi(query):
+        detail = f"{index}: {name}, driver {driver}, {free} of {total} MiB free"
+        with contextlib.suppress(ValueError):  # "[N/A]" where the GPU shares the machine's memory
+            share = int(free) / max(1, int(total))
+            if share < settings.gpu_memory_utilization:
+                yield warn(
+                    "GPU",
+                    f"{detail}: less than gpu_memory_utilization = {settings.gpu_memory_utilization:g} of it",
+                    "end what holds it (`vllm-local status`, `nvidia-smi`), or lower gpu_memory_utilization",
+                )
+                continue
+        yield ok("GPU", detail)
+
+
+def check_ram(*, is_cpu: bool) -> Finding:
+    """RAM that is free, and what a container may have."""
+    limit, physical = total_memory(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = _available_memory(limit)
+    detail = f"{gib(available)} of {gib(limit)} free"
+    if limit < physical:
+        detail += f" (limited by the container; the machine has {gib(physical)})"
+    if available >= MIN_RAM_BYTES:
+        return ok("RAM", detail)
+    need = "vLLM alone takes 2 GiB, the model and its KV cache come on top" if is_cpu else "weights pass through RAM"
+    return warn("RAM", detail, f"close other programs or raise the container's limit: {need}")
+
+
+def _available_memory(limit: int) -> int:
+    """MemAvailable, or what the container has left, where that is less."""
+    free = limit
+    if (memory := read_memory().get("cpu")) is not None:
+        free = min(free, memory.free)
+    with contextlib.suppress(OSError, ValueError):
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(0, free)
+
+
+def check_shared_memory(settings: EngineSettings) -> Finding:
+    """vLLM's processes talk through /dev/shm."""
+    check = "/dev/shm"
+    try:
+        total, _, free = shutil.disk_usage("/dev/shm")
+    except OSError as exc:
+        return fail(check, f"not there: {exc.strerror}", "mount a tmpfs on /dev/shm: vLLM's processes talk through it")
+    detail = f"{gib(free)} of {gib(total)} free"
+    if free >= MIN_SHM_BYTES:
+        return ok(check, detail)
+    remedy = "start the container with --shm-size=8g or --ipc=host"
+    return (fail if settings.tensor_parallel_size > 1 and free < MIN_SHM_BYTES // 8 else warn)(check, detail, remedy)
+
+
+def check_runtime_directory() -> Finding:
+    """Whether an engine could have its folder: private, short enough, local, writable."""
+    check, root = "runtime directory", runtime_root()
+    is_new = not root.exists()
+    trial = RuntimeDir(root / f"doctor{os.getpid():010d}")  # as long as a key
+    try:
+        trial.prepare()
+        trial.log.write_bytes(b"x" * 4096)
+        free = shutil.disk_usage(root).free
+    except VLLMError as exc:
+        return fail(check, str(exc), f"set {ROOT_VARIABLE} to a short path on a local disk")
+    except OSError as exc:
+        return fail(check, f"{root} can't be written: {exc.strerror}", f"make room, or set {ROOT_VARIABLE}")
+    finally:
+        shutil.rmtree(trial.path, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+    if free < MIN_RUNTIME_BYTES:
+        return warn(check, f"{root}: {gib(free)} free", f"make room: logs may get lost; or set {ROOT_VARIABLE}")
+    return ok(check, f"{root}: private, local, {gib(free)} free")
+
+
+def check_model_cache(settings: EngineSettings) -> Finding:
+    """Where weights from the hub go."""
+    check, folder = "model cache", Path(settings.download_dir or hub_cache())
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        remedy = "set HF_HOME (or download_dir) to a folder you may write to, or use models that are folders"
+        return warn(check, f"{folder} can't be written", remedy)
+    free = shutil.disk_usage(there).free
+    if free < MIN_CACHE_BYTES:
+        return warn(check, f"{folder}: {gib(free)} free", "make room for weights, or set HF_HOME to a larger disk")
+    return ok(check, f"{folder}: {gib(free)} free")
+
+
+def gib(count: int) -> str:
+    """``1.5 GiB``."""
+    return f"{count / GIB:.1f} GiB"

@@ -1,0 +1,104 @@
+"""Processes as ``/proc`` shows them. Reads, and touches no process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# POSIX shared memory and semaphores as Python names them; whoever is killed leaves them behind.
+_SHARED_FILE = re.compile(r"/dev/shm/(?:psm_|sem\.mp-)\S+")
+
+
+@dataclass(frozen=True)
+class ProcessStat:
+    """One line of ``/proc/<pid>/stat``.
+
+    Attributes:
+        cpu_s: processor time used so far, in seconds.
+    """
+
+    pid: int
+    is_zombie: bool
+    parent: int
+    group: int
+    cpu_s: float
+
+
+def process_stat(pid: int) -> ProcessStat | None:
+    """None for a process that has ended and was collected."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return ProcessStat(pid, fields[0] == "Z", int(fields[1]), int(fields[2]), cpu_s)
+
+
+def living_processes() -> Iterator[ProcessStat]:
+    """Every process of the machine, zombies left out."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            stat = process_stat(int(entry.name))
+            if stat is not None and not stat.is_zombie:
+                yield stat
+
+
+def is_alive(pid: int) -> bool:
+    """True for a running process; False for a zombie."""
+    stat = process_stat(pid)
+    return stat is not None and not stat.is_zombie
+
+
+def group_members(pgid: int) -> list[int]:
+    """PIDs of a process group, zombies left out."""
+    return [stat.pid for stat in living_processes() if stat.group == pgid]
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time used by processes, those that have ended left out."""
+    return sum(stat.cpu_s for pid in pids if (stat := process_stat(pid)))
+
+
+def waited_seconds(pids: Iterable[int]) -> float:
+    """How long threads of these processes were ready to run and had no processor; 0 where the kernel does not count."""
+    waited_ns = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            waited_ns += sum(int(file.read_text().split()[1]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return waited_ns / 1e9
+
+
+def memory_bytes(pid: int) -> int | None:
+    """Share of RAM (PSS; RSS where the kernel does not tell); None for a process that has just ended."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    return None
+
+
+def catches_signal(pid: int, number: signal.Signals) -> bool:
+    """True when a process has a handler for a signal that would else end it; False where that can't be known."""
+    with contextlib.suppress(OSError):  # it ends meanwhile
+        found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def shared_files(pids: Iterable[int]) -> tuple[str, ...]:
+    """Files of shared memory that processes have mapped and that still have a name."""
+    found: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            found.update(path for path in _SHARED_FILE.findall(maps) if os.path.exists(path))
+    return tuple(sorted(found))

@@ -1,0 +1,117 @@
+"""EngineInfo: one engine as it is now, for ``Engine.status()``, ``vllm-local status`` and whoever else looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shared_engine.observe.processes import ProcessNode
+from shared_engine.runtime.progress import Progress
+from shared_engine.runtime.record import EngineState
+
+KEY_DIGITS = 8
+RECENT_FAILURE_S = 3600.0
+"""How long after it failed an engine that nobody owns any more is still worth a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """One engine at one moment. None is what is not known or does not apply; asking starts nothing.
+
+    Attributes:
+        state: of a remote engine READY or FAILED, by its ``/health``.
+        model: a folder or a hub id; None for a remote engine that was not asked yet.
+        base_url: of a remote engine; None for a local one, which has all that follows.
+        key: names the engine's runtime directory.
+        is_alive: a supervisor owns it.
+        state_since: when the state was entered, seconds since the epoch.
+        progress: how far a start or a wake has come; None while none is under way.
+        starts: how often it was started.
+        start_s: how long the last start took, in seconds.
+        idle_for_s: seconds since the last request ended; None while requests run, and where nothing is loaded.
+        last_used: seconds since the epoch.
+        lease_holders: PIDs of the processes that have requests in flight.
+        devices: ``cpu``, or ``cuda:0``, ...
+        pinned: never evicted to make room for another engine.
+        last_error: why the last start or run failed; None once a start has gone well.
+        socket: where the server listens.
+        processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
+        leftovers: files that a supervisor left behind when it was killed.
+    """
+
+    state: EngineState
+    model: str | None = None
+    base_url: str | None = None
+    key: str | None = None
+    is_alive: bool = False
+    state_since: float | None = None
+    progress: Progress | None = None
+    starts: int = 0
+    start_s: float | None = None
+    idle_for_s: float | None = None
+    last_used: float | None = None
+    lease_holders: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    pinned: bool = False
+    last_error: str | None = None
+    supervisor_pid: int | None = None
+    server_pid: int | None = None
+    socket: str | None = None
+    log_file: str | None = None
+    vllm_version: str | None = None
+    processes: ProcessNode | None = None
+    leftovers: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last component of the model's name."""
+        return (self.model or "").rstrip("/").rpartition("/")[2] or self.key or self.base_url or "?"
+
+    @property
+    def short_key(self) -> str:
+        """Enough of the key for people."""
+        return (self.key or "")[:KEY_DIGITS]
+
+    @property
+    def leases(self) -> int:
+        """How many processes have requests in flight."""
+        return len(self.lease_holders)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """RAM of all processes together."""
+        return _sum(process.memory_bytes for process in self._everyone())
+
+    @property
+    def gpu_memory_bytes(self) -> int | None:
+        """Memory of all processes together, on all GPUs."""
+        return _sum(process.gpu_memory_bytes for process in self._everyone())
+
+    @property
+    def is_worth_a_line(self) -> bool:
+        """Alive, or failed a short time ago."""
+        has_failed = self.last_error is not None and self.state_since is not None
+        return self.is_alive or (has_failed and time.time() - (self.state_since or 0.0) < RECENT_FAILURE_S)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in JSON's own types, under stable names: those of the attributes, and a few derived ones."""
+        return {
+            **asdict(self),
+            "state": self.state.value,
+            "progress": None if self.progress is None else str(self.progress),
+            "start_phase": None if self.progress is None else self.progress.phase.value,
+            "idle_for_s": None if self.idle_for_s is None else round(self.idle_for_s, 1),
+            "leases": self.leases,
+            "memory_bytes": self.memory_bytes,
+            "gpu_memory_bytes": self.gpu_memory_bytes,
+        }
+
+    def _everyone(self) -> Iterator[ProcessNode]:
+        return iter(()) if self.processes is None else self.processes.walk()
+
+
+def _sum(values: Iterator[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,105 @@
+"""Starts the supervisor of an engine that has none. Any number of processes may do so at once; one of them wins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import shared_engine
+from shared_engine.errors import EngineStartError
+from shared_engine.launch.spec import launch_environment
+from shared_engine.request.threads import in_a_thread
+from shared_engine.runtime.control import Control
+from shared_engine.runtime.engine_log import TAIL_LINES
+from shared_engine.runtime.files import write_atomically
+from shared_engine.runtime.record import is_supervised
+from shared_engine.runtime.spec import EngineSpec
+
+SUPERVISOR_START_S = 30.0
+POLL_S = 0.02
+# The standard library first: what an app has installed may have modules of the same names.
+_SUPERVISE = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from shared_engine.supervisor.main import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+class Spawner:
+    """Starts supervisors of one engine, one at a time in this process."""
+
+    def __init__(self, spec: EngineSpec, control: Control) -> None:
+        self._spec = spec
+        self._control = control
+        self._directory = control.directory
+        self._spawning = threading.Lock()
+
+    async def ensure_listening(self, deadline: float) -> None:
+        """Return when a supervisor listens, or had and has exited again: ask, and call this again if need be.
+
+        Args:
+            deadline: on the clock of time.monotonic().
+
+        Raises:
+            EngineStartError: none comes up.
+        """
+        if self._spawning.acquire(blocking=False):
+            try:
+                await in_a_thread(self._spawn)
+            finally:
+                self._spawning.release()
+        limit = min(deadline, time.monotonic() + SUPERVISOR_START_S)
+        while not await self._control.is_listening():
+            if time.monotonic() > limit:
+                raise EngineStartError(f"no supervisor came up in {SUPERVISOR_START_S:g} s; see {self._directory.log}")
+            if not self._spawning.locked() and not is_supervised(self._directory):
+                return await asyncio.sleep(POLL_S)  # it exited between our asking and its lock
+            await asyncio.sleep(POLL_S)
+
+    def forget_in_child(self) -> None:
+        """After a fork, in the child: another thread of the parent may have held the lock."""
+        self._spawning = threading.Lock()
+
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of the engine's log; empty where there is none."""
+        with contextlib.suppress(OSError):
+            return tuple(self._directory.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        return ()
+
+    def _spawn(self) -> None:
+        directory = self._directory
+        root = Path(shared_engine.__file__).resolve().parent.parent
+        try:
+            write_atomically(directory.spec, self._spec.to_json())
+            log = os.open(directory.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise EngineStartError(f"{directory.path} can't be written to: {exc.strerror}") from exc
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(root), str(directory.path)],
+                env=launch_environment(os.environ),
+                cwd=directory.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                check=False,
+                timeout=SUPERVISOR_START_S,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise EngineStartError(f"{sys.executable} did not come up as Python in {SUPERVISOR_START_S:g} s") from exc
+        except OSError as exc:
+            raise EngineStartError(f"{sys.executable} can't be run to supervise the engine: {exc.strerror}") from exc
+        finally:
+            os.close(log)
+        if done.returncode != 0:
+            raise EngineStartError(f"{sys.executable} failed to supervise the engine", self.log_tail())
+        # The child that stays takes the lock right away; wait for it, or for another's.
+        limit = time.monotonic() + SUPERVISOR_START_S
+        while not is_supervised(directory) and time.monotonic() < limit:
+            time.sleep(POLL_S / 4)

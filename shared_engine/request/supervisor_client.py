@@ -1,0 +1,218 @@
+"""SupervisorClient: a leased, ready engine, from the one there is, one that starts, or one that is started for it.
+
+Clients never decide from a state they read earlier: they ask the supervisor for the outcome. The record is read only
+to skip the asking when the engine is ready, and only while holding the lease, which forbids eviction.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from shared_engine.errors import (
+    EngineDiedError,
+    EngineError,
+    EngineNotInstalledError,
+    EngineStartError,
+    EngineStartTimeoutError,
+    EngineStoppedError,
+)
+from shared_engine.launch.spec import launch_environment
+from shared_engine.request.progress_bar import StartReporter
+from shared_engine.request.shared_tasks import SharedTasks
+from shared_engine.request.spawn import SUPERVISOR_START_S, Spawner
+from shared_engine.runtime.control import Control
+from shared_engine.runtime.directory import runtime_dir
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.lease import Lease
+from shared_engine.runtime.messages import Fate, Outcome, Ready, StartFailed
+from shared_engine.runtime.progress import Progress
+from shared_engine.runtime.record import FailureKind, Record, read_record
+from shared_engine.runtime.spec import EngineSpec
+
+MAX_SPAWNS = 10
+OUTCOME_TIMEOUT_S = 10.0
+_DIED_WITH_SUPERVISOR = "the engine died with its supervisor while the request was running"
+
+
+class SupervisorClient:
+    """This process's hold on one engine; one per process and spec, whatever number of objects and loops use it."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.directory = runtime_dir(spec.key)
+        self.control = Control(self.directory)
+        self._spawner = Spawner(spec, self.control)
+        self._lease = Lease(self.directory.lease)
+        self._known: tuple[tuple[int, int], Record] | None = None
+        self._heard: set[tuple[KeepPolicy, Ready]] = set()
+        """Which policies the supervisor has heard since the engine was ready this time."""
+        self._asking = SharedTasks()
+
+    async def acquire(self, policy: KeepPolicy, *, show_progress: bool) -> Record:
+        """Return the record of a ready engine, with a lease on it: give it back with ``release``.
+
+        Raises:
+            EngineStartError: the engine did not come up (EngineStartTimeoutError, EngineNotInstalledError).
+            SettingsError: the runtime directory can't be used.
+        """
+        deadline = time.monotonic() + policy.start_timeout_s + SUPERVISOR_START_S
+        while True:
+            record = self._try_acquire(policy)
+            if record is not None:
+                return record
+            if time.monotonic() > deadline:
+                raise EngineStartTimeoutError(
+                    f"{self.spec.model} was reported ready but could not be leased before the deadline; "
+                    f"see {self.directory.log}"
+                )
+            await self._ensure_ready_once(policy, deadline, show_progress)
+
+    def release(self) -> None:
+        """End one request's hold."""
+        self._lease.give_back()
+
+    def _try_acquire(self, policy: KeepPolicy) -> Record | None:
+        if not self._heard or not self._lease.try_take():
+            return None
+        record = self._current_record()
+        # Each start must hear this caller's policy once, else the engine might be evicted too early.
+        if record is None or not record.is_usable or (policy, _ready(record)) not in self._heard:
+            self._lease.give_back()
+            return None
+        return record
+
+    def _current_record(self) -> Record | None:
+        """The record, read again only when the file is another one than last time."""
+        try:
+            status = os.stat(self.directory.record)
+        except FileNotFoundError:
+            return None
+        signature = (status.st_mtime_ns, status.st_ino)
+        if self._known is None or self._known[0] != signature:
+            record = read_record(self.directory.record)
+            if record is None:
+                return None
+            self._known = (signature, record)
+        return self._known[1]
+
+    async def _ensure_ready_once(self, policy: KeepPolicy, deadline: float, show_progress: bool) -> None:
+        """All requests of this loop that wait, wait for one asking. Cancelling one stops its waiting only."""
+        is_joining = self._asking.is_running(policy)
+        try:
+            await self._asking.run(policy, lambda: self._ensure_ready(policy, deadline, show_progress))
+        except EngineStartTimeoutError:
+            # Whoever began it has waited for long enough; one that came later has time left.
+            if not is_joining or time.monotonic() > deadline - SUPERVISOR_START_S:
+                raise
+
+    async def _ensure_ready(self, policy: KeepPolicy, deadline: float, show_progress: bool) -> None:
+        """Ask the supervisor, and start one if there is none."""
+        self.directory.prepare()
+        reporter = StartReporter(self.spec.model, show_progress)
+        error: BaseException | None = None
+        try:
+            reply = await self._reply(policy, deadline, reporter.report)
+            if isinstance(reply, StartFailed):
+                raise start_error(reply)
+            self._heard = {heard for heard in self._heard if heard[1] == reply} | {(policy, reply)}
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            reporter.close(error)
+
+    async def _reply(
+        self, policy: KeepPolicy, deadline: float, report: Callable[[Progress], None]
+    ) -> Ready | StartFailed:
+        """Of the supervisor that there is, or of one that is started."""
+        environment = launch_environment(os.environ)
+        for _ in range(MAX_SPAWNS):  # one may exit, because somebody else asked it to, just when it is asked
+            try:
+                reply = await self.control.ensure_ready(policy, environment, deadline - time.monotonic(), report)
+            except TimeoutError:
+                raise EngineStartTimeoutError(
+                    f"the supervisor of {self.spec.model} did not reply in time; see {self.directory.log}"
+                ) from None
+            if reply is not None:
+                return reply
+            await self._spawner.ensure_listening(deadline)
+        raise EngineStartError(
+            f"{MAX_SPAWNS} supervisors of {self.spec.model} in a row exited before they replied; "
+            f"see {self.directory.log}",
+            self._spawner.log_tail(),
+        )
+
+    async def death_of(self, start_number: int) -> EngineDiedError | EngineStoppedError | None:
+        """After a request lost its connection: the end of that engine, or None where it has not ended."""
+        # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
+        self._heard.clear()
+        outcome = await self._asking.run(start_number, lambda: self._outcome(start_number))
+        return EngineDiedError(_DIED_WITH_SUPERVISOR) if outcome is None else end_error(outcome)
+
+    async def _outcome(self, start_number: int) -> Outcome | None:
+        try:
+            return await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
+        except TimeoutError:  # it hangs: the request's own error says more
+            return Outcome(Fate.RUNNING)
+
+    def forget_in_child(self) -> None:
+        """After a fork, in the child: start with no lease."""
+        self._lease.forget_in_child()
+        self._spawner.forget_in_child()
+        self._asking.forget()
+
+
+_clients: dict[str, SupervisorClient] = {}
+_clients_guard = threading.Lock()
+
+
+def _ready(record: Record) -> Ready:
+    """What the supervisor replied when the engine of this record was ready."""
+    return Ready(record.supervisor_pid, record.start_number)
+
+
+def supervisor_client(spec: EngineSpec) -> SupervisorClient:
+    """This process's one client for the engine of ``spec``."""
+    directory = str(runtime_dir(spec.key).path)
+    with _clients_guard:
+        return _clients.setdefault(directory, SupervisorClient(spec))
+
+
+def _forget_in_child() -> None:
+    global _clients_guard
+    _clients_guard = threading.Lock()
+    for each in _clients.values():
+        each.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+_START_ERRORS: dict[FailureKind, type[EngineStartError]] = {
+    FailureKind.TIMEOUT: EngineStartTimeoutError,
+    FailureKind.NOT_INSTALLED: EngineNotInstalledError,
+}
+
+
+def start_error(reply: StartFailed) -> EngineError:
+    """What a start that failed means to the caller."""
+    failure, message = reply.failure, reply.failure.message
+    if failure.kind is FailureKind.STOPPED:
+        return EngineStoppedError(message)
+    if reply.retry_in_s > 0:
+        message += f" (this is the last start's error; the next start is allowed in {reply.retry_in_s:.1f} s)"
+    return _START_ERRORS.get(failure.kind, EngineStartError)(message, failure.log_tail)
+
+
+def end_error(outcome: Outcome) -> EngineDiedError | EngineStoppedError | None:
+    """What the end of the engine means to a request that was running; None where it has not ended."""
+    if outcome.fate is Fate.RUNNING:
+        return None
+    if outcome.fate is Fate.STOPPED:
+        return EngineStoppedError("the engine was stopped while the request was running")
+    failure = outcome.failure
+    if failure is None:
+        return EngineDiedError("the engine died while the request was running, and was started again")
+    return EngineDiedError(f"the engine died while the request was running: {failure.message}", failure.log_tail)

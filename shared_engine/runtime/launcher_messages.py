@@ -1,0 +1,88 @@
+"""What supervisor and launcher say to each other, as the supervisor's side sees it.
+
+The launcher runs in vLLM's Python and imports none of this: the words stand in launcher.py as well, and a test holds
+both to one another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# ---- commands
+
+
+def start_command(argv: Sequence[str], start_number: int) -> bytes:
+    """Fork a server with these arguments; answered by Started."""
+    return _line({"op": "start", "argv": list(argv), "start_number": start_number})
+
+
+def exit_command() -> bytes:
+    """End the server, if there is one, and exit."""
+    return _line({"op": "exit"})
+
+
+def _line(command: dict[str, Any]) -> bytes:
+    return json.dumps(command).encode() + b"\n"
+
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class Preloaded:
+    """vLLM is imported: servers can be forked.
+
+    Attributes:
+        fork_refusal: why the server's own processes are not forked; None where they are.
+        seconds: how long the import took.
+    """
+
+    version: str
+    fork_refusal: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ImportFailed:
+    """vLLM can't be imported; the launcher exits."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The server is forked, and leads a process group of its own."""
+
+    pid: int
+    start_number: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The server's first process has ended."""
+
+    pid: int
+    returncode: int
+
+
+Event = Preloaded | ImportFailed | Started | Exited
+
+EVENTS: dict[str, type[Event]] = {
+    "preloaded": Preloaded,
+    "import_failed": ImportFailed,
+    "started": Started,
+    "exited": Exited,
+}
+"""By the name that the launcher emits."""
+
+
+def read_event(line: bytes | str) -> Event:
+    """
+    Raises:
+        KeyError, TypeError: the launcher is of another release, which can't be: it is part of this package.
+    """
+    fields = json.loads(line)
+    return EVENTS[fields.pop("event")](**fields)

@@ -1,0 +1,58 @@
+"""EngineSpec: what decides one server process. Written by the client that starts a supervisor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+PROTOCOL = 3
+"""What client, supervisor and launcher say to each other; processes of another version are left alone."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Equal specs have equal keys and share one engine.
+
+    Attributes:
+        argv: the arguments of ``vllm serve``, without the socket, which is new at each start.
+        python: the interpreter that has vLLM.
+        vllm_version: for messages; a new version is a new engine.
+        model: as requests name it.
+        environment: variables set on top of the environment of the process that starts the engine.
+        devices: what it runs on: ``cpu``, or ``cuda:0``, ``cuda:1``, ...; one engine at a time starts on a device.
+        memory_share: of each device's memory, asked for at the start.
+        memory_bytes: of each device, asked for at the start; 0 where that is not known.
+        protocol: see PROTOCOL.
+    """
+
+    argv: tuple[str, ...]
+    python: str
+    vllm_version: str
+    model: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
+    memory_share: float = 0.0
+    memory_bytes: int = 0
+    protocol: int = PROTOCOL
+
+    @property
+    def key(self) -> str:
+        """16 hex digits; the name of the engine's runtime directory."""
+        canonical = json.dumps(asdict(self), sort_keys=True, default=list)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "environment": dict(self.environment)})
+
+
+def read_spec(path: Path) -> EngineSpec:
+    """The spec in a file that ``to_json`` was written to.
+
+    Raises:
+        OSError, ValueError, TypeError: there is none.
+    """
+    fields = json.loads(path.read_text())
+    return EngineSpec(**{**fields, "argv": tuple(fields["argv"]), "devices": tuple(fields["devices"])})

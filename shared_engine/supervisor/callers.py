@@ -1,0 +1,88 @@
+"""Callers: who waits for the engine to be ready, and how all who use it want it kept."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+from shared_engine.runtime.control import Send
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.messages import StartProgress
+from shared_engine.runtime.progress import Progress
+
+
+class Callers:
+    """Their policies merge into one, which holds until the next start."""
+
+    def __init__(self) -> None:
+        self._policy: KeepPolicy | None = None
+        self.environment: Mapping[str, str] = {}
+        """Of the last caller."""
+        self._waiting: list[KeepPolicy] = []
+        self._listeners: set[Send] = set()
+        self._limit: asyncio.Timeout | None = None
+        self._limit_began = 0.0
+
+    @property
+    def have_asked(self) -> bool:
+        """Whether anybody has asked for the engine yet."""
+        return self._policy is not None
+
+    @property
+    def policy(self) -> KeepPolicy:
+        """What all of them want, as soon as they have asked."""
+        assert self._policy is not None
+        return self._policy
+
+    @property
+    def is_pinned(self) -> bool:
+        return self._policy is not None and self._policy.pinned
+
+    @property
+    def are_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def adopt(self, policy: KeepPolicy, environment: Mapping[str, str]) -> None:
+        """Keep the engine as this caller wants, too. A start under way may take as long as it allows."""
+        self._policy = policy if self._policy is None else self._policy.merged_with(policy)
+        self.environment = environment
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._limit_began + self._policy.start_timeout_s)
+
+    def begin_start(self) -> KeepPolicy:
+        """The policy for a new start: of those who wait for it; whoever else used the last one says it again."""
+        if self._waiting:
+            self._policy = functools.reduce(KeepPolicy.merged_with, self._waiting)
+        return self.policy
+
+    @contextmanager
+    def waiting(self, policy: KeepPolicy, send: Send) -> Iterator[None]:
+        """This caller waits, and is told how far the start is."""
+        self._waiting.append(policy)
+        self._listeners.add(send)
+        try:
+            yield
+        finally:
+            self._waiting.remove(policy)
+            self._listeners.discard(send)
+
+    def report(self, progress: Progress) -> None:
+        """Tell those who wait."""
+        for send in self._listeners:
+            send(StartProgress(progress))
+
+    @asynccontextmanager
+    async def start_limit(self) -> AsyncIterator[None]:
+        """Bounds a start, or a wake, by the longest ``start_timeout_s`` of all callers, also of those who come later.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        self._limit_began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.policy.start_timeout_s) as self._limit:
+                yield
+        finally:
+            self._limit = None  # a limit that is over can't be moved

@@ -1,0 +1,45 @@
+"""How a loaded engine ends: somebody wants it gone, or it has died."""
+
+from __future__ import annotations
+
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
+from shared_engine.supervisor.engine_process import TERM_GRACE_S
+from shared_engine.supervisor.owned_engine import OwnedEngine
+from shared_engine.supervisor.work import Work
+
+
+class Stop(Work):
+    """End the server, in whichever state the engine is. The launcher stays on standby, if it is wanted."""
+
+    def __init__(self, engine: OwnedEngine, reason: str) -> None:
+        self._engine = engine
+        self._reason = reason
+
+    async def run(self) -> None:
+        engine = self._engine
+        if not engine.is_at_rest:
+            engine.keeper.enter(EngineState.STOPPING, self._reason, progress=None)
+            await engine.process.end_server(TERM_GRACE_S)
+            engine.enter_rest(
+                EngineState.STANDBY if self._keeps_standby() else EngineState.STOPPED, "the server is gone"
+            )
+        engine.lease.give_back()
+
+    def _keeps_standby(self) -> bool:
+        engine = self._engine
+        return engine.callers.policy.standby_ttl_s > 0 and not engine.is_shutting_down and engine.process.is_on_standby
+
+
+class RecordDeath(Work):
+    """The server died, or hangs: end what is left of it, and say how."""
+
+    def __init__(self, engine: OwnedEngine, how: str) -> None:
+        self._engine = engine
+        self._how = how
+
+    async def run(self) -> None:
+        engine = self._engine
+        failure = Failure(FailureKind.DIED, self._how, engine.log.tail())
+        engine.keeper.publish(failure=failure)  # those whose requests it ends ask why at once
+        await engine.process.end_server()
+        engine.enter_rest(EngineState.FAILED, self._how, failure)

@@ -1,0 +1,94 @@
+"""OwnedEngine: what a supervisor owns, for all who work on it."""
+
+from __future__ import annotations
+
+import time
+
+from shared_engine.machine.memory import MemoryNeed
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.engine_log import EngineLog
+from shared_engine.runtime.lease import ExclusiveLease
+from shared_engine.runtime.progress import ProgressReader, StartPhase
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
+from shared_engine.runtime.spec import read_spec
+from shared_engine.supervisor.backoff import Backoff
+from shared_engine.supervisor.callers import Callers
+from shared_engine.supervisor.changes import Changes
+from shared_engine.supervisor.engine_process import EngineProcess
+from shared_engine.supervisor.eviction import DeviceAdmission
+from shared_engine.supervisor.record_keeper import RecordKeeper
+from shared_engine.supervisor.start_lock import StartLock
+
+AT_REST = (EngineState.STOPPED, EngineState.STANDBY, EngineState.FAILED)
+LOADED = (EngineState.READY, EngineState.ASLEEP)
+
+
+class OwnedEngine:
+    """One engine's files, processes and callers.
+
+    Args:
+        lock_fd: supervisor.lock, held by this process.
+    """
+
+    def __init__(self, directory: RuntimeDir, lock_fd: int) -> None:
+        self.directory = directory
+        self.spec = read_spec(directory.spec)
+        self.changes = Changes()
+        self.callers = Callers()
+        self.backoff = Backoff()
+        self.lease = ExclusiveLease(directory.lease)
+        self.log = EngineLog(directory.log)
+        self.progress = ProgressReader(StartPhase.IMPORT)
+        self.keeper = RecordKeeper(directory, self.spec, lock_fd, self.log, self.changes)
+        self.process = EngineProcess(directory, self.spec, self.log, self.progress)
+        need = MemoryNeed(self.spec.memory_share, self.spec.memory_bytes)
+        self.admission = DeviceAdmission(directory, self.spec.devices, need, self.report_queued, self.log.note)
+        self.is_shutting_down = False
+        """Once the engine has ended there will be no standby, and no other start."""
+        self.ready_at = 0.0
+        """time.monotonic() when it could be leased the last time."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """No server process is left, and its memory is back."""
+        return self.keeper.state in AT_REST
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.keeper.state in LOADED
+
+    @property
+    def can_sleep(self) -> bool:
+        return "--enable-sleep-mode" in self.spec.argv
+
+    def start_lock(self) -> StartLock:
+        """The right to start on its devices, or to wake there."""
+        return StartLock(
+            self.directory.path.parent,
+            self.spec.devices,
+            self.keeper.name,
+            lambda other: self.report_queued(f"{other or 'another engine'} starts"),
+        )
+
+    def report_queued(self, why: str) -> None:
+        """The start waits for the device."""
+        self.progress.enter(StartPhase.QUEUED, why)
+
+    def enter_rest(self, state: EngineState, reason: str, failure: Failure | None = None) -> None:
+        """The server is gone: requests may ask for another start."""
+        self.lease.give_back()
+        self.keeper.enter(state, reason, server_pid=0, shared_files=(), progress=None, failure=failure)
+
+    def admit_requests(self) -> None:
+        """The server answers: it may be leased."""
+        self.ready_at = time.monotonic()
+        self.lease.give_back()
+
+    def start_timeout_failure(self, limit_s: float, what_now: str = "") -> Failure:
+        """That the engine was not ready in ``limit_s`` seconds, and what it was doing."""
+        progress = self.progress.progress
+        message = (
+            f"the engine was not ready after start_timeout_s = {limit_s:g} s: "
+            f"it was {progress} for {time.time() - progress.since:.1f} s{what_now}"
+        )
+        return Failure(FailureKind.TIMEOUT, message, self.log.tail())

@@ -1,0 +1,93 @@
+"""The sleep tier: weights go to RAM and come back (vLLM's sleep mode, level 1)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.progress import StartPhase
+from shared_engine.runtime.record import EngineState, Failure
+from shared_engine.supervisor.endings import RecordDeath
+from shared_engine.supervisor.eviction import RETRY_S
+from shared_engine.supervisor.http import http
+from shared_engine.supervisor.owned_engine import OwnedEngine
+from shared_engine.supervisor.start import progress_reported
+from shared_engine.supervisor.watch import Watch
+from shared_engine.supervisor.work import Work
+
+TIMEOUT_S = 120.0
+
+
+class Sleep(Work):
+    """Weights to RAM. The lease is held exclusively, so nobody asks the engine anything meanwhile."""
+
+    can_be_cancelled = True
+
+    def __init__(self, engine: OwnedEngine, watch: Watch) -> None:
+        self._engine = engine
+        self._watch = watch
+
+    async def run(self) -> None:
+        engine = self._engine
+        trouble = await _ask_server(engine, "/sleep?level=1")
+        if trouble is None:
+            engine.keeper.enter(EngineState.ASLEEP, "idle")
+        elif trouble.startswith("HTTP"):
+            self._watch.refuses_to_sleep = True
+            engine.log.note(f"vLLM refuses to sleep, and stays awake: {trouble}")
+        else:
+            return await RecordDeath(engine, f"it did not fall asleep: {trouble}").run()
+        engine.lease.give_back()
+
+
+class Wake(Work):
+    """Weights back to the GPU, for those who wait. A server that does not wake is ended, and another one started."""
+
+    can_be_cancelled = True
+
+    def __init__(self, engine: OwnedEngine) -> None:
+        self._engine = engine
+        self._began = time.monotonic()
+        self._was_asked = False
+
+    async def run(self) -> Failure | None:
+        engine = self._engine
+        engine.progress.enter(StartPhase.WAKE)
+        try:
+            async with progress_reported(engine), engine.callers.start_limit():
+                trouble = await self._ask_to_wake(engine.callers.policy)
+        except TimeoutError:
+            failure = engine.start_timeout_failure(engine.callers.policy.start_timeout_s)
+            if self._was_asked:
+                await RecordDeath(engine, "it did not wake up in time").run()
+            return failure
+        finally:
+            engine.keeper.publish(progress=None)
+        if trouble is not None:
+            await RecordDeath(engine, f"it did not wake up: {trouble}").run()
+            return None
+        engine.admit_requests()
+        engine.keeper.enter(EngineState.READY, f"awake after {time.monotonic() - self._began:.3f} s", progress=None)
+        return None
+
+    async def _ask_to_wake(self, policy: KeepPolicy) -> str | None:
+        engine = self._engine
+        while True:
+            async with engine.start_lock():
+                if await engine.admission.make_room(policy.max_loaded_engines):
+                    engine.progress.enter(StartPhase.WAKE)
+                    self._was_asked = True
+                    return await _ask_server(engine, "/wake_up")
+            await asyncio.sleep(RETRY_S)
+
+
+async def _ask_server(engine: OwnedEngine, path: str) -> str | None:
+    """What went wrong; None when the server has done it."""
+    try:
+        status, body = await http(engine.keeper.record.socket, "POST", path, TIMEOUT_S)
+    except TimeoutError:
+        return f"no answer in {TIMEOUT_S:g} s"
+    except OSError as exc:
+        return str(exc)
+    return None if status == 200 else f"HTTP {status}: {body[:200].decode(errors='replace')}"

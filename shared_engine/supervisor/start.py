@@ -1,0 +1,141 @@
+"""One start of the server: from a request that waits to an engine that may be leased."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.progress import StartPhase
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
+from shared_engine.supervisor.engine_process import StartFailedError
+from shared_engine.supervisor.eviction import RETRY_S
+from shared_engine.supervisor.owned_engine import OwnedEngine
+from shared_engine.supervisor.work import Work
+
+REPORT_S = 0.1
+
+
+@contextlib.asynccontextmanager
+async def progress_reported(engine: OwnedEngine) -> AsyncIterator[None]:
+    """Meanwhile those who wait, and all who look, are told how far the start is."""
+
+    async def report() -> None:
+        while True:
+            progress, launcher_pid = engine.progress.progress, engine.process.launcher_pid
+            if progress != engine.keeper.record.progress or launcher_pid != engine.keeper.record.launcher_pid:
+                engine.keeper.publish(progress=progress, launcher_pid=launcher_pid)
+                engine.callers.report(progress)
+            await asyncio.sleep(REPORT_S)
+
+    reporting = asyncio.create_task(report())
+    try:
+        yield
+    finally:
+        reporting.cancel()
+
+
+class Start(Work):
+    """Import vLLM if no launcher is on standby, wait for the device, fork a server, wait until it answers."""
+
+    can_be_cancelled = True
+
+    def __init__(self, engine: OwnedEngine) -> None:
+        self._engine = engine
+        self._began = time.monotonic()
+
+    async def run(self) -> Failure | None:
+        engine = self._engine
+        policy = engine.callers.begin_start()
+        engine.log.clear()
+        previous = engine.keeper.record.failure
+        if previous is not None and previous.kind is not FailureKind.DIED:
+            # The caller may have fixed the cause there: a token, a proxy.
+            await engine.process.end_launcher_of_another(engine.callers.environment)
+        engine.progress.enter(StartPhase.IMPORT)
+        engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
+        try:
+            async with progress_reported(engine), engine.callers.start_limit():
+                await self._bring_up(policy)
+        except TimeoutError:
+            return await self._give_up(engine.start_timeout_failure(engine.callers.policy.start_timeout_s))
+        except StartFailedError as exc:
+            return await self._give_up(exc.failure)
+        return None
+
+    async def _bring_up(self, policy: KeepPolicy) -> None:
+        engine = self._engine
+        await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
+        # The lock is given back while there is no room: an engine that must go first may need it to wake, and be used.
+        while True:
+            async with engine.start_lock():
+                if await engine.admission.make_room(policy.max_loaded_engines):
+                    try:
+                        await self._serve_or_make_room(policy)
+                    except BaseException:
+                        self.is_giving_up = True
+                        await engine.process.end_server()  # before the next engine starts, which measures the memory
+                        raise
+                    return self._be_ready()
+            await asyncio.sleep(RETRY_S)
+
+    async def _serve_or_make_room(self, policy: KeepPolicy) -> None:
+        """One more try, where memory was short and idle engines have left the device."""
+        engine = self._engine
+        try:
+            try:
+                await self._serve(policy)
+            except StartFailedError as exc:
+                if exc.failure.kind is not FailureKind.MEMORY or not await engine.admission.evict_all_idle():
+                    raise
+                await engine.process.end_server()
+                engine.keeper.publish(**engine.keeper.next_start())
+                await self._serve(policy)
+        except StartFailedError as exc:
+            raise StartFailedError(naming_those_that_stay(exc.failure, engine.admission.refused)) from exc
+
+    async def _serve(self, policy: KeepPolicy) -> None:
+        engine = self._engine
+
+        def forked(pid: int) -> None:
+            engine.keeper.publish(server_pid=pid)
+
+        # At once, unless the launcher has died since: with the server, when memory was short, or while this one waited.
+        await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
+        record = engine.keeper.record
+        await engine.process.serve(record.start_number, record.socket, policy.stall_timeout_s, forked)
+
+    def _be_ready(self) -> None:
+        engine = self._engine
+        assert engine.process.server is not None
+        engine.process.server.ended.add_done_callback(lambda _: engine.changes.note())
+        engine.backoff.succeeded()
+        engine.admit_requests()
+        took_s = round(time.monotonic() - self._began, 3)
+        files = engine.process.shared_files
+        reason = f"the server answers after {took_s} s"
+        engine.keeper.enter(EngineState.READY, reason, start_s=took_s, progress=None, shared_files=files)
+
+    async def _give_up(self, failure: Failure) -> Failure:
+        """End what is left of a start that failed."""
+        engine = self._engine
+        self.is_giving_up = True
+        await engine.process.end_server()
+        engine.backoff.failed()
+        engine.enter_rest(EngineState.FAILED, failure.message, failure)
+        return failure
+
+
+def naming_those_that_stay(failure: Failure, refused: Mapping[str, str]) -> Failure:
+    """A failure for lack of memory, with the engines that hold some and why they stay; others as they are.
+
+    Args:
+        refused: why, by the engine's name.
+    """
+    if failure.kind is not FailureKind.MEMORY or not refused:
+        return failure
+    names = ", ".join(f"{name} ({why})" for name, why in refused.items())
+    return replace(failure, message=f"{failure.message}; also loaded on the device: {names}")

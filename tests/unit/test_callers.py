@@ -1,0 +1,67 @@
+"""Those who wait for an engine: their merged policy, the limit of a start, and what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.messages import Reply, StartProgress
+from shared_engine.runtime.progress import Progress, StartPhase
+from shared_engine.supervisor.callers import Callers
+
+SHORT, LONG = KeepPolicy(idle_ttl_s=1, start_timeout_s=0.2), KeepPolicy(idle_ttl_s=60, start_timeout_s=30)
+
+
+def ignore(_: Reply) -> None:
+    pass
+
+
+def test_policies_merge_and_a_new_start_forgets_those_who_left() -> None:
+    callers = Callers()
+    assert not callers.have_asked
+    callers.adopt(LONG, {"A": "1"})
+    callers.adopt(SHORT, {"A": "2"})
+    assert callers.policy.idle_ttl_s == 60
+    assert callers.environment == {"A": "2"}
+    with callers.waiting(SHORT, ignore):
+        assert callers.are_waiting
+        assert callers.begin_start() == SHORT
+    assert not callers.are_waiting
+    assert callers.begin_start() == SHORT, "with nobody waiting the last policy holds"
+
+
+def test_pinned_is_known_before_anybody_asked() -> None:
+    callers = Callers()
+    assert not callers.is_pinned
+    callers.adopt(KeepPolicy(pinned=True), {})
+    assert callers.is_pinned
+
+
+def test_all_who_wait_are_told_and_nobody_else() -> None:
+    callers, told = Callers(), {"one": [], "two": []}  # type: ignore[var-annotated]
+    progress = Progress(StartPhase.WEIGHTS, 1, 2)
+    with callers.waiting(SHORT, told["one"].append):
+        with callers.waiting(LONG, told["two"].append):
+            callers.report(progress)
+        callers.report(progress)
+    callers.report(progress)
+    assert told == {"one": [StartProgress(progress)] * 2, "two": [StartProgress(progress)]}
+
+
+async def test_a_start_ends_with_its_limit() -> None:
+    callers = Callers()
+    callers.adopt(SHORT, {})
+    with pytest.raises(TimeoutError):
+        async with callers.start_limit():
+            await asyncio.sleep(10)
+
+
+async def test_a_caller_that_comes_later_extends_the_limit() -> None:
+    callers = Callers()
+    callers.adopt(SHORT, {})
+    async with asyncio.timeout(10), callers.start_limit():
+        callers.adopt(LONG, {})
+        await asyncio.sleep(0.4)
+    callers.adopt(LONG, {})  # a limit that is over is not moved
