@@ -119,7 +119,7 @@ def _response_metadata(choice: Choice | GenerationChunk, model: str, request_id:
 
 
 def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
-    # LangChain adds up the text of equal keys, so what is said once must be on one piece only: the finishing one.
+    # LangChain concatenates the text of equal keys, so these must be on one chunk only: the last one.
     if chunk.finish_reason is None:
         return {"model_provider": PROVIDER}
     return _response_metadata(chunk, chunk.model, chunk.request_id)

@@ -1,8 +1,8 @@
 """One content block of a message -> the content part that vLLM takes, in whichever form the block was written.
 
 LangChain's standard blocks, those of its version 0, OpenAI's, vLLM's own, and Anthropic's images. What LangChain's
-blocks say is in a local file is read here, since the server may be on another machine; OpenAI's go as they are. Whether
-the model can see or hear is for the server to say: see shared_engine.adapting.media_errors.
+blocks say is in a local file is read here, since the server may be on another machine; OpenAI's go as they are. Only
+the server knows whether the model takes images or sound: see shared_engine.adapting.media_errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared_engine.errors import InvalidInputError
 _EXAMPLES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 _MEDIA_URLS = tuple(f"{kind}_url" for kind in MEDIA_KINDS)
 _DATA = (*MEDIA_KINDS, "text-plain", "file")
-# vLLM's own, for what was computed elsewhere, and what an answer of another provider can have.
+# vLLM's own blocks for embeddings computed elsewhere, and blocks of other providers' answers.
 _SENT_AS_THEY_ARE = ("image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "tool_reference", "refusal")
 _KNOWN = ("text", *_DATA, *_MEDIA_URLS, "input_audio", *_SENT_AS_THEY_ARE)
 
@@ -106,7 +106,7 @@ def _input_audio(block: Block, position: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Data:
-    """What a block says, in whichever form. Of file, url, base64, text and file_id one at most is looked at."""
+    """The fields of a block, whichever form it has. At most one of file, url, base64, text and file_id is used."""
 
     kind: str
     mime_type: str | None
@@ -179,18 +179,20 @@ def _data_part(data: _Data, position: str) -> dict[str, Any]:
     if data.kind == "file":
         kind = "'file'" if data.mime_type is None else f"'file' ({data.mime_type})"
         advice = "send its text, or its pages as images"
-        raise InvalidInputError(f"{position} is a block of type {kind}, and vLLM takes no files: {advice}")
+        raise InvalidInputError(f"{position} is a block of type {kind}, and vLLM does not take files: {advice}")
     return media_part(data.kind, _url(data, position), data.uuid)
 
 
 def _url(data: _Data, position: str) -> str | None:
-    """What vLLM has to load; None where it is to know that by its uuid."""
+    """The URL for vLLM to load; None if vLLM has it already, under its uuid."""
     if data.file is not None:
         return data_url(_type_of_file(data.file, data, position), read_file(data.file, position))
     if data.url is not None:
         if isinstance(data.url, str) and _SCHEME.match(data.url):
             return data.url
-        raise InvalidInputError(f"{position} has the url {data.url!r:.80}, which is none: a file is named by its path")
+        raise InvalidInputError(
+            f"{position} has the url {data.url!r:.80}, which is not a URL: name a local file by its path"
+        )
     if data.base64 is not None:
         if not data.mime_type:
             example = _EXAMPLES[data.kind]
@@ -199,7 +201,9 @@ def _url(data: _Data, position: str) -> str | None:
     if data.uuid is not None:
         return None
     if data.file_id is not None:
-        raise InvalidInputError(f"{position} names a stored file, and vLLM stores none: give its url, base64 or path")
+        raise InvalidInputError(
+            f"{position} names a stored file, and vLLM stores no files: give its url, base64 or path"
+        )
     raise InvalidInputError(f"{position} has no {data.kind} in it: give its url, base64 or path")
 
 
@@ -208,7 +212,7 @@ def _type_of_file(file: Path, data: _Data, position: str) -> str:
     found = data.mime_type or ""
     if is_of_kind(found, data.kind):
         return found
-    seems = f"seems to be {found}" if found else "does not say what it is"
+    seems = f"seems to be {found}" if found else "has no recognisable type"
     raise InvalidInputError(f"{position} is of type {data.kind!r}, but {file} {seems}: give its mime_type")
 
 
@@ -216,7 +220,7 @@ def _text(data: _Data, position: str) -> str:
     if isinstance(data.text, str):
         return data.text
     if data.base64 is None:
-        raise InvalidInputError(f"{position} has no text in it: give text or base64; vLLM fetches no text")
+        raise InvalidInputError(f"{position} has no text in it: give text or base64; vLLM does not fetch text")
     try:
         content = base64.b64decode(_checked_base64(data.base64, position), validate=True)
     except binascii.Error as exc:

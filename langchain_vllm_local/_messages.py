@@ -94,7 +94,7 @@ def _sent_elsewhere(message: BaseMessage) -> tuple[str, ...]:
 
 
 def _answer_fields(message: AIMessage) -> dict[str, Any]:
-    """What an answer of a model has beside its content."""
+    """Reasoning and tool calls of an answer."""
     fields: dict[str, Any] = {}
     reasoning = message.additional_kwargs.get("reasoning_content") or "".join(_thoughts(message.content))
     if reasoning:
@@ -103,7 +103,7 @@ def _answer_fields(message: AIMessage) -> dict[str, Any]:
         openai_tool_call(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False))
         for call in message.tool_calls
     ]
-    # As the model wrote them: what to make of that is up to the server.
+    # As the model wrote them; the server decides what to do with them.
     calls += [openai_tool_call(call["id"], call["name"], call["args"] or "") for call in message.invalid_tool_calls]
     if calls:
         fields["tool_calls"] = calls

@@ -85,12 +85,12 @@ class _WholeJson(JsonOutputParser):
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         message, partial = _whole(result, partial=partial)
         if message.tool_calls and not message.text:
-            return None  # the model called one of the tools it was told of as well
+            return None  # the model called one of the tools instead
         if partial:
             return None if self.model else super().parse_result(result, partial=True)
         text = str(message.text)
         try:
-            value = parse_json_markdown(text, parser=bind(json.loads, strict=False))  # core's own would mend it
+            value = parse_json_markdown(text, parser=bind(json.loads, strict=False))  # core's own would repair it
         except json.JSONDecodeError as exc:
             raise OutputParserException(f"not valid JSON: {exc}; the answer was: {text}", llm_output=text) from exc
         return _instance(self.model, value, text) if self.model else value
@@ -112,9 +112,9 @@ class _WholeCall(JsonOutputKeyToolsParser):
 
 
 def _no_call(message: AIMessage) -> OutputParserException:
-    """The model was told to call: what came instead."""
+    """The error for an answer without the forced call: what the model answered instead."""
     for call in message.invalid_tool_calls:
         return OutputParserException(
-            f"the call of {call['name']} can't be read: {call['error']}", llm_output=call["args"]
+            f"the call of {call['name']} can't be parsed: {call['error']}", llm_output=call["args"]
         )
-    return OutputParserException("the model made no call", llm_output=message.text)
+    return OutputParserException("the model called no tool", llm_output=message.text)

@@ -1,6 +1,6 @@
 """Tool calls of a stream whose arguments never became whole: LangChain must not take them for calls that can be made.
 
-Core mends the arguments of added-up chunks (``parse_partial_json``), so a call that max_tokens cut off would come out
+Core repairs the arguments of added-up chunks (``parse_partial_json``), so a call that max_tokens cut off would come out
 valid, with a number that lacks its last digits. Works on the engine's chunks.
 """
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from shared_engine.results import GenerationChunk, ToolCallDelta
 
-# One of these closes what is not open, in a string, behind a backslash, or between values: that core does not mend.
+# One of these closes what is not open, in a string, behind a backslash, or between values: core does not repair that.
 _ENDS = ("]", '"]', '\\"]', "}", '"}', '\\"}')
 
 
@@ -24,7 +24,7 @@ class StreamedCalls:
         self._arguments: dict[int, str] = {}
 
     def checked(self, chunk: GenerationChunk) -> GenerationChunk:
-        """The chunk; the one that ends the stream makes calls invalid whose arguments are no JSON object."""
+        """The chunk; the one that ends the stream makes calls invalid whose arguments are not a JSON object."""
         for call in chunk.tool_calls:
             self._arguments[call.index] = self._arguments.get(call.index, "") + (call.arguments or "")
         if chunk.finish_reason is None or not self._arguments:
@@ -47,10 +47,10 @@ def _is_json(text: str) -> bool:
 
 
 def _end_that_stays_invalid(arguments: str) -> str:
-    return next((end for end in _ENDS if not _would_be_mended(arguments + end)), "")
+    return next((end for end in _ENDS if not _would_be_repaired(arguments + end)), "")
 
 
-def _would_be_mended(arguments: str) -> bool:
+def _would_be_repaired(arguments: str) -> bool:
     try:
         return isinstance(parse_partial_json(arguments), dict)
     except json.JSONDecodeError:

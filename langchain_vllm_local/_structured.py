@@ -114,7 +114,7 @@ def check_method(method: str, schema: Any, strict: bool | None) -> None:
     if schema is None and method != "json_mode":
         raise InvalidInputError(f"schema = None: method {method!r} needs one")
     if strict is not None and method not in ("json_schema", "function_calling"):
-        raise InvalidInputError(f"strict = {strict}: of no use with method {method!r}; leave it out")
+        raise InvalidInputError(f"strict = {strict}: has no effect with method {method!r}; leave it out")
 
 
 def json_schema(schema: Any, strict: bool | None) -> JsonSchema:

@@ -45,7 +45,7 @@ def openai_tool_call(call_id: str | None, name: str | None, arguments: str) -> d
 
 
 def to_tool_calls(calls: Iterable[ToolCall]) -> tuple[list[LangChainToolCall], list[InvalidToolCall]]:
-    """The calls that can be made, and those whose arguments are no JSON object, with the reason."""
+    """The calls that can be made, and those whose arguments are not a JSON object, with the reason."""
     valid: list[LangChainToolCall] = []
     invalid: list[InvalidToolCall] = []
     for call in calls:

@@ -92,7 +92,7 @@ class VLLM(LanguageModel, Batches, BaseLLM):
             return to_llm_result(await self.engine.agenerate_batch(prompts, self._params(stop, kwargs)))
 
     def _streams(self, prompts: Sequence[str], call: Mapping[str, Any]) -> bool:
-        # With several prompts, or answers, callbacks could not tell whose token it is.
+        # With several prompts or answers, callbacks could not know to which one a token belongs.
         return bool(self.streaming) and len(prompts) == 1 and (call.get("n") or self.n or 1) == 1
 
     def _stream(

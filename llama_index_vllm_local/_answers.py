@@ -76,7 +76,7 @@ def _raw(choices: Iterable[Choice], usage: TokenUsage | None, request_id: str, m
 
 
 def _openai_usage(usage: TokenUsage) -> dict[str, Any]:
-    """The counts in OpenAI's form; details only where the server told them."""
+    """The counts in OpenAI's form; details only where the server sent them."""
     form: dict[str, Any] = dict(_counts(usage))
     for detail, place in _USAGE_DETAILS.items():
         if detail in form:
@@ -120,7 +120,7 @@ def _alternatives(token: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 class StreamedAnswer:
     """One answer as far as it has arrived. Each piece becomes a response that holds all of it so far.
 
-    Usage is of the last response only, where its server told it: so sums over a stream are right, too.
+    Only the last response has the usage, if the server sent it, so that sums over a stream are right.
     """
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ class Batches:
             kwargs: as for ``achat``, for all of them.
 
         Raises:
-            InvalidInputError: before anything starts, for what is no list of conversations.
+            InvalidInputError: before anything starts, for anything but a list of conversations.
         """
         for index, messages in enumerate(_checked(conversations, "conversations", "of conversations")):
             _checked(messages, f"conversations[{index}]", "of ChatMessage")
@@ -94,8 +94,8 @@ def _checked(values: Any, name: str, of: str) -> Sequence[Any]:
 
 
 def _run(batch: Coroutine[Any, Any, T]) -> T:
-    """On an event loop and in a thread of its own: an app's callbacks, which may ask an LLM themselves, then hold up
-    nobody else, and this thread's own loop, which in a notebook runs, is left alone.
+    """Run on a new event loop in a new thread: an app's callbacks, which may ask an LLM themselves, then block no other
+    request, and this thread's own loop, which runs in a notebook, is not touched.
     """
     is_left = threading.Event()
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []

@@ -1,7 +1,7 @@
 """One content block of a ChatMessage -> the content parts that vLLM takes.
 
 A local file that a block names is read here, since the server may be on another machine. What is on the web goes as its
-URL: nothing is downloaded here. Whether the model can see or hear is for the server to say: see
+URL: nothing is downloaded here. Only the server knows whether the model takes images or sound: see
 shared_engine.adapting.media_errors.
 """
 
@@ -96,7 +96,7 @@ def _text_part(text: str, position: str) -> Part:
     return Part(position, {"type": "text", "text": text})
 
 
-# ---- what a block says
+# ---- the fields of a block
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class _Data:
 def _parse(block: DataBlock, position: str) -> _Data:
     data_field, type_field = _FIELDS[block.block_type]
     content = _content(getattr(block, data_field), f"{position}.{data_field}")
-    said = getattr(block, type_field)
-    mime_type = _mime_type_of_format(said) if block.block_type == "audio" else said
+    given = getattr(block, type_field)
+    mime_type = _mime_type_of_format(given) if block.block_type == "audio" else given
     url = None if block.url is None else str(block.url)
     if content:
         return _Data(block.block_type, type_field, mime_type or _guessed(content), content=content)
@@ -139,7 +139,7 @@ def _content(value: bytes | IOBase | None, position: str) -> bytes:
 
 
 def _read_stream(stream: IOBase, position: str) -> bytes:
-    """All of it, and it is left where it was: the next request of the conversation has to read it again."""
+    """The whole content. The position is restored: the next request of the conversation has to read it again."""
     try:
         if not stream.seekable():
             raise InvalidInputError(f"{position} is a stream that can be read only once: give its bytes")
@@ -157,7 +157,7 @@ def _read_stream(stream: IOBase, position: str) -> bytes:
 
 
 def _mime_type_of_format(audio_format: str | None) -> str | None:
-    """AudioBlock says ``wav`` or ``mp3``, where the others have a MIME type."""
+    """AudioBlock has a format such as ``wav`` or ``mp3`` where the others have a MIME type."""
     if not audio_format or "/" in audio_format:
         return audio_format
     return mime_type_of(Path(f"sound.{audio_format}")) or f"audio/{audio_format}"
@@ -183,7 +183,7 @@ def _data_part(block: DataBlock, data: _Data, position: str, reads_files: bool) 
         return _document_part(block, data, position)
     if isinstance(block, VideoBlock) and block.fps is not None:
         setting = f"engine_args={{'media_io_kwargs': {{'video': {{'fps': {block.fps}}}}}}}"
-        raise InvalidInputError(f"{position} has fps = {block.fps}, which vLLM takes for all videos alike: {setting}")
+        raise InvalidInputError(f"{position} has fps = {block.fps}, which vLLM sets for all videos alike: {setting}")
     part = media_part(data.kind, _url(data, position))
     if isinstance(block, ImageBlock) and block.detail:
         part["image_url"]["detail"] = block.detail
@@ -191,7 +191,7 @@ def _data_part(block: DataBlock, data: _Data, position: str, reads_files: bool) 
 
 
 def _url(data: _Data, position: str) -> str:
-    """What vLLM has to load: the data itself, or where they are on the web."""
+    """The URL for vLLM to load: a web address, or the data itself as a data URL."""
     if data.url is not None:
         return data.url
     if data.content is not None:
@@ -209,7 +209,7 @@ def _checked_type(mime_type: str | None, data: _Data, what: str, position: str) 
     """The type, if that is one of the block's kind: nothing else is sent away by mistake."""
     if mime_type and is_of_kind(mime_type, data.kind):
         return mime_type
-    seems = f"seems to be {mime_type}" if mime_type else "does not say what it is"
+    seems = f"seems to be {mime_type}" if mime_type else "has no recognisable type"
     raise InvalidInputError(f"{position} is of type {data.kind!r}, but {what} {seems}: give its {data.type_field}")
 
 
@@ -236,13 +236,15 @@ def _from_data_url(url: str, mime_type: str | None, position: str) -> _Data:
             raise InvalidInputError(f"{position}.url has data that is not base64: {exc}") from exc
     if not comma or not content:
         raise InvalidInputError(f"{position}.url is a data URL without data: {url!r:.40}")
-    said = mime_type or header.partition(";")[0]
-    return _Data("document", "document_mimetype", said or _guessed(content), content=content)
+    declared = mime_type or header.partition(";")[0]
+    return _Data("document", "document_mimetype", declared or _guessed(content), content=content)
 
 
 def _document_text(data: _Data, position: str) -> str:
     if data.url is not None:
-        raise InvalidInputError(f"{position} is a document at {data.url!r:.200}, and vLLM fetches none: give its data")
+        raise InvalidInputError(
+            f"{position} is a document at {data.url!r:.200}, and vLLM does not fetch documents: give its data"
+        )
     if data.content is None and data.file is None:
         raise InvalidInputError(f"{position} has no document in it: give its data or path")
     if data.mime_type and not _is_text(data.mime_type):
@@ -255,7 +257,7 @@ def _document_text(data: _Data, position: str) -> str:
     assert data.file is not None
     if data.mime_type is None:
         raise InvalidInputError(
-            f"{position} names {data.file}, which does not say what it is: give its document_mimetype"
+            f"{position} names {data.file}, which has no recognisable type: give its document_mimetype"
         )
     return as_text(read_file(data.file, position), position)
 

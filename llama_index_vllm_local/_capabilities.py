@@ -83,6 +83,6 @@ class Capabilities(LlamaIndexModel):
                 recognise its calls.
         """
         if not self.metadata.is_chat_model:
-            raise InvalidInputError("this model is sent text, made of the messages, and tools have no place in that")
+            raise InvalidInputError("this model has no chat template: messages are sent to it as text, without tools")
         if self.is_function_calling_model is None and not self.metadata.is_function_calling_model:
             raise model_facts.no_tool_parser(self.metadata.model_name)

@@ -88,7 +88,7 @@ def check_text_only(messages: Sequence[ChatMessage]) -> None:
             if not isinstance(block, (TextBlock, *_SENT_ELSEWHERE)):
                 raise InvalidInputError(
                     f"messages[{i}].blocks[{j}] is of type {block.block_type!r}, and a model without a chat template "
-                    f"gets text alone: send its text, or give messages_to_prompt"
+                    f"takes only text: send its text, or give messages_to_prompt"
                 )
 
 
@@ -144,7 +144,7 @@ def _plain(call: Any, position: str) -> dict[str, Any]:
     function = form.get("function") if isinstance(form, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InvalidInputError(
-            f"{position} is no call in OpenAI's form, {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}: "
+            f"{position} is not a call in OpenAI's form, {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}: "
             f"{call!r:.80}"
         )
     arguments = function.get("arguments") or ""

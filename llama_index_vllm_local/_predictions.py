@@ -120,8 +120,8 @@ class Prediction(Generic[Model]):
     def _forced_call(self) -> dict[str, Any]:
         if not self._llm.metadata.is_function_calling_model:
             raise InvalidInputError(
-                f"pydantic_program_mode = {self._mode.value!r} asks by a tool, which this model is not sent; "
-                f"{PydanticProgramMode.DEFAULT.value!r} asks by response_format, and needs none"
+                f"pydantic_program_mode = {self._mode.value!r} needs a tool call, which this model does not support; "
+                f"{PydanticProgramMode.DEFAULT.value!r} uses response_format instead"
             )
         tool = get_function_tool(self._output_cls)
         options = self._llm._prepare_chat_with_tools(
@@ -183,7 +183,7 @@ class Prediction(Generic[Model]):
 
         Raises:
             LengthFinishReasonError: it was cut off; with its text up to there.
-            ValueError: it is no JSON, or the class refuses it (then pydantic's ValidationError); or it calls no tool.
+            ValueError: it is not JSON, or the class refuses it (then pydantic's ValidationError); or it calls no tool.
         """
         self._keep(response)
         reason = finish_reason(response)
@@ -277,7 +277,7 @@ def _from_json(output_cls: type[Model], text: str) -> tuple[Model, str]:
 
 
 def _partial_json(text: str) -> Any:
-    """The value of JSON that has not ended; also after other words. None where there is none."""
+    """The value of incomplete JSON, which may have other words before it. None if there is no JSON."""
     for start in (0, text.find("{")):
         with contextlib.suppress(ValueError):
             return from_json(text[max(start, 0) :], allow_partial="trailing-strings")

@@ -29,7 +29,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # is no re-export
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # not re-exported
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
@@ -46,9 +46,9 @@ dispatcher = get_dispatcher(__name__)
 class StructuredPrediction(FunctionCallingLLM):
     """Mixed into an LLM: ``structured_predict`` and its twins, and ``as_structured_llm``.
 
-    ``pydantic_program_mode`` says how an instance is asked for: ``default`` by response_format, to which vLLM holds the
-    answer token by token; ``function`` by a tool that must be called; ``llm`` by words in the prompt alone. The other
-    modes are up to LlamaIndex.
+    ``pydantic_program_mode`` decides how an instance is asked for: ``default`` by response_format, to which vLLM holds
+    the answer token by token; ``function`` by a tool that must be called; ``llm`` by words in the prompt alone. The
+    other modes are LlamaIndex's own.
     """
 
     @dispatcher.span
@@ -71,7 +71,7 @@ class StructuredPrediction(FunctionCallingLLM):
 
         Raises:
             LengthFinishReasonError: the answer was cut off, by ``max_tokens`` or the model's limit.
-            ValueError: it is no JSON, or the class refuses it (then pydantic's ValidationError).
+            ValueError: it is not JSON, or the class refuses it (then pydantic's ValidationError).
         """
         if program_mode(self) not in OWN_MODES:
             theirs: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
@@ -140,7 +140,7 @@ class StructuredVLLM(StructuredLLM):
 
     Of a stream, ``message`` and ``raw`` hold the object so far; the ``delta``s are the answer's own text.
 
-    A call is told of once, by the LLM inside, whose responses have the usage: to its own callback handlers and to
+    Each call is reported once, by the LLM inside, whose responses have the usage: to its own callback handlers and to
     those of this object.
     """
 
@@ -217,7 +217,7 @@ class StructuredVLLM(StructuredLLM):
     # ---- asking
 
     def _llm_inside(self) -> LLM:
-        """It tells what this object's handlers, and its rate limiter, are to know of; each of them once."""
+        """The LLM that this object wraps, with the handlers of both, each once, and this object's rate limiter."""
         own, limiter = self.callback_manager, getattr(self, "rate_limiter", None)  # which older cores lack
         if not own.handlers and limiter is None:
             return self.llm
@@ -234,7 +234,7 @@ class StructuredVLLM(StructuredLLM):
 
 
 def _joined(own: CallbackManager, other: CallbackManager) -> CallbackManager:
-    """One that tells the handlers of both; where it can, ``own``, which knows the trace that a call is part of."""
+    """One with the handlers of both; ``own`` itself if it has all, since it knows the trace that a call is part of."""
     more = [handler for handler in other.handlers if all(handler is not each for each in own.handlers)]
     if not more:
         return own

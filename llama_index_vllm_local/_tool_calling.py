@@ -113,13 +113,14 @@ class ToolCalling(FunctionCallingLLM):
 
         Raises:
             LengthFinishReasonError: the answer was cut off, within a call or (``error_on_no_tool_call``) before any.
-            ValueError: the arguments of a call are no JSON object; or there is no call, and ``error_on_no_tool_call``.
+            ValueError: the arguments of a call are not a JSON object; or the answer has no call, with
+                ``error_on_no_tool_call``.
         """
         selections = to_tool_selections(response)
         if error_on_no_tool_call and not selections:
             answer = response.message.content or ""
             reason = finish_reason(response)
             if reason in CUT_OFF:
-                raise LengthFinishReasonError(f"{cut_off_message(reason)}. It is, up to there: {answer!r:.500}", answer)
+                raise LengthFinishReasonError(f"{cut_off_message(reason)}. It reads so far: {answer!r:.500}", answer)
             raise ValueError(f"the model called no tool; it answered: {answer!r:.500}")
         return selections

@@ -23,17 +23,17 @@ def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[di
     """Tools in OpenAI's form, from LlamaIndex's tools or from that form itself. One that comes twice is sent once.
 
     Args:
-        strict: whether arguments always follow the tool's schema; None: as each tool says.
+        strict: whether arguments always follow the tool's schema; None: as each tool has it.
 
     Raises:
-        InvalidInputError: naming the position of what is no tool, or shares its name with a different one.
+        InvalidInputError: naming the position of what is not a tool, or shares its name with a different one.
     """
     sent: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):
         form = _to_openai_tool(tool, f"tools[{index}]")
         name = form["function"]["name"]
         if sent.setdefault(name, form) != form:
-            raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call could mean either")
+            raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call would be ambiguous")
     if strict is None:
         return list(sent.values())
     return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in sent.values()]
@@ -44,10 +44,11 @@ def _to_openai_tool(tool: Any, position: str) -> dict[str, Any]:
     function = form.get("function")
     if not isinstance(function, Mapping) or form.get("type", "function") != "function":
         raise InvalidInputError(
-            f"{position} is no tool in OpenAI's form, {{'type': 'function', 'function': {{'name': ...}}}}: {tool!r:.80}"
+            f"{position} is not a tool in OpenAI's form, {{'type': 'function', 'function': {{'name': ...}}}}: "
+            f"{tool!r:.80}"
         )
     if not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInputError(f"{position} has no name, by which the model could call it")
+        raise InvalidInputError(f"{position} has no name for the model to call it by")
     return form
 
 
@@ -106,12 +107,12 @@ def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 def to_tool_selections(response: ChatResponse) -> list[ToolSelection]:
     """The tools that an answer calls. While it is under way, with arguments that are read as far as they go.
 
-    Once it has ended, nothing is mended or left out: a tool would run with a number that lacks its last digits, or with
-    its defaults. Nor could the model be told, so that it calls again: LlamaIndex runs whatever it is given here.
+    Once it has ended, nothing is repaired or left out: a tool would run with a number that lacks its last digits, or
+    with its defaults. Nor could the model correct itself: LlamaIndex runs whatever it is given here.
 
     Raises:
         LengthFinishReasonError: the answer was cut off within a call.
-        ValueError: the arguments of a call are no JSON object.
+        ValueError: the arguments of a call are not a JSON object.
     """
     calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if _is_under_way(response):
@@ -144,9 +145,9 @@ def _read(call: ToolCallBlock, is_cut_off: bool, is_last: bool) -> dict[str, Any
         return {}
     try:
         arguments = json.loads(text, strict=False)  # models write newlines into strings
-        problem = "no JSON object"
+        problem = "not a JSON object"
     except json.JSONDecodeError as exc:
-        arguments, problem = text, f"no valid JSON ({exc})"
+        arguments, problem = text, f"not valid JSON ({exc})"
     if arguments is None:
         return {}
     if isinstance(arguments, dict):
@@ -154,7 +155,7 @@ def _read(call: ToolCallBlock, is_cut_off: bool, is_last: bool) -> dict[str, Any
     if is_cut_off:
         raise LengthFinishReasonError(
             f"the call of {call.tool_name!r} was cut off and is not made: raise max_tokens, "
-            f"or where the model's limit is met, shorten the prompt. Its arguments up to there: {text!r:.500}",
+            f"or where the model's limit is met, shorten the prompt. Its arguments so far: {text!r:.500}",
             text,
         )
     raise ValueError(

@@ -176,7 +176,9 @@ def _with_one_model(values: Mapping[str, Any]) -> dict[str, Any]:
         return named
     model = named.get("model")
     if None not in (model, model_name) and model != model_name:
-        raise SettingsError(f"model = {model!r} and model_name = {model_name!r} name one thing: pass one of them")
+        raise SettingsError(
+            f"model = {model!r} and model_name = {model_name!r} are the same setting: pass only one of them"
+        )
     return {**named, "model": model_name if model is None else model}
 
 

@@ -185,8 +185,8 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
 
     def _text_request(self, prompt: str, kwargs: Mapping[str, Any]) -> _Request:
         # The constructor's variables of the chat template are for requests that have one; a call's are refused.
-        said = merged_parameters({}, kwargs)
-        own = {name: said.get(name) for name in CHAT_REQUEST_FIELDS}
+        given = merged_parameters({}, kwargs)
+        own = {name: given.get(name) for name in CHAT_REQUEST_FIELDS}
         return _Request(self._params(kwargs).merged(own), prompt=prompt)
 
     def _params(self, call: Mapping[str, Any]) -> GenerationParams:

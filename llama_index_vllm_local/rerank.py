@@ -78,7 +78,7 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
         query = _checked(query_bundle)
         if not nodes:
             return []
-        with self._told(nodes, query) as ranked:
+        with self._reported(nodes, query) as ranked:
             return ranked(self.engine.rerank(**self._request(nodes, query)))
 
     @dispatcher.span  # LlamaIndex opens one around the synchronous method only
@@ -89,7 +89,7 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
         query = _checked(query_bundle)
         if not nodes:
             return []
-        with self._told(nodes, query) as ranked:
+        with self._reported(nodes, query) as ranked:
             return ranked(await self.engine.arerank(**self._request(nodes, query)))
 
     def _request(self, nodes: Sequence[NodeWithScore], query: QueryBundle) -> RerankRequest:
@@ -102,10 +102,10 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
         )
 
     @contextmanager
-    def _told(
+    def _reported(
         self, nodes: list[NodeWithScore], query: QueryBundle
     ) -> Iterator[Callable[[RerankResult], list[NodeWithScore]]]:
-        """Makes nodes of a result, and tells LlamaIndex's listeners of what goes on."""
+        """Report the call to LlamaIndex's listeners; yields what makes nodes of the result, and reports those."""
         name, top_n = self.model or "unknown", self.top_n or len(nodes)
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=name))
         payload: dict[str, Any] = {

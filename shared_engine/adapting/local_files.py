@@ -24,7 +24,7 @@ _MORE_TYPES = {
 
 
 def mime_type_of(file: Path) -> str | None:
-    """By its name; None where that says nothing."""
+    """The MIME type, by the file's name; None where that is not enough."""
     return mimetypes.guess_type(file.name, strict=False)[0] or _MORE_TYPES.get(file.suffix.lower())
 
 
@@ -40,18 +40,18 @@ def file_of(place: object, position: str) -> Path:
         return Path(os.path.expanduser(place))
     parts = urlsplit(place)
     if parts.netloc not in ("", "localhost"):
-        raise InvalidInputError(f"{position} names {place!r}, a file of another machine")
+        raise InvalidInputError(f"{position} names {place!r}, a file on another machine")
     return Path(unquote(parts.path))
 
 
 def read_file(file: Path, position: str) -> bytes:
-    """All of it.
+    """The content of the file, which may have up to MAX_FILE_BYTES bytes.
 
     Raises:
-        InvalidInputError: it is missing, no regular file, empty, too large, or can't be read.
+        InvalidInputError: it is missing, not a regular file, empty, too large, or can't be read.
     """
     try:
-        if not file.is_file():  # opening a pipe would wait until somebody writes
+        if not file.is_file():  # opening a pipe would block until something is written to it
             raise InvalidInputError(f"{position} names {file}, which {_what_else(file)}")
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -66,4 +66,4 @@ def read_file(file: Path, position: str) -> bytes:
 
 
 def _what_else(file: Path) -> str:
-    return "is no regular file" if file.exists() else f"does not exist (from {Path.cwd()})"
+    return "is not a regular file" if file.exists() else f"does not exist (from {Path.cwd()})"

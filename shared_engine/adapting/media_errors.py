@@ -1,7 +1,7 @@
 """A server's refusal of an image, a sound or a video, as an error that names the block and what to do.
 
 vLLM's own words name neither, and a URL it can't load it reports as a fault of its own (500), which callers would try
-again. Works on messages in OpenAI's form; what its users call things, each adapter says.
+again. Works on messages in OpenAI's form; each adapter passes its own words for things.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ def media_errors(messages: Sequence[Mapping[str, Any]], settings: EngineSettings
 def explain(
     error: RequestError, messages: Sequence[Mapping[str, Any]], settings: EngineSettings, wording: Wording
 ) -> VLLMError:
-    """The error, or what it says of a block of these messages. Pure, but for a look at the model's config.json."""
+    """The error, or a better one that names the block it is about. Pure, but for a look at the model's config.json."""
     blocks = _media_blocks(messages, wording)
     if not blocks or error.status is None:
         return error
-    said = error.message
+    words = error.message
     problem = (
-        _unwanted(said, blocks, settings)
-        or _not_loaded(said, blocks, wording)
-        or _not_known(said, blocks)
-        or (_NOT_UNDERSTOOD.search(said) and f"the server can't make sense of {_one_of(blocks)}")
+        _unwanted(words, blocks, settings)
+        or _not_loaded(words, blocks, wording)
+        or _not_known(words, blocks)
+        or (_NOT_UNDERSTOOD.search(words) and f"the server can't decode {_one_of(blocks)}")
     )
     if problem:
-        return InvalidInputError(f"{problem} (HTTP {error.status}: {said})")
+        return InvalidInputError(f"{problem} (HTTP {error.status}: {words})")
     fetched = [block.name for block in blocks if block.url.startswith("http")]
     if type(error) is ServerError and fetched:
-        return ServerError(f"{said}; the server had to load {', '.join(fetched)}", error.status)
+        return ServerError(f"{words}; the server had to load {', '.join(fetched)}", error.status)
     return error
 
 
@@ -94,7 +94,7 @@ class _Block:
 
     @property
     def name(self) -> str:
-        """Its position, and its URL where that says more than the data itself would."""
+        """Its position, and its URL unless that is the data itself."""
         return self.position if self.url[:5].lower() in ("", "data:") else f"{self.position} ({self.url:.200})"
 
 
@@ -121,11 +121,11 @@ def _one_of(blocks: Sequence[_Block]) -> str:
 # ---- what is wrong with them
 
 
-def _unwanted(said: str, blocks: Sequence[_Block], settings: EngineSettings) -> str | None:
+def _unwanted(words: str, blocks: Sequence[_Block], settings: EngineSettings) -> str | None:
     model = _model_name(settings)
-    if _TEXT_ONLY in said:
+    if _TEXT_ONLY in words:
         return f"{blocks[0].position} is {_NAMES[blocks[0].kind]}, and {model} takes text only"
-    found = _TOO_MANY.search(said)
+    found = _TOO_MANY.search(words)
     if found is None:
         return None
     limit, kind = int(found[1]), found[2]
@@ -135,7 +135,7 @@ def _unwanted(said: str, blocks: Sequence[_Block], settings: EngineSettings) -> 
     block, wanted = alike[limit], len(alike)
     if limit == 0:
         problem = f"{block.position} is {_NAMES[kind]}, and {model} takes {_taken(settings, kind)}"
-        return f"{problem}; {_raise_limit(kind, wanted, settings)}" if _RAISABLE in said else problem
+        return f"{problem}; {_raise_limit(kind, wanted, settings)}" if _RAISABLE in words else problem
     problem = f"{block.position} is one of {wanted} {_PLURALS[kind]}, and {model} takes {limit} in one prompt"
     return f"{problem}; {_raise_limit(kind, wanted, settings)}"
 
@@ -159,23 +159,25 @@ def _model_name(settings: EngineSettings) -> str:
     return folder.name if folder.is_dir() else settings.model
 
 
-def _not_loaded(said: str, blocks: Sequence[_Block], wording: Wording) -> str | None:
-    if not _NOT_LOADED.search(said):
+def _not_loaded(words: str, blocks: Sequence[_Block], wording: Wording) -> str | None:
+    if not _NOT_LOADED.search(words):
         return None
     loaded = [block for block in blocks if block.url and block.url[:5].lower() != "data:"]
-    named = [block for block in loaded if block.url in said] or [block for block in loaded if _host(block.url) in said]
+    named = [block for block in loaded if block.url in words] or [
+        block for block in loaded if _host(block.url) in words
+    ]
     problem = f"the server can't load {_one_of(named or loaded or blocks)}"
-    if "local files" in said or "must be a subpath" in said:
+    if "local files" in words or "must be a subpath" in words:
         kind = (named or loaded or blocks)[0].kind
-        return f"{problem}: to send a file of this machine write {wording.local_file(kind)}"
+        return f"{problem}: to send a local file, write {wording.local_file(kind)}"
     return problem
 
 
-def _not_known(said: str, blocks: Sequence[_Block]) -> str | None:
+def _not_known(words: str, blocks: Sequence[_Block]) -> str | None:
     named = [block for block in blocks if not block.url]
-    if not named or not _NOT_KNOWN.search(said):
+    if not named or not _NOT_KNOWN.search(words):
         return None
-    return f"the server does not know {_one_of(named)} by its uuid any more: send it again"
+    return f"the server no longer has {_one_of(named)} under its uuid: send it again"
 
 
 def _host(url: str) -> str:

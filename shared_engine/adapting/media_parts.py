@@ -33,4 +33,4 @@ def as_text(content: bytes, position: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as exc:
-        raise InvalidInputError(f"{position} is to be text, but is not UTF-8: {exc}") from exc
+        raise InvalidInputError(f"{position} must be UTF-8 text: {exc}") from exc

@@ -1,7 +1,7 @@
 """What is known of a model before anything starts: from the settings, and from its files on this machine.
 
-None means: it can't be known here, since the server is remote, or the model was not downloaded yet. Adapters tell
-their framework what the model can do; these functions never ask a server.
+None means: it can't be known here, since the server is remote, or the model was not downloaded yet. Adapters report
+to their framework what the model can do; these functions never ask a server.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 from shared_engine.errors import InvalidInputError
 
-# What vLLM refuses to hold an answer to; the framework's own reading of the answer sees to it.
+# What vLLM refuses to hold an answer to; the framework checks it when it parses the answer.
 _REFUSED = "uniqueItems"
 # Keywords of a schema with schemas under names of the user's choice, and those with values that are no schemas.
 _NAMED_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
@@ -42,11 +42,11 @@ class JsonSchema:
         """As OpenAI's tool.
 
         Raises:
-            InvalidInputError: arguments of a call are an object, and this is none.
+            InvalidInputError: the schema is not that of an object, as the arguments of a call must be.
         """
         if not self.schema.keys() & {"properties", "$ref"} and self.schema.get("type") != "object":
             raise InvalidInputError(
-                f"schema = {self.schema!r:.80}: arguments of a call are an object; use method 'json_schema'"
+                f"schema = {self.schema!r:.80}: the arguments of a tool call are an object; use method 'json_schema'"
             )
         return {"type": "function", "function": self._sent("parameters")}
 
@@ -71,6 +71,6 @@ def _holdable_keyword(keyword: str, value: Any) -> Any:
 def cut_off_message(finish_reason: str) -> str:
     """What to do about an answer that is not whole."""
     return (
-        f"the answer was cut off (finish_reason {finish_reason!r}) before it was whole: raise max_tokens, or "
+        f"the answer was cut off (finish_reason {finish_reason!r}) before it was complete: raise max_tokens, or "
         "max_model_len where that is the limit"
     )

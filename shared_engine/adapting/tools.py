@@ -14,7 +14,7 @@ _WORDS = {"auto": "auto", "none": "none", "required": "required", "any": "requir
 
 
 def with_strict_arguments(tools: Iterable[Tool]) -> list[dict[str, Any]]:
-    """The tools, each marked strict unless it says otherwise; the schemas stay as they are."""
+    """The tools, each marked strict unless it has its own ``strict``; the schemas stay as they are."""
     return [
         {**tool, "function": {"strict": True, **tool["function"]}} if "function" in tool else dict(tool)
         for tool in tools

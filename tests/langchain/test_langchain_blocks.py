@@ -250,7 +250,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe.png", "folder.png"):
-        with pytest.raises(InvalidInputError, match=f"{name}, which is no regular file"):
+        with pytest.raises(InvalidInputError, match=f"{name}, which is not a regular file"):
             to_openai_part({"type": "image", "path": tmp_path / name}, WHERE)
 
 
@@ -276,7 +276,7 @@ def test_a_file_beyond_all_reason_is_refused_unread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "seems"), [("passwd", "does not say what it is"), ("a.pdf", "seems to be application")]
+    ("name", "seems"), [("passwd", "has no recognisable type"), ("a.pdf", "seems to be application")]
 )
 def test_only_a_file_of_the_blocks_kind_is_sent(tmp_path: Path, name: str, seems: str) -> None:
     (tmp_path / name).write_bytes(BYTES)
@@ -293,24 +293,27 @@ def test_only_a_file_of_the_blocks_kind_is_sent(tmp_path: Path, name: str, seems
         ({"type": "nonsense"}, "is a block of type 'nonsense'; known: text, image, audio"),
         (
             {"type": "file", "base64": DATA, "mime_type": "application/pdf"},
-            r"'file' \(application/pdf\), and vLLM takes no",
+            r"'file' \(application/pdf\), and vLLM does not",
         ),
-        ({"type": "file", "file_id": "f1"}, "'file', and vLLM takes no files: send its text, or its pages as images"),
-        ({"type": "file", "file": {"file_id": "f1"}}, "'file', and vLLM takes no files"),
+        (
+            {"type": "file", "file_id": "f1"},
+            "'file', and vLLM does not take files: send its text, or its pages",
+        ),
+        ({"type": "file", "file": {"file_id": "f1"}}, "'file', and vLLM does not take files"),
         ({"type": "image"}, "has no image in it: give its url, base64 or path"),
         ({"type": "audio", "url": None}, "has no audio in it"),
-        ({"type": "image", "file_id": "f1"}, "names a stored file, and vLLM stores none"),
+        ({"type": "image", "file_id": "f1"}, "names a stored file, and vLLM stores no files"),
         ({"type": "image", "source_type": "id", "id": "f1"}, "names a stored file"),
-        ({"type": "image", "url": "photo.png"}, "'photo.png', which is none: a file is named by its path"),
-        ({"type": "image", "url": 5}, "the url 5, which is none"),
+        ({"type": "image", "url": "photo.png"}, "'photo.png', which is not a URL: name a local file by its path"),
+        ({"type": "image", "url": 5}, "the url 5, which is not a URL"),
         ({"type": "image", "path": 5}, "the path 5, of type int"),
-        ({"type": "image", "url": "file://elsewhere/a.png"}, "a file of another machine"),
+        ({"type": "image", "url": "file://elsewhere/a.png"}, "a file on another machine"),
         ({"type": "video", "base64": DATA}, "needs its mime_type, such as 'video/mp4'"),
         ({"type": "image", "base64": BYTES, "mime_type": "image/png"}, "a base64 string, got bytes"),
         ({"type": "image", "base64": "", "mime_type": "image/png"}, "a base64 string, got str ''"),
-        ({"type": "text-plain", "url": URL}, "has no text in it: give text or base64; vLLM fetches no text"),
+        ({"type": "text-plain", "url": URL}, "has no text in it: give text or base64; vLLM does not fetch text"),
         ({"type": "text-plain", "base64": "%"}, "is not base64"),
-        ({"type": "text-plain", "base64": base64.b64encode(b"\xff\xfe").decode()}, "is not UTF-8"),
+        ({"type": "text-plain", "base64": base64.b64encode(b"\xff\xfe").decode()}, "must be UTF-8 text"),
         ({"type": "image_url", "image_url": {}}, "has no URL: a block of type 'image_url' is"),
         ({"type": "image_url", "image_url": ""}, "has no URL"),
         ({"type": "image_url"}, "has no URL"),

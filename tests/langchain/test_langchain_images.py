@@ -165,9 +165,9 @@ def test_what_is_no_image_is_named(llm: ChatVLLM) -> None:
         {"type": "image", "url": "data:image/png,abc"},
     ]
     for block in broken:
-        with pytest.raises(InvalidInputError, match=r"can't make sense of messages\[0\]\.content\[1\] \(HTTP"):
+        with pytest.raises(InvalidInputError, match=r"can't decode messages\[0\]\.content\[1\] \(HTTP"):
             llm.invoke(ask(block))
-    with pytest.raises(InvalidInputError, match=r"can't make sense of messages\[0\]\.content\[1\]"):
+    with pytest.raises(InvalidInputError, match=r"can't decode messages\[0\]\.content\[1\]"):
         llm.get_num_tokens_from_messages(ask(broken[0]))
 
 
@@ -196,7 +196,7 @@ def test_a_link_that_gives_no_image_is_named_and_asked_for_once(
     ("url", "remedy"),
     [
         ("http://127.0.0.1:9/a.png", ""),
-        ("file:///etc/a.png", ": to send a file of this machine write {'type': 'image', 'path': ...}"),
+        ("file:///etc/a.png", ": to send a local file, write {'type': 'image', 'path': ...}"),
         ("s3://bucket/a.png", ""),
     ],
 )

@@ -210,11 +210,11 @@ def test_arguments_that_a_class_refuses_are_the_same_error() -> None:
 
 
 def test_a_call_that_was_not_made_or_cannot_be_read_is_an_error() -> None:
-    with pytest.raises(OutputParserException, match="made no call") as caught:
+    with pytest.raises(OutputParserException, match="called no tool") as caught:
         parsed(Person, "function_calling", answer("Anna is 31"))
     assert caught.value.llm_output == "Anna is 31"
     invalid = InvalidToolCall(name="Person", args='{"name"', id="1", error="not valid JSON", type="invalid_tool_call")
-    with pytest.raises(OutputParserException, match="the call of Person can't be read: not valid JSON"):
+    with pytest.raises(OutputParserException, match="the call of Person can't be parsed: not valid JSON"):
         parsed(Person, "function_calling", answer(invalid_tool_calls=[invalid]))
 
 

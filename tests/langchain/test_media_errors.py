@@ -63,18 +63,18 @@ def told(error: RequestError, *content: dict[str, Any], settings: EngineSettings
         (
             RequestRejectedError("Failed to load image: cannot identify image file <_io.BytesIO object>", 400),
             [TEXT, PNG],
-            "the server can't make sense of messages[1].content[1]",
+            "the server can't decode messages[1].content[1]",
         ),
         (
             RequestRejectedError("Non-base64 digit found", 400),
             [PNG, LINK],
-            "the server can't make sense of one of messages[1].content[0], messages[1].content[1] "
+            "the server can't decode one of messages[1].content[0], messages[1].content[1] "
             "(http://example.org:81/a.png)",
         ),
         (
             ServerError("Only base64 data URLs are supported for now.", 501),
             [PNG],
-            "the server can't make sense of messages[1].content[0]",
+            "the server can't decode messages[1].content[0]",
         ),
         (
             RequestRejectedError(
@@ -103,12 +103,12 @@ def told(error: RequestError, *content: dict[str, Any], settings: EngineSettings
         (
             RequestRejectedError("Cache miss for image at index 1 but data is not provided.", 400),
             [PNG, {"type": "image_url", "image_url": None, "uuid": "u"}],
-            "the server does not know messages[1].content[1] by its uuid any more: send it again",
+            "the server no longer has messages[1].content[1] under its uuid: send it again",
         ),
         (
             ServerError("Cannot load local files without `--allowed-local-media-path`.", 500),
             [PNG, FILE],
-            "the server can't load messages[1].content[1] (file:///etc/a.png): to send a file of this machine write "
+            "the server can't load messages[1].content[1] (file:///etc/a.png): to send a local file, write "
             "{'type': 'image', 'path': ...}",
         ),
     ],

@@ -299,15 +299,15 @@ def test_only_a_file_of_the_blocks_kind_is_sent(tmp_path: Path) -> None:
     wrong: list[tuple[Any, str]] = [
         (
             ImageBlock(path=tmp_path / "passwd"),
-            "'image', but .*passwd does not say what it is: give its image_m",
+            "'image', but .*passwd has no recognisable type: give its image_m",
         ),
         (
             ImageBlock(path=tmp_path / "a.pdf"),
             "'image', but .*pdf seems to be application/pdf: give its image_m",
         ),
-        (AudioBlock(path=tmp_path / "passwd"), "'audio', but .*passwd does not say what it is: give its format"),
+        (AudioBlock(path=tmp_path / "passwd"), "'audio', but .*passwd has no recognisable type: give its format"),
         (VideoBlock(path=tmp_path / "a.mp3"), "'video', but .*mp3 seems to be audio/mpeg: give its video_mimetype"),
-        (DocumentBlock(path=tmp_path / "passwd"), "passwd, which does not say what it is: give its document_mimetype"),
+        (DocumentBlock(path=tmp_path / "passwd"), "passwd, which has no recognisable type: give its document_mimetype"),
         (DocumentBlock(path=tmp_path / "a.pdf"), "document of type application/pdf, and vLLM takes only text"),
     ]
     for block, problem in wrong:
@@ -321,7 +321,7 @@ def test_what_is_no_whole_file_is_refused_and_not_waited_for(tmp_path: Path) -> 
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(local_files.MAX_FILE_BYTES + (1 << 20))
     problems = {
-        "pipe.png": "is no regular file",
+        "pipe.png": "is not a regular file",
         "none.png": "does not exist",
         "empty.png": "is empty",
         "large.png": "has 257 MiB: at most 256 MiB",
@@ -353,17 +353,20 @@ class Once(BytesIO):
         (AudioBlock(), "has no audio in it: give its audio, path or url"),
         (VideoBlock(), "has no video in it"),
         (DocumentBlock(), "has no document in it: give its data or path"),
-        (ImageBlock(image=UNKNOWN), "'image', but its data does not say what it is: give its image_mimetype"),
+        (ImageBlock(image=UNKNOWN), "'image', but its data has no recognisable type: give its image_mimetype"),
         (ImageBlock(image=PDF), "'image', but its data seems to be application/pdf"),
         (AudioBlock(audio=PNG), "'audio', but its data seems to be image/png: give its format"),
         (VideoBlock(video=PNG), "'video', but its data seems to be image/png: give its video_mimetype"),
         (VideoBlock(url="https://example.org/a.mp4", fps=2), "fps = 2, .*{'media_io_kwargs': {'video': {'fps': 2}}}"),
         (DocumentBlock(data=PDF), "document of type application/pdf, .*send its text, or its pages as images"),
-        (DocumentBlock(data=b"\xff\xfe"), "is to be text, but is not UTF-8"),
-        (DocumentBlock(url="https://example.org/a.txt"), "at 'https://example.org/a.txt', and vLLM fetches none"),
+        (DocumentBlock(data=b"\xff\xfe"), "must be UTF-8 text"),
+        (
+            DocumentBlock(url="https://example.org/a.txt"),
+            "at 'https://example.org/a.txt', and vLLM does not fetch",
+        ),
         (DocumentBlock(url="data:text/plain;base64,%"), "has data that is not base64"),
         (DocumentBlock(url="data:text/plain;base64,"), "is a data URL without data"),
-        (ImageBlock(url="file://elsewhere/a.png"), "a file of another machine"),
+        (ImageBlock(url="file://elsewhere/a.png"), "a file on another machine"),
         (ImageBlock(image=StringIO("abc")), "is a stream of str: open the file in binary mode"),
         (
             ImageBlock(image=closed_stream()),
@@ -418,7 +421,7 @@ def test_a_file_that_only_the_server_has_is_refused_with_llama_indexs_own_way_to
     server.fails(400, message="The URL must be either a HTTP, data or file URL. Cannot load local files")
     for block, name in ((ImageBlock(url="s3://b/a"), "Image"), (AudioBlock(url="s3://b/a"), "Audio")):
         expected = re.escape(
-            f"can't load messages[0].blocks[0] (s3://b/a): to send a file of this machine write {name}Block(path=...)"
+            f"can't load messages[0].blocks[0] (s3://b/a): to send a local file, write {name}Block(path=...)"
         )
         with pytest.raises(InvalidInputError, match=expected):
             llm.chat([ChatMessage(blocks=[block])])

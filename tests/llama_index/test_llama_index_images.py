@@ -176,7 +176,7 @@ def test_what_is_no_image_is_named(llm: VLLM) -> None:
         ImageBlock(url="data:image/png,abc"),
     ]
     for block in broken:
-        with pytest.raises(InvalidInputError, match=r"can't make sense of messages\[0\]\.blocks\[1\] \(HTTP"):
+        with pytest.raises(InvalidInputError, match=r"can't decode messages\[0\]\.blocks\[1\] \(HTTP"):
             llm.chat(ask(block))
 
 

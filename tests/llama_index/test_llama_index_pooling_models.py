@@ -114,7 +114,11 @@ def test_defaults_for_models_that_generate_are_of_no_concern(
         (VLLMEmbedding, {"embed_batch_size": 0}, "embed_batch_size = 0"),
         (VLLMEmbedding, {"embed_batch_size": 2049}, "embed_batch_size = 2049: .*less than or equal to 2048"),
         (VLLMEmbedding, {"truncate_prompt_tokens": -2}, "truncate_prompt_tokens = -2"),
-        (VLLMEmbedding, {"model_name": "org/other"}, "model = 'org/name' and model_name = 'org/other' name one thing"),
+        (
+            VLLMEmbedding,
+            {"model_name": "org/other"},
+            "model_name = 'org/other' are the same setting",
+        ),
         (VLLMEmbedding, {"stop": ["x"]}, "unknown setting 'stop'"),
         (VLLMRerank, {"top_k": 3}, "top_k: VLLMRerank generates no text"),
         (VLLMRerank, {"top_n": 0}, "top_n = 0"),

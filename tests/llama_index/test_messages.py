@@ -164,5 +164,5 @@ def test_a_call_without_an_id_is_sent_with_its_result(call: dict[str, Any]) -> N
 @pytest.mark.parametrize("call", ["add", {"name": "add"}, {"function": {"arguments": "{}"}}])
 def test_what_is_no_call_is_refused_with_its_position(call: Any) -> None:
     message = ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [call]})
-    with pytest.raises(InvalidInputError, match=r"messages\[0\]\.additional_kwargs\['tool_calls'\]\[0\] is no call"):
+    with pytest.raises(InvalidInputError, match=r"messages\[0\]\.additional_kwargs\['tool_calls'\]\[0\] is not a call"):
         to_openai_messages([message])

@@ -185,7 +185,7 @@ def test_in_other_modes_a_wrong_answer_is_an_error_too(remote: VLLM, server: Rem
     says(server, "Anna is 31.")
     with pytest.raises(ValueError, match=r"Could not extract json string from output: Anna is 31\."):
         WAYS[way](in_mode(remote, "llm"))
-    with pytest.raises(ValueError, match=r"'Person' is not made: its arguments are no valid JSON.*Anna is 31\."):
+    with pytest.raises(ValueError, match=r"'Person' is not made: its arguments are not valid JSON.*Anna is 31\."):
         WAYS[way](in_mode(remote, "function"))
 
 

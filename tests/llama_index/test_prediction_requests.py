@@ -189,7 +189,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_sent(remote: VLLM, s
     with pytest.raises(InvalidInputError, match="pass one of them"):
         WAYS[way](remote, response_format={"type": "json_object"}, structured_outputs={"regex": ".*"})
     without_tools = in_mode(remote.model_copy(update={"is_function_calling_model": False}), "function")
-    with pytest.raises(InvalidInputError, match="'default' asks by response_format"):
+    with pytest.raises(InvalidInputError, match="'default' uses response_format"):
         WAYS[way](without_tools)
     assert server.requests == []
 
@@ -202,7 +202,7 @@ def test_the_mode_can_be_a_string(remote: VLLM, server: RemoteServer, way: str) 
     assert WAYS[way](remote)[-1] == ANNA
     assert "tools" in asked(server)
     remote.is_function_calling_model = False
-    with pytest.raises(InvalidInputError, match="pydantic_program_mode = 'function' asks by a tool"):
+    with pytest.raises(InvalidInputError, match="pydantic_program_mode = 'function' needs a tool call"):
         WAYS[way](remote)
 
     def guess() -> None:

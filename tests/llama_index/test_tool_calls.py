@@ -124,8 +124,8 @@ class Unspeakable:
         (Unspeakable(), r"tools\[1\] is a Unspeakable, not one of LlamaIndex's tools$"),
         ("add", r"tools\[1\] is a str"),
         (None, r"tools\[1\] is a NoneType"),
-        ({"name": "add"}, r"tools\[1\] is no tool in OpenAI's form, .*'function'.*: \{'name': 'add'\}"),
-        ({"type": "web_search", "function": {"name": "x"}}, r"tools\[1\] is no tool in OpenAI's form"),
+        ({"name": "add"}, r"tools\[1\] is not a tool in OpenAI's form, .*'function'.*: \{'name': 'add'\}"),
+        ({"type": "web_search", "function": {"name": "x"}}, r"tools\[1\] is not a tool in OpenAI's form"),
         ({"type": "function", "function": {"name": ""}}, r"tools\[1\] has no name"),
         (tool(tool_metadata=ToolMetadata(name=None, description="")), r"tools\[1\] has no name"),
         (tool(name="plus", fn_schema=Put), r"tools\[1\] has the name of another tool, 'plus'"),
@@ -270,11 +270,11 @@ def test_the_last_call_before_the_cut_must_be_whole(last: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ('{"a": 12,, "b": 30}', r"no valid JSON \(.*char 9\)"),
-        ('{"a": 12, "b": 3', "no valid JSON"),
-        ("[1]", "no JSON object"),
-        ('"Paris"', "no JSON object"),
-        ("3", "no JSON object"),
+        ('{"a": 12,, "b": 30}', r"not valid JSON \(.*char 9\)"),
+        ('{"a": 12, "b": 3', "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('"Paris"', "not a JSON object"),
+        ("3", "not a JSON object"),
     ],
 )
 @pytest.mark.parametrize("finish_reason", ["tool_calls", "stop", None])
@@ -289,7 +289,7 @@ def test_arguments_that_are_no_json_object_are_an_error(arguments: str, problem:
 def test_an_answer_that_tells_no_reason_is_taken_for_whole(raw: Any) -> None:
     response = answered('{"a": 1')
     response.raw = raw
-    with pytest.raises(ValueError, match="no valid JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         to_tool_selections(response)
 
 
@@ -302,7 +302,7 @@ def test_calls_with_one_id_are_all_made() -> None:
     ("finish_reason", "error", "message"),
     [
         ("stop", ValueError, "the model called no tool; it answered: 'Well, '"),
-        ("length", LengthFinishReasonError, "the answer was cut off .* before it was whole: raise max_tokens"),
+        ("length", LengthFinishReasonError, "the answer was cut off .* before it was complete: raise max_tokens"),
     ],
 )
 def test_no_call_is_an_error_only_when_asked_for(finish_reason: str, error: Any, message: str) -> None:
@@ -325,7 +325,7 @@ def test_a_model_without_a_tool_parser_is_asked_for_no_call() -> None:
 
 def test_a_model_that_is_sent_text_gets_no_tools() -> None:
     llm = VLLM(model="some-org/some-model", is_chat_model=False)
-    with pytest.raises(InvalidInputError, match="this model is sent text"):
+    with pytest.raises(InvalidInputError, match="this model has no chat template"):
         llm.chat_with_tools([tool()], "What is 2 + 3?")
     request = llm._chat_request([ChatMessage(content="Hi")], {"tools": [], "parallel_tool_calls": True})
     assert request.prompt

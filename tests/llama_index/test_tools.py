@@ -278,5 +278,5 @@ def test_broken_arguments_are_an_error_and_nothing_is_called(
     broken = call("add")
     broken["tool_calls"][0]["function"]["arguments"] = '{"a": 12, "b": oops}'
     answers(server, broken)
-    with pytest.raises(ValueError, match="the call of 'add' is not made: its arguments are no valid JSON"):
+    with pytest.raises(ValueError, match="the call of 'add' is not made: its arguments are not valid JSON"):
         calls_of(remote, ask(remote, [ADD], "1 + 2?")[-1])
