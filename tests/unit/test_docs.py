@@ -148,6 +148,31 @@ def test_every_command_is_described_with_its_options() -> None:
             assert option is None or option == "-h" or option in usage[1], (name, action)
 
 
+def test_every_field_of_the_json_is_described() -> None:
+    table = text_of("cli").partition("`status --json`")[2].partition("`doctor --json`")[0]
+    described = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    assert sorted(described) == sorted(shared_engine.EngineInfo(state=shared_engine.EngineState.READY).to_json())
+
+
 def test_every_public_name_is_documented() -> None:
     pages = "\n".join(page.read_text() for page in PAGES)
     assert [name for name in shared_engine.__all__ if not re.search(rf"\b{name}\b", pages)] == []
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    page = text_of("architecture")
+    named = re.findall(r"`((?:[\w.-]+/)*[\w.-]+(?:/|\.py))`", page)
+    assert len(named) > 50
+    places = [REPOSITORY, REPOSITORY / "shared_engine"]
+    adapters = [REPOSITORY / f"{framework}_vllm_local" for framework in FRAMEWORKS]
+    for name in named:
+        if "/" in name:
+            assert any((place / name).exists() for place in places), name
+        else:
+            assert any((adapter / name).exists() for adapter in adapters), name
+
+
+def test_every_folder_of_the_engine_is_in_the_architecture() -> None:
+    page = text_of("architecture")
+    for init in (REPOSITORY / "shared_engine").glob("*/__init__.py"):
+        assert f"| `shared_engine/{init.parent.name}/`" in page, init
