@@ -1,4 +1,4 @@
-"""Looks for what would keep an engine from working, and says what to do; at the end really starts one.
+"""Looks for what would keep an engine from working, with a remedy for each; at the end really starts one.
 
 A check changes nothing that lasts. Values of the environment that may be secret never get into one.
 """
@@ -39,7 +39,7 @@ def diagnose(model: str | None, *, smoke: bool, say: Callable[[str], None] = lam
     Args:
         model: for the smoke test; None: VLLM_MODEL_PATH, else a tiny one with random weights, made for it.
         smoke: start an engine at the end.
-        say: told what takes time, before it does.
+        say: called with what takes time, before it does.
     """
     for finding in _diagnose(model, smoke, say):
         yield Finding(finding.check, finding.outcome, redacted(finding.detail), redacted(finding.remedy))

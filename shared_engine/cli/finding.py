@@ -49,7 +49,7 @@ _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECA
 
 
 def redacted(text: str) -> str:
-    """Without the values of variables whose names say that they are secret, and without passwords in URLs."""
+    """Without the values of variables with names of secrets, and without passwords in URLs."""
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")

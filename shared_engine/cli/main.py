@@ -1,4 +1,4 @@
-"""The ``vllm-local`` command: what is asked for, said in words. Each subcommand's work is done elsewhere.
+"""The ``vllm-local`` command: arguments, words and exit codes. Each subcommand's work is done elsewhere.
 
 Exit codes:
     0    done; for doctor: nothing failed (there may be warnings)
@@ -252,7 +252,7 @@ def _last_used(engines: Sequence[EngineInfo]) -> EngineInfo:
 
 def _end(arguments: argparse.Namespace) -> int:
     if arguments.all and arguments.engines:
-        arguments.usage_error("name engines, or say --all, not both")
+        arguments.usage_error("name engines, or use --all, not both")
     engines = find_engines()
     alive = [engine for engine in engines if engine.is_alive]
     if arguments.engines:
@@ -260,7 +260,7 @@ def _end(arguments: argparse.Namespace) -> int:
     elif arguments.all or len(alive) < 2:
         chosen = alive
     else:
-        raise EngineNameError(f"{len(alive)} engines are alive: name one, or say --all:\n{listing(alive)}")
+        raise EngineNameError(f"{len(alive)} engines are alive: name one, or use --all:\n{listing(alive)}")
     if not chosen:
         print("no engine is alive")
     ended = asyncio.run(_end_all(chosen, arguments))
@@ -270,7 +270,7 @@ def _end(arguments: argparse.Namespace) -> int:
 
 
 async def _end_all(engines: Sequence[EngineInfo], arguments: argparse.Namespace) -> list[tuple[int, str]]:
-    """All at once; for each an exit code and what to say."""
+    """All at once; for each an exit code and a message."""
     return await asyncio.gather(*(_end_one(engine, arguments) for engine in engines))
 
 

@@ -26,7 +26,7 @@ from shared_engine.settings import EngineSettings
 
 IMPORT_TIMEOUT_S = 300.0
 SMOKE_TOKENS = 10
-SMOKE_IDLE_TTL_S = 30.0  # should this process be killed, its engine leaves by itself
+SMOKE_IDLE_TTL_S = 30.0  # should this process be killed, its engine ends by itself
 
 
 def import_vllm(interpreter: Interpreter) -> tuple[subprocess.CompletedProcess[bytes], list[Event]]:

@@ -5,7 +5,7 @@ standard library and vLLM only. It must not know settings, leases, states or rec
 
 Protocol: one JSON object a line. Commands come on stdin, events go to the file descriptor named by
 ``--events-fd``; stdout and stderr carry vLLM's log. End of file on stdin means the supervisor is gone: the server
-is killed and the launcher leaves.
+is killed and the launcher exits.
 
     command                                         event
     {"op": "start", "argv": [...], "start_number": 1}  {"event": "started", "pid": 123, "start_number": 1}
@@ -182,7 +182,7 @@ def use_fork_inside_vllm() -> None:
     pick = system_utils.get_mp_context
 
     def get_mp_context() -> Any:
-        # A process that has touched its GPU can't be forked: then vLLM picks, and says why.
+        # A process that has touched its GPU can't be forked: then vLLM picks, and logs why.
         return pick() if is_cuda_initialized() else multiprocessing.get_context("fork")
 
     system_utils.get_mp_context = get_mp_context

@@ -1,1 +1,1 @@
-"""What the kernel and the GPU's driver tell: processes, locks, memory. Knows no engine. Standard library only."""
+"""What the kernel and the GPU's driver know: processes, locks, memory. Knows no engine. Standard library only."""

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs, as ``nvidia-smi`` tells of them."""
+"""NVIDIA GPUs, as ``nvidia-smi`` shows them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class MemoryNeed:
 
 
 async def shortfall(devices: Sequence[str], need: MemoryNeed) -> str | None:
-    """Which device lacks how much, in words; None if the start fits, or if the machine does not tell."""
+    """Which device lacks how much, in words; None if the start fits, or if nothing is known of the device."""
     known = await asyncio.to_thread(read_memory)
     for device in devices:
         memory = known.get(device)

@@ -76,7 +76,7 @@ def waited_seconds(pids: Iterable[int]) -> float:
 
 
 def memory_bytes(pid: int) -> int | None:
-    """Share of RAM (PSS; RSS where the kernel does not tell); None for a process that has just ended."""
+    """Share of RAM (PSS; RSS where the kernel has no PSS); None for a process that has just ended."""
     with contextlib.suppress(OSError):
         found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         if found:

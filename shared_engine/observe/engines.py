@@ -1,4 +1,4 @@
-"""All engines of this user, as the runtime directory and the kernel tell of them.
+"""All engines of this user, found in the runtime directory and in ``/proc``.
 
 Looking starts nothing, keeps nothing awake and takes no lock that anybody waits for: who holds a lease is read off
 ``/proc/locks``; the supervisor's lock is tried in shared mode for an instant, which a supervisor that starts outwaits.

@@ -33,7 +33,7 @@ def holders(path: Path, locks: Mapping[str, set[int]]) -> tuple[int, ...]:
 
 
 def _name_in_locks(fd: int) -> str:
-    """The kernel names a file by its file system's device, which stat() does not tell on btrfs, but mountinfo does."""
+    """The kernel names a file by its file system's device, which stat() does not give on btrfs, but mountinfo does."""
     status = os.fstat(fd)
     major, minor = os.major(status.st_dev), os.minor(status.st_dev)
     with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from shared_engine.machine.proc import is_alive, living_processes, memory_bytes
 from shared_engine.runtime.record import Record
 
-# vLLM titles its processes, but setproctitle does not manage it in every environment: then their place tells.
+# vLLM titles its processes, but setproctitle does not manage it in every environment: then their parent shows it.
 _NAMELESS = re.compile(r"python|pt_main_thread")
 _BY_PLACE = {"server": "EngineCore", "EngineCore": "Worker"}
 
@@ -22,7 +22,7 @@ class ProcessNode:
 
     Attributes:
         name: ``supervisor``, ``launcher``, ``server``, or what the process calls itself (``EngineCore``).
-        memory_bytes: its share of RAM (PSS; RSS where the kernel does not tell); None when it has just ended.
+        memory_bytes: its share of RAM (PSS; RSS where the kernel has no PSS); None when it has just ended.
         gpu_memory_bytes: on all GPUs; None where nvidia-smi does not list it.
     """
 

@@ -1,6 +1,6 @@
 """Where requests go: the one seam between a request and a server.
 
-An endpoint gives a connection for one request, says what a failed request means, and tells what it knows of itself.
+An endpoint gives a connection for one request, explains what a failed request means, and describes itself.
 Retries, deadlines and batches stand above it, once for all kinds. Only a local endpoint starts or ends anything.
 """
 
@@ -35,7 +35,7 @@ class Endpoint(ABC):
     """See the module's docstring.
 
     Attributes:
-        max_model_len: the limit that the server told by the way; None as long as it did not.
+        max_model_len: the server's limit in tokens, once an answer had it; None before.
     """
 
     max_model_len: int | None = None
@@ -45,7 +45,7 @@ class Endpoint(ABC):
         """A connection to a server that is ready, for one request; give it back with ``release``.
 
         Raises:
-            VLLMError: there is none to be had.
+            VLLMError: no server is available.
         """
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     async def observer_client(self) -> Client | None:
-        """A client that holds no lease, to look at a server that is up; None if none is."""
+        """A client that holds no lease, to look at a server that is up; None while there is none."""
 
     @abstractmethod
     async def evict(self, timeout: float) -> None:

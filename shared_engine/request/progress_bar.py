@@ -175,7 +175,7 @@ def _new_bar(bar_format: str, done: int, total: int | None) -> Any:
 
 
 def _has_no_size() -> bool:
-    """True of some terminals in containers and CI: they say they have no columns, and tqdm would draw nothing."""
+    """True of some terminals in containers and CI: they report no columns, and tqdm would draw nothing."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns == 0
     except (OSError, ValueError):  # no file descriptor: a notebook
@@ -183,7 +183,7 @@ def _has_no_size() -> bool:
 
 
 def _quiet(tqdm: Any) -> Any:
-    """tqdm, mended for a library: no thread of its own, no lock left behind, nothing written by its __del__.
+    """tqdm, changed for use in a library: no thread of its own, no lock left behind, nothing written by its __del__.
 
     The lock is the user's bars' if they have one, so that lines don't mix; tqdm's default would be one across
     processes, which Python 3.14 makes with a process of its own.
@@ -193,10 +193,10 @@ def _quiet(tqdm: Any) -> Any:
         with bar.get_lock():  # tqdm's own refresh keeps the lock when writing fails, and all bars of the app wait
             bar.display()
 
-    mended = {"monitor_interval": 0, "__del__": lambda _: None, "refresh": refresh}
+    changes = {"monitor_interval": 0, "__del__": lambda _: None, "refresh": refresh}
     if not hasattr(tqdm, "_lock"):
-        mended["_lock"] = _drawing
-    return type("StartBar", (tqdm,), mended)
+        changes["_lock"] = _drawing
+    return type("StartBar", (tqdm,), changes)
 
 
 _drawing = threading.RLock()
@@ -205,7 +205,7 @@ _drawing = threading.RLock()
 def _redraw(bar: Any, bar_format: str, done: int, total: int | None) -> None:
     bar.bar_format = bar_format
     if total is not None and total != bar.total:
-        bar.reset(total)  # tells a notebook's widget as well
+        bar.reset(total)  # updates a notebook's widget as well
     bar.total = total
     bar.n = done
     bar.refresh()

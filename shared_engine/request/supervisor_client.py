@@ -47,8 +47,8 @@ class SupervisorClient:
         self._spawner = Spawner(spec, self.control)
         self._lease = Lease(self.directory.lease)
         self._known: tuple[tuple[int, int], Record] | None = None
-        self._heard: set[tuple[KeepPolicy, Ready]] = set()
-        """Which policies the supervisor has heard since the engine was ready this time."""
+        self._sent: set[tuple[KeepPolicy, Ready]] = set()
+        """Which policies the supervisor got since the engine became ready."""
         self._asking = SharedTasks()
 
     async def acquire(self, policy: KeepPolicy, *, show_progress: bool) -> Record:
@@ -75,11 +75,11 @@ class SupervisorClient:
         self._lease.give_back()
 
     def _try_acquire(self, policy: KeepPolicy) -> Record | None:
-        if not self._heard or not self._lease.try_take():
+        if not self._sent or not self._lease.try_take():
             return None
         record = self._current_record()
-        # Each start must hear this caller's policy once, else the engine might be evicted too early.
-        if record is None or not record.is_usable or (policy, _ready(record)) not in self._heard:
+        # Each start must get this caller's policy once, else the engine might be evicted too early.
+        if record is None or not record.is_usable or (policy, _ready(record)) not in self._sent:
             self._lease.give_back()
             return None
         return record
@@ -117,7 +117,7 @@ class SupervisorClient:
             reply = await self._reply(policy, deadline, reporter.report)
             if isinstance(reply, StartFailed):
                 raise start_error(reply)
-            self._heard = {heard for heard in self._heard if heard[1] == reply} | {(policy, reply)}
+            self._sent = {sent for sent in self._sent if sent[1] == reply} | {(policy, reply)}
         except BaseException as exc:
             error = exc
             raise
@@ -148,7 +148,7 @@ class SupervisorClient:
     async def death_of(self, start_number: int) -> EngineDiedError | EngineStoppedError | None:
         """After a request lost its connection: the end of that engine, or None where it has not ended."""
         # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
-        self._heard.clear()
+        self._sent.clear()
         outcome = await self._asking.run(start_number, lambda: self._outcome(start_number))
         return EngineDiedError(_DIED_WITH_SUPERVISOR) if outcome is None else end_error(outcome)
 

@@ -1,3 +1,3 @@
-"""What the processes of an engine say to each other: the private directory, locks, record, log, messages on the control
+"""How the processes of an engine communicate: the private directory, locks, record, log, messages on the control
 socket. Starts and ends nothing. Standard library only.
 """

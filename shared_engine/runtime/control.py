@@ -78,7 +78,7 @@ class Control:
         return cast("Ready | StartFailed | None", await self._ask(request, timeout, on_progress))
 
     async def what_became_of(self, start_number: int, timeout: float) -> Outcome | None:
-        """How the server of that start ended; RUNNING where it has not, as far as the supervisor can tell."""
+        """How the server of that start ended; RUNNING where it has not, as far as the supervisor knows."""
         return cast("Outcome | None", await self._ask(WhatBecameOf(start_number), timeout))
 
     async def make_room(self, timeout: float) -> Gone | Refused | NotUnderstood | None:
@@ -128,7 +128,7 @@ class Control:
 
     @property
     def name(self) -> str:
-        """The engine's model, for messages; its key where no record tells."""
+        """The engine's model, for messages; its key where there is no record."""
         record = read_record(self.directory.record)
         return self.directory.path.name if record is None else record.model
 

@@ -74,7 +74,7 @@ class RuntimeDir:
     def clear_scratch(self) -> None:
         """Remove what vLLM left behind: a killed one removes nothing itself."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # vLLM says it better, if it matters
+        with contextlib.suppress(OSError):  # vLLM's own error is better, if it matters
             self.scratch.mkdir(mode=0o700, exist_ok=True)
 
     def prepare(self) -> None:
@@ -124,7 +124,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _file_system_of(folder: Path) -> str:
-    """The type of the mount that holds ``folder``; empty where the system does not tell."""
+    """The type of the mount that holds ``folder``; empty where that is not known."""
     best, kind = "", ""
     with contextlib.suppress(OSError), open("/proc/self/mounts") as mounts:
         for line in mounts:

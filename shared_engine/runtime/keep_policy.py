@@ -1,4 +1,4 @@
-"""How callers want an engine kept; what they tell its supervisor."""
+"""How callers want an engine kept; sent to its supervisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 
 @dataclass(frozen=True)
 class KeepPolicy:
-    """Callers that share one engine may differ: the longest wish holds. Seconds, where the name says so.
+    """Callers that share one engine may differ: the longest value holds. Names end in ``_s`` for seconds.
 
     Attributes:
         idle_ttl_s: from the end of the last request until the model leaves memory.
@@ -30,9 +30,9 @@ class KeepPolicy:
     max_loaded_engines: int = 0
 
     def merged_with(self, other: KeepPolicy) -> KeepPolicy:
-        """The longer wish of both, field by field; ``other`` came later."""
-        wishes = {name: max(value, getattr(other, name)) for name, value in asdict(self).items()}
-        return KeepPolicy(**{**wishes, "max_loaded_engines": other.max_loaded_engines})
+        """The longer value of both, field by field; ``other`` came later."""
+        longest = {name: max(value, getattr(other, name)) for name, value in asdict(self).items()}
+        return KeepPolicy(**{**longest, "max_loaded_engines": other.max_loaded_engines})
 
 
 class IdleStep(Enum):

@@ -1,7 +1,7 @@
-"""What supervisor and launcher say to each other, as the supervisor's side sees it.
+"""The messages between supervisor and launcher, on the supervisor's side.
 
-The launcher runs in vLLM's Python and imports none of this: the words stand in launcher.py as well, and a test holds
-both to one another.
+The launcher runs in vLLM's Python and can't import this: it has the same names in launcher.py, and a test compares
+the two.
 """
 
 from __future__ import annotations

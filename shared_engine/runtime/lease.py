@@ -1,4 +1,4 @@
-"""Leases: a kernel lock that says "a request runs", released by the kernel however the client ends.
+"""Leases: a kernel lock that means "a request runs", released by the kernel however the client ends.
 
     shared lock      held by each process that has requests in flight
     exclusive lock   held by the supervisor while it evicts, so that eviction can't race a request
@@ -53,7 +53,7 @@ class Lease:
                 if not try_lock(self._fd, fcntl.LOCK_SH):
                     return False
                 if not is_at(self._path, self._fd):
-                    # Somebody has removed the file: the supervisor knows of another, or there is none. Asking tells.
+                    # The file was removed: the supervisor has another one, or there is no supervisor. Asking finds out.
                     os.close(self._fd)
                     self._fd = None
                     return False

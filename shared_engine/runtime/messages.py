@@ -1,4 +1,4 @@
-"""What is said on an engine's control socket: typed requests and replies, one JSON object a line.
+"""The messages on an engine's control socket: typed requests and replies, one JSON object a line.
 
 request          reply
 EnsureReady      StartProgress while a start is under way, then Ready or StartFailed
@@ -94,7 +94,7 @@ class StartFailed:
 class Fate(str, Enum):
     """What became of the server of one start."""
 
-    RUNNING = "running"  # as far as its supervisor can tell after a moment
+    RUNNING = "running"  # as far as its supervisor knows after a moment
     DIED = "died"  # it ended by itself, or hung
     STOPPED = "stopped"  # somebody evicted it or shut it down
     REPLACED = "replaced"  # it died, and there has been another start or another supervisor since

@@ -20,7 +20,7 @@ class StartPhase(str, Enum):
     IMPORT = "import"  # the launcher imports vLLM; skipped when it comes back from standby
     QUEUED = "queued"  # another engine starts on the same device, or must leave it first
     CONFIG = "config"  # vLLM reads the model's config and starts its processes
-    DOWNLOAD = "download"  # the model's files are found on this disk, or come from the hub: vLLM tells no difference
+    DOWNLOAD = "download"  # the model's files are found on this disk, or come from the hub: vLLM makes no difference
     WEIGHTS = "weights"  # weights are loaded
     COMPILE = "compile"  # torch.compile; skipped with enforce_eager
     KV_CACHE = "kv_cache"  # the KV cache is made, kernels are warmed up
@@ -43,7 +43,7 @@ _WORDS = {
 }
 _ORDER = {phase: number for number, phase in enumerate(StartPhase)}
 
-# What a log says when a phase has begun.
+# What a log has when a phase has begun.
 _LINES: tuple[tuple[str, StartPhase], ...] = (
     ("non-default args: ", StartPhase.CONFIG),
     ("Resolved architecture: ", StartPhase.CONFIG),

@@ -1,4 +1,4 @@
-"""The record: what the supervisor says of its engine. One writer, any number of readers.
+"""The record: what the supervisor publishes about its engine. One writer, any number of readers.
 
 States and their transitions live here. Facts that change by the second (is it leased, is it idle) are not states.
 """
@@ -74,7 +74,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Record:
-    """One engine at one moment. PIDs are hints: only kernel locks say who lives."""
+    """One engine at one moment. PIDs are hints: only kernel locks prove who lives."""
 
     state: EngineState = EngineState.STOPPED
     model: str = ""
@@ -122,7 +122,7 @@ class Record:
 
 
 def is_supervised(directory: RuntimeDir) -> bool:
-    """True while a supervisor lives: the kernel says so, by its lock."""
+    """True while a supervisor lives, by its kernel lock."""
     try:
         fd = os.open(directory.lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 PROTOCOL = 3
-"""What client, supervisor and launcher say to each other; processes of another version are left alone."""
+"""Version of the messages between client, supervisor and launcher; engines of another version have other keys."""
 
 
 @dataclass(frozen=True)

@@ -52,14 +52,14 @@ class Callers:
             self._limit.reschedule(self._limit_began + self._policy.start_timeout_s)
 
     def begin_start(self) -> KeepPolicy:
-        """The policy for a new start: of those who wait for it; whoever else used the last one says it again."""
+        """The policy for a new start: of those who wait for it. Others send theirs again."""
         if self._waiting:
             self._policy = functools.reduce(KeepPolicy.merged_with, self._waiting)
         return self.policy
 
     @contextmanager
     def waiting(self, policy: KeepPolicy, send: Send) -> Iterator[None]:
-        """This caller waits, and is told how far the start is."""
+        """Meanwhile this caller waits, and is sent the start's progress."""
         self._waiting.append(policy)
         self._listeners.add(send)
         try:
@@ -69,7 +69,7 @@ class Callers:
             self._listeners.discard(send)
 
     def report(self, progress: Progress) -> None:
-        """Tell those who wait."""
+        """Send the start's progress to those who wait."""
         for send in self._listeners:
             send(StartProgress(progress))
 

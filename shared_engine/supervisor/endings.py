@@ -31,7 +31,7 @@ class Stop(Work):
 
 
 class RecordDeath(Work):
-    """The server died, or hangs: end what is left of it, and say how."""
+    """The server died, or hangs: end what is left of it, and record how it died."""
 
     def __init__(self, engine: OwnedEngine, how: str) -> None:
         self._engine = engine

@@ -1,6 +1,6 @@
 """The processes of one engine: the launcher, kept on standby, and the server it forks.
 
-Starts them, tells why a start failed or hangs, and ends them with all they leave behind: processes, memory, shared
+Starts them, explains why a start failed or hangs, and ends them with all they leave behind: processes, memory, shared
 memory files, temporary files, sockets. Knows no states, leases or callers.
 """
 
@@ -39,7 +39,7 @@ MEMORY_BACK_S = 5.0
 
 
 class StartFailedError(Exception):
-    """Ends a start; all who wait for it hear the failure."""
+    """Ends a start; all who wait for it get the failure."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -168,7 +168,7 @@ class EngineProcess:
         members = group_members(pid)
         files = {*self.shared_files, *shared_files(members)}
         if not await end_group(pid, grace_s):
-            # Held by the kernel (a driver, a file system): those who wait must hear something all the same.
+            # Held by the kernel (a driver, a file system): those who wait must get an answer all the same.
             self._log.note(f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it")
         remove_files(files)
         if not await wait_released(self._spec.devices, members, MEMORY_BACK_S):

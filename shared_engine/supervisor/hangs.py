@@ -1,6 +1,6 @@
 """Tells an engine that works from one that hangs. Decisions are pure.
 
-vLLM's /health says only that the engine has not errored: a hung one answers 200. What tells is its step counter, and
+vLLM's /health says only that the engine has not errored: a hung one answers 200. Its step counter shows it, and,
 while a start is under way, its log and its processor time.
 """
 
@@ -73,7 +73,7 @@ class HangWatch:
         self._stuck_since: dict[str, float] = {}
 
     def look(self, now: float, activity: Activity | None, limit_s: float) -> Verdict:
-        """Judge by what /metrics said; None if it said nothing.
+        """Judge by the answer of /metrics; None if there was none.
 
         HUNG: for ``limit_s`` seconds an engine core that has requests made no step, or the API server did not answer.
         """
@@ -127,7 +127,7 @@ class HangDetector:
         self._look_at = 0.0
 
     async def is_hung(self, socket: str, model: str, limit_s: float) -> bool:
-        """True when nothing has moved for ``limit_s`` seconds; looks no more often than hang_poll_s says."""
+        """True when nothing has moved for ``limit_s`` seconds; looks no more often than every hang_poll_s seconds."""
         now = time.monotonic()
         if now < self._look_at:
             return False

@@ -1,7 +1,7 @@
 """The launcher as its supervisor sees it, and the server it forked.
 
-A child with a command pipe, an event pipe and a log pipe. What the launcher does stands in launcher.py, what is
-said on the pipes in runtime/launcher_messages.py.
+A child with a command pipe, an event pipe and a log pipe. What the launcher does is in launcher.py, the messages
+on the pipes are in runtime/launcher_messages.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ServerProcess:
 
 
 class LauncherProcess:
-    """Started on construction, on the running event loop, which it uses to read what the launcher says.
+    """Started on construction, on the running event loop, which it uses to read the launcher's messages.
 
     Args:
         on_output: gets each piece of what launcher and server write to stdout and stderr.
@@ -77,7 +77,7 @@ class LauncherProcess:
             os.close(log_w)
         self.pid = self._process.pid
         self.preloaded: asyncio.Future[Preloaded | ImportFailed | None] = self._loop.create_future()
-        """How importing vLLM went; None if the launcher ended before it said so."""
+        """How importing vLLM went; None if the launcher ended before."""
         self.has_ended = False
         self._starting: asyncio.Future[ServerProcess | None] | None = None
         self._server: ServerProcess | None = None
@@ -144,7 +144,7 @@ class LauncherProcess:
 
     def _send(self, command: bytes) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the end of the events tells the same
+        with contextlib.suppress(BrokenPipeError):  # the end of the events shows it as well
             self._process.stdin.write(command)
             self._process.stdin.flush()
 

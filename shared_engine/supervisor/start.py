@@ -21,7 +21,7 @@ REPORT_S = 0.1
 
 @contextlib.asynccontextmanager
 async def progress_reported(engine: OwnedEngine) -> AsyncIterator[None]:
-    """Meanwhile those who wait, and all who look, are told how far the start is."""
+    """Meanwhile callers and the record get the start's progress."""
 
     async def report() -> None:
         while True:

@@ -51,7 +51,7 @@ _LACKS_MEMORY = re.compile(
     r"|OutOfMemoryError|CUDA out of memory|Cannot allocate memory",
     re.IGNORECASE,
 )
-MAX_CHARACTERS = 2000  # of a line: what vLLM says of a cause is shorter, and others wait meanwhile
+MAX_CHARACTERS = 2000  # of a line: vLLM's words for a cause are shorter, and the supervisor does nothing else meanwhile
 _ERROR_LINE = re.compile(r"^(?P<what>\w*(Error|Exception): .+)")
 _LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?")
 
@@ -62,7 +62,7 @@ def lacks_memory(log: Sequence[str]) -> bool:
 
 
 def explain(log: Sequence[str]) -> str | None:
-    """The cause told by the log's lines, oldest first; None where it tells none."""
+    """The cause, found in the log's lines, oldest first; None where there is no known one."""
     lines = [_LOG_PREFIX.sub("", line[:MAX_CHARACTERS]) for line in log]
     for pattern, text in _COMPILED:
         for line in lines:

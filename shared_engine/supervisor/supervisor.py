@@ -254,7 +254,7 @@ class Supervisor:
         if sight.step is Step.WAIT or self._work.is_busy:  # work that began meanwhile decides
             return sight.wait_s
         work: Work
-        if sight.step is Step.BURY:
+        if sight.step is Step.DEAD:
             work = RecordDeath(engine, sight.why)
         elif sight.step is Step.SLEEP:
             work = Sleep(engine, self._watch)

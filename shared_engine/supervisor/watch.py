@@ -23,7 +23,7 @@ class Step(Enum):
     WAIT = "wait"  # look again later
     SLEEP = "sleep"  # it is idle: its weights go to RAM
     EVICT = "evict"  # it is idle: the model leaves memory
-    BURY = "bury"  # it has died, or hangs
+    DEAD = "dead"  # it has died, or hangs
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def step_when_idle(policy: KeepPolicy, *, idle_s: float, is_asleep: bool, can_sl
         grace_s: how long those who waited for it still have to take their lease, however short they want it kept.
     """
     step, wait_s = idle_step(policy, idle_s, is_asleep=is_asleep, can_sleep=can_sleep)
-    wait_s = min(wait_s, hang_poll_s(policy.stall_timeout_s), LONGEST_WAIT_S)  # nobody says when requests begin
+    wait_s = min(wait_s, hang_poll_s(policy.stall_timeout_s), LONGEST_WAIT_S)  # nothing signals a first request
     if step is IdleStep.KEEP:
         return Sight(Step.WAIT, wait_s=wait_s)
     if grace_s > 0:
@@ -77,14 +77,14 @@ class Watch:
             self._hang_detector.forget()
         if server.ended.done():
             # An engine that dies makes vLLM exit with 0 as well: every end nobody asked for is a crash.
-            return Sight(Step.BURY, server.ended.result())
+            return Sight(Step.DEAD, server.ended.result())
         policy = engine.callers.policy
         if not engine.lease.try_take():
             self._seen_busy_at = time.monotonic()
             if record.state is EngineState.READY and await self._is_hung(record.socket, record.model, policy):
                 limit_s = policy.stall_timeout_s
                 return Sight(
-                    Step.BURY, f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s"
+                    Step.DEAD, f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s"
                 )
             poll_s = min(policy.idle_ttl_s, policy.sleep_after_s, policy.stall_timeout_s, BUSY_POLL_S)
             return Sight(Step.WAIT, wait_s=max(MIN_POLL_S, poll_s))

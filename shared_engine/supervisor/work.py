@@ -20,7 +20,7 @@ class Work(ABC):
 
     @abstractmethod
     async def run(self) -> Failure | None:
-        """Do it; return what those who want the engine must hear, if anything."""
+        """Do it; return the failure that callers who want the engine get, if any."""
 
 
 class WorkSlot:
@@ -64,7 +64,7 @@ class WorkSlot:
         self._run(work, run())
 
     async def outcome(self) -> Failure | None:
-        """Wait for the work under way; what it has to say to those who want the engine."""
+        """Wait for the work under way; the failure that callers who want the engine get, if any."""
         task = self._task
         if task is None:
             return None

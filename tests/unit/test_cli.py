@@ -305,7 +305,7 @@ def test_evict_leaves_the_supervisor(hand_made: MakeEngine, capsys: Capture) -> 
 def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsys: Capture) -> None:
     made = [hand_made(), hand_made(OTHER_KEY)]
     assert main(["stop"]) == 1
-    assert "name one, or say --all" in capsys.readouterr().err
+    assert "name one, or use --all" in capsys.readouterr().err
     assert main(["stop", "--all"]) == 0
     assert [engine.asked()[0] for engine in made] == [Shutdown(), Shutdown()]
 
