@@ -10,6 +10,7 @@ import pytest
 
 from shared_engine import Engine, EngineError
 from tests.support.engines import ended_engines
+from tests.support.in_flight import wait_quiet
 
 MakeEngine = Callable[..., Engine]
 BREAKABLE_SEED = 999
@@ -48,3 +49,13 @@ def breakable(tiny_chat: dict[str, Any]) -> Iterator[MakeEngine]:
             made[0].evict(timeout=5)
         except EngineError:  # the test has failed and left it busy or stopped: the next one shall not suffer from it
             made[0].shutdown(force=True)
+
+
+@pytest.fixture
+def quiet_engine(tiny_chat: dict[str, Any]) -> Iterator[Engine]:
+    """The engine that the whole run shares, ready and quiet; the test must leave it so."""
+    engine = Engine(**tiny_chat)
+    engine.warmup()
+    wait_quiet(engine)
+    yield engine
+    wait_quiet(engine)

@@ -80,3 +80,13 @@ def run_code(code: str, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         cwd=REPOSITORY,
     )
+
+
+def end_of(app: subprocess.Popen[str], timeout_s: float = 30.0) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; an app that hangs is killed, and its status tells."""
+    try:
+        out, err = app.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        app.kill()
+        out, err = app.communicate()
+    return app.returncode, out, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shared_engine.machine.proc import cpu_seconds, group_members, shared_files, waited_seconds
-from shared_engine.machine.process_group import end_group, group_exists
+from shared_engine.machine.process_group import PR_SET_CHILD_SUBREAPER, adopt_orphans, end_group, group_exists
 from shared_engine.runtime.files import remove_files
 from tests.support.waiting import wait_until
 
@@ -31,7 +32,11 @@ time.sleep(60)
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Python code in a group of its own; returns when it has printed a line."""
+    """Python code in a group of its own; returns when it has printed a line.
+
+    Orphans are this process's meanwhile, as they are a supervisor's: who collects them else may take seconds.
+    """
+    adopt_orphans()
     made: list[subprocess.Popen[str]] = []
 
     def run_code(code: str) -> subprocess.Popen[str]:
@@ -47,6 +52,7 @@ def run() -> Iterator[Run]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def end(process: subprocess.Popen[str], grace_s: float) -> float:
