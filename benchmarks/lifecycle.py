@@ -82,8 +82,8 @@ def measure_fork() -> tuple[dict[str, dict[str, list[float]]], int]:
             "one chat of 128 tokens at a time": {name: [] for name in engines},
         }
         batch, alone = figures.values()
-        for name in engines:
-            batch_rate(engines[name])  # warm
+        for engine in engines.values():
+            batch_rate(engine)  # warm
         for index in range(2 * ROUNDS):
             for name in list(engines) if index % 2 == 0 else list(engines)[::-1]:
                 batch[name].append(batch_rate(engines[name]))

@@ -116,7 +116,7 @@ def main() -> int:
     from plot import draw
 
     plan = Plan(SETTINGS, minilm(), only=os.environ.get("ONLY", ""))
-    plan = replace(plan, rounds=int(os.environ.get("ROUNDS", plan.rounds)), size=float(os.environ.get("SIZE", 1)))
+    plan = replace(plan, rounds=int(os.environ.get("ROUNDS", plan.rounds)), size=float(os.environ.get("SIZE", "1")))
     began = time.monotonic()
     with runtime_directory() as folder:
         sections, notes = measure(plan, folder)

@@ -24,7 +24,6 @@ from shared_engine import (
     Engine,
     EngineBusyError,
     EngineDiedError,
-    EngineError,
     EngineStartError,
     EngineStartTimeoutError,
     EngineState,
@@ -32,33 +31,18 @@ from shared_engine import (
     ServerError,
     SettingsError,
 )
-from shared_engine.launch.spec import engine_spec
 from shared_engine.request.bodies import encode
 from shared_engine.request.client import Client
-from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_dir
+from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.engine_log import MAX_FILE_BYTES
 from shared_engine.runtime.record import Record, write_record
 from tests.fake.conftest import MakeEngine
+from tests.support.callers import ANSWER, HELLO, directory_of, error_of, server_group
 from tests.support.engines import settings_of
-from tests.support.processes import all_processes, any_exists, process_exists, processes_of_group, run_app
+from tests.support.processes import all_processes, any_exists, process_exists, run_app
 from tests.support.waiting import wait_until
 
-HELLO = [{"role": "user", "content": "Hello"}]
-ANSWER = "Hello! How can I help you today?"
 FLOOD_BYTES = 110_000_000
-
-
-def server_group(engine: Engine) -> list[int]:
-    """The processes of a server that runs."""
-    server_pid = engine.status().server_pid
-    assert server_pid is not None
-    return processes_of_group(server_pid)
-
-
-def ends_in_error(engine: Engine) -> EngineError:
-    with pytest.raises(EngineError) as caught:
-        engine.chat(HELLO)
-    return caught.value
 
 
 # ---- the fake itself
@@ -93,7 +77,7 @@ def test_the_fake_sleeps_as_vllm_does(
     engine = fake_engine({"memory": str(device)}, python=fake_cuda_python, engine_args={"enable_sleep_mode": True})
     with device.open("w") as neighbour:
         fcntl.flock(neighbour, fcntl.LOCK_EX)
-        assert "less than desired GPU memory" in str(ends_in_error(engine))
+        assert "less than desired GPU memory" in str(error_of(engine))
         fcntl.flock(neighbour, fcntl.LOCK_UN)
         engine.warmup()
         with pytest.raises(BlockingIOError):
@@ -153,7 +137,7 @@ def test_exit_0_at_start_is_a_failure_told_to_all_who_wait_and_the_next_request_
 ) -> None:
     engine = fake_engine({"exit_at": "weights", "start_delay_s": 0.5, "once": str(tmp_path / "once")})
     with ThreadPoolExecutor(5) as pool:
-        errors = list(pool.map(lambda _: ends_in_error(engine), range(5)))
+        errors = list(pool.map(lambda _: error_of(engine), range(5)))
     assert {type(error) for error in errors} == {EngineStartError}
     assert all("exit code 0" in error.message for error in errors)
     assert any("Starting to load model" in line for line in errors[0].log_tail)
@@ -185,7 +169,7 @@ def test_exit_0_in_a_stream_is_told_and_the_next_request_works(fake_engine: Make
 
 def test_a_request_that_kills_every_engine_kills_two(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"exit_at": "request"}, max_retries=10)
-    assert isinstance(ends_in_error(engine), EngineDiedError)
+    assert isinstance(error_of(engine), EngineDiedError)
     assert engine.status().starts == 2
 
 
@@ -262,8 +246,8 @@ def test_a_hang_at_start_ends_in_time_and_leaves_no_process(
     engine = fake_engine({} if phase == "import" else fault, start_timeout_s=1.5)
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ends_in_error, engine)
-        wait_until(lambda: (tmp_path / "once").exists(), 10, "the hang")
+        waiting = pool.submit(error_of, engine)
+        wait_until((tmp_path / "once").exists, 10, "the hang")
         first = all_processes(engine)
         error = waiting.result(timeout=20)
     assert time.monotonic() - began < 4.5, "the caller is told when its time is over"
@@ -317,10 +301,6 @@ def test_twenty_processes_at_once_share_one_start(fake_engine: MakeEngine) -> No
 
 
 # ---- the runtime directory
-
-
-def directory_of(engine: Engine) -> RuntimeDir:
-    return runtime_dir(engine_spec(engine.settings).key)
 
 
 @pytest.mark.smoke

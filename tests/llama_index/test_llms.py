@@ -212,7 +212,7 @@ def test_a_model_without_a_chat_template_is_no_chat_model(base_model: str) -> No
 
 
 def test_who_formats_prompts_himself_gets_no_chat_template() -> None:
-    assert not VLLM(model=HUB_ID, messages_to_prompt=lambda messages: str(messages)).metadata.is_chat_model
+    assert not VLLM(model=HUB_ID, messages_to_prompt=str).metadata.is_chat_model
     assert not VLLM(model=HUB_ID, completion_to_prompt=lambda completion: completion).metadata.is_chat_model
 
 

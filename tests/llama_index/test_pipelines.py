@@ -234,7 +234,7 @@ def test_sub_questions_are_all_in_flight_and_their_answers_make_the_answer(
 async def test_an_evaluation_keeps_its_workers_busy_and_reads_the_verdicts(remote: VLLM, server: RemoteServer) -> None:
     async def judge(request: web.Request) -> web.StreamResponse:
         prompt = str((await request.json())["messages"])
-        return web.json_response(chat_answer("YES" if "It rains." in prompt.split("Context")[-1] else "NO"))
+        return web.json_response(chat_answer("YES" if "It rains." in prompt.rpartition("Context")[2] else "NO"))
 
     server.answer = judge  # type: ignore[method-assign]
     flights(server, 8)

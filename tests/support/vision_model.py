@@ -44,7 +44,7 @@ def make_vision_model(folder: Path) -> None:
     from tests.support.paths import TINY_CHAT
 
     command = [find_interpreter(None).path, __file__, str(folder), str(TINY_CHAT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

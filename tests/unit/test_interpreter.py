@@ -9,19 +9,7 @@ import pytest
 
 from shared_engine import EngineNotInstalledError
 from shared_engine.launch.interpreter import default_file, find_interpreter, remember_default
-
-
-def make_interpreter(prefix: Path, distribution: str | None) -> str:
-    """A folder laid out like a virtual environment; nothing in it is ever run."""
-    site = prefix / "lib" / "python3.11" / "site-packages"
-    site.mkdir(parents=True)
-    if distribution:
-        (site / f"{distribution}.dist-info").mkdir()
-    python = prefix / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text("#!/bin/false\n")
-    python.chmod(0o755)
-    return str(python)
+from tests.support.interpreters import make_interpreter
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 from shared_engine import EngineSettings
 from shared_engine.launch.spec import engine_spec
 from shared_engine.model_files.parsers import choose_parsers, known_reasoning_parsers, known_tool_parsers
+from tests.support.interpreters import make_interpreter
 from tests.support.paths import TINY_CHAT
-from tests.unit.test_interpreter import make_interpreter
 
 HERMES = "{{ '<tool_call>' }}{{ tool_call.arguments | tojson }}"
 HERMES_FLAGS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}

@@ -11,7 +11,7 @@ import pytest
 from shared_engine import EngineSettings
 from shared_engine.launch.spec import engine_spec, launch_environment
 from shared_engine.runtime.spec import EngineSpec
-from tests.unit.test_interpreter import make_interpreter
+from tests.support.interpreters import make_interpreter
 
 
 @pytest.fixture
