@@ -138,7 +138,7 @@ async def test_several_answers_inside_a_graph_whether_it_is_streamed_or_not(llm:
 
     async def node(_: State, config: RunnableConfig) -> State:
         result = await several.agenerate([[HumanMessage("Hello")]], callbacks=config["callbacks"])
-        return {"answers": [generation.message for generation in result.generations[0]]}  # type: ignore[union-attr]
+        return {"answers": [generation.message for generation in result.generations[0]]}
 
     graph = StateGraph(State).add_node("ask", node).add_edge(START, "ask").compile()
     parts = [part async for part in graph.astream({"answers": []}, stream_mode=["values", mode])]

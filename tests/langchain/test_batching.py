@@ -141,5 +141,5 @@ def test_an_error_in_generate_spoils_none_of_the_others(tiny_chat: dict[str, Any
 def test_a_result_names_the_usage_of_each(tiny_chat: dict[str, Any]) -> None:
     llm = ChatVLLM(**tiny_chat, temperature=0.0, max_tokens=16)
     result: LLMResult = llm.generate([[HumanMessage("Hello")]] * 3)
-    usages = [generations[0].message.usage_metadata for generations in result.generations]  # type: ignore[union-attr]
+    usages = [generations[0].message.usage_metadata for generations in result.generations]
     assert len({str(usage) for usage in usages}) == 1 and usages[0]

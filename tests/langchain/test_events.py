@@ -213,7 +213,7 @@ async def test_configurable_alternatives_share_the_engine(llm: ChatVLLM, tiny_ch
     runnable = llm.configurable_alternatives(
         ConfigurableField(id="kind"), default_key="chat", text=VLLM(**tiny_chat, temperature=0.0, max_tokens=4)
     )
-    chat, text = await runnable.abatch(["Hello"] * 2, [{}, {"configurable": {"kind": "text"}}])  # type: ignore[list-item]
+    chat, text = await runnable.abatch(["Hello"] * 2, [{}, {"configurable": {"kind": "text"}}])
     assert (type(chat), type(text)) == (AIMessage, str)
     assert llm.engine.status().starts == before.starts
 

@@ -228,7 +228,7 @@ async def test_a_failure_is_langchains_too_whichever_way_it_was_asked(
 
 def test_bad_input_is_langchains_error_too() -> None:
     with pytest.raises(InvalidInputError, match=r"texts\[1\] must be a string, got int") as caught:
-        VLLMEmbeddings(model="org/name").embed_documents(["a", 5])  # type: ignore[list-item]
+        VLLMEmbeddings(model="org/name").embed_documents(["a", 5])
     assert isinstance(caught.value, core.ModelInvalidRequestError)
 
 

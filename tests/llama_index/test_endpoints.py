@@ -59,7 +59,7 @@ def test_predict_goes_through_the_chat_template_with_the_system_prompt(llm: VLLM
     llm.system_prompt = "You are a helpful assistant."
     llm.predict(PromptTemplate("Hello, {name}."), name="Ann")
     sent = [{"role": "system", "content": llm.system_prompt}, {"role": "user", "content": "Hello, Ann."}]
-    (event,) = llm.callback_manager.handlers[0].llm_token_counts  # type: ignore[attr-defined]
+    (event,) = llm.callback_manager.handlers[0].llm_token_counts
     assert event.prompt_token_count == llm.engine.count_tokens(sent)
 
 
@@ -175,7 +175,7 @@ async def test_a_thought_is_a_block_of_its_own_whole_and_streamed(llm: VLLM, swi
     pieces = [piece async for piece in await llm.astream_chat(SUM, **switch)]
     assert [type(block) for block in whole.message.blocks] == [ThinkingBlock, TextBlock]
     assert pieces[-1].message.blocks == whole.message.blocks
-    thought = whole.message.blocks[0].content  # type: ignore[union-attr]
+    thought = whole.message.blocks[0].content
     assert "".join(piece.additional_kwargs.get("thinking_delta", "") for piece in pieces) == thought
     # vLLM says 0 for a thought that the chat template opened, as tiny_chat's does: then it says nothing.
     assert "reasoning_tokens" not in pieces[-1].additional_kwargs

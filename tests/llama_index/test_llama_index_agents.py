@@ -412,7 +412,7 @@ async def test_a_function_can_make_the_object(llm: VLLM) -> None:
         seen.extend(messages)
         return ALICE
 
-    agent = FunctionAgent(tools=[get_weather], llm=llm, structured_output_fn=person)  # type: ignore[arg-type]
+    agent = FunctionAgent(tools=[get_weather], llm=llm, structured_output_fn=person)
     done = await run(agent, WEATHER)
     assert done.output.structured_response == ALICE
     assert [message.role.value for message in seen] == ["user", "assistant", "tool", "assistant"]

@@ -111,9 +111,9 @@ async def test_no_texts_give_no_vectors_without_any_request(server: RemoteServer
 def test_one_string_is_no_list_of_texts(server: RemoteServer) -> None:
     embed_model = VLLMEmbedding(base_url=server.url)
     with pytest.raises(InvalidInputError, match="texts must be a list of strings, got one string: 'abc'"):
-        embed_model.get_text_embedding_batch("abc")  # type: ignore[arg-type]
+        embed_model.get_text_embedding_batch("abc")
     with pytest.raises(InvalidInputError, match="texts must be a list of strings"):
-        asyncio.run(embed_model.aget_text_embedding_batch("abc"))  # type: ignore[arg-type]
+        asyncio.run(embed_model.aget_text_embedding_batch("abc"))
     assert server.requests == []
 
 

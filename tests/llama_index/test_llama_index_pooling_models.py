@@ -137,7 +137,7 @@ def test_what_is_missing_is_said_on_construction(model_class: Model) -> None:
 
 
 def test_no_callback_manager_is_one_without_handlers() -> None:
-    manager = VLLMEmbedding(model=HUB_ID, callback_manager=None).callback_manager  # type: ignore[arg-type]
+    manager = VLLMEmbedding(model=HUB_ID, callback_manager=None).callback_manager
     assert manager.handlers == []
 
 
@@ -297,6 +297,6 @@ def test_a_text_that_is_too_long_is_named(server: RemoteServer) -> None:
 
 def test_bad_input_is_refused_before_anything_starts() -> None:
     with pytest.raises(InvalidInputError, match=r"texts\[1\] must be a string, got int"):
-        VLLMEmbedding(model=HUB_ID).get_text_embedding_batch(["a", 5])  # type: ignore[list-item]
+        VLLMEmbedding(model=HUB_ID).get_text_embedding_batch(["a", 5])
     with pytest.raises(InvalidInputError, match="no query to rank the nodes by"):
         VLLMRerank(model=HUB_ID).postprocess_nodes(NODES)

@@ -292,7 +292,7 @@ def test_a_streamed_thought_comes_in_pieces_before_the_text(llm: VLLM, server: R
     assert text_of(last) == "It is five, surely."
     assert last.raw["choices"][0]["reasoning"] == "2 + 3 is 5, I think."
     if endpoint.endswith("chat"):
-        assert last.message.blocks[0] == ThinkingBlock(content="2 + 3 is 5, I think.")  # type: ignore[union-attr]
+        assert last.message.blocks[0] == ThinkingBlock(content="2 + 3 is 5, I think.")
 
 
 # ---- leaving

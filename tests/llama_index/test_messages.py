@@ -135,7 +135,7 @@ def test_a_block_that_cannot_be_sent_is_named_with_its_position() -> None:
 
 def test_a_message_of_another_kind_is_named_with_its_position() -> None:
     with pytest.raises(InvalidInputError, match=r"messages\[0\] must be a ChatMessage, got dict"):
-        to_openai_messages([{"role": "user", "content": "Hi"}])  # type: ignore[list-item]
+        to_openai_messages([{"role": "user", "content": "Hi"}])
 
 
 # ---- calls that another LLM class has written

@@ -85,7 +85,7 @@ WAYS: dict[str, Callable[[BaseSynthesizer, list[NodeWithScore]], Any]] = {
     [*(("tree_summarize", way) for way in WAYS), ("accumulate", "in a thread"), ("compact_accumulate", "async")],
 )
 def test_the_whole_fan_out_is_in_flight_at_once(remote: VLLM, server: RemoteServer, mode: str, way: str) -> None:
-    synthesizer = get_response_synthesizer(remote, response_mode=mode, use_async=True)  # type: ignore[arg-type]
+    synthesizer = get_response_synthesizer(remote, response_mode=mode, use_async=True)
     WAYS[way](synthesizer, nodes(FAN_OUT))
     at_once = len(server.requests) - (mode == "tree_summarize")  # which then sums up what they said
     assert at_once >= FAN_OUT / 2
@@ -118,7 +118,7 @@ def test_no_request_is_too_long_when_llama_index_counts_as_the_model_does(
     counts_as_tiny_chat: Engine, server: RemoteServer, text: str, mode: str
 ) -> None:
     llm = VLLM(base_url=server.url, context_window=WINDOW, max_tokens=ROOM)
-    synthesizer = get_response_synthesizer(llm, response_mode=mode)  # type: ignore[arg-type]
+    synthesizer = get_response_synthesizer(llm, response_mode=mode)
     length = counts_as_tiny_chat.count_tokens(TEXTS[text])
     synthesizer.synthesize("What is said?", [NodeWithScore(node=TextNode(text=TEXTS[text] * (5000 // length)))])
     lengths = [counts_as_tiny_chat.count_tokens(messages) for messages in prompts(server)]
@@ -180,7 +180,7 @@ async def test_an_error_ends_what_else_is_in_flight(remote: VLLM, server: Remote
         return web.json_response(chat_answer())
 
     server.handler = handler
-    synthesizer = get_response_synthesizer(remote, response_mode="accumulate", use_async=True)  # type: ignore[arg-type]
+    synthesizer = get_response_synthesizer(remote, response_mode="accumulate", use_async=True)
     with pytest.raises(Exception, match="refused"):
         await asyncio.to_thread(asyncio.run, synthesizer.asynthesize("What?", nodes(6)))
     for _ in range(100):
@@ -226,7 +226,7 @@ def prompts_with_messages(server: RemoteServer) -> list[list[dict[str, Any]]]:
 def test_a_chat_engine_condenses_what_was_said(both_models: None, server: RemoteServer) -> None:
     server.handler = embeds_and_chats
     index = VectorStoreIndex.from_documents([Document(text="Who? Ann.")])
-    engine = index.as_chat_engine(chat_mode="condense_question", memory=plain_memory())  # type: ignore[arg-type]
+    engine = index.as_chat_engine(chat_mode="condense_question", memory=plain_memory())
     engine.chat("Who?")
     engine.chat("And who is that?")
     _, condense, answer = prompts_with_messages(server)
@@ -336,7 +336,7 @@ CHATS = ["chat", "achat", "stream_chat", "astream_chat"]
 
 @pytest.mark.parametrize("mode", ["best", "context", "condense_plus_context", "condense_question"])
 def test_a_chat_engine_answers_from_its_documents(llm: VLLM, index: VectorStoreIndex, mode: str) -> None:
-    engine = index.as_chat_engine(mode, llm=llm, similarity_top_k=1, memory=plain_memory())  # type: ignore[arg-type]
+    engine = index.as_chat_engine(mode, llm=llm, similarity_top_k=1, memory=plain_memory())
     assert said(engine, "chat", DIRECTOR) == FACTS[DIRECTOR]
     assert said(engine, "astream_chat", PASSWORD) == FACTS[PASSWORD]
     roles = [message.role for message in engine.chat_history]

@@ -88,7 +88,7 @@ def test_a_tool_without_a_schema_takes_one_string() -> None:
 
 def test_a_description_may_be_long_or_missing() -> None:
     long, none = to_openai_tools(
-        [tool(description="x" * 5000), tool(tool_metadata=ToolMetadata(name="none", description=None))]  # type: ignore[arg-type]
+        [tool(description="x" * 5000), tool(tool_metadata=ToolMetadata(name="none", description=None))]
     )
     assert len(long["function"]["description"]) == 5000
     assert "description" not in none["function"]

@@ -64,7 +64,7 @@ class Trace(BaseCallbackHandler):
         self.ends: list[tuple[CBEventType, str, dict[Any, Any]]] = []
         self.traces: list[str | None] = []
 
-    def on_event_start(  # type: ignore[override]
+    def on_event_start(
         self, event_type: CBEventType, payload: Any = None, event_id: str = "", parent_id: str = "", **_: Any
     ) -> str:
         self.starts.append((event_type, event_id, parent_id))
