@@ -51,9 +51,9 @@ def test_requests_that_race_an_eviction_are_answered(engine: Engine) -> None:
 
 def test_a_shutdown_leaves_nothing_and_twenty_processes_at_once_start_one_engine(engine: Engine) -> None:
     engine.warmup()
+    starts = engine.status().starts
     everything = all_processes(engine)
     engine.shutdown()
     assert not any_exists(everything)
     assert engine.status().state is EngineState.STOPPED
-    starts = engine.status().starts
     assert start_from_twenty_processes(engine) == (20, starts + 1)
