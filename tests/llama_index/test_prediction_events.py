@@ -55,10 +55,10 @@ def test_events_and_spans_are_told_once_and_tokens_counted_once(
     inner = ["LLMChatStartEvent", "LLMChatEndEvent"]
     assert sorted(told) == sorted(["LLMStructuredPredictStartEvent", *inner, *progress, "LLMStructuredPredictEndEvent"])
     assert [told[0], told[-1]] == ["LLMStructuredPredictStartEvent", "LLMStructuredPredictEndEvent"]
-    assert events[0].output_cls is Person  # type: ignore[attr-defined]
-    assert events[-1].output == ANNA  # type: ignore[attr-defined]
+    assert events[0].output_cls is Person
+    assert events[-1].output == ANNA
     (end,) = [event for event in events if event.class_name() == "LLMChatEndEvent"]
-    assert end.response.raw["usage"]["total_tokens"] == 12  # type: ignore[attr-defined]
+    assert end.response.raw["usage"]["total_tokens"] == 12
     assert [(each.prompt_token_count, each.completion_token_count) for each in counter.llm_token_counts] == [(5, 7)]
     chat = "VLLM." + ("a" if way.startswith("a") else "") + ("stream_chat" if way in STREAMS else "chat")
     within = {"default": [], "function": ["VLLM._prepare_chat_with_tools"], "llm": ["SchemaOutputParser.parse"]}

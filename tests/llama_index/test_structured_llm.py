@@ -99,7 +99,7 @@ def test_a_structured_llms_call_is_told_once_with_vllms_own_counts(
     ENDPOINTS[endpoint](structured)
     assert [(each.prompt_token_count, each.completion_token_count) for each in counter.llm_token_counts] == [(5, 7)]
     ends = [event for event in events if event.class_name() in ("LLMChatEndEvent", "LLMCompletionEndEvent")]
-    assert [end.response.raw["usage"]["total_tokens"] for end in ends] == [12]  # type: ignore[attr-defined]
+    assert [end.response.raw["usage"]["total_tokens"] for end in ends] == [12]
     assert llm.callback_manager.handlers == before
 
 
@@ -209,7 +209,7 @@ def test_a_query_engine_reads_a_structured_llms_text(
     index = SummaryIndex.from_documents([Document(text="It is 3 long.")])
     engine = index.as_query_engine(llm=remote.as_structured_llm(Aliased), response_mode=response_mode)
     answer = asyncio.run(engine.aquery("How long?")) if is_async else engine.query("How long?")
-    assert answer.response == Aliased.model_validate({"the size": 3})  # type: ignore[union-attr]
+    assert answer.response == Aliased.model_validate({"the size": 3})
 
 
 def ask_by_structured_llm(llm: VLLM) -> None:

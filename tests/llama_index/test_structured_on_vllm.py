@@ -38,7 +38,7 @@ def test_answers_follow_the_class_on_vllm_and_cost_what_vllm_says(
     outputs = [WAYS[way](llm)[-1] for way in WAYS]
     assert {type(output) for output in outputs} == {Person}
     assert [output.age for output in outputs] == [31] * 4
-    ends = [event.response.raw["usage"] for event in events if event.class_name() == "LLMChatEndEvent"]  # type: ignore[attr-defined]
+    ends = [event.response.raw["usage"] for event in events if event.class_name() == "LLMChatEndEvent"]
     assert len(ends) == 4
     assert [count.total_token_count for count in counter.llm_token_counts] == [each["total_tokens"] for each in ends]
 
@@ -80,7 +80,7 @@ def test_a_model_without_a_chat_template_is_held_to_the_class_as_well(
     text = real.model_copy(update={"is_chat_model": False, "system_prompt": "Be exact."})
     assert isinstance(WAYS[way](text)[-1], Person)
     starts = [event for event in events if event.class_name() == "LLMCompletionStartEvent"]
-    assert [start.prompt for start in starts] == [f"Be exact.\n\n{QUESTION}"]  # type: ignore[attr-defined]
+    assert [start.prompt for start in starts] == [f"Be exact.\n\n{QUESTION}"]
 
 
 @every_way
@@ -114,7 +114,7 @@ def test_query_engines_answer_with_an_instance(real: VLLM, index: SummaryIndex, 
     by_class = index.as_query_engine(llm=real, output_cls=Code, response_mode=response_mode)
     by_llm = index.as_query_engine(llm=real.as_structured_llm(Code), response_mode=response_mode)
     for answer in (by_class.query(question), asyncio.run(by_class.aquery(question)), by_llm.query(question)):
-        assert isinstance(answer.response, Code)  # type: ignore[union-attr]
+        assert isinstance(answer.response, Code)
 
 
 def test_a_streaming_query_engine_gives_the_attribute_that_llama_index_reads(real: VLLM, index: SummaryIndex) -> None:
