@@ -74,7 +74,7 @@ def check_prompt(prompt: object, position: str = "prompt") -> str:
     if not isinstance(prompt, str):
         raise InvalidInputError(f"{position} must be a string, got {type(prompt).__name__}: {prompt!r:.80}")
     if not prompt:
-        raise InvalidInputError(f"{position} is empty: a model needs at least one token to go on from")
+        raise InvalidInputError(f"{position} is empty: a model needs at least one token to continue from")
     return prompt
 
 

@@ -36,7 +36,7 @@ from shared_engine.token_count.tokens import count_locally, tokenize_request
 
 
 class Engine(Batches):
-    """One shared vLLM engine, or a server somebody else runs.
+    """One shared vLLM engine, or a remote vLLM server.
 
     Args:
         settings: an EngineSettings; or its fields as keywords: ``Engine(model="Qwen/Qwen3-4B")``,

@@ -1,6 +1,6 @@
 """Makes the engine's environment: a Python with vLLM of its own, apart from the app's. Behind ``vllm-local install``.
 
-Done twice, the second time is a look at a file. An install that was cut off leaves no mark, and is made anew.
+A second run only looks at a file. An install that was interrupted leaves no mark, and is made again.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _run(command: list[str], log: Path, failure: str) -> None:
     if code != 0:
         tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         lines = "\n".join(f"  | {line}" for line in tail)
-        raise InstallError(f"{failure}; the command was\n  {' '.join(command)}\nand the end of {log} says\n{lines}")
+        raise InstallError(f"{failure}; the command was\n  {' '.join(command)}\nand {log} ends with\n{lines}")
 
 
 def _is_complete(folder: Path, build: Build) -> bool:

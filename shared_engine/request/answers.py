@@ -258,7 +258,7 @@ def _vector(sent: list[float] | str) -> list[float]:
     try:
         vector.frombytes(binascii.a2b_base64(sent))
     except ValueError as exc:
-        raise ServerError(f"the server's embedding is no base64 of 32-bit floats ({exc}): {sent[:80]!r}") from exc
+        raise ServerError(f"the server's embedding is not base64 of 32-bit floats ({exc}): {sent[:80]!r}") from exc
     return vector.tolist()
 
 

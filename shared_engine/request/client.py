@@ -101,7 +101,7 @@ class Client:
         except OSError as exc:  # no socket could be made
             raise ServerUnreachableError(f"{self.where} can't be reached: {exc}") from exc
         except aiohttp.ClientError as exc:
-            raise ServerConnectionError(f"{self.where} does not answer as an HTTP server does: {exc}") from exc
+            raise ServerConnectionError(f"{self.where} did not send a valid HTTP answer: {exc}") from exc
 
     async def close(self) -> None:
         await self._session.close()
@@ -206,7 +206,7 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
 def _response_class() -> type[aiohttp.ClientResponse]:
     """aiohttp's response, whose connection is not used again after a server's failure (5xx).
 
-    vLLM closes it without a word, and the next request on it would be lost.
+    vLLM closes it silently, and the next request on it would be lost.
     """
     import aiohttp
 

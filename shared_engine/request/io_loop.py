@@ -39,7 +39,7 @@ def io_loop() -> asyncio.AbstractEventLoop:
                 threading.Thread(target=loop.run_forever, name="vllm-local-io", daemon=True).start()
             except RuntimeError as exc:
                 loop.close()
-                raise EngineError(f"no thread could be started for requests that are not asynchronous: {exc}") from exc
+                raise EngineError(f"no thread could be started for synchronous requests: {exc}") from exc
             _loop = loop
         return _loop
 

@@ -58,7 +58,7 @@ class RemoteEndpoint(Endpoint):
         return await self._clients.get()
 
     async def evict(self, timeout: float) -> None:  # noqa: ARG002
-        raise EngineError(f"the server at {self._base_url} is remote: it is never stopped from here")
+        raise EngineError(f"the server at {self._base_url} is remote: vllm-local never stops a remote server")
 
     async def shutdown(self, timeout: float, *, force: bool) -> None:  # noqa: ARG002
         await self.evict(timeout)

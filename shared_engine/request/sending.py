@@ -130,7 +130,7 @@ class Requests:
             lengths = dict(models)
             length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
             if length is None:
-                raise InvalidInputError("this server does not tell its max_model_len: pass max_tokens")
+                raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
             self._max_model_len = (connection.start_number, length)
             self.endpoint.max_model_len = length
         return self._max_model_len[1]

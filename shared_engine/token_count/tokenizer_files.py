@@ -108,7 +108,7 @@ class TokenizerFiles:
         if not special <= present.keys():
             return True
         if self._class is not None and any(any(present[content]) for content in special):
-            return True  # a rebuilt one adds its special tokens anew, without flags
+            return True  # a rebuilt one adds its special tokens again, without flags
         if self._is_legacy:
             added = read_json(self._folder / _LEGACY_ADDED)
             return any(content not in present or tokenizer.token_to_id(content) != added[content] for content in added)

@@ -174,8 +174,8 @@ def test_a_server_that_ignores_base64_is_understood(server: RemoteServer) -> Non
     ("data", "message"),
     [
         ([], "0 embeddings for 1 texts"),
-        ([{"index": 0, "embedding": "AAA"}], "no base64"),
-        ([{"index": 0, "embedding": "AAAA"}], "no base64"),  # three bytes are no 32-bit float
+        ([{"index": 0, "embedding": "AAA"}], "not base64"),
+        ([{"index": 0, "embedding": "AAAA"}], "not base64"),  # three bytes are no 32-bit float
         ([{"index": 0, "embedding": {}}], "not what vLLM sends"),
     ],
 )
