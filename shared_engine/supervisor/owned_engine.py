@@ -16,6 +16,7 @@ from shared_engine.supervisor.callers import Callers
 from shared_engine.supervisor.changes import Changes
 from shared_engine.supervisor.engine_process import EngineProcess
 from shared_engine.supervisor.eviction import DeviceAdmission
+from shared_engine.supervisor.ownership import Ownership
 from shared_engine.supervisor.record_keeper import RecordKeeper
 from shared_engine.supervisor.start_lock import StartLock
 
@@ -39,7 +40,7 @@ class OwnedEngine:
         self.lease = ExclusiveLease(directory.lease)
         self.log = EngineLog(directory.log)
         self.progress = ProgressReader(StartPhase.IMPORT)
-        self.keeper = RecordKeeper(directory, self.spec, lock_fd, self.log, self.changes)
+        self.keeper = RecordKeeper(directory, self.spec, Ownership(directory, lock_fd), self.log, self.changes)
         self.process = EngineProcess(directory, self.spec, self.log, self.progress)
         need = MemoryNeed(self.spec.memory_share, self.spec.memory_bytes)
         self.admission = DeviceAdmission(directory, self.spec.devices, need, self.report_queued, self.log.note)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from shared_engine.machine.locks import is_at
-from shared_engine.machine.process_group import signal_group
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.files import remove_files
 from shared_engine.runtime.record import EngineState, Record, boot_id, read_record, write_record
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.changes import Changes
+from shared_engine.supervisor.ownership import Ownership
 
 
 class RecordKeeper:
     """Keeps the record, and publishes each change of it as long as this supervisor owns the directory.
 
     Args:
-        lock_fd: supervisor.lock, held by this process.
+        ownership: of the directory.
         changes: noted with each change.
     """
 
-    def __init__(self, directory: RuntimeDir, spec: EngineSpec, lock_fd: int, log: EngineLog, changes: Changes) -> None:
+    def __init__(
+        self, directory: RuntimeDir, spec: EngineSpec, ownership: Ownership, log: EngineLog, changes: Changes
+    ) -> None:
         self._dir = directory
-        self._lock_fd = lock_fd
+        self._ownership = ownership
         self._log = log
         self._changes = changes
         self.entered_at = time.monotonic()
@@ -68,7 +68,7 @@ class RecordKeeper:
         """Change fields of the record, and write it."""
         self.record = replace(self.record, **changes)
         self._changes.note()
-        self.exit_if_disowned()
+        self.exit_if_not_owned()
         try:
             write_record(self._dir.record, self.record)
         except OSError as exc:
@@ -87,12 +87,6 @@ class RecordKeeper:
             self.publish()
         return self._dir.record.exists()
 
-    def exit_if_disowned(self) -> None:
-        """With the lock file gone nobody finds this engine any more, and its paths may be another's by now."""
-        if not is_at(self._dir.lock, self._lock_fd):
-            self._exit_at_once()
-
-    def _exit_at_once(self) -> NoReturn:
-        if self.record.server_pid:
-            signal_group(self.record.server_pid, signal.SIGKILL)
-        os._exit(0)  # the kernel ends all below this process
+    def exit_if_not_owned(self) -> None:
+        """See Ownership: the files may be another supervisor's by now."""
+        self._ownership.exit_if_lost(self.record.server_pid)

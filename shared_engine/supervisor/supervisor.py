@@ -105,7 +105,7 @@ class Supervisor:
 
     def _keep_files(self) -> None:
         """Keep them from whoever removes what is old in /tmp."""
-        self._engine.keeper.exit_if_disowned()
+        self._engine.keeper.exit_if_not_owned()
         for path in (self._dir.path, self._dir.lock, self._dir.lease, self._dir.record, self._dir.control_socket):
             with contextlib.suppress(OSError):
                 os.utime(path)
