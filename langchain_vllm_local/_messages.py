@@ -53,7 +53,7 @@ def _to_openai_message(message: BaseMessage, position: str) -> dict[str, Any]:
     if isinstance(message, ToolMessage):
         sent["tool_call_id"] = message.tool_call_id
         if message.status == "error" and not sent["content"]:
-            sent["content"] = "Error"  # chat templates know no status: without a word it would read as a success
+            sent["content"] = "Error"  # chat templates know no status: with no text it would read as a success
     if isinstance(message, AIMessage):
         sent.update(_answer_fields(message))
         if "tool_calls" in sent and not sent["content"]:

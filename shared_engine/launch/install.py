@@ -47,7 +47,7 @@ def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> st
 
     Args:
         folder: where; None for the user's data directory.
-        say: told what is being done, a line at a time.
+        say: called with each line of progress.
 
     Raises:
         InstallError: with the command to run.

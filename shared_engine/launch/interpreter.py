@@ -41,7 +41,7 @@ def default_file() -> Path:
 
 
 def remember_default(path: str) -> None:
-    """Make ``path`` the interpreter of all engines that name none."""
+    """Make ``path`` the interpreter of all engines whose settings name none."""
     target = default_file()
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, json.dumps({"python": path}) + "\n")

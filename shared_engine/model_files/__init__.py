@@ -1,3 +1,3 @@
-"""What the files of a model tell before anything starts. Downloads nothing and knows no settings. Standard library
+"""What a model's files say before anything starts. Downloads nothing and knows no settings. Standard library
 only.
 """

@@ -1,4 +1,4 @@
-"""What the files of a model say of it before anything starts: its length, its inputs, its chat template.
+"""What a model's files say about it before anything starts: its length, its inputs, its chat template.
 
 The folder is the model's own, or the hub's snapshot of it on this machine. Nothing is downloaded.
 """
@@ -88,7 +88,7 @@ def chat_template(folder: Path) -> str | None:
 
 @lru_cache(maxsize=64)
 def lacks_chat_template(folder: Path) -> bool:
-    """True when the folder shows that the model has no chat template; False when it has one, or nobody can tell."""
+    """True when the folder shows that the model has no chat template; False when it has one, or that is not known."""
     tokenizer = read_json(folder / "tokenizer_config.json")
     if not tokenizer:
         return False

@@ -50,7 +50,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def release(self, connection: Connection) -> None:
-        """The request has ended, however it did."""
+        """The request has ended, whether it succeeded or failed."""
 
     @abstractmethod
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
@@ -83,8 +83,11 @@ class Endpoint(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of the running loop's connections."""
+        """Close the running loop's connections."""
 
 
 class AnotherModelError(ModelNotFoundError):
-    """The server has not the model any more that was its first one: it was started with another one, which will do."""
+    """The server no longer has the model that was its first one: it was restarted with another one.
+
+    From now on that one is used.
+    """

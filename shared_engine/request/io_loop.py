@@ -1,4 +1,4 @@
-"""The one background event loop of this process, for callers that are not asynchronous. Fork-safe."""
+"""The one background event loop of this process, for synchronous callers. Fork-safe."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class CancelScope:
-    """What threads wait for scope: one call of ``cancel`` ends the waiting, and the requests, of all of them.
+    """Cancels what several threads wait for: one call of ``cancel`` ends their waiting and their requests.
 
     A thread belongs to it from ``enter`` on, in its own context.
     """

@@ -116,7 +116,7 @@ class Lifecycle:
     shutdown = blocking(ashutdown)
 
     async def aclose(self) -> None:
-        """Let go of this loop's connections. The engine itself is shared: it stays until idle."""
+        """Close this loop's connections. The engine itself is shared: it stays until idle."""
         await self._requests.endpoint.close()
 
     close = blocking(aclose)
@@ -135,5 +135,5 @@ class Lifecycle:
 
 
 def _engine_of(kind: type[Lifecycle], given: dict[str, Any]) -> Lifecycle:
-    """An unpickled engine: its settings, and the secret of the process that reads it."""
+    """The engine of a pickle: its settings, with the secret of the process that unpickles it."""
     return kind(**given)

@@ -26,7 +26,7 @@ _log = logging.getLogger("shared_engine")
 
 
 class StartReporter:
-    """Tells what one call, or all calls of one event loop, wait for. Construct it on the loop, and close it there.
+    """Shows what one call, or all calls of one event loop, wait for. Construct it on the loop, and close it there.
 
     Nothing is shown in the first SHOW_AFTER_S seconds. All reporters of one model in this process share one bar. Where
     none can be drawn, or ``show_progress`` is False, each phase is logged once.

@@ -51,8 +51,8 @@ class Requests:
     async def stream(self, request: Request) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this ends the request, and gives its lease back, before it returns.
 
-        The only asynchronous generator on a stream's way: of two, one in the other, a loop that shuts down closes both
-        at once, and one that is left to the garbage collector ends after the lease.
+        It is the only asynchronous generator of a stream. With one inside another, a loop that shuts down would close
+        both at once, and the garbage collector would end the inner one after the lease.
         """
         retry = Retry(self._max_retries)
         while True:
@@ -94,7 +94,7 @@ class Requests:
         await self._with_connection(call)
 
     async def metrics(self) -> dict[str, float]:
-        """Of a server that is up, without a lease; empty if none is."""
+        """vLLM's metrics, read without a lease; empty if no server is up."""
         client = await self.endpoint.observer_client()
         if client is None:
             return {}

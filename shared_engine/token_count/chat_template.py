@@ -1,6 +1,6 @@
 """A chat template, rendered as transformers 5 and vLLM 0.32 render it. Needs jinja2, which is imported on first use.
 
-Templates come with a model, from anybody: they run in jinja2's sandbox.
+A template comes with a model and is not trusted: it runs in jinja2's sandbox.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ChatTemplate:
         """The prompt of a conversation, up to where the model's answer begins.
 
         Args:
-            messages: as of ``conversation.doubt_of_messages``.
-            tools: as of ``conversation.template_tools``.
+            messages: such that ``vllm_messages.doubt_of_messages`` is None for them.
+            tools: what ``vllm_messages.template_tools`` returned.
             variables: those that the template does not use are left out.
             special_tokens: such as ``bos_token``.
 

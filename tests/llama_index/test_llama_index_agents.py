@@ -317,7 +317,7 @@ async def test_a_react_agent_works_with_or_without_tool_support(
 
 @whole_and_streamed
 async def test_a_react_agent_lets_the_model_mend_its_form(server: RemoteServer, remote: VLLM, streaming: bool) -> None:
-    """A scripted model: tiny_chat can't be made to mend anything."""
+    """A scripted model: tiny_chat can't be made to correct anything."""
     answers(server, "Thought: hm.\nAction: add", THOUGHT, CONCLUSION)
     done = await run(ReActAgent(tools=[add], llm=remote, streaming=streaming), "12 + 30?")
     assert (done.text, len(server.requests)) == ("It is 42.", 3)

@@ -1,4 +1,4 @@
-"""VLLM against a server somebody else runs: what is sent, what comes through, what ends when the caller leaves."""
+"""VLLM against a remote server: what is sent, what comes through, what ends when the caller leaves."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def asked(server: RemoteServer) -> list[str]:
 
 
 def pipeline(server: RemoteServer, **options: Any) -> IngestionPipeline:
-    """Made anew each time, as each run of an app makes it."""
+    """Made again each time, as each run of an app makes it."""
     llm = VLLM(base_url=server.url, **{"api_key": SECRET, "temperature": 0.5, **options})
     embed_model = VLLMEmbedding(base_url=server.url, api_key=SECRET, model="served")
     extractor = KeywordExtractor(llm=llm, show_progress=False)

@@ -122,7 +122,7 @@ def base_url(tiny_chat: dict[str, Any]) -> Iterator[str]:
 def test_readme_code_runs(index: int, tiny_chat: dict[str, Any]) -> None:
     """As it stands, but for the model: the test run's own engine in place of one from the hub."""
     block = README_BLOCKS[index]
-    if "base_url=" in block:  # somebody else's server: constructing it is all that can be shown here
+    if "base_url=" in block:  # a remote server: constructing it is all that can be shown here
         block = "from langchain_vllm_local import ChatVLLM\n" + block
     else:
         block = block.replace('model="Qwen/Qwen3-4B"', keywords(tiny_chat))

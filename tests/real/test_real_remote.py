@@ -1,4 +1,4 @@
-"""A vLLM server that the test starts by itself, as somebody else would: the same lines of code with base_url."""
+"""A vLLM server that the test starts by hand: the same lines of code with base_url."""
 
 from __future__ import annotations
 
