@@ -1,6 +1,6 @@
 """LangChain models on a shared local vLLM: ChatVLLM, VLLM, VLLMEmbeddings and VLLMRerank.
 
-Each is imported when it is first used, so that an app pays for what it uses.
+Each class is imported on first use, so an app loads only what it needs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine's answers -> LangChain's results, whole and streamed. Pure.
 
-Shared by the sync, async, whole and streamed methods, so that an answer reads the same whichever way it came.
+Shared by the sync, async, whole and streamed methods, so that all of them give the same answer.
 """
 
 from __future__ import annotations

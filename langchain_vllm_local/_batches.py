@@ -96,7 +96,7 @@ class Batches(_Runnable):
         use_tqdm: bool | None = None,
         **kwargs: Any,
     ) -> Generator[tuple[int, Any], None, None]:
-        """As ``batch``, but each answer with its input's position as soon as it is there."""
+        """As ``batch``, but yields ``(index, answer)`` as soon as each answer is complete."""
         if not inputs:
             return
         configs = get_config_list(config, len(inputs))

@@ -1,4 +1,4 @@
-"""One content block of a message -> the content part that vLLM takes, in whichever form the block was written.
+"""One content block of a message -> the content part that vLLM takes.
 
 LangChain's standard blocks, those of its version 0, OpenAI's, vLLM's own, and Anthropic's images. What LangChain's
 blocks say is in a local file is read here, since the server may be on another machine; OpenAI's go as they are. Only
@@ -106,7 +106,7 @@ def _input_audio(block: Block, position: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Data:
-    """The fields of a block, whichever form it has. At most one of file, url, base64, text and file_id is used."""
+    """The fields of a block, in any of the forms. At most one of file, url, base64, text and file_id is used."""
 
     kind: str
     mime_type: str | None

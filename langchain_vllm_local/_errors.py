@@ -42,7 +42,7 @@ class InvalidInputError(engine.InvalidInputError, core.ModelInvalidRequestError)
 
 
 class LengthFinishReasonError(engine.LengthFinishReasonError, core.OutputParserException):
-    """A structured answer was cut off; ``text`` and ``llm_output`` have it up to there."""
+    """A structured answer was cut off; ``text`` and ``llm_output`` hold the part that arrived."""
 
     def __init__(self, message: str, text: str = "") -> None:
         ValueError.__init__(self, message, text)  # core's own would make another message, and other args
@@ -72,7 +72,7 @@ class EngineDiedError(engine.EngineDiedError, core.ModelAPIError):
 
 
 class EngineStoppedError(engine.EngineStoppedError, core.ModelError):
-    """Somebody stopped the engine while a request waited or ran."""
+    """The engine was stopped while a request waited or ran."""
 
 
 class EngineBusyError(engine.EngineBusyError, core.ModelRateLimitError):
@@ -108,7 +108,7 @@ class ContextLengthError(engine.ContextLengthError, core.ContextOverflowError):
 
 
 class AuthenticationError(engine.AuthenticationError, core.ModelAuthenticationError):
-    """The server wants another ``api_key`` (401)."""
+    """The server refuses the ``api_key`` (401)."""
 
 
 class PermissionDeniedError(engine.PermissionDeniedError, core.ModelPermissionDeniedError):

@@ -44,7 +44,7 @@ class LanguageModel(LangChainModel, GenerationModel):
     def _params(
         self, stop: Sequence[str] | None, call: Mapping[str, Any], *, stream: bool = False, **body: Any
     ) -> GenerationParams:
-        """Parameters of one request: the call's over the constructor's. What neither has is up to the engine.
+        """Parameters of one request: the call's over the constructor's. The engine decides the rest.
 
         Args:
             call: keywords of the call, under LangChain's names or ours.

@@ -1,7 +1,6 @@
 """Structured output: the parsers of answers. Pure.
 
-An answer that ended by itself follows its schema or constraint; one that was cut off does not, and is an error here
-instead of a repaired value.
+A complete answer follows its schema or constraint. One that was cut off does not: it is an error here, never repaired.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]
     """The answer, and whether it is still coming.
 
     Raises:
-        LengthFinishReasonError: it was cut off; with the answer up to there.
+        LengthFinishReasonError: it was cut off; has the part that arrived.
     """
     message = getattr(result[0], "message", None)
     if not isinstance(message, AIMessage):

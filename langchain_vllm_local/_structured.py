@@ -60,8 +60,8 @@ class StructuredOutput(BaseChatModel):
             kwargs: parameters of the requests, as for ``bind``.
 
         Raises:
-            InvalidInputError: an argument that can't be meant.
-            LengthFinishReasonError: on a call, when the answer was cut off; it has the text up to there.
+            InvalidInputError: an argument is invalid, or contradicts another.
+            LengthFinishReasonError: on a call, when the answer was cut off; has the part that arrived.
             OutputParserException: on a call, when the answer can't be parsed or is not valid for the class.
         """
         with langchain_errors():

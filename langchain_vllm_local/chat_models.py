@@ -99,7 +99,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     # ---- the four ways to ask
 
     def _streaming_disabled(self, **kwargs: Any) -> bool:
-        # Where others want the tokens of an invoke (a graph's "messages"), several answers are still given, whole.
+        # Where a graph streams the tokens of an invoke ("messages"), several answers still come, each whole.
         # Core's stream() says stream=True: it is refused, as it would give the first answer only.
         gives_several = (kwargs.get("n") or self.n or 1) > 1 and not kwargs.get("stream")
         return gives_several or super()._streaming_disabled(**kwargs)

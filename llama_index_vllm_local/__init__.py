@@ -1,6 +1,6 @@
 """LlamaIndex models on a shared local vLLM: VLLM, VLLMEmbedding and VLLMRerank.
 
-Each is imported when it is first used, so that an app pays for what it uses.
+Each class is imported on first use, so an app loads only what it needs.
 """
 
 from __future__ import annotations

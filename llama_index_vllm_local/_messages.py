@@ -24,7 +24,7 @@ from shared_engine.errors import InvalidInputError
 
 # LlamaIndex's words for roles that a chat template knows by another name.
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant", MessageRole.FUNCTION: "tool"}
-# What other fields of the sent message stand for, or nothing does: vLLM caches every prefix by itself.
+# Sent in other fields of the message; or not at all, as vLLM caches every prefix anyway.
 _SENT_ELSEWHERE = (ThinkingBlock, ToolCallBlock, CachePoint)
 _OPENAIS_FIELDS = ("tool_call_id", "name")
 

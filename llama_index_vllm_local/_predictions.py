@@ -145,7 +145,7 @@ class Prediction(Generic[Model]):
         return self._read(await llm.achat(self._messages, **options))
 
     def stream(self) -> Generator[Model | FlexibleModel, None, None]:
-        """What has arrived, as far as it goes; last, the whole object."""
+        """Yield partial objects as the answer arrives, then the whole one."""
         llm, options = self._llm, self._options
         response: Response = CompletionResponse(text="")
         stream: Generator[Response, None, None] = (
@@ -182,7 +182,7 @@ class Prediction(Generic[Model]):
         """The answer, which has ended, as an instance of the class.
 
         Raises:
-            LengthFinishReasonError: it was cut off; with its text up to there.
+            LengthFinishReasonError: it was cut off; has the part that arrived.
             ValueError: it is not JSON, or the class refuses it (then pydantic's ValidationError); or it calls no tool.
         """
         self._keep(response)
@@ -202,10 +202,10 @@ class Prediction(Generic[Model]):
         return value
 
     def _read_so_far(self, response: Response) -> Model | FlexibleModel | None:
-        """An answer under way: an instance where what there is makes one, else an object that holds what there is.
+        """Read an unfinished answer: an instance of the class if already valid, else an object with what is there.
 
-        None where nothing was added, or less than a hundredth of the text: each reading takes as long as all the text
-        up to there, so that one for each token would make long answers wait for it, and a whole event loop with them.
+        None if less than a hundredth of the text was added since the last time: parsing takes time in proportion to the
+        whole text, so that doing it for each token would hold up long answers, and the event loop.
         """
         text = self._keep(response)
         if len(text) < self._read_again_at:
@@ -230,7 +230,7 @@ class Prediction(Generic[Model]):
         return self._last.text
 
     def _text(self, response: Response) -> str:
-        """Where the JSON is: the content, or the arguments of the call."""
+        """The text that holds the JSON: the content, or the arguments of the call."""
         if self._mode != PydanticProgramMode.FUNCTION:
             return _content(response)
         assert isinstance(response, ChatResponse)

@@ -1,4 +1,4 @@
-"""Streams of pieces -> streams of responses that end, with their request, when the caller leaves."""
+"""Streams of chunks -> streams of responses whose request ends when the caller stops reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Response = TypeVar("Response")
 
 
 class ResponseStream(Generator[Response, None, None], Generic[Response]):
-    """A response for each piece. Leaving it, in whichever way, closes ``chunks``, which aborts the request.
+    """A response for each chunk. Leaving it early, by ``break`` or ``close``, closes ``chunks``: the request ends.
 
     LlamaIndex's callback decorators read the generator they are given in a ``for`` loop and never close it; and a
     handler that stores the exception they report (LlamaDebugHandler) keeps it alive, with its request. So that loop is

@@ -61,7 +61,7 @@ def _form_of_metadata(tool: Any, position: str) -> dict[str, Any]:
         form = metadata.to_openai_tool(skip_length_check=True)
     except PydanticUserError as exc:
         raise InvalidInputError(f"{position}, {metadata.name!r}, has parameters without a JSON schema: {exc}") from exc
-    # Core writes names as OpenAI wants them; vLLM takes any, and agents look tools up by the one they really have.
+    # Core writes names as OpenAI wants them; vLLM takes any, and agents look tools up by their real name.
     function = {**form["function"], "name": metadata.name}
     return {**form, "function": {key: value for key, value in function.items() if value is not None}}
 

@@ -190,7 +190,7 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
         return _Request(self._params(kwargs).merged(own), prompt=prompt)
 
     def _params(self, call: Mapping[str, Any]) -> GenerationParams:
-        """The call's parameters over the constructor's. What neither has is up to the engine."""
+        """The call's parameters over the constructor's. The engine decides the rest."""
         if "image_documents" in call:
             raise InvalidInputError("image_documents: give images to chat, as ImageBlocks of a ChatMessage")
         return GenerationParams(**merged_parameters(self._request_defaults(), call))

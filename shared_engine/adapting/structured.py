@@ -1,6 +1,6 @@
-"""Structured output, whichever framework asks: a named schema as the server wants it, and whether an answer is whole.
+"""Structured output for both frameworks: a named schema as the server wants it, and whether an answer is whole.
 
-vLLM holds the answer to the schema token by token, so an answer that ended by itself always fits; one that was cut off
+vLLM holds the answer to the schema token by token, so a complete answer always fits; one that was cut off
 does not, and is an error instead of half a value.
 """
 
@@ -17,13 +17,13 @@ _REFUSED = "uniqueItems"
 _NAMED_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = ("default", "const", "enum", "examples")
 
-# Finish reasons of an answer that did not end by itself.
+# Finish reasons of an answer that was cut off.
 CUT_OFF = ("length", "repetition")
 
 
 @dataclass(frozen=True)
 class JsonSchema:
-    """A schema as the server wants it, from all that a framework calls one. It is sent without what vLLM refuses."""
+    """A schema in the form the server takes. Keywords that vLLM refuses are not sent."""
 
     name: str
     schema: dict[str, Any]
