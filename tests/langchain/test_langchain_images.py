@@ -172,7 +172,7 @@ def test_what_is_no_image_is_named(llm: ChatVLLM) -> None:
 
 
 def test_an_image_that_the_engine_does_not_remember_is_named(llm: ChatVLLM) -> None:
-    with pytest.raises(InvalidInputError, match=r"does not know messages\[0\]\.content\[2\] by its uuid any more"):
+    with pytest.raises(InvalidInputError, match=r"no longer has messages\[0\]\.content\[2\] under its uuid"):
         llm.invoke(ask(image(RED), {"type": "image", "uuid": "never seen"}))
 
 
