@@ -15,9 +15,8 @@ from pydantic import model_validator
 from langchain_vllm_local._engine_model import PROVIDER, LangChainModel
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import GenerationModel, without_aliases
-from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import GenerationParams
+from shared_engine.params import GenerationParams, merge_parameters
 from shared_engine.settings import SECRET, EngineFields
 
 # Other names that LangChain's models give to the same things.
@@ -58,9 +57,8 @@ class LanguageModel(LangChainModel, GenerationModel):
         body.update(self._other_model(given.pop("model", None)))
         if stop is not None:
             given["stop"] = list(stop) if not isinstance(stop, str) else stop
-        values = merged_parameters(self._request_defaults(), given)
-        values["extra_body"] = {**(values["extra_body"] or {}), **body} or None
-        params = GenerationParams(**values)
+        layers = (self._request_defaults(), given, {"extra_body": body} if body else {})
+        params = GenerationParams(**merge_parameters(*layers))
         if stream and (params.n or 1) > 1:
             raise InvalidInputError(f"n = {params.n}: one answer can be streamed; for more use invoke or generate")
         return params

@@ -19,10 +19,10 @@ from langchain_vllm_local._messages import WORDING, name_files, to_openai_messag
 from langchain_vllm_local._streamed_calls import StreamedCalls
 from langchain_vllm_local._structured import StructuredOutput
 from langchain_vllm_local._tool_calling import ToolCalling
-from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatModel
+from shared_engine.adapting.framework_model import ChatModel
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments
-from shared_engine.params import template_variables
+from shared_engine.params import ChatFields, template_variables
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -87,7 +87,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
 
     model_config = ConfigDict(extra="forbid")
 
-    _request_fields: ClassVar[tuple[str, ...]] = (*LanguageModel._request_fields, *CHAT_REQUEST_FIELDS)
+    _request_fields: ClassVar[tuple[str, ...]] = (*LanguageModel._request_fields, *ChatFields.model_fields)
 
     @property
     def _llm_type(self) -> str:

@@ -22,9 +22,9 @@ from pydantic import BaseModel, PydanticUserError, ValidationError
 from pydantic_core import from_json
 
 from llama_index_vllm_local._tools import finish_reason
-from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.adapting.structured import CUT_OFF, JsonSchema, cut_off_message
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
+from shared_engine.params import merge_parameters
 
 if TYPE_CHECKING:
     from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -257,8 +257,7 @@ def _schema(output_cls: Any) -> JsonSchema:
 
 def _held_to(response_format: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` with this form, unless they have one of their own."""
-    merged = merged_parameters({"response_format": response_format}, options)
-    return {name: value for name, value in merged.items() if value is not None or name in options}
+    return merge_parameters({"response_format": response_format}, options)
 
 
 def _content(response: Response) -> str:

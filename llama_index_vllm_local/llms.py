@@ -33,12 +33,11 @@ from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
-from shared_engine.adapting.framework_model import CHAT_REQUEST_FIELDS, ChatModel
+from shared_engine.adapting.framework_model import ChatModel
 from shared_engine.adapting.media_errors import media_errors
-from shared_engine.adapting.parameters import merged_parameters
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import GenerationParams
+from shared_engine.params import ChatFields, GenerationParams, merge_parameters
 from shared_engine.results import GenerationChunk, GenerationResult
 
 
@@ -185,15 +184,15 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
 
     def _text_request(self, prompt: str, kwargs: Mapping[str, Any]) -> _Request:
         # The constructor's variables of the chat template are for requests that have one; a call's are refused.
-        given = merged_parameters({}, kwargs)
-        own = {name: given.get(name) for name in CHAT_REQUEST_FIELDS}
+        given = merge_parameters(kwargs)
+        own = {name: given.get(name) for name in ChatFields.model_fields}
         return _Request(self._params(kwargs).merged(own), prompt=prompt)
 
     def _params(self, call: Mapping[str, Any]) -> GenerationParams:
         """The call's parameters over the constructor's. The engine decides the rest."""
         if "image_documents" in call:
             raise InvalidInputError("image_documents: give images to chat, as ImageBlocks of a ChatMessage")
-        return GenerationParams(**merged_parameters(self._request_defaults(), call))
+        return GenerationParams(**merge_parameters(self._request_defaults(), call))
 
     def _answer(self, request: _Request) -> GenerationResult:
         params, messages, prompt, tools, tool_choice, positions = request

@@ -6,7 +6,6 @@ waits on the running event loop, ``chat`` in the calling thread. The second is m
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from shared_engine.request.checks import Message, check_messages, check_number, 
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
+from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking, iterating
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
@@ -220,7 +220,7 @@ class Engine(Batches):
             InvalidInputError: the chat template refuses the conversation; says it in the template's words.
         """
         request = tokenize_request(text, tools, chat_template_kwargs)
-        counted = await asyncio.to_thread(self._count_locally, request)
+        counted = await in_a_thread(lambda: self._count_locally(request))
         return await self._requests.count_tokens(request) if counted is None else counted
 
     def count_tokens(
@@ -244,7 +244,7 @@ class Engine(Batches):
         server is asked otherwise, each time.
         """
         check_text(text, "text")
-        tokenize = await asyncio.to_thread(self._local_tokenizer.get)
+        tokenize = await in_a_thread(self._local_tokenizer.get)
         return tokenize(text) if tokenize is not None else await self._ask_for_tokens(text)
 
     def tokenize(self, text: str) -> list[int]:
@@ -277,9 +277,9 @@ class Engine(Batches):
         if input_type is None or self.settings.is_remote:
             return ""
         if self._prefixes is None:
-            if not await asyncio.to_thread(Path(self.settings.model or "").expanduser().is_dir):
+            if not await in_a_thread(Path(self.settings.model or "").expanduser().is_dir):
                 await self.awarmup()  # a model of the hub may be here in part, or not at all, until it was served
-            self._prefixes = await asyncio.to_thread(_read_prefixes, self.settings)
+            self._prefixes = await in_a_thread(lambda: _read_prefixes(self.settings))
         return self._prefixes.get(input_type, "")
 
     def _count_locally(self, request: Request) -> int | None:

@@ -1,12 +1,18 @@
-"""GenerationParams: the sampling parameters of one request, and what they say to a chat template."""
+"""The parameters of a request: each declared once, and merged by one rule.
+
+A class of fields for each place that has them: the settings and every request (``DefaultFields``), requests and the
+adapters' language models (``SamplingFields``), requests and their chat models (``ChatFields``), requests alone.
+A field is sent under its own name unless request/bodies.py says otherwise: a new one is one line here, and its test.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared_engine.declared import Decides, Setting
 from shared_engine.errors import InvalidInputError
 from shared_engine.validation import describe_invalid
 
@@ -14,7 +20,76 @@ THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Names of the chat template's variable that turns thinking on and off."""
 
 
-class GenerationParams(BaseModel):
+class DefaultFields(BaseModel):
+    """Parameters whose defaults are settings, with an environment variable each."""
+
+    temperature: Annotated[float | None, Field(ge=0), Setting("VLLM_DEFAULT_TEMPERATURE", Decides.REQUESTS)] = None
+    """Randomness; 0 is greedy."""
+    top_p: Annotated[float | None, Field(gt=0, le=1), Setting("VLLM_DEFAULT_TOP_P", Decides.REQUESTS)] = None
+    """Sample from the smallest set of tokens whose probability reaches this."""
+    top_k: Annotated[int | None, Field(ge=-1), Setting("VLLM_DEFAULT_TOP_K", Decides.REQUESTS)] = None
+    """Sample from this many most likely tokens; 0 or -1 for all."""
+    max_tokens: Annotated[int | None, Field(ge=1), Setting("VLLM_DEFAULT_MAX_TOKENS", Decides.REQUESTS)] = None
+    """Generate at most this many tokens; None: up to the model's limit."""
+    repetition_penalty: Annotated[
+        float | None, Field(gt=0), Setting("VLLM_DEFAULT_REPETITION_PENALTY", Decides.REQUESTS)
+    ] = None
+    """Above 1 discourages tokens of the prompt and the answer so far."""
+
+
+class SamplingFields(BaseModel):
+    """Parameters whose defaults an adapter's model may hold."""
+
+    min_p: float | None = Field(None, ge=0, le=1)
+    """Drop tokens less likely than this share of the most likely one."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Above 0 discourages tokens that were generated at all."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Above 0 discourages tokens by how often they were generated."""
+    stop: str | list[str] | None = None
+    """Stop before any of these strings."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    """Stop at any of these tokens."""
+    include_stop_str_in_output: bool | None = None
+    """Keep the string of ``stop`` at the end of the answer."""
+    min_tokens: int | None = Field(None, ge=0)
+    """Generate at least this many tokens before the model's end, or one of ``stop_token_ids``, may come."""
+    ignore_eos: bool | None = None
+    """Go on after the model's end, up to ``max_tokens``; for measurements."""
+    bad_words: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Words that are never generated."""
+    logit_bias: dict[Annotated[int, Field(ge=0)], float] | None = None
+    """Token id -> what is added to its logit, from -100 (never) to 100; vLLM cuts off what is beyond."""
+    skip_special_tokens: bool | None = None
+    """Leave special tokens out of the text; vLLM does unless this is False."""
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    """Use only so many tokens of the prompt, its last ones; -1: as many as fit."""
+    priority: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    """Lower is earlier; on an engine with ``engine_args={"scheduling_policy": "priority"}``."""
+    seed: int | None = None
+    """Makes sampling repeatable for this request."""
+    logprobs: int | bool | None = None
+    """True: log probability of each token; a number: also that many alternatives."""
+    structured_outputs: dict[str, Any] | None = None
+    """vLLM's constraints on the answer: one of ``{"regex": ...}``, ``{"choice": [...]}``, ``{"grammar": ...}`` (EBNF),
+    ``{"json": schema}``, ``{"structural_tag": ...}``."""
+    extra_body: dict[str, Any] | None = None
+    """Further fields of the request's body, passed on as they are; they win over all others. Those of a call are added
+    to the defaults. What has a parameter's name here for a form, thinking or ``n`` is that parameter."""
+
+
+class ChatFields(BaseModel):
+    """Parameters that go through the chat template: refused where a text is sent without one."""
+
+    enable_thinking: bool | None = None
+    """Chat only, for a model whose template can switch: False to answer at once, True to think before."""
+    reasoning_effort: str | None = None
+    """Chat only, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ... (vLLM checks it)."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Chat only: further variables of the chat template."""
+
+
+class GenerationParams(DefaultFields, SamplingFields, ChatFields):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
 
     None means: not sent, so the engine's settings decide, then the model's own generation_config.
@@ -25,43 +100,10 @@ class GenerationParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: float | None = Field(None, ge=0)
-    """Randomness; 0 is greedy."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample from the smallest set of tokens whose probability reaches this."""
-    top_k: int | None = Field(None, ge=-1)
-    """Sample from this many most likely tokens; 0 or -1 for all."""
-    min_p: float | None = Field(None, ge=0, le=1)
-    """Drop tokens less likely than this share of the most likely one."""
-    max_tokens: int | None = Field(None, ge=1)
-    """Generate at most this many tokens; None: up to the model's limit."""
-    repetition_penalty: float | None = Field(None, gt=0)
-    """Above 1 discourages tokens of the prompt and the answer so far."""
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    """Above 0 discourages tokens that were generated at all."""
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    """Above 0 discourages tokens by how often they were generated."""
-    stop: str | list[str] | None = None
-    """Stop before any of these strings."""
-    seed: int | None = None
-    """Makes sampling repeatable for this request."""
     n: int | None = Field(None, ge=1)
     """Number of choices to generate."""
-    logprobs: int | bool | None = None
-    """True: log probability of each token; a number: also that many alternatives."""
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
-    structured_outputs: dict[str, Any] | None = None
-    """vLLM's constraints on the answer: one of ``{"regex": ...}``, ``{"choice": [...]}``, ``{"grammar": ...}`` (EBNF),
-    ``{"json": schema}``, ``{"structural_tag": ...}``."""
-    enable_thinking: bool | None = None
-    """Chat only, for a model whose template can switch: False to answer at once, True to think before."""
-    reasoning_effort: str | None = None
-    """Chat only, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ... (vLLM checks it)."""
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Chat only: further variables of the chat template."""
-    extra_body: dict[str, Any] | None = None
-    """Further fields of the request body, passed on as they are; they win over all others."""
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 
@@ -71,11 +113,15 @@ class GenerationParams(BaseModel):
             except ValidationError as exc:
                 raise InvalidInputError(describe_invalid(exc, type(self).model_fields, "parameter")) from None
 
-    def merged(self, overrides: Mapping[str, Any]) -> GenerationParams:
-        """These parameters with ``overrides`` on top; checks them as the constructor does."""
-        if not overrides:
-            return self
-        return GenerationParams(**{**self.model_dump(exclude_unset=True), **overrides})
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given to the constructor, by name; an explicit None too."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def merged(self, *layers: Mapping[str, Any]) -> GenerationParams:
+        """These parameters with ``layers`` on top, the last one highest; see ``merge_parameters``."""
+        layers = tuple(layer for layer in layers if layer)
+        return GenerationParams(**merge_parameters(self.given, *layers)) if layers else self
 
 
 def template_variables(params: GenerationParams) -> dict[str, Any]:
@@ -83,7 +129,72 @@ def template_variables(params: GenerationParams) -> dict[str, Any]:
     effort, thinks = params.reasoning_effort, params.enable_thinking
     if thinks is None and effort is not None:
         thinks = effort != "none"  # as vLLM does, which says it under the first of the two names only
-    # Templates have two names for it, and parsers heed both; vLLM leaves out what a template does not know.
+    # Templates have two names for it, and parsers read both; vLLM leaves out what a template does not know.
     switch = {} if thinks is None else dict.fromkeys(THINKING_SWITCHES, thinks)
     own = {} if effort is None else {"reasoning_effort": effort}
     return {**own, **switch, **(params.chat_template_kwargs or {})}
+
+
+# ---- one rule for all that is given
+
+_THINKING = ("enable_thinking", "reasoning_effort")
+_FORMS = ("response_format", "structured_outputs")
+_JOINED = ("chat_template_kwargs", "extra_body")
+_TAKEN_FROM_BODY = (*_FORMS, *_THINKING, "n")
+
+
+def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by name, of which a later layer (a call) wins over an earlier one (a model's or an engine's defaults).
+
+    What a layer says replaces what contradicts it below, also under another name: two parameters hold an answer to a
+    form, and three switch thinking. ``chat_template_kwargs`` and ``extra_body`` are joined. None takes a value away.
+
+    Raises:
+        InvalidInputError: one layer holds the answer to two forms.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _over(merged, _with_own_fields(layer))
+    return merged
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    if _says_thinking(above):
+        below = {name: value for name, value in below.items() if name not in _THINKING}
+        variables = below.pop("chat_template_kwargs", None) or {}
+        others = {name: value for name, value in variables.items() if name not in THINKING_SWITCHES}
+        below |= {"chat_template_kwargs": others} if others else {}
+    forms = [name for name in _FORMS if above.get(name) is not None]
+    if len(forms) > 1:
+        raise InvalidInputError(f"{' and '.join(forms)} both hold the answer to a form: pass one of them")
+    if forms:
+        below = {name: value for name, value in below.items() if name not in _FORMS}
+    joined = {
+        name: {**below[name], **above[name]}
+        for name in _JOINED
+        if isinstance(below.get(name), Mapping) and isinstance(above.get(name), Mapping)
+    }
+    return {**below, **above, **joined}
+
+
+def _with_own_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``extra_body`` has under the name of a parameter of ours is that parameter."""
+    body = values.get("extra_body")
+    if not isinstance(body, Mapping) or not body.keys() & {*_TAKEN_FROM_BODY, "chat_template_kwargs"}:
+        return dict(values)
+    own = {name: body[name] for name in _TAKEN_FROM_BODY if name in body}
+    variables = {**(values.get("chat_template_kwargs") or {}), **(body.get("chat_template_kwargs") or {})}
+    rest = {name: value for name, value in body.items() if name not in own and name != "chat_template_kwargs"}
+    return {
+        **{name: value for name, value in values.items() if name not in _JOINED},
+        **own,
+        **({"chat_template_kwargs": variables} if variables else {}),
+        **({"extra_body": rest} if rest else {}),
+    }
+
+
+def _says_thinking(values: Mapping[str, Any]) -> bool:
+    variables = values.get("chat_template_kwargs") or {}
+    return any(values.get(name) is not None for name in _THINKING) or any(
+        name in variables for name in THINKING_SWITCHES
+    )

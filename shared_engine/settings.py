@@ -1,4 +1,4 @@
-"""EngineSettings: every setting, its environment variable, its range. The one place that reads the environment.
+"""EngineSettings: every setting, with its environment variable, range, default and what it decides, declared once.
 
 ``EngineFields`` holds the settings that the adapters' own model classes carry too, under the same names; the
 adapters inherit it, so a setting is defined once.
@@ -6,65 +6,22 @@ adapters inherit it, so a setting is defined once.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import SettingsError
 from shared_engine.model_files.folder import context_window, model_folder
+from shared_engine.params import DefaultFields
 from shared_engine.validation import describe_invalid
 
-ENVIRONMENT = {
-    "model": "VLLM_MODEL_PATH",
-    "mode": "VLLM_MODE",
-    "base_url": "VLLM_API_URL",
-    "api_key": "VLLM_API_KEY",
-    "python": "VLLM_PYTHON",
-    "gpu_memory_utilization": "VLLM_GPU_MEMORY_UTILIZATION",
-    "max_model_len": "VLLM_MAX_MODEL_LEN",
-    "tensor_parallel_size": "VLLM_TENSOR_PARALLEL_SIZE",
-    "dtype": "VLLM_DTYPE",
-    "quantization": "VLLM_QUANTIZATION",
-    "revision": "VLLM_REVISION",
-    "tokenizer": "VLLM_TOKENIZER",
-    "download_dir": "VLLM_DOWNLOAD_DIR",
-    "seed": "VLLM_SEED",
-    "enforce_eager": "VLLM_ENFORCE_EAGER",
-    "trust_remote_code": "VLLM_TRUST_REMOTE_CODE",
-    "visible_devices": "VLLM_VISIBLE_DEVICES",
-    "engine_args": "VLLM_ENGINE_ARGS",
-    "idle_ttl_s": "VLLM_IDLE_TTL_SECONDS",
-    "sleep_after_s": "VLLM_SLEEP_AFTER_SECONDS",
-    "standby": "VLLM_STANDBY",
-    "standby_ttl_s": "VLLM_STANDBY_TTL_SECONDS",
-    "pinned": "VLLM_PINNED",
-    "max_loaded_engines": "VLLM_MAX_LOADED_ENGINES",
-    "start_timeout_s": "VLLM_START_TIMEOUT_SECONDS",
-    "stall_timeout_s": "VLLM_STALL_TIMEOUT_SECONDS",
-    "show_progress": "VLLM_SHOW_PROGRESS",
-    "timeout": "VLLM_REQUEST_TIMEOUT_SECONDS",
-    "max_retries": "VLLM_MAX_RETRIES",
-    "temperature": "VLLM_DEFAULT_TEMPERATURE",
-    "top_p": "VLLM_DEFAULT_TOP_P",
-    "top_k": "VLLM_DEFAULT_TOP_K",
-    "max_tokens": "VLLM_DEFAULT_MAX_TOKENS",
-    "repetition_penalty": "VLLM_DEFAULT_REPETITION_PENALTY",
-}
-"""Field -> environment variable. None of these reaches vLLM itself, which warns of VLLM_* names it does not know."""
-
 SECRET = ("api_key",)
-SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "max_tokens", "repetition_penalty")
-
-# Settings of ours that name a vLLM flag: engine_args must not set them a second time.
-_OWN_FLAGS = {
-    "model", "gpu_memory_utilization", "max_model_len", "tensor_parallel_size", "dtype", "quantization", "revision",
-    "tokenizer", "download_dir", "enforce_eager", "trust_remote_code",
-}  # fmt: skip
 # Decided by how the engine is shared; another value would make it unreachable or public.
 _RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "headless", "ssl_keyfile", "ssl_certfile"}
 
@@ -73,7 +30,7 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
     normal: dict[str, Any] = {}
     for name, value in args.items():
         flag = name.lstrip("-").replace("-", "_")
-        if flag in _OWN_FLAGS:
+        if flag in EngineFields.model_fields and flag in FLAGS:  # seed is a setting of Engine alone
             raise ValueError(f"{name!r} is a setting of its own: pass {flag}=... instead")
         if flag in _RESERVED_FLAGS:
             raise ValueError(f"{name!r} is chosen by vllm-local and can't be set")
@@ -96,7 +53,7 @@ def _http_url(value: str | None) -> str | None:
         parts = urlsplit(value)
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as exc:
-        raise ValueError(f"is no URL: {exc}") from None
+        raise ValueError(f"is not a valid URL: {exc}") from None
     if not has_host:
         raise ValueError("has no host; it must be like http://127.0.0.1:8000/v1")
     if parts.username or parts.password:
@@ -109,86 +66,91 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class EngineFields(BaseModel):
+class EngineFields(DefaultFields):
     """The settings of an engine, as a pydantic mixin.
 
     Raises:
         SettingsError: on construction; names field, value and what is allowed.
     """
 
-    model: Annotated[str | None, Field(min_length=1)] = None
+    model: Annotated[str | None, Field(min_length=1), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")] = None
     """Folder of a model, or its id on the Hugging Face hub."""
-    mode: Literal["local", "remote"] | None = None
+    mode: Annotated[Literal["local", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
     """``local``: a shared engine of this machine; ``remote``: the server at ``base_url``. Default: by base_url."""
-    base_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    """A vLLM server somebody else runs, with or without ``/v1``. It is never started, stopped or put to sleep."""
-    api_key: SecretStr | None = None
+    base_url: Annotated[str | None, AfterValidator(_http_url), Setting("VLLM_API_URL", Decides.CALLS)] = None
+    """A remote vLLM server, with or without ``/v1``. It is never started, stopped or put to sleep."""
+    api_key: Annotated[SecretStr | None, Setting("VLLM_API_KEY", Decides.CALLS)] = None
     """Sent to ``base_url`` as a bearer token."""
-    python: Annotated[str | None, AfterValidator(_absolute_path)] = None
+    python: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)] = None
     """Interpreter that has vLLM. Default: the one made by ``vllm-local install``, else this one if it has vLLM."""
 
-    gpu_memory_utilization: Fraction = 0.9
+    gpu_memory_utilization: Annotated[
+        Fraction, Setting("VLLM_GPU_MEMORY_UTILIZATION", Decides.ENGINE, "--gpu-memory-utilization")
+    ] = 0.9
     """Share of the GPU's memory for weights, activations and KV cache."""
-    max_model_len: Annotated[int | None, Field(gt=0)] = None
+    max_model_len: Annotated[
+        int | None, Field(gt=0), Setting("VLLM_MAX_MODEL_LEN", Decides.ENGINE, "--max-model-len")
+    ] = None
     """Longest prompt and answer together, in tokens. Default: the model's own."""
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel_size: Annotated[
+        int, Field(ge=1), Setting("VLLM_TENSOR_PARALLEL_SIZE", Decides.ENGINE, "--tensor-parallel-size")
+    ] = 1
     """Number of GPUs the model is split over."""
-    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
+        Setting("VLLM_DTYPE", Decides.ENGINE, "--dtype"),
+    ] = "auto"
     """Data type of weights and activations."""
-    quantization: str | None = None
+    quantization: Annotated[str | None, Setting("VLLM_QUANTIZATION", Decides.ENGINE, "--quantization")] = None
     """Quantization method. Default: what the model's config says."""
-    revision: str | None = None
+    revision: Annotated[str | None, Setting("VLLM_REVISION", Decides.ENGINE, "--revision")] = None
     """Branch, tag or commit of the model on the hub."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Setting("VLLM_TOKENIZER", Decides.ENGINE, "--tokenizer")] = None
     """Folder or hub id of another tokenizer."""
-    download_dir: Annotated[str | None, AfterValidator(_absolute_path)] = None
+    download_dir: Annotated[
+        str | None, AfterValidator(_absolute_path), Setting("VLLM_DOWNLOAD_DIR", Decides.ENGINE, "--download-dir")
+    ] = None
     """Where weights from the hub are stored."""
-    enforce_eager: bool = False
+    enforce_eager: Annotated[bool, Setting("VLLM_ENFORCE_EAGER", Decides.ENGINE, "--enforce-eager")] = False
     """No compilation, no CUDA graphs: starts faster, answers slower."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Setting("VLLM_TRUST_REMOTE_CODE", Decides.ENGINE, "--trust-remote-code")] = False
     """Run Python code that comes with the model. Off: that is the user's decision."""
-    visible_devices: str | None = None
+    visible_devices: Annotated[str | None, Setting("VLLM_VISIBLE_DEVICES", Decides.ENGINE)] = None
     """CUDA_VISIBLE_DEVICES of the engine, such as ``"0,1"``. Default: the environment's."""
-    engine_args: Annotated[dict[str, Any], AfterValidator(_normalize_engine_args)] = Field(default_factory=dict)
+    engine_args: Annotated[
+        dict[str, Any],
+        AfterValidator(_normalize_engine_args),
+        Setting("VLLM_ENGINE_ARGS", Decides.ENGINE, is_json=True),
+    ] = Field(default_factory=dict)
     """Any other vLLM flag, such as ``{"max_num_seqs": 64}``; True and False stand for ``--flag`` and ``--no-flag``."""
 
-    idle_ttl_s: Seconds = 1800
+    idle_ttl_s: Annotated[Seconds, Setting("VLLM_IDLE_TTL_SECONDS", Decides.KEEPING)] = 1800
     """Seconds after the end of the last request until the model leaves memory; ``float("inf")`` for never."""
-    sleep_after_s: Seconds | None = None
-    """Seconds after the end of the last request until the weights go to RAM, from where they are back in a blink.
+    sleep_after_s: Annotated[Seconds | None, Setting("VLLM_SLEEP_AFTER_SECONDS", Decides.KEEPING)] = None
+    """Seconds after the end of the last request until the weights go to RAM, from where they are
+    back quickly.
 
     None: never. CUDA only (vLLM's sleep mode, level 1); on a CPU build it has no effect: weights are in RAM there."""
-    standby: bool = True
+    standby: Annotated[bool, Setting("VLLM_STANDBY", Decides.KEEPING)] = True
     """Keep vLLM imported, without GPU memory, after the model has left, so that it comes back faster."""
-    standby_ttl_s: Seconds = 1800
+    standby_ttl_s: Annotated[Seconds, Setting("VLLM_STANDBY_TTL_SECONDS", Decides.KEEPING)] = 1800
     """Seconds until standby ends too."""
-    pinned: bool = False
+    pinned: Annotated[bool, Setting("VLLM_PINNED", Decides.KEEPING)] = False
     """Never evict this engine to make room for another one. ``idle_ttl_s`` holds all the same."""
-    max_loaded_engines: Annotated[int | None, Field(ge=1)] = None
+    max_loaded_engines: Annotated[int | None, Field(ge=1), Setting("VLLM_MAX_LOADED_ENGINES", Decides.KEEPING)] = None
     """At most so many engines loaded on the device: idle ones are evicted before this one starts, least recently used
     first; when all are busy or pinned, it waits. None: as many as fit in memory."""
-    start_timeout_s: Seconds = 900
+    start_timeout_s: Annotated[Seconds, Setting("VLLM_START_TIMEOUT_SECONDS", Decides.KEEPING)] = 900
     """How long a caller waits for the engine to be ready, in seconds."""
-    stall_timeout_s: Seconds = 300
+    stall_timeout_s: Annotated[Seconds, Setting("VLLM_STALL_TIMEOUT_SECONDS", Decides.KEEPING)] = 300
     """Seconds without any progress after which the engine is taken for hung, and ended: in a start no line in the log
     and no use of the processor, with requests running no step of vLLM's scheduler."""
-    show_progress: bool = True
+    show_progress: Annotated[bool, Setting("VLLM_SHOW_PROGRESS", Decides.CALLS)] = True
     """Show a bar on the terminal when a call waits more than a second for a start. Off: log lines only."""
-    timeout: Annotated[float | None, Field(gt=0)] = 600
+    timeout: Annotated[float | None, Field(gt=0), Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS)] = 600
     """Seconds a request may go without receiving a byte; None for no limit. Starting the engine is not counted."""
-    max_retries: Annotated[int, Field(ge=0)] = 2
+    max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
     """How often a request is tried again after a failure that can't have reached the caller."""
-
-    temperature: Annotated[float | None, Field(ge=0)] = None
-    """Default for requests. None: the model's generation_config."""
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Default for requests. None: the model's generation_config."""
-    top_k: Annotated[int | None, Field(ge=-1)] = None
-    """Default for requests. None: the model's generation_config."""
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    """Default for requests. None: up to the model's limit."""
-    repetition_penalty: Annotated[float | None, Field(gt=0)] = None
-    """Default for requests. None: the model's generation_config."""
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 
@@ -222,65 +184,30 @@ class EngineFields(BaseModel):
         }
 
 
-class _Environment(PydanticBaseSettingsSource):
-    """Reads the variables of ENVIRONMENT; an empty one counts as unset."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        return os.environ.get(ENVIRONMENT[field_name]) or None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        values = {field: os.environ.get(name) for field, name in ENVIRONMENT.items()}
-        return {field: _parse_json(field, value) for field, value in values.items() if value}
-
-
-def _parse_json(field: str, value: str) -> Any:
-    if field != "engine_args":
-        return value
-    import json
-
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as exc:
-        raise SettingsError(
-            f'{ENVIRONMENT[field]} must be a JSON object such as {{"max_num_seqs": 64}}, got {value!r}: {exc}'
-        ) from None
-
-
-class EngineSettings(EngineFields, BaseSettings):
+class EngineSettings(EngineFields):
     """Everything that decides an engine and the defaults of its requests; from arguments, then the environment.
 
-    Frozen; equal settings share one engine process (see command.engine_key for what decides it).
+    Frozen; equal settings share one engine process (``Decides.ENGINE``, see launch/spec.py).
 
     Raises:
         SettingsError: on construction; names field (and environment variable), value and what is allowed.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    seed: int | None = None
+    seed: Annotated[int | None, Setting("VLLM_SEED", Decides.ENGINE, "--seed")] = None
     """vLLM's ``--seed``: the engine's own. A request's ``seed`` (GenerationParams) makes that request repeatable."""
 
     @classmethod
     def _sources(cls, given: Collection[str]) -> dict[str, str]:
-        return {field: name for field, name in ENVIRONMENT.items() if field not in given and os.environ.get(name)}
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls)
+        return {name: ENVIRONMENT[name] for name in _from_environment(given)}
 
     @model_validator(mode="before")
     @classmethod
-    def _explicit_endpoint_wins(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """An explicit mode wins over a base_url from the environment."""
+    def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = {**_from_environment(values), **values}
         if values.get("mode") == "local" and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
-            values = {**values, "base_url": None}
+            values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         return values
 
     @model_validator(mode="after")
@@ -318,12 +245,39 @@ class EngineSettings(EngineFields, BaseSettings):
     @property
     def sampling_defaults(self) -> dict[str, Any]:
         """The defaults for requests that are set."""
-        values = {name: getattr(self, name) for name in SAMPLING_DEFAULTS}
+        values = {name: getattr(self, name) for name in DefaultFields.model_fields}
         return {name: value for name, value in values.items() if value is not None}
 
 
+SETTINGS = declared(EngineSettings)
+"""Every setting, by name."""
+ENVIRONMENT = {name: setting.env for name, setting in SETTINGS.items()}
+"""Setting -> environment variable."""
+FLAGS = {name: setting.flag for name, setting in SETTINGS.items() if setting.flag}
+"""Setting -> the flag of ``vllm serve`` that it stands for."""
+
+
+def _from_environment(given: Collection[str]) -> dict[str, Any]:
+    """The values of settings that were not ``given``; an empty variable counts as unset."""
+    values = {name: os.environ.get(variable) for name, variable in ENVIRONMENT.items() if name not in given}
+    return {
+        name: _parse_json(ENVIRONMENT[name], value) if SETTINGS[name].is_json else value
+        for name, value in values.items()
+        if value
+    }
+
+
+def _parse_json(variable: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as exc:
+        raise SettingsError(
+            f'{variable} must be a JSON object such as {{"max_num_seqs": 64}}, got {value!r}: {exc}'
+        ) from None
+
+
 def check_model(model: str | None) -> None:
-    """Refuse what can be seen to be no model without starting anything.
+    """Refuse what is visibly not a model, without starting anything.
 
     Raises:
         SettingsError: no model named, no such folder, or a folder without config.json.

@@ -14,18 +14,12 @@ from pydantic import Field, PrivateAttr, PydanticSchemaGenerationError, TypeAdap
 
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, SettingsError
-from shared_engine.params import GenerationParams
-from shared_engine.settings import SAMPLING_DEFAULTS, EngineFields, EngineSettings
+from shared_engine.params import ChatFields, DefaultFields, GenerationParams, SamplingFields
+from shared_engine.settings import EngineFields, EngineSettings
 from shared_engine.validation import say_unknown
 
 if TYPE_CHECKING:
     from typing import Self
-
-# Defaults of requests beyond those that EngineFields has; GenerationParams knows their ranges.
-REQUEST_FIELDS = (
-    "min_p", "presence_penalty", "frequency_penalty", "stop", "seed", "logprobs", "structured_outputs", "extra_body",
-)  # fmt: skip
-CHAT_REQUEST_FIELDS = ("enable_thinking", "reasoning_effort", "chat_template_kwargs")
 
 
 class EngineModel(EngineFields):
@@ -114,29 +108,10 @@ class EngineModel(EngineFields):
         self._use(self._current_settings())
 
 
-class GenerationModel(EngineModel):
-    """An object that asks for text: defaults of its requests, beyond those that are the engine's settings."""
+class GenerationModel(EngineModel, SamplingFields):
+    """An object that asks for text: SamplingFields are defaults of its requests, beside those among the settings."""
 
-    min_p: float | None = None
-    """Default for requests: drop tokens less likely than this share of the most likely one."""
-    presence_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens that were generated at all."""
-    frequency_penalty: float | None = None
-    """Default for requests: above 0 discourages tokens by how often they were generated."""
-    stop: str | list[str] | None = None
-    """Default for requests: stop before any of these strings."""
-    seed: int | None = None
-    """Default for requests: makes sampling repeatable."""
-    logprobs: int | bool | None = None
-    """Default for requests. True: log probability of each token; a number: also that many alternatives."""
-    structured_outputs: dict[str, Any] | None = None
-    """Default for requests: vLLM's constraints on the answer, one of ``{"regex": ...}``, ``{"choice": [...]}``,
-    ``{"grammar": ...}``, ``{"json": schema}``."""
-    extra_body: dict[str, Any] | None = None
-    """Default for requests: further fields of the body, such as ``{"ignore_eos": True}``. Those of a call
-    are added, and win."""
-
-    _request_fields: ClassVar[tuple[str, ...]] = REQUEST_FIELDS
+    _request_fields: ClassVar[tuple[str, ...]] = tuple(SamplingFields.model_fields)
 
     def _use(self, settings: EngineSettings) -> None:
         GenerationParams(**self._request_defaults())  # refuses values out of range
@@ -152,17 +127,10 @@ class GenerationModel(EngineModel):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class ChatModel(GenerationModel):
-    """An object that asks for chat: what a chat template can be told, too."""
+class ChatModel(GenerationModel, ChatFields):
+    """An object that asks for chat: what a chat template can be told has defaults, too."""
 
-    enable_thinking: bool | None = None
-    """Default for requests, where the model's template can switch: False to answer at once, True to think before."""
-    reasoning_effort: str | None = None
-    """Default for requests, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ..."""
-    chat_template_kwargs: dict[str, Any] | None = None
-    """Default for requests: further variables of the chat template."""
-
-    _request_fields: ClassVar[tuple[str, ...]] = (*REQUEST_FIELDS, *CHAT_REQUEST_FIELDS)
+    _request_fields: ClassVar[tuple[str, ...]] = (*SamplingFields.model_fields, *ChatFields.model_fields)
 
 
 class PoolingModel(EngineModel):
@@ -178,13 +146,15 @@ class PoolingModel(EngineModel):
     @classmethod
     def _refuse_sampling(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            given = [name for name in SAMPLING_DEFAULTS if values.get(name) is not None]
+            given = [name for name in DefaultFields.model_fields if values.get(name) is not None]
             if given:
                 raise ValueError(f"{', '.join(given)}: {cls.__name__} generates no text; leave it out")
         return values
 
     def _use(self, settings: EngineSettings) -> None:
-        changes: dict[str, Any] = dict.fromkeys(SAMPLING_DEFAULTS)  # the environment's are for models that generate
+        changes: dict[str, Any] = dict.fromkeys(
+            DefaultFields.model_fields
+        )  # the environment's are for models that generate
         if not settings.is_remote:
             changes["engine_args"] = {"runner": "pooling", **settings.engine_args}
         super()._use(settings.model_copy(update=changes))
@@ -194,7 +164,8 @@ class PoolingModel(EngineModel):
 def _checker(cls: type[EngineModel], name: str) -> TypeAdapter[Any] | None:
     """None for what is the engine's or the framework's own, which they check in their own way."""
     owner = next((each for each in cls.__mro__ if name in vars(each).get("__annotations__", ())), None)
-    if owner is None or not issubclass(owner, EngineModel) or name in EngineFields.model_fields:
+    is_ours = owner is not None and (issubclass(owner, EngineModel) or owner in (SamplingFields, ChatFields))
+    if not is_ours or name in EngineFields.model_fields:
         return None
     field = cls.model_fields.get(name)
     if field is None:

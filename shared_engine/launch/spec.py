@@ -1,4 +1,5 @@
-"""EngineSettings -> the server's command line, environment and key. The only file that knows vLLM's flags."""
+"""EngineSettings -> the server's command line, environment and key. Beside settings.py, which names a flag for
+each setting, the only file that knows vLLM's."""
 
 from __future__ import annotations
 
@@ -17,19 +18,10 @@ from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
-from shared_engine.settings import ENVIRONMENT, EngineSettings
+from shared_engine.settings import ENVIRONMENT, FLAGS, EngineSettings
 
 _log = logging.getLogger("shared_engine")
 
-# Field -> flag, for settings that are plain values and left out when None.
-_FLAGS = {
-    "max_model_len": "--max-model-len",
-    "quantization": "--quantization",
-    "revision": "--revision",
-    "tokenizer": "--tokenizer",
-    "download_dir": "--download-dir",
-    "seed": "--seed",
-}
 # Sequences at once, where nobody says otherwise: what vllm.LLM takes, and vLLM's API server on most GPUs.
 DEFAULT_MAX_NUM_SEQS = 256
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
@@ -44,28 +36,18 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     """
     interpreter = find_interpreter(settings.python)
     model = resolve_model(settings)
-    argv = [
-        "--model", model,
-        "--tensor-parallel-size", str(settings.tensor_parallel_size),
-        "--dtype", settings.dtype,
-        "--enable-prompt-tokens-details",
-        "--disable-uvicorn-access-log",
-    ]  # fmt: skip
-    for name, flag in _FLAGS.items():
+    argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
+    for name, flag in FLAGS.items():
         value = getattr(settings, name)
-        if value is not None:
-            argv += [flag, str(value)]
-    if settings.enforce_eager:
-        argv.append("--enforce-eager")
-    if settings.trust_remote_code:
-        argv.append("--trust-remote-code")
+        if name != "model" and value is not None and value is not False:
+            argv += [flag] if value is True else [flag, str(value)]
     is_cpu = interpreter.build == "cpu"
     if settings.sleep_after_s is not None:
         if is_cpu:
             _say_once("sleep_after_s has no effect on a CPU build of vLLM: the weights are in RAM anyway")
         else:
             argv.append("--enable-sleep-mode")
-    argv += _memory_flags(settings, interpreter)
+    argv += _cpu_memory_flags(settings, interpreter)
     if is_cpu and settings.engine_args.get("max_num_seqs") is None:
         # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
@@ -114,17 +96,16 @@ def resolve_model(settings: EngineSettings) -> str:
     return os.path.realpath(path) if os.path.exists(path) else settings.model
 
 
-def _memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[str]:
-    """GPU: the share. CPU: a KV cache of 1/16 of the RAM, 4 GiB at most, unless the user says otherwise.
+def _cpu_memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[str]:
+    """CPU: a KV cache of 1/16 of the RAM, 4 GiB at most, unless the user says otherwise.
 
     Left alone, vLLM's CPU build wants gpu_memory_utilization of all RAM for itself and refuses to start when
     other programs have some of it.
     """
-    share = ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
     chosen = "kv_cache_memory_bytes" in settings.engine_args or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if interpreter.build != "cpu" or chosen:
-        return share
-    return [*share, "--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
+        return []
+    return ["--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

@@ -14,18 +14,17 @@ from typing import Any
 import msgspec
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import GenerationParams, template_variables
+from shared_engine.params import ChatFields, GenerationParams, template_variables
 from shared_engine.request.checks import Message
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
 
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
 
-_SENT_AS_THEY_ARE = (
-    "temperature", "top_p", "top_k", "min_p", "max_tokens", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "n", "response_format", "structured_outputs",
-)  # fmt: skip
-_CHAT_ONLY = ("enable_thinking", "reasoning_effort", "chat_template_kwargs")
+CHAT_ONLY = tuple(ChatFields.model_fields)
+# Not under its own name, or not always: see below. All other parameters are sent as they are.
+_SENT_OTHERWISE = {*CHAT_ONLY, "stop", "logprobs", "extra_body"}
+_SENT_AS_THEY_ARE = tuple(name for name in GenerationParams.model_fields if name not in _SENT_OTHERWISE)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def chat_body(
 
 def completion_body(prompt: str, params: GenerationParams, *, stream: bool = False) -> dict[str, Any]:
     """See ``completion_request``."""
-    for name in _CHAT_ONLY:
+    for name in CHAT_ONLY:
         if getattr(params, name) is not None:
             raise InvalidInputError(f"{name} is a matter of the chat template, and a text prompt is sent without one")
     body: dict[str, Any] = {"prompt": prompt, **_sampling(params)}

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import os
 import resource
+import sys
 import time
 import urllib.request
 import weakref
@@ -19,9 +21,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
+from shared_engine.errors import EngineStartError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
 from shared_engine.request.answers import split_events
 from shared_engine.request.refusals import error_from_response
+from shared_engine.request.threads import in_a_thread
 
 if TYPE_CHECKING:
     import aiohttp
@@ -267,6 +270,9 @@ class LoopClients:
     async def get(self) -> Client:
         """The running loop's client."""
         loop = asyncio.get_running_loop()
+        if loop not in self._clients and "aiohttp" not in sys.modules:
+            with contextlib.suppress(EngineStartError):  # no thread any more, as the app ends: imported below
+                await in_a_thread(lambda: importlib.import_module("aiohttp"))
         known = self._clients.get(loop)
         if known is not None:
             return known[0]

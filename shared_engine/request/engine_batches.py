@@ -30,8 +30,8 @@ class Batches(Lifecycle):
         return max_in_flight(self.settings.engine_args, SPARE_GENERATIONS)
 
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
-        given = self._defaults if params is None else self._defaults.merged(params.model_dump(exclude_unset=True))
-        return given.merged(overrides)
+        """The settings' defaults, ``params`` over them, and keywords over those."""
+        return self._defaults.merged({} if params is None else params.given, overrides)
 
     @overload
     async def agenerate_batch(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from shared_engine.errors import (
     EngineBusyError,
     RequestError,
@@ -11,6 +9,7 @@ from shared_engine.errors import (
     ServerConnectionError,
     VLLMError,
 )
+from shared_engine.launch.keeping import keep_policy
 from shared_engine.launch.spec import engine_spec
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import look_at
@@ -20,7 +19,6 @@ from shared_engine.request.refusals import says_engine_busy, says_engine_died
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
 from shared_engine.request.threads import in_a_thread
-from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState, current_record
 from shared_engine.settings import EngineSettings
@@ -99,19 +97,6 @@ class LocalEndpoint(Endpoint):
     async def close(self) -> None:
         if self._socket is not None:
             await loop_clients(ENGINE_URL, self._socket).close()
-
-
-def keep_policy(settings: EngineSettings) -> KeepPolicy:
-    """How these settings want the engine kept."""
-    return KeepPolicy(
-        idle_ttl_s=settings.idle_ttl_s,
-        sleep_after_s=math.inf if settings.sleep_after_s is None else settings.sleep_after_s,
-        standby_ttl_s=settings.standby_ttl_s if settings.standby else 0.0,
-        start_timeout_s=settings.start_timeout_s,
-        stall_timeout_s=settings.stall_timeout_s,
-        pinned=settings.pinned,
-        max_loaded_engines=settings.max_loaded_engines or 0,
-    )
 
 
 async def _load_of(connection: Connection) -> str:

@@ -15,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import InvalidInputError, RequestRejectedError
+from tests.support.parameters import SAMPLES
 from tests.support.remote_server import RemoteServer, chat_answer
 
 
@@ -51,6 +52,16 @@ def test_a_call_wins_over_the_constructor(server: RemoteServer) -> None:
         "a": 1,
         "b": 2,
     }
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_each_parameter_is_a_field_and_a_keyword(server: RemoteServer, name: str) -> None:
+    default, value = SAMPLES[name]
+    llm = chat(server, **{name: default})
+    llm.invoke("Hi")
+    assert sent(server) == {name: default}
+    llm.invoke("Hi", **{name: value})
+    assert sent(server) == {name: value}
 
 
 def test_an_empty_stop_and_none_take_a_default_away(server: RemoteServer) -> None:

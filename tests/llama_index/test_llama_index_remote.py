@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,10 +16,11 @@ from llama_index.core.llms import ChatMessage
 
 from llama_index_vllm_local import VLLM
 from shared_engine import AuthenticationError, InvalidInputError, RateLimitError, ServerError
-from shared_engine.params import THINKING_SWITCHES
-from shared_engine.request.bodies import completion_body
+from shared_engine.params import THINKING_SWITCHES, SamplingFields
+from shared_engine.request.bodies import completion_body, encode
 from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, STREAMS, alist, given_to, text_of
+from tests.support.parameters import SAMPLES
 from tests.support.remote_server import RemoteServer, chat_answer
 
 SECRET = "sk-very-secret"
@@ -142,6 +144,16 @@ def test_every_endpoint_sends_the_parameters_of_its_call(llm: VLLM, server: Remo
 def test_two_forms_of_an_answer_are_refused(llm: VLLM) -> None:
     with pytest.raises(InvalidInputError, match="response_format and structured_outputs both hold"):
         llm.chat(MESSAGES, **JSON, **REGEX)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name in SamplingFields.model_fields])
+def test_each_parameter_is_a_field_and_a_keyword(name: str) -> None:
+    default, value = SAMPLES[name]
+    llm = VLLM(model="Qwen/Qwen3-4B", **{name: default})
+    for call, sent in (({}, default), ({name: value}, value)):
+        request = llm._completion_request("Hi", True, call)
+        body = json.loads(encode(completion_body(request.prompt, request.params)))
+        assert body == {"prompt": "Hi", name: sent}
 
 
 @pytest.mark.parametrize(

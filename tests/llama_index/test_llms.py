@@ -83,7 +83,7 @@ def test_constructing_starts_nothing(runtime_root: Path) -> None:
         ({"model": "/no/such/folder"}, "no such folder"),
         ({"model": HUB_ID, "max_modle_len": 5}, "unknown setting 'max_modle_len'; did you mean 'max_model_len'"),
         ({"model": HUB_ID, "temperature": -1}, "temperature = -1: Input should be greater than or equal to 0"),
-        ({"model": HUB_ID, "presence_penalty": 7}, "presence_penalty = 7.0: Input should be less than or equal to 2"),
+        ({"model": HUB_ID, "presence_penalty": 7}, "presence_penalty = 7: Input should be less than or equal to 2"),
         ({"model": HUB_ID, "context_window": 0}, "context_window = 0: Input should be greater than 0"),
         ({"model": HUB_ID, "gpu_memory_utilization": 90}, "gpu_memory_utilization = 90"),
         ({"mode": "remote"}, "mode='remote' needs base_url"),

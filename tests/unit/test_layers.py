@@ -25,6 +25,7 @@ ORDER = (
     "launch",
     "settings",
     "params",
+    "declared",
     "validation",
     "results",
     "model_files",

@@ -1,0 +1,89 @@
+"""Writes docs/settings.md from the declarations: ``python docs/settings_page.py > docs/settings.md``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+from pydantic_core import PydanticUndefined
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared_engine import params, settings
+from shared_engine.declared import Decides
+
+HEAD = """\
+# Settings
+
+Every setting has one name: as a keyword of `Engine`, a field of `EngineSettings` and of both adapters' classes.
+An argument wins over its environment variable. These variables are not passed on to vLLM.
+In the adapters `seed` is a request's; the engine's own is `engine_args={"seed": ...}` there.
+This page is written by `docs/settings_page.py` from the declarations in `shared_engine/settings.py` and `params.py`.
+"""
+CPU = """
+On a CPU build the KV cache is 1/16 of the RAM, 4 GiB at most, unless `engine_args={"kv_cache_memory_bytes": ...}` or
+`VLLM_CPU_KVCACHE_SPACE` says otherwise.
+"""
+PARAMETERS = """
+## Parameters of a request
+
+Fields of `GenerationParams`, and keywords of every request of `Engine` and both adapters; in the adapters all but `n`
+and `response_format` are also arguments of the constructor. What is not given is not sent: the defaults above apply,
+then the model's generation_config. A call's parameter replaces a default that contradicts it; two in one call are
+refused.
+
+| parameter | what it does |
+|---|---|
+"""
+
+
+def docstrings(module: Any) -> dict[str, str]:
+    """Of the fields of all classes in ``module``, by name."""
+    found = {}
+    for kind in ast.parse(inspect.getsource(module)).body:
+        for field, text in zip(getattr(kind, "body", ()), getattr(kind, "body", ())[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
+    return found
+
+
+def in_cell(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+
+
+def default_of(model: type[BaseModel], name: str) -> str:
+    value = model.model_fields[name].get_default(call_default_factory=True)
+    if value in (None, PydanticUndefined, {}) or isinstance(value, SecretStr):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def page() -> Iterator[str]:
+    """The page, in pieces."""
+    of_params = docstrings(params)
+    of_settings = of_params | docstrings(settings)
+    yield HEAD
+    for decides in Decides:
+        has_flags = decides is Decides.ENGINE
+        yield f"\n## {decides.value}\n\n| setting | variable | default |{' vLLM |' * has_flags} |\n"
+        yield f"|---|---|---|{'---|' * has_flags}---|\n"
+        for name, setting in settings.SETTINGS.items():
+            if setting.decides is decides:
+                flag = f" {f'`{setting.flag}`' if setting.flag else ''} |" if has_flags else ""
+                default = default_of(settings.EngineSettings, name)
+                yield f"| `{name}` | `{setting.env}` | {default} |{flag} {in_cell(of_settings[name])} |\n"
+        if has_flags:
+            yield CPU
+    yield PARAMETERS
+    by_class = (params.DefaultFields, params.SamplingFields, params.ChatFields, params.GenerationParams)
+    for name in dict.fromkeys(name for kind in by_class for name in kind.model_fields):
+        yield f"| `{name}` | {in_cell(of_params[name])} |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(page())

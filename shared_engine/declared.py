@@ -1,0 +1,42 @@
+"""How a setting is declared: once, in the annotation of its field. All tables of settings are read off the fields.
+
+max_model_len: Annotated[int | None, Field(gt=0), Setting("VLLM_MAX_MODEL_LEN", Decides.ENGINE, "--max-model-len")]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from pydantic import BaseModel
+
+
+class Decides(Enum):
+    """What a setting decides; how it is told to people."""
+
+    ENGINE = "Which engine: other values are another process"
+    KEEPING = "How the engine is kept: of callers that share one, the longest wish holds"
+    CALLS = "How this process asks and waits"
+    REQUESTS = "Defaults of requests"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What there is to know of a setting beside its type, range, default and docstring.
+
+    Attributes:
+        env: the environment variable it is read from. Not passed on to vLLM, which warns of names it does not know.
+        flag: the flag of ``vllm serve`` that it stands for; ``engine_args`` must not set it a second time.
+        is_json: whether the variable holds JSON.
+    """
+
+    env: str
+    decides: Decides
+    flag: str | None = None
+    is_json: bool = False
+
+
+def declared(model: type[BaseModel]) -> dict[str, Setting]:
+    """The settings among the fields of ``model``, by name, in the order of their definition."""
+    settings = ((name, each) for name, field in model.model_fields.items() for each in field.metadata)
+    return {name: each for name, each in settings if isinstance(each, Setting)}
