@@ -19,26 +19,31 @@ from tests.support.engines import end_engines
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.vision_model import make_vision_model, vision_settings
 
+GROUPS = ("engine", "apart", "fault")
+
 # A shell has SIGINT ignored by what it puts in the background, and that would pass on to the apps that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses the engine, or the fake one, is marked so, by where it stands or by what it asks for.
+    """A test that uses real vLLM, or the fake one, is marked so, by where it stands or by what it asks for.
 
-    With ``-n 2`` the tests on real vLLM are one process's, one after the other: two engines at once would fill the
-    machine. Those on the fake, which look at the clock too, are the other's, then come all others. Those of images come
-    last: the engine for them runs while they do.
+    With ``-n 2`` one process has the tests around the shared engine and those that break engines, one after the other.
+    The other has those on the fake, then those whose vLLM no one else asks for (``apart``, and the models for
+    embeddings and images), then, with the first, all that start none. Tests of images come last: the engine for them
+    runs while they do.
     """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
-        if "real" in folders or {"tiny_chat", "minilm", "vision"} & set(_fixtures_of(item)):
-            item.add_marker(pytest.mark.engine)
-            item.add_marker(pytest.mark.xdist_group("engine"))
-        elif "fake" in folders:
+        uses = set(_fixtures_of(item))
+        if "fake" in folders:
             item.add_marker(pytest.mark.fault)
             item.add_marker(pytest.mark.xdist_group("fault"))
+        elif "real" in folders or uses & {"tiny_chat", "minilm", "vision"}:
+            is_apart = item.get_closest_marker("apart") or ("real" not in folders and "tiny_chat" not in uses)
+            item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.xdist_group("apart" if is_apart else "engine"))
     items.sort(key=lambda item: "vision" in _fixtures_of(item))
 
 
@@ -50,7 +55,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to run when the groups are lost, as xdist 3.8 loses them with pytest 9.2 (its issue 1386)."""
     if session.config.getoption("loadgroup", False):  # set in xdist's workers
         grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all(name.endswith(("@engine", "@fault")) for name in grouped), "this pytest loses xdist's groups"
+        assert all(name.endswith(("@engine", "@apart", "@fault")) for name in grouped), (
+            "this pytest loses xdist's groups"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)

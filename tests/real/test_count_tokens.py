@@ -303,6 +303,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**asked, **json.loads(done.stdout.splitlines()[-1])}
 
 
+@pytest.mark.apart
 def test_what_is_counted_here_is_what_the_tokenizer_gives_that_vllm_loads(loaded: dict[str, Any]) -> None:
     left_to_the_server = []
     for folder, (counts, of_chat) in zip(loaded["folders"], loaded["told"], strict=True):
@@ -316,6 +317,7 @@ def test_what_is_counted_here_is_what_the_tokenizer_gives_that_vllm_loads(loaded
     assert len(left_to_the_server) == 2 * 3
 
 
+@pytest.mark.apart
 def test_the_tables_of_tokenizer_classes_are_those_of_transformers(loaded: dict[str, Any]) -> None:
     classes, overruled = loaded["tables"]
     as_it_is = (

@@ -358,6 +358,7 @@ def test_examples_are_short() -> None:
             assert len(path.read_text().splitlines()) <= 40, path
 
 
+@pytest.mark.apart
 def test_the_demo_shows_right_answers_one_start_and_leaves_nothing(runtime_root: Path) -> None:
     out = run("examples/demo.py")
     for answer in ("blue-heron-42", "I don't know", "Ada Norling in 1987", "Mara Lindt"):

@@ -12,6 +12,8 @@ import pytest
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
 
+pytestmark = pytest.mark.apart
+
 
 @pytest.fixture(scope="module")
 def vllm_folder() -> Path:

@@ -21,6 +21,7 @@ from shared_engine.launch.interpreter import find_interpreter
 from tests.support.paths import TINY_CHAT
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.apart
 CAPITAL = "What is the capital of France?"
 START_S = 180.0
 

@@ -25,6 +25,7 @@ from tests.support.paths import TINY_CHAT
 from tests.support.processes import all_processes, any_exists
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.apart
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
