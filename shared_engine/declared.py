@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 
 class Decides(Enum):
-    """What a setting decides; how it is told to people."""
+    """What a setting decides; the values are headings for people."""
 
     ENGINE = "Which engine: other values are another process"
-    KEEPING = "How the engine is kept: of callers that share one, the longest wish holds"
+    KEEPING = "How the engine is kept: of callers that share one, the longest value holds"
     CALLS = "How this process asks and waits"
     REQUESTS = "Defaults of requests"
 
