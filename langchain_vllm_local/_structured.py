@@ -101,7 +101,7 @@ def _with_raw(llm: Runnable[Any, AIMessage], parser: BaseOutputParser[Any]) -> R
 
 
 def check_method(method: str, schema: Any, strict: bool | None) -> None:
-    """Refuse a call that could not do what it says.
+    """Refuse arguments that contradict each other.
 
     Raises:
         InvalidInputError: naming the argument.
@@ -135,7 +135,7 @@ def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
     try:
         return JsonSchema(getattr(schema, "__name__", _DEFAULT_NAME), TypeAdapter(schema).json_schema(), None, strict)
     except Exception as exc:  # pydantic has no common class for these
-        raise InvalidInputError(f"schema = {schema!r:.80}: no JSON schema can be made of it: {exc}") from exc
+        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {exc}") from exc
 
 
 def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:

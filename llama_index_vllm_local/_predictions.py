@@ -251,7 +251,9 @@ def _schema(output_cls: Any) -> JsonSchema:
     try:
         schema = output_cls.model_json_schema()
     except PydanticUserError as exc:
-        raise InvalidInputError(f"output_cls = {output_cls.__name__}: no JSON schema can be made of it: {exc}") from exc
+        raise InvalidInputError(
+            f"output_cls = {output_cls.__name__}: it can't be converted to a JSON schema: {exc}"
+        ) from exc
     return JsonSchema(output_cls.__name__, schema, schema.get("description"))
 
 

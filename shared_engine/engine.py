@@ -217,7 +217,7 @@ class Engine(Batches):
             chat_template_kwargs: as in ``extra_body``, such as ``{"enable_thinking": False}``.
 
         Raises:
-            InvalidInputError: the chat template refuses the conversation; says it in the template's words.
+            InvalidInputError: the chat template refuses the conversation; with the template's own message.
         """
         request = tokenize_request(text, tools, chat_template_kwargs)
         counted = await in_a_thread(lambda: self._count_locally(request))

@@ -146,11 +146,11 @@ _TAKEN_FROM_BODY = (*_FORMS, *_THINKING, "n")
 def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters by name, of which a later layer (a call) wins over an earlier one (a model's or an engine's defaults).
 
-    What a layer says replaces what contradicts it below, also under another name: two parameters hold an answer to a
+    What a layer has replaces what contradicts it below, also under another name: two parameters hold an answer to a
     form, and three switch thinking. ``chat_template_kwargs`` and ``extra_body`` are joined. None takes a value away.
 
     Raises:
-        InvalidInputError: one layer holds the answer to two forms.
+        InvalidInputError: one layer constrains the answer twice.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -166,7 +166,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         below |= {"chat_template_kwargs": others} if others else {}
     forms = [name for name in _FORMS if above.get(name) is not None]
     if len(forms) > 1:
-        raise InvalidInputError(f"{' and '.join(forms)} both hold the answer to a form: pass one of them")
+        raise InvalidInputError(f"{' and '.join(forms)} both constrain the answer: pass one of them")
     if forms:
         below = {name: value for name, value in below.items() if name not in _FORMS}
     joined = {

@@ -97,9 +97,9 @@ class GenerationChunk(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_empty(self) -> bool:
-        """True for a chunk that tells nothing, such as the opening one, which only names the role."""
-        said = self.text or self.reasoning or self.tool_calls or self.logprobs
-        return not said and self.finish_reason is None and self.usage is None
+        """True for a chunk without content, such as the opening one, which only names the role."""
+        content = self.text or self.reasoning or self.tool_calls or self.logprobs
+        return not content and self.finish_reason is None and self.usage is None
 
 
 class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):

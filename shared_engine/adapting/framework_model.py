@@ -97,8 +97,8 @@ class EngineModel(EngineFields):
         try:
             return checker.validate_python(value)
         except ValidationError as exc:
-            said = "; ".join(error["msg"] for error in exc.errors())
-            raise SettingsError(f"{name} = {value!r:.80}: {said}") from None
+            reasons = "; ".join(error["msg"] for error in exc.errors())
+            raise SettingsError(f"{name} = {value!r:.80}: {reasons}") from None
 
     def __getstate__(self) -> dict[Any, Any]:
         return {**super().__getstate__(), "__pydantic_private__": {}}
@@ -128,7 +128,7 @@ class GenerationModel(EngineModel, SamplingFields):
 
 
 class ChatModel(GenerationModel, ChatFields):
-    """An object that asks for chat: what a chat template can be told has defaults, too."""
+    """An object that asks for chat: the variables of chat templates have defaults, too."""
 
     _request_fields: ClassVar[tuple[str, ...]] = (*SamplingFields.model_fields, *ChatFields.model_fields)
 

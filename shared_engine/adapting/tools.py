@@ -35,7 +35,7 @@ def to_tool_choice(choice: str | Mapping[str, Any], tools: Sequence[Tool]) -> st
     if wanted not in names:
         near = difflib.get_close_matches(str(wanted), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"tools: {', '.join(names) or 'none'}"
-        raise InvalidInputError(f"tool_choice = {choice!r} names no tool; {hint}")
+        raise InvalidInputError(f"tool_choice = {choice!r} is not the name of a tool; {hint}")
     return {"type": "function", "function": {"name": wanted}}
 
 

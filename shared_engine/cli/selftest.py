@@ -89,14 +89,14 @@ class SmokeTest:
         """
         is_done = False
         try:
-            told = self._try_out()
+            report = self._try_out()
             is_done = True
         finally:
             if self._is_ours:
                 self._end(force=self._is_tiny or not is_done)
         if self._is_tiny:
             shutil.rmtree(self._directory.path, ignore_errors=True)
-        return told
+        return report
 
     def _try_out(self) -> str:
         self._engine.warmup()

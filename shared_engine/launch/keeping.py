@@ -1,4 +1,4 @@
-"""EngineSettings -> how the engine is to be kept, as its supervisor is told."""
+"""EngineSettings -> the keep policy that is sent to the supervisor."""
 
 from __future__ import annotations
 

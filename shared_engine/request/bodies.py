@@ -139,7 +139,7 @@ def completion_body(prompt: str, params: GenerationParams, *, stream: bool = Fal
     """See ``completion_request``."""
     for name in CHAT_ONLY:
         if getattr(params, name) is not None:
-            raise InvalidInputError(f"{name} is a matter of the chat template, and a text prompt is sent without one")
+            raise InvalidInputError(f"{name} is for the chat template, and a text prompt is sent without one")
     body: dict[str, Any] = {"prompt": prompt, **_sampling(params)}
     if params.logprobs is not None and params.logprobs is not False:
         body["logprobs"] = int(params.logprobs)
@@ -177,7 +177,7 @@ def embedding_request(texts: Sequence[str], encoding_format: str, options: Mappi
     """
     taken = {"encoding_format", "embed_dtype", "endianness"} & set(options)
     if taken:
-        raise InvalidInputError(f"{', '.join(sorted(taken))}: how numbers are sent is vllm-local's own choice")
+        raise InvalidInputError(f"{', '.join(sorted(taken))}: can't be set: vllm-local chooses how numbers are sent")
     return request_of(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
 
 

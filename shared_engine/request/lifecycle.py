@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Lifecycle:
-    """See the module's docstring; Engine says what it is for."""
+    """See the module's docstring; Engine has the promises."""
 
     def __init__(self, settings: EngineSettings | None = None, **fields: Any) -> None:
         if settings is not None and fields:
@@ -56,10 +56,10 @@ class Lifecycle:
 
         None where that is not known; asks no server.
         """
-        told = None if self._made_requests is None else self._made_requests.endpoint.max_model_len
-        if told is None and self._context_window is None:  # looked for until it is known: adapters ask in every call
+        reported = None if self._made_requests is None else self._made_requests.endpoint.max_model_len
+        if reported is None and self._context_window is None:  # looked for until known: adapters ask in every call
             self._context_window = self.settings.context_window()
-        return told or self._context_window
+        return reported or self._context_window
 
     # ---- life
 

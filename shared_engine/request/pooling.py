@@ -95,7 +95,7 @@ class Pooling:
         except ContextLengthError as exc:
             raise await self._naming_document(exc, query, documents) from exc
         wanted = min(top_n or len(documents), len(documents))
-        ranked = result.results[:wanted]  # not every server has heard of top_n
+        ranked = result.results[:wanted]  # not every server knows top_n
         if len({each.index for each in ranked} & set(range(len(documents)))) != wanted:
             raise ServerError(f"the server ranked {len(ranked)} of {len(documents)} documents instead of {wanted}")
         return RerankResult(results=ranked, usage=result.usage, model=result.model)

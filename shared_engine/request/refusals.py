@@ -6,7 +6,7 @@ one before):
     1. ``client``            no answer: what aiohttp raises becomes ServerUnreachableError, ServerConnectionError,
                              RequestTimeoutError
     2. here                  an answer of 400 or more, or an error in place of an answer: ``error_from_response``
-    3. ``sending``           a missing route tells what the model can't do (``explain_missing_route``); a prompt that
+    3. ``sending``           a missing route shows what the model can't do (``explain_missing_route``); a prompt that
                              is too long gets its exact length
     4. ``Endpoint.explain``  local: has the engine died or been stopped, is its queue full, what did a request wait for
                              that timed out; remote: does the server have another model now

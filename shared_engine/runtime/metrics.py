@@ -12,7 +12,7 @@ _OF_HISTOGRAMS = ("_bucket", "_created", "_sum", "_count", "_info")
 
 
 class Sample(NamedTuple):
-    """One number that vLLM tells.
+    """One number of vLLM's metrics.
 
     Attributes:
         name: without ``vllm:``, such as ``num_requests_running``.

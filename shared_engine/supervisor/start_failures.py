@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# (pattern in the log, what to tell the user); the first match in this order wins.
+# (pattern in the log, message for the user); the first match in this order wins.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (r"unrecognized arguments?: (?P<what>.+)", "vLLM does not know {what}: check engine_args"),
     (r"error: argument (?P<what>.+)", "vLLM refused a setting: {what}"),

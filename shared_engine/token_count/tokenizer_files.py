@@ -60,7 +60,7 @@ class TokenizerFiles:
         self._served = read_json(model_folder / "config.json")
         self._model = read_json(folder / "config.json")
         self._config = read_json(folder / _CONFIG)
-        # tokenizer_config.json told nothing of added tokens once; then these count.
+        # Older tokenizer_config.json files do not list added tokens; then these count.
         self._is_legacy = "added_tokens_decoder" not in self._config
         self._legacy = read_json(folder / _LEGACY_TOKENS) if self._is_legacy else {}
         named = self._config.get("tokenizer_class") or self._model.get("tokenizer_class")
@@ -72,11 +72,11 @@ class TokenizerFiles:
         return self._served.get("model_type") == "gpt_oss"
 
     def doubts(self) -> Iterator[str]:
-        """Why tokenizer.json may not be what vLLM uses, as far as the files beside it tell."""
+        """Why tokenizer.json may not be what vLLM uses, as far as the files beside it show."""
         if not (self._folder / TOKENIZER).is_file():
             yield f"it has no {TOKENIZER}"
         if not self._model.get("model_type") or "model_name" in self._model or "auto_map" in self._config:
-            yield "its files do not tell what kind of tokenizer it has"
+            yield "its files do not show what kind of tokenizer it has"
         if _OWN_FORMAT_ARCHITECTURES.intersection(self._served.get("architectures") or ()):
             yield "vLLM has a tokenizer of its own for it"
         if self._served.get("is_encoder_decoder"):

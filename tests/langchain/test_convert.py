@@ -182,7 +182,7 @@ def test_tool_choice_goes_out(given: Any, sent: Any) -> None:
 
 @pytest.mark.parametrize("given", ["ad", {"type": "function", "function": {"name": "ad"}}])
 def test_tool_choice_that_names_no_tool_is_refused_with_the_nearest(given: Any) -> None:
-    with pytest.raises(InvalidInputError, match="names no tool; did you mean 'add'"):
+    with pytest.raises(InvalidInputError, match="is not the name of a tool; did you mean 'add'"):
         to_openai_tool_choice(given, to_openai_tools([add]))
 
 

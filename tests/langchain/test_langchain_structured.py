@@ -117,7 +117,7 @@ def test_other_types_are_schemas_as_well(kind: Any, expected: str) -> None:
 def test_arguments_of_a_call_are_an_object() -> None:
     with pytest.raises(InvalidInputError, match="use method 'json_schema'"):
         ChatVLLM(model="org/name").with_structured_output(list[int], method="function_calling")
-    with pytest.raises(InvalidInputError, match="no JSON schema can be made of it"):
+    with pytest.raises(InvalidInputError, match="it can't be converted to a JSON schema"):
         ChatVLLM(model="org/name").with_structured_output(threading.Lock)
 
 

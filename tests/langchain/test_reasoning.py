@@ -105,5 +105,5 @@ def input_tokens(message: AIMessage) -> int:
 
 
 def test_a_text_prompt_has_no_thinking_to_switch(tiny_chat: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="enable_thinking is a matter of the chat template"):
+    with pytest.raises(InvalidInputError, match="enable_thinking is for the chat template"):
         VLLM(**tiny_chat).invoke("Hello", enable_thinking=True)

@@ -142,7 +142,7 @@ def test_every_endpoint_sends_the_parameters_of_its_call(llm: VLLM, server: Remo
 
 
 def test_two_forms_of_an_answer_are_refused(llm: VLLM) -> None:
-    with pytest.raises(InvalidInputError, match="response_format and structured_outputs both hold"):
+    with pytest.raises(InvalidInputError, match="response_format and structured_outputs both constrain"):
         llm.chat(MESSAGES, **JSON, **REGEX)
 
 
@@ -174,7 +174,7 @@ def test_formatted_text_has_no_chat_template_to_tell_of_thinking(constructor: di
     "call", [{"enable_thinking": True}, {"reasoning_effort": "low"}, {"chat_template_kwargs": {"x": 1}}]
 )
 def test_asking_formatted_text_to_think_is_refused(llm: VLLM, call: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="is a matter of the chat template"):
+    with pytest.raises(InvalidInputError, match="is for the chat template"):
         llm.complete("Hi", formatted=True, **call)
 
 

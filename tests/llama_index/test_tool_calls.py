@@ -164,7 +164,7 @@ def test_a_tool_that_is_called_like_a_word_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("choice", ["ad", {"type": "function", "function": {"name": "ad"}}])
 def test_a_tool_choice_that_names_no_tool_is_refused_with_the_nearest(choice: Any) -> None:
-    with pytest.raises(InvalidInputError, match="names no tool; did you mean 'add'"):
+    with pytest.raises(InvalidInputError, match="is not the name of a tool; did you mean 'add'"):
         to_openai_tool_choice(choice, [ADD_TOOL])
 
 

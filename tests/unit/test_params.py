@@ -94,7 +94,7 @@ def test_two_forms_in_one_layer_are_refused() -> None:
     both = {"response_format": FORMAT, "structured_outputs": REGEX}
     in_body = {"response_format": FORMAT, "extra_body": {"structured_outputs": REGEX}}
     for layers in ([both], [{}, both], [both, {}], [in_body]):
-        with pytest.raises(InvalidInputError, match="both hold the answer to a form"):
+        with pytest.raises(InvalidInputError, match="both constrain the answer"):
             merge_parameters(*layers)
 
 
@@ -105,5 +105,5 @@ def test_an_engine_merges_as_a_chat_model_does() -> None:
         GenerationParams(response_format=FORMAT, temperature=0.1), {"structured_outputs": REGEX, "max_tokens": 5}
     )
     assert merged.given == {"temperature": 0.1, "top_k": 3, "structured_outputs": REGEX, "max_tokens": 5}
-    with pytest.raises(InvalidInputError, match="both hold the answer to a form"):
+    with pytest.raises(InvalidInputError, match="both constrain the answer"):
         engine.astream_chat([{"role": "user", "content": "Hi"}], response_format=FORMAT, structured_outputs=REGEX)
