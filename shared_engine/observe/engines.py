@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shared_engine.errors import VLLMError
+from shared_engine.errors import EngineNameError
 from shared_engine.machine.gpu import gpu_memory_by_process
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.locks import holders, shared_locks
@@ -24,10 +24,6 @@ from shared_engine.runtime.record import EngineState, Record, boot_id, is_superv
 from shared_engine.runtime.spec import EngineSpec
 
 MIN_KEY_PREFIX = 4
-
-
-class EngineNameError(VLLMError):
-    """No engine, or more than one, goes by that name. The message lists those there are."""
 
 
 # ---- looking

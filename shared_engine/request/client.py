@@ -5,26 +5,20 @@ Knows nothing of leases or settings. aiohttp's exceptions end here: callers see 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
-import importlib
-import os
 import resource
-import sys
 import time
 import urllib.request
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shared_engine.errors import EngineStartError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
+from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
+from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, response_class
 from shared_engine.request.answers import split_events
 from shared_engine.request.refusals import error_from_response
-from shared_engine.request.threads import in_a_thread
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,9 +44,9 @@ class Client:
         self.where = base_url if socket_path is None else f"the engine's socket {socket_path}"
         self._connector: Any
         if socket_path is None:
-            self._connector = _connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
+            self._connector = connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
         else:
-            self._connector = _connectors()[1](socket_path, limit=_max_connections())
+            self._connector = connectors()[1](socket_path, limit=_max_connections())
         headers = {"Content-Type": "application/json"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -61,7 +55,7 @@ class Client:
             headers=headers,
             proxy=None if socket_path is not None else proxy_of(base_url),
             read_bufsize=1 << 18,
-            response_class=_response_class(),
+            response_class=response_class(),
         )
 
     async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
@@ -110,20 +104,14 @@ class Client:
         await self._session.close()
 
     def hang_up(self) -> None:
-        """Close the connections of a loop that is gone, and whose generators nobody closed, as LlamaIndex's asyncio_run
-        leaves it in a notebook. asyncio could do that on the loop only; Python, once it collects them, with a warning.
-        """
-        for transport in self._connector.noted:
-            socket = getattr(transport, "_sock", None)  # uvloop's have none: they are closed with their loop
-            if socket is not None:
-                socket.close()
-                transport._sock = None
+        """Close the connections of a loop that is gone without having closed them."""
+        hang_up(self._connector)
 
     def __del__(self) -> None:
         # Still open here means that its loop is gone: ended without closing its generators, at the interpreter's end,
-        # or left behind in the parent by a fork. There is nothing to close it on, and nothing the user should read.
+        # or left behind in the parent by a fork.
         with contextlib.suppress(AttributeError):
-            self._session.detach()
+            abandon(self._session)
 
 
 class EventStream:
@@ -173,57 +161,6 @@ class EventStream:
         return event
 
 
-_connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
-
-
-@functools.cache
-def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """aiohttp's connectors, except that a forked child will know the connections, and dropping one is no fault."""
-    import aiohttp
-
-    class Noting(aiohttp.BaseConnector):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
-
-        async def connect(self, *args: Any, **kwargs: Any) -> Any:
-            connection = await super().connect(*args, **kwargs)
-            if connection.transport is not None:
-                _connections.add(connection.transport)
-                self.noted.add(connection.transport)
-            return connection
-
-        def __del__(self, *_: Any) -> None:
-            """See Client.__del__: aiohttp would close the connections, on a loop that may be the parent's."""
-
-    class NotingTCP(Noting, aiohttp.TCPConnector):
-        pass
-
-    class NotingUnix(Noting, aiohttp.UnixConnector):
-        pass
-
-    return NotingTCP, NotingUnix
-
-
-@functools.cache
-def _response_class() -> type[aiohttp.ClientResponse]:
-    """aiohttp's response, whose connection is not used again after a server's failure (5xx).
-
-    vLLM closes it silently, and the next request on it would be lost.
-    """
-    import aiohttp
-
-    class Response(aiohttp.ClientResponse):
-        async def start(self, connection: Any) -> aiohttp.ClientResponse:
-            protocol = connection.protocol
-            await super().start(connection)
-            if self.status >= 500 and protocol is not None:
-                self.content.on_eof(protocol.close)  # it may be in the pool by then, which drops what is closed
-            return self
-
-    return Response
-
-
 def _max_connections() -> int:
     """Half of the files that this process may have open; 0 for no limit. Requests beyond wait for their turn."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -257,84 +194,3 @@ def retry_after_s(header: str) -> float | None:
     except ValueError:
         return None
     return max(0.0, then.timestamp() - time.time())
-
-
-class LoopClients:
-    """The clients of one server, one for each event loop that uses it; a client never outlives its loop."""
-
-    def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
-        self._arguments = (base_url, socket_path, api_key)
-        # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
-        self._clients: dict[asyncio.AbstractEventLoop, tuple[Client, AsyncIterator[Client]]] = {}
-
-    async def get(self) -> Client:
-        """The running loop's client."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients and "aiohttp" not in sys.modules:
-            with contextlib.suppress(EngineStartError):  # no thread any more, as the app ends: imported below
-                await in_a_thread(lambda: importlib.import_module("aiohttp"))
-        known = self._clients.get(loop)
-        if known is not None:
-            return known[0]
-        for other in list(self._clients):
-            if other.is_closed():  # a client refers to its loop: no weak reference would ever let go of the two
-                forgotten = self._clients.pop(other, None)
-                if forgotten is not None:
-                    forgotten[0].hang_up()
-        # asyncio.run and uvloop close every started generator before they close the loop: the client goes with its
-        # loop, and nobody has to remember to close it.
-        scope = _client_scope(*self._arguments)
-        client = await anext(scope)
-        self._clients[loop] = (client, scope)
-        return client
-
-    async def close(self) -> None:
-        """Close the running loop's client; the next request opens another."""
-        known = self._clients.pop(asyncio.get_running_loop(), None)
-        if known is not None:
-            await known[0].close()
-
-
-async def _client_scope(base_url: str, socket_path: str | None, api_key: str | None) -> AsyncIterator[Client]:
-    client = Client(base_url, socket_path, api_key)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-_shared: dict[tuple[str, str | None, str | None], LoopClients] = {}
-
-
-def loop_clients(base_url: str, socket_path: str | None = None, api_key: str | None = None) -> LoopClients:
-    """This process's clients of one server, shared by all objects: frameworks construct and copy models freely."""
-    return _shared.setdefault((base_url, socket_path, api_key), LoopClients(base_url, socket_path, api_key))
-
-
-def drop_socket(base_url: str, socket_path: str) -> None:
-    """Let go of the connections to a socket nobody will listen on again."""
-    _shared.pop((base_url, socket_path, None), None)
-
-
-_inherited: list[object] = []
-
-
-def _let_go_in_child() -> None:
-    """A forked child has none of the parent's loops, and must neither use nor keep its connections.
-
-    As long as the child had them open, vLLM would not see the parent hang up, and would go on with an answer nobody
-    reads. Closing them through asyncio would end the parent's own waiting: both wait on one epoll set. So the
-    descriptors come to stand for nothing instead, and the objects on top of them stay as they are.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for transport in list(_connections):
-        socket = transport.get_extra_info("socket")
-        if socket is not None and socket.fileno() >= 0 and not transport.is_closing():
-            os.dup2(nothing, socket.fileno(), inheritable=False)
-    os.close(nothing)
-    _connections.clear()
-    _inherited.append(dict(_shared))
-    _shared.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

@@ -13,8 +13,9 @@ from shared_engine.launch.keeping import keep_policy
 from shared_engine.launch.spec import engine_spec
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import look_at
-from shared_engine.request.client import Client, LoopClients, drop_socket, loop_clients
+from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection, Endpoint
+from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
 from shared_engine.request.refusals import says_engine_busy, says_engine_died
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client

@@ -5,8 +5,9 @@ from __future__ import annotations
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.answers import parse_models
-from shared_engine.request.client import Client, loop_clients
+from shared_engine.request.client import Client
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint
+from shared_engine.request.loop_clients import loop_clients
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 

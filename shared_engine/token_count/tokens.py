@@ -18,6 +18,7 @@ from typing import Any
 
 from shared_engine.errors import EngineNotInstalledError, InvalidInputError
 from shared_engine.launch.interpreter import find_interpreter
+from shared_engine.launch.vllm_versions import RELEASES, release_of
 from shared_engine.model_files.folder import model_folder
 from shared_engine.request.bodies import Request, request_of, text_tokens_request
 from shared_engine.request.checks import Message, check_messages
@@ -29,8 +30,6 @@ from shared_engine.token_count.vllm_messages import doubt_of_messages, doubt_of_
 
 _log = logging.getLogger("shared_engine")
 
-# Releases of vLLM whose way from messages to tokens was read and is tested; another one counts itself.
-KNOWN_VERSIONS = ("0.32.",)
 # Any of these makes vLLM take another tokenizer or template than the folder tells.
 _DOUBTFUL_ARGS = (
     "tokenizer_revision", "skip_tokenizer_init", "hf_config_path", "hf_overrides", "config_format", "config",
@@ -243,8 +242,9 @@ def _load(sources: _Sources) -> TokenCounter | str:
     except EngineNotInstalledError:
         pass  # what will be installed is a known one
     else:
-        if not version.startswith(KNOWN_VERSIONS):
-            return f"vLLM is {version}, not {' or '.join(known + 'x' for known in KNOWN_VERSIONS)}"
+        if not release_of(version).counts_tokens:
+            known = " or ".join(f"{release.minor}.x" for release in RELEASES if release.counts_tokens)
+            return f"vLLM is {version}, not {known}"
     files = TokenizerFiles(sources.folder, sources.model_folder, is_from_hub=sources.is_from_hub)
     doubt = next(files.doubts(), None)
     if doubt is not None:

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared_engine.errors import RequestError
-from shared_engine.request.client import Client, loop_clients
+from shared_engine.request.client import Client
+from shared_engine.request.loop_clients import loop_clients
 
 
 @asynccontextmanager

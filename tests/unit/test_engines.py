@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from shared_engine.errors import EngineNameError
 from shared_engine.machine.locks import try_lock
 from shared_engine.observe.engine_info import RECENT_FAILURE_S, EngineInfo
-from shared_engine.observe.engines import EngineNameError, choose, find_engines
+from shared_engine.observe.engines import choose, find_engines
 from shared_engine.observe.log_reader import read_log
 from shared_engine.observe.processes import program_of
 from shared_engine.runtime.lease import Lease, open_lease_file

@@ -11,6 +11,8 @@ from shared_engine import errors
 MADE = [
     errors.SettingsError("no"),
     errors.InvalidInputError("no"),
+    errors.InstallError("no"),
+    errors.EngineNameError("no"),
     errors.EngineStartError("no", ("line 1", "line 2")),
     errors.EngineNotInstalledError("no"),
     errors.EngineStartTimeoutError("no"),

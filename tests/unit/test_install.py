@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from shared_engine.cli.main import main
+from shared_engine.errors import InstallError
 from shared_engine.launch import install as install_module
-from shared_engine.launch.install import MARK, REQUIREMENT, InstallError, install
+from shared_engine.launch.install import MARK, REQUIREMENT, install
 from shared_engine.launch.interpreter import remembered_default
 
 

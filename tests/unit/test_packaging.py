@@ -10,9 +10,6 @@ import tomllib
 import langchain_vllm_local
 import llama_index_vllm_local
 import shared_engine
-from shared_engine.launch.install import REQUIREMENT, VLLM_VERSION
-from shared_engine.launcher.launcher import FORK_VERSIONS
-from shared_engine.token_count.tokens import KNOWN_VERSIONS
 from tests.support.paths import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -27,14 +24,6 @@ def test_the_version_of_each_package_is_the_projects() -> None:
 def test_the_version_is_looked_up_only_when_asked_for() -> None:
     code = "import shared_engine, sys; assert 'importlib.metadata' not in sys.modules"
     subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=REPOSITORY)
-
-
-def test_vllm_has_one_version_which_every_place_knows() -> None:
-    extras = PROJECT["optional-dependencies"]
-    for build, requirement in REQUIREMENT.items():
-        assert [each.partition(";")[0] for each in extras[build]] == [requirement]
-    assert VLLM_VERSION.startswith(FORK_VERSIONS)
-    assert VLLM_VERSION.startswith(KNOWN_VERSIONS)
 
 
 def test_ci_runs_every_python_that_is_claimed() -> None:
