@@ -40,21 +40,18 @@ class LanguageModel(LangChainModel, GenerationModel):
 
     # ---- one request
 
-    def _params(
-        self, stop: Sequence[str] | None, call: Mapping[str, Any], *, stream: bool = False, **body: Any
-    ) -> GenerationParams:
+    def _params(self, stop: Sequence[str] | None, call: Mapping[str, Any], *, stream: bool = False) -> GenerationParams:
         """Parameters of one request: the call's over the constructor's. The engine decides the rest.
 
         Args:
             call: keywords of the call, under LangChain's names or ours.
-            body: further fields of the request body.
 
         Raises:
-            InvalidInputError: a parameter is unknown, out of range, or can't be had in this way.
+            InvalidInputError: a parameter is unknown, out of range, or can't be combined with the others.
         """
         given = with_own_names(call)
         given.pop("stream", None)  # core's own switch between invoke and stream
-        body.update(self._other_model(given.pop("model", None)))
+        body = self._other_model(given.pop("model", None))
         if stop is not None:
             given["stop"] = list(stop) if not isinstance(stop, str) else stop
         layers = (self._request_defaults(), given, {"extra_body": body} if body else {})

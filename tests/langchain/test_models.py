@@ -19,6 +19,7 @@ import langchain_vllm_local
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import SettingsError
 from shared_engine.settings import ENVIRONMENT, EngineFields
+from tests.support.parameters import SAMPLES
 from tests.support.paths import TINY_CHAT
 
 Model = type[ChatVLLM] | type[VLLM]
@@ -185,6 +186,20 @@ def test_serialised_form_loads_again_without_the_secret(model_class: Model, monk
     assert loaded.asdict() == model.asdict()
     assert loaded.api_key is not None
     assert loaded.api_key.get_secret_value() == "theirs"
+
+
+@both
+@pytest.mark.parametrize("name", SAMPLES)
+def test_each_parameter_identifies_a_model_is_written_and_read_again(model_class: Model, name: str) -> None:
+    default, other = SAMPLES[name]
+    model = model_class(model="org/name", **{name: default})
+    value = getattr(model, name)
+    assert model._identifying_params == {"model": "org/name", name: value}
+    assert model._identifying_params != model_class(model="org/name", **{name: other})._identifying_params
+    loaded = load(dumpd(model), allowed_objects=[model_class], valid_namespaces=["langchain_vllm_local"])
+    for copied in (loaded, pickle.loads(pickle.dumps(model)), model.model_copy()):
+        assert getattr(copied, name) == value
+        assert copied._identifying_params == model._identifying_params
 
 
 @both

@@ -28,6 +28,7 @@ import llama_index_vllm_local
 from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import ContextLengthError, InvalidInputError, SettingsError
 from shared_engine.settings import EngineFields
+from tests.support.parameters import SAMPLES
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 
@@ -340,6 +341,17 @@ def test_a_dict_brings_back_an_equal_llm() -> None:
     assert back.engine.settings == llm.engine.settings
     assert (back.stop, back.context_window) == (["x"], 1000)
     assert llm.to_dict()["class_name"] == VLLM.class_name() == "VLLM"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_each_parameter_is_written_and_read_again(name: str) -> None:
+    llm = VLLM(model=HUB_ID, **{name: SAMPLES[name][0]})
+    value = getattr(llm, name)
+    assert value is not None
+    for copied in (VLLM.from_dict(llm.to_dict()), pickle.loads(pickle.dumps(llm)), llm.model_copy()):
+        assert getattr(copied, name) == value
+    setattr(llm, name, SAMPLES[name][1])
+    assert getattr(llm, name) != value
 
 
 def test_a_pickled_llm_takes_its_key_from_the_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
