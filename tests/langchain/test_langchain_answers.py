@@ -1,4 +1,4 @@
-"""Messages and tools out, answers and their pieces in. Pure."""
+"""The engine's answers as LangChain has them: whole, streamed, of chats and of text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ import pytest
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
-    BaseMessage,
-    ChatMessage,
-    FunctionMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
 )
-from langchain_core.tools import tool
-from pydantic import BaseModel
-from typing_extensions import TypedDict
 
 from langchain_vllm_local._answers import (
     streamed_llm_result,
@@ -27,169 +18,14 @@ from langchain_vllm_local._answers import (
     to_llm_result,
     to_text_chunk,
 )
-from langchain_vllm_local._messages import to_openai_messages
-from langchain_vllm_local._tools import to_openai_tool_choice, to_openai_tools
 from shared_engine import (
     Choice,
     GenerationChunk,
     GenerationResult,
-    InvalidInputError,
     TokenUsage,
     ToolCall,
     ToolCallDelta,
 )
-
-CALL = {"name": "add", "args": {"a": 2, "stadt": "Köln"}, "id": "c1", "type": "tool_call"}
-SENT_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "stadt": "Köln"}'}}
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-
-
-@pytest.mark.parametrize(
-    ("message", "sent"),
-    [
-        (SystemMessage("Be brief."), {"role": "system", "content": "Be brief."}),
-        (
-            SystemMessage("Be brief.", additional_kwargs={"__openai_role__": "developer"}),
-            {"role": "developer", "content": "Be brief."},
-        ),
-        (HumanMessage("Hi", name="ann"), {"role": "user", "content": "Hi", "name": "ann"}),
-        (
-            HumanMessage(["a", {"type": "text", "text": "b", "id": "x"}, IMAGE]),
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, IMAGE]},
-        ),
-        (ChatMessage("Hi", role="user"), {"role": "user", "content": "Hi"}),
-        (AIMessage("Hello"), {"role": "assistant", "content": "Hello"}),
-        (AIMessageChunk(content="Hello"), {"role": "assistant", "content": "Hello"}),
-        (
-            AIMessage("", tool_calls=[CALL]),
-            {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
-        ),
-        (
-            AIMessage([{"type": "text", "text": "Let me add"}, {"type": "tool_use", "id": "c1"}], tool_calls=[CALL]),
-            {
-                "role": "assistant",
-                "content": [{"type": "text", "text": "Let me add"}],
-                "tool_calls": [SENT_CALL],
-            },
-        ),
-        (
-            AIMessage("", invalid_tool_calls=[{"name": "add", "args": '{"a"', "id": "c2", "error": "no JSON"}]),
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": '{"a"'}}],
-            },
-        ),
-        (
-            AIMessage("4", additional_kwargs={"reasoning_content": "2+2"}),
-            {"role": "assistant", "content": "4", "reasoning": "2+2"},
-        ),
-        (
-            AIMessage([{"type": "reasoning", "reasoning": "2+2"}, {"type": "text", "text": "4"}]),
-            {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning": "2+2"},
-        ),
-        (
-            ToolMessage("5", tool_call_id="c1", name="add", status="error"),
-            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
-        ),
-    ],
-)
-def test_message_goes_out(message: BaseMessage, sent: dict[str, Any]) -> None:
-    before = message.model_copy(deep=True)
-    assert to_openai_messages([message]) == [sent]
-    assert message == before
-
-
-@pytest.mark.parametrize(
-    ("message", "error"),
-    [
-        (FunctionMessage("x", name="f"), r"messages\[1\] is a FunctionMessage"),
-        (HumanMessage(["a", {"type": "file", "base64": "AA=="}]), r"messages\[1\].content\[1\] .* 'file'"),
-        (HumanMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
-        (AIMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
-        (HumanMessage([{"text": "no type"}]), r"messages\[1\].content\[0\] .* None"),
-    ],
-)
-def test_what_can_not_be_sent_is_named_with_its_position(message: BaseMessage, error: str) -> None:
-    with pytest.raises(InvalidInputError, match=error):
-        to_openai_messages([HumanMessage("Hi"), message])
-
-
-# ---- tools
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-class Add(BaseModel):
-    """Add two numbers."""
-
-    a: int
-    b: int
-
-
-class AddDict(TypedDict):
-    """Add two numbers."""
-
-    a: int
-    b: int
-
-
-@pytest.mark.parametrize("given", [add, tool(add), Add, AddDict])
-def test_all_kinds_of_tools_go_out_in_one_form(given: Any) -> None:
-    (sent,) = to_openai_tools([given])
-    function = sent["function"]
-    assert (sent["type"], function["name"].lower()[:3], function["description"]) == (
-        "function",
-        "add",
-        "Add two numbers.",
-    )
-    assert {name: spec["type"] for name, spec in function["parameters"]["properties"].items()} == {
-        "a": "integer",
-        "b": "integer",
-    }
-    assert to_openai_tools([sent]) == [sent]
-
-
-def test_strict_is_written_into_the_tool_and_stays() -> None:
-    (sent,) = to_openai_tools([add], strict=True)
-    assert sent["function"]["strict"] is True
-    assert to_openai_tools([sent]) == [sent]
-
-
-NAMED = {"type": "function", "function": {"name": "add"}}
-
-
-@pytest.mark.parametrize(
-    ("given", "sent"),
-    [
-        (None, None),
-        (False, None),
-        (True, "required"),
-        ("auto", "auto"),
-        ("none", "none"),
-        ("any", "required"),
-        ("required", "required"),
-        ("add", NAMED),
-        (NAMED, NAMED),
-    ],
-)
-def test_tool_choice_goes_out(given: Any, sent: Any) -> None:
-    assert to_openai_tool_choice(given, to_openai_tools([add])) == sent
-
-
-@pytest.mark.parametrize("given", ["ad", {"type": "function", "function": {"name": "ad"}}])
-def test_tool_choice_that_names_no_tool_is_refused_with_the_nearest(given: Any) -> None:
-    with pytest.raises(InvalidInputError, match="is not the name of a tool; did you mean 'add'"):
-        to_openai_tool_choice(given, to_openai_tools([add]))
-
-
-def test_a_tool_may_have_the_name_of_a_choice() -> None:
-    tools = [{"type": "function", "function": {"name": "any"}}]
-    assert to_openai_tool_choice("any", tools) == {"type": "function", "function": {"name": "any"}}
-
 
 # ---- chat answers
 

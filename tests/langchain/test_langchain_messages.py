@@ -1,0 +1,97 @@
+"""LangChain's messages as the engine takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from langchain_vllm_local._messages import to_openai_messages
+from shared_engine import (
+    InvalidInputError,
+)
+
+CALL = {"name": "add", "args": {"a": 2, "stadt": "Köln"}, "id": "c1", "type": "tool_call"}
+SENT_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "stadt": "Köln"}'}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        (SystemMessage("Be brief."), {"role": "system", "content": "Be brief."}),
+        (
+            SystemMessage("Be brief.", additional_kwargs={"__openai_role__": "developer"}),
+            {"role": "developer", "content": "Be brief."},
+        ),
+        (HumanMessage("Hi", name="ann"), {"role": "user", "content": "Hi", "name": "ann"}),
+        (
+            HumanMessage(["a", {"type": "text", "text": "b", "id": "x"}, IMAGE]),
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, IMAGE]},
+        ),
+        (ChatMessage("Hi", role="user"), {"role": "user", "content": "Hi"}),
+        (AIMessage("Hello"), {"role": "assistant", "content": "Hello"}),
+        (AIMessageChunk(content="Hello"), {"role": "assistant", "content": "Hello"}),
+        (
+            AIMessage("", tool_calls=[CALL]),
+            {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
+        ),
+        (
+            AIMessage([{"type": "text", "text": "Let me add"}, {"type": "tool_use", "id": "c1"}], tool_calls=[CALL]),
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "Let me add"}],
+                "tool_calls": [SENT_CALL],
+            },
+        ),
+        (
+            AIMessage("", invalid_tool_calls=[{"name": "add", "args": '{"a"', "id": "c2", "error": "no JSON"}]),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": '{"a"'}}],
+            },
+        ),
+        (
+            AIMessage("4", additional_kwargs={"reasoning_content": "2+2"}),
+            {"role": "assistant", "content": "4", "reasoning": "2+2"},
+        ),
+        (
+            AIMessage([{"type": "reasoning", "reasoning": "2+2"}, {"type": "text", "text": "4"}]),
+            {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning": "2+2"},
+        ),
+        (
+            ToolMessage("5", tool_call_id="c1", name="add", status="error"),
+            {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
+        ),
+    ],
+)
+def test_message_goes_out(message: BaseMessage, sent: dict[str, Any]) -> None:
+    before = message.model_copy(deep=True)
+    assert to_openai_messages([message]) == [sent]
+    assert message == before
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (FunctionMessage("x", name="f"), r"messages\[1\] is a FunctionMessage"),
+        (HumanMessage(["a", {"type": "file", "base64": "AA=="}]), r"messages\[1\].content\[1\] .* 'file'"),
+        (HumanMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
+        (AIMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
+        (HumanMessage([{"text": "no type"}]), r"messages\[1\].content\[0\] .* None"),
+    ],
+)
+def test_what_can_not_be_sent_is_named_with_its_position(message: BaseMessage, error: str) -> None:
+    with pytest.raises(InvalidInputError, match=error):
+        to_openai_messages([HumanMessage("Hi"), message])
