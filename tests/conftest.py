@@ -19,8 +19,6 @@ from tests.support.engines import end_engines
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.vision_model import make_vision_model, vision_settings
 
-GROUPS = ("engine", "apart", "fault")
-
 # A shell has SIGINT ignored by what it puts in the background, and that would pass on to the apps that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -55,9 +53,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to run when the groups are lost, as xdist 3.8 loses them with pytest 9.2 (its issue 1386)."""
     if session.config.getoption("loadgroup", False):  # set in xdist's workers
         grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
-        assert all(name.endswith(("@engine", "@apart", "@fault")) for name in grouped), (
-            "this pytest loses xdist's groups"
-        )
+        assert all(name.endswith(("@engine", "@apart", "@fault")) for name in grouped), "xdist has lost its groups"
 
 
 @pytest.fixture(scope="session", autouse=True)
