@@ -168,7 +168,6 @@ def test_a_caller_with_less_patience_is_told_and_the_start_goes_on_for_the_other
     assert patient.status().starts == 1
 
 
-@pytest.mark.smoke
 def test_a_caller_with_more_patience_extends_the_start(fake_engine: MakeEngine) -> None:
     hasty = fake_engine({"start_delay_s": 3, "weights": 20}, start_timeout_s=1.5)
     patient = Engine(hasty.settings.model_copy(update={"start_timeout_s": 20}))
