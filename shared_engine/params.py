@@ -141,6 +141,7 @@ _THINKING = ("enable_thinking", "reasoning_effort")
 _FORMS = ("response_format", "structured_outputs")
 _JOINED = ("chat_template_kwargs", "extra_body")
 _TAKEN_FROM_BODY = (*_FORMS, *_THINKING, "n")
+_RELATED = frozenset((*_THINKING, *_FORMS, *_JOINED))
 
 
 def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +155,8 @@ def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _over(merged, _with_own_fields(layer))
+        # Most layers only give numbers, once for each request: they are not looked at in detail.
+        merged = {**merged, **layer} if _RELATED.isdisjoint(layer) else _over(merged, _with_own_fields(layer))
     return merged
 
 

@@ -290,12 +290,3 @@ def parse_tokens(data: bytes) -> list[int]:
 def _aborted() -> ServerConnectionError:
     # vLLM gives what it has as an answer with status 200; it must not be taken for a whole one.
     return ServerConnectionError("the server stopped in the middle of the answer (finish_reason=abort)")
-
-
-def split_events(buffer: bytearray) -> Iterable[bytes]:
-    """Take the complete ``data:`` lines out of ``buffer``, without their prefix; comments and blanks are dropped."""
-    while (end := buffer.find(b"\n")) >= 0:
-        line = bytes(buffer[:end]).strip()
-        del buffer[: end + 1]
-        if line.startswith(b"data:"):
-            yield line[5:].lstrip()

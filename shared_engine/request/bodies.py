@@ -23,8 +23,7 @@ ToolChoice = str | Mapping[str, Any]
 
 CHAT_ONLY = tuple(ChatFields.model_fields)
 # Not under its own name, or not always: see below. All other parameters are sent as they are.
-_SENT_OTHERWISE = {*CHAT_ONLY, "stop", "logprobs", "extra_body"}
-_SENT_AS_THEY_ARE = tuple(name for name in GenerationParams.model_fields if name not in _SENT_OTHERWISE)
+_SENT_OTHERWISE = frozenset((*CHAT_ONLY, "stop", "logprobs", "extra_body"))
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def completion_body(prompt: str, params: GenerationParams, *, stream: bool = Fal
 
 
 def _sampling(params: GenerationParams) -> dict[str, Any]:
-    body = {name: value for name in _SENT_AS_THEY_ARE if (value := getattr(params, name)) is not None}
+    body = {name: value for name, value in vars(params).items() if value is not None and name not in _SENT_OTHERWISE}
     if params.stop:
         body["stop"] = params.stop
     return body

@@ -10,14 +10,13 @@ import resource
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
 from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, response_class
-from shared_engine.request.answers import split_events
 from shared_engine.request.refusals import error_from_response
 
 if TYPE_CHECKING:
@@ -159,6 +158,15 @@ class EventStream:
         if event == b"[DONE]":
             raise StopAsyncIteration
         return event
+
+
+def split_events(buffer: bytearray) -> Iterable[bytes]:
+    """Take the complete ``data:`` lines out of ``buffer``, without their prefix; comments and blanks are dropped."""
+    while (end := buffer.find(b"\n")) >= 0:
+        line = bytes(buffer[:end]).strip()
+        del buffer[: end + 1]
+        if line.startswith(b"data:"):
+            yield line[5:].lstrip()
 
 
 def _max_connections() -> int:

@@ -24,9 +24,8 @@ from shared_engine.request.bodies import Request, request_of, text_tokens_reques
 from shared_engine.request.checks import Message, check_messages
 from shared_engine.request.routes import TOKENIZE
 from shared_engine.settings import EngineSettings
-from shared_engine.token_count.chat_template import ChatTemplate
+from shared_engine.token_count.counter import DoubtError, TokenCounter
 from shared_engine.token_count.tokenizer_files import FILES, TOKENIZER, TokenizerFiles
-from shared_engine.token_count.vllm_messages import doubt_of_messages, doubt_of_tools, template_tools
 
 _log = logging.getLogger("shared_engine")
 
@@ -43,10 +42,6 @@ _RESERVED = {
     "return_assistant_tokens_mask", "tokenizer_kwargs", "raise_exception", "strftime_now",
 }  # fmt: skip
 _MAX_LOADED = 4  # a large vocabulary takes some 100 MB
-
-
-class _DoubtError(Exception):
-    """Why only the server counts exactly."""
 
 
 def tokenize_request(
@@ -94,7 +89,7 @@ def count_locally(settings: EngineSettings, request: Request) -> int | None:
         return counter.count_conversation(
             part["messages"], part.get("tools"), _template_variables(settings, part.get("chat_template_kwargs") or {})
         )
-    except _DoubtError as doubt:
+    except DoubtError as doubt:
         _say_once(str(settings.model), str(doubt))
         return None
 
@@ -103,7 +98,7 @@ def local_tokenizer(settings: EngineSettings) -> Callable[[str], list[int]] | No
     """A function from a text to its tokens, without special ones around them; None where only the server knows them."""
     try:
         return _counter(settings).tokens
-    except _DoubtError as doubt:
+    except DoubtError as doubt:
         _say_once(str(settings.model), str(doubt))
         return None
 
@@ -117,9 +112,9 @@ def _template_variables(settings: EngineSettings, given: Mapping[str, Any]) -> d
     """Of the server, and of this request, as vLLM merges them."""
     defaults = settings.engine_args.get("default_chat_template_kwargs") or {}
     if not isinstance(defaults, dict):
-        raise _DoubtError("default_chat_template_kwargs is no dict")
+        raise DoubtError("default_chat_template_kwargs is no dict")
     if not _RESERVED.isdisjoint((*defaults, *given)):
-        raise _DoubtError(f"chat_template_kwargs has one of {', '.join(sorted(_RESERVED))}")
+        raise DoubtError(f"chat_template_kwargs has one of {', '.join(sorted(_RESERVED))}")
     cohere = {"cohere_format": settings.engine_args.get("cohere_format") or "cmd4"}  # given to every template
     return {**cohere, **defaults, **{name: value for name, value in given.items() if value not in (None, "auto")}}
 
@@ -150,24 +145,24 @@ def _counter(settings: EngineSettings) -> TokenCounter:
     with _lock:
         counter = _load(sources)
     if isinstance(counter, str):
-        raise _DoubtError(counter)
+        raise DoubtError(counter)
     return counter
 
 
 def _sources(settings: EngineSettings) -> _Sources:
     if settings.is_remote or settings.model is None:
-        raise _DoubtError("it runs elsewhere")
+        raise DoubtError("it runs elsewhere")
     if settings.trust_remote_code:
-        raise _DoubtError("trust_remote_code may bring another tokenizer")
+        raise DoubtError("trust_remote_code may bring another tokenizer")
     _check_args(settings.engine_args)
     name = settings.tokenizer or settings.model
     # Not in download_dir: vLLM stores only weights there.
     folder, served = (model_folder(each, settings.revision) for each in (name, settings.model))
     if folder is None or served is None:
-        raise _DoubtError("it was not downloaded yet")
+        raise DoubtError("it was not downloaded yet")
     is_folder = Path(name).expanduser().is_dir()
     if settings.tokenizer is not None and is_folder and not os.path.isabs(name):
-        raise _DoubtError(f"tokenizer = {name!r} is a relative path")
+        raise DoubtError(f"tokenizer = {name!r} is a relative path")
     return _Sources(
         folder=folder,
         model_folder=served,
@@ -184,10 +179,10 @@ def _check_args(args: Mapping[str, Any]) -> None:
     if args.get("tokenizer_mode") not in (None, "auto", "hf"):
         doubtful.append("tokenizer_mode")
     if doubtful:
-        raise _DoubtError(f"engine_args has {', '.join(doubtful)}")
+        raise DoubtError(f"engine_args has {', '.join(doubtful)}")
     variables = [name for name in _DOUBTFUL_VARIABLES if os.environ.get(name, "0") not in ("", "0")]
     if variables:
-        raise _DoubtError(f"{', '.join(variables)} is set")
+        raise DoubtError(f"{', '.join(variables)} is set")
 
 
 def _given_template(given: str | None) -> str | None:
@@ -198,9 +193,9 @@ def _given_template(given: str | None) -> str | None:
         try:
             return Path(given).read_text(encoding="utf-8")
         except OSError:
-            raise _DoubtError(f"chat_template = {given!r} can't be read") from None
+            raise DoubtError(f"chat_template = {given!r} can't be read") from None
     if not any(character in given for character in "{}\n"):
-        raise _DoubtError(f"chat_template = {given!r} is a relative path, or one of vLLM's own")
+        raise DoubtError(f"chat_template = {given!r} is a relative path, or one of vLLM's own")
     return given
 
 
@@ -251,7 +246,7 @@ def _load(sources: _Sources) -> TokenCounter | str:
         return doubt
     try:
         return _load_counter(sources, files)
-    except _DoubtError as exc:
+    except DoubtError as exc:
         return str(exc)
     except ImportError as exc:
         return f"{exc.name} is not installed here: pip install tokenizers jinja2"
@@ -265,7 +260,7 @@ def _load_counter(sources: _Sources, files: TokenizerFiles) -> TokenCounter:
     tokenizer = Tokenizer.from_file(str(sources.folder / TOKENIZER))
     doubt = next(files.doubts_about(tokenizer), None)
     if doubt is not None:
-        raise _DoubtError(doubt)
+        raise DoubtError(doubt)
     special_tokens = files.special_tokens(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -273,48 +268,3 @@ def _load_counter(sources: _Sources, files: TokenizerFiles) -> TokenCounter:
     if sources.template is not None and not files.uses_harmony:
         templates = {"default": sources.template}
     return TokenCounter(tokenizer, special_tokens, templates, sources.content_format)
-
-
-class TokenCounter:
-    """A loaded tokenizer, and its templates. Threads may share it.
-
-    Args:
-        templates: by name; of several, ``tool_use`` is the one for tools, ``default`` that for all else.
-        content_format: ``string``, ``openai`` or ``auto``.
-    """
-
-    def __init__(
-        self, tokenizer: Any, special_tokens: Mapping[str, str], templates: Mapping[str, str], content_format: str
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
-        self._content_format: Any = None if content_format == "auto" else content_format
-        self._texts = templates
-        self._templates: dict[str, ChatTemplate] = {}
-
-    def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def count_text(self, text: str) -> int:
-        return len(self._tokenizer.encode(text))
-
-    def count_conversation(
-        self, messages: Sequence[Any], tools: Sequence[Any] | None, variables: Mapping[str, Any]
-    ) -> int:
-        doubt = doubt_of_messages(messages) or doubt_of_tools(tools or ())
-        if doubt is not None:
-            raise _DoubtError(doubt)
-        template = self._template("tool_use" if tools and "tool_use" in self._texts else "default")
-        prompt = template.render(messages, template_tools(tools) if tools else None, variables, self._special_tokens)
-        return len(self._tokenizer.encode(prompt, add_special_tokens=False))
-
-    def _template(self, name: str) -> ChatTemplate:
-        if name not in self._templates:
-            if name not in self._texts:
-                raise _DoubtError("it has no chat template, or more than one to choose from")
-            try:
-                self._templates[name] = ChatTemplate(self._texts[name], self._content_format)
-            except ImportError as exc:
-                raise _DoubtError(f"{exc.name} is not installed here: pip install jinja2") from exc
-        return self._templates[name]

@@ -123,7 +123,7 @@ async def test_a_closed_stream_ends_its_request_and_gives_its_lease_back(fake_en
         with pytest.raises(EngineBusyError):
             await engine.aevict(timeout=0.2)
         await stream.aclose()
-        await engine.aevict(timeout=5)
+        await engine.aevict(timeout=0.2)
     finally:
         gc.enable()
 

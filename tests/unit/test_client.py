@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared_engine.errors import RequestError
-from shared_engine.request.client import Client
+from shared_engine.request.client import Client, split_events
 from shared_engine.request.loop_clients import loop_clients
 
 
@@ -93,3 +93,14 @@ def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
 
 def open_sockets() -> int:
     return sum("socket:" in os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+
+
+def test_events_are_taken_whole_from_any_cut_of_the_bytes() -> None:
+    stream = b': ping\n\ndata: {"a": 1}\r\n\r\ndata:{"b": "\xc3\xa9"}\n\ndata: [DONE]\n\n'
+    for size in (1, 2, 7, 1000):
+        buffer, events = bytearray(), []
+        for start in range(0, len(stream), size):
+            buffer += stream[start : start + size]
+            events += list(split_events(buffer))
+        assert events == [b'{"a": 1}', b'{"b": "\xc3\xa9"}', b"[DONE]"]
+        assert not buffer

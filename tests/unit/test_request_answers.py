@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared_engine import ServerConnectionError, ServerError, ToolCall, ToolCallDelta
-from shared_engine.request.answers import ChunkReader, parse_event, parse_result, split_events
+from shared_engine.request.answers import ChunkReader, parse_event, parse_result
 from shared_engine.request.refusals import says_engine_died
 
 
@@ -75,17 +75,6 @@ def test_an_error_in_a_stream_is_raised() -> None:
 def test_what_is_no_answer_of_vllm_is_a_server_error() -> None:
     with pytest.raises(ServerError, match="not what vLLM sends"):
         parse_result(b"<html>proxy</html>")
-
-
-def test_events_are_taken_whole_from_any_cut_of_the_bytes() -> None:
-    stream = b': ping\n\ndata: {"a": 1}\r\n\r\ndata:{"b": "\xc3\xa9"}\n\ndata: [DONE]\n\n'
-    for size in (1, 2, 7, 1000):
-        buffer, events = bytearray(), []
-        for start in range(0, len(stream), size):
-            buffer += stream[start : start + size]
-            events += list(split_events(buffer))
-        assert events == [b'{"a": 1}', b'{"b": "\xc3\xa9"}', b"[DONE]"]
-        assert not buffer
 
 
 def test_a_count_of_no_reasoning_is_not_believed_where_there_is_some() -> None:
