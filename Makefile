@@ -2,14 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
-PIP_FLAGS := --quiet --disable-pip-version-check
+# Not compiled: most of the files are never imported, and those that are, are compiled then.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 # Settings of the user's shell must not change what is tested or shown.
 CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-oldest test-faults check lint types format bench bench-lifecycle bench-faults bench-imports install clean
+.PHONY: help demo test test-oldest test-faults vllm check lint types format bench bench-lifecycle bench-faults bench-imports install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -81,15 +82,21 @@ check: lint types
 	@echo "== tests that need no vLLM"
 	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "smoke or not (engine or fault)"
 
-# What needs no engine runs while vLLM is being installed. The last line of all is pytest's summary.
-test: .venv/dev
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target install lint types test-oldest
+# While vLLM is installed, all else is, and what needs no engine runs. The last line is pytest's summary.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target vllm .venv/dev lint types test-oldest
+	@$(CLEAN_ENV) $(BIN)/vllm-local install
 	@echo "== the newest frameworks, on real vLLM"
 	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) --durations=20
 
+# As `vllm-local install` does it, which needs the standard library only.
+vllm: .venv/made
+	@echo "== the engine's environment"
+	@$(CLEAN_ENV) $(PYTHON) -m shared_engine.cli install
+
 test-oldest: .venv-oldest/made
 	@echo "== the oldest frameworks, without an engine"
-	@$(CLEAN_ENV) $(OLDEST)/python $(PYTEST) -q -m "not engine and not fault"
+	@$(CLEAN_ENV) $(OLDEST)/python -m pytest -q -m "not engine and not fault"
 
 test-faults: .venv/dev install
 	@$(CLEAN_ENV) FAULT_ROUNDS=5 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
