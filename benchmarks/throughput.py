@@ -113,6 +113,7 @@ def report(title: str, head: str, sections: Mapping[str, Sequence[Row]], notes: 
 
 
 def main() -> int:
+    import batch_plot
     from plot import draw
 
     plan = Plan(SETTINGS, minilm(), only=os.environ.get("ONLY", ""))
@@ -135,6 +136,7 @@ def main() -> int:
         results.mkdir(exist_ok=True)
         (results / "throughput.md").write_text(text)
         draw(sections, results / "throughput.png")
+        batch_plot.draw(batch_plot.bars(text), results / "batches.png")
     return 0
 
 
