@@ -1,6 +1,7 @@
 """One vLLM engine, shared by every LangChain and LlamaIndex app on the machine.
 
-Names are loaded when first used: the supervisor imports this package too, and must stay small.
+The errors are here at once. All other names are loaded when first used: the supervisor imports this package too, and
+must stay small.
 """
 
 from __future__ import annotations
@@ -8,132 +9,46 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shared_engine import errors
+from shared_engine.errors import *  # noqa: F403
+
 if TYPE_CHECKING:
-    from shared_engine.engine import Engine
-    from shared_engine.errors import (
-        AuthenticationError,
-        ContextLengthError,
-        EngineBusyError,
-        EngineDiedError,
-        EngineError,
-        EngineNotInstalledError,
-        EngineStartError,
-        EngineStartTimeoutError,
-        EngineStoppedError,
-        InvalidInputError,
-        LengthFinishReasonError,
-        ModelNotFoundError,
-        PermissionDeniedError,
-        RateLimitError,
-        RequestError,
-        RequestRejectedError,
-        RequestTimeoutError,
-        ServerConnectionError,
-        ServerError,
-        ServerUnreachableError,
-        SettingsError,
-        VLLMError,
-    )
-    from shared_engine.observe.engine_info import EngineInfo
-    from shared_engine.params import GenerationParams
-    from shared_engine.results import (
-        Choice,
-        EmbeddingResult,
-        GenerationChunk,
-        GenerationResult,
-        RankedDocument,
-        RerankResult,
-        TokenUsage,
-        ToolCall,
-        ToolCallDelta,
-    )
-    from shared_engine.runtime.record import EngineState
-    from shared_engine.settings import EngineSettings
+    from shared_engine.engine import Engine as Engine
+    from shared_engine.observe.engine_info import EngineInfo as EngineInfo
+    from shared_engine.params import GenerationParams as GenerationParams
+    from shared_engine.results import Choice as Choice
+    from shared_engine.results import EmbeddingResult as EmbeddingResult
+    from shared_engine.results import GenerationChunk as GenerationChunk
+    from shared_engine.results import GenerationResult as GenerationResult
+    from shared_engine.results import RankedDocument as RankedDocument
+    from shared_engine.results import RerankResult as RerankResult
+    from shared_engine.results import TokenUsage as TokenUsage
+    from shared_engine.results import ToolCall as ToolCall
+    from shared_engine.results import ToolCallDelta as ToolCallDelta
+    from shared_engine.runtime.record import EngineState as EngineState
+    from shared_engine.settings import EngineSettings as EngineSettings
 
     __version__: str
 
-_HOME = {
-    "engine": ("Engine",),
-    "settings": ("EngineSettings",),
-    "observe.engine_info": ("EngineInfo",),
-    "runtime.record": ("EngineState",),
-    "params": ("GenerationParams",),
-    "results": (
-        "Choice",
-        "EmbeddingResult",
-        "GenerationChunk",
-        "GenerationResult",
-        "RankedDocument",
-        "RerankResult",
-        "TokenUsage",
-        "ToolCall",
-        "ToolCallDelta",
-    ),
-    "errors": (
-        "AuthenticationError",
-        "ContextLengthError",
-        "EngineBusyError",
-        "EngineDiedError",
-        "EngineError",
-        "EngineNotInstalledError",
-        "EngineStartError",
-        "EngineStartTimeoutError",
-        "EngineStoppedError",
-        "InvalidInputError",
-        "LengthFinishReasonError",
-        "ModelNotFoundError",
-        "PermissionDeniedError",
-        "RateLimitError",
-        "RequestError",
-        "RequestRejectedError",
-        "RequestTimeoutError",
-        "ServerConnectionError",
-        "ServerError",
-        "ServerUnreachableError",
-        "SettingsError",
-        "VLLMError",
-    ),
+_MODULE_OF = {
+    "Choice": "results",
+    "EmbeddingResult": "results",
+    "Engine": "engine",
+    "EngineInfo": "observe.engine_info",
+    "EngineSettings": "settings",
+    "EngineState": "runtime.record",
+    "GenerationChunk": "results",
+    "GenerationParams": "params",
+    "GenerationResult": "results",
+    "RankedDocument": "results",
+    "RerankResult": "results",
+    "TokenUsage": "results",
+    "ToolCall": "results",
+    "ToolCallDelta": "results",
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [
-    "AuthenticationError",
-    "Choice",
-    "ContextLengthError",
-    "EmbeddingResult",
-    "Engine",
-    "EngineBusyError",
-    "EngineDiedError",
-    "EngineError",
-    "EngineInfo",
-    "EngineNotInstalledError",
-    "EngineSettings",
-    "EngineStartError",
-    "EngineStartTimeoutError",
-    "EngineState",
-    "EngineStoppedError",
-    "GenerationChunk",
-    "GenerationParams",
-    "GenerationResult",
-    "InvalidInputError",
-    "LengthFinishReasonError",
-    "ModelNotFoundError",
-    "PermissionDeniedError",
-    "RankedDocument",
-    "RateLimitError",
-    "RequestError",
-    "RequestRejectedError",
-    "RequestTimeoutError",
-    "RerankResult",
-    "ServerConnectionError",
-    "ServerError",
-    "ServerUnreachableError",
-    "SettingsError",
-    "TokenUsage",
-    "ToolCall",
-    "ToolCallDelta",
-    "VLLMError",
-]
+__all__ = list(_MODULE_OF)
+__all__ += errors.__all__
 
 
 def __getattr__(name: str) -> Any:

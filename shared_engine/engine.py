@@ -230,7 +230,7 @@ class Engine(Batches):
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> int:
-        """The same as ``acount_tokens``, which see, for threads: this one waits."""
+        """The blocking form of ``acount_tokens``; see there."""
         # Counted in this thread: by way of the background loop it would take several times as long.
         request = tokenize_request(text, tools, chat_template_kwargs)
         counted = self._count_locally(request)
@@ -248,7 +248,7 @@ class Engine(Batches):
         return tokenize(text) if tokenize is not None else await self._ask_for_tokens(text)
 
     def tokenize(self, text: str) -> list[int]:
-        """The same as ``atokenize``, which see, for threads: this one waits."""
+        """The blocking form of ``atokenize``; see there."""
         tokenize = self._local_tokenizer.get()  # as in count_tokens: frameworks call this for each word
         return tokenize(text) if tokenize is not None else run_sync(self._ask_for_tokens(text))
 

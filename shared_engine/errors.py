@@ -31,6 +31,31 @@ error of a request is explained are listed in request/refusals.py.
 
 from __future__ import annotations
 
+__all__ = [
+    "AuthenticationError",
+    "ContextLengthError",
+    "EngineBusyError",
+    "EngineDiedError",
+    "EngineError",
+    "EngineNotInstalledError",
+    "EngineStartError",
+    "EngineStartTimeoutError",
+    "EngineStoppedError",
+    "InvalidInputError",
+    "LengthFinishReasonError",
+    "ModelNotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestError",
+    "RequestRejectedError",
+    "RequestTimeoutError",
+    "ServerConnectionError",
+    "ServerError",
+    "ServerUnreachableError",
+    "SettingsError",
+    "VLLMError",
+]
+
 
 class VLLMError(Exception):
     """Base of all errors raised by vllm-local."""

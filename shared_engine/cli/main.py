@@ -1,13 +1,4 @@
-"""The ``vllm-local`` command: arguments, words and exit codes. Each subcommand's work is done elsewhere.
-
-Exit codes:
-    0    done; for doctor: nothing failed (there may be warnings)
-    1    failed, with the reason on stderr
-    2    wrong usage
-    3    busy: requests in flight forbade stop or evict for all of --timeout
-    130  interrupted (Ctrl-C); but leaving ``status --watch`` that way is 0, since there is no other
-    141  the reader of the output left, as in ``vllm-local status | head -1``
-"""
+"""The ``vllm-local`` command: arguments, words and exit codes. Each subcommand's work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -23,17 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import shared_engine
+from shared_engine.cli.ending import end_engines
+from shared_engine.cli.exit_codes import DONE, FAILED, INTERRUPTED, READER_LEFT
 from shared_engine.cli.status_table import status_table
-from shared_engine.errors import EngineBusyError, EngineNameError, VLLMError
+from shared_engine.errors import EngineNameError, VLLMError
 from shared_engine.launch.install import detect_build, install
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import choose, find_engines, listing
 from shared_engine.observe.log_reader import plain_text, read_log
-from shared_engine.observe.processes import program_of
-from shared_engine.runtime.control import Control
-from shared_engine.runtime.directory import runtime_dir, runtime_root
+from shared_engine.runtime.directory import runtime_root
 
-DONE, FAILED, BUSY, INTERRUPTED, READER_LEFT = 0, 1, 3, 130, 141
 WATCH_S, MIN_WATCH_S = 2.0, 0.1
 LOG_LINES = 100
 END_TIMEOUT_S = 30.0
@@ -72,6 +63,14 @@ def _complain(text: str) -> None:
     print(f"vllm-local: {text}", file=sys.stderr)
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for, which takes longer than to import the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"vllm-local {shared_engine.__version__}")
+        parser.exit()
+
+
 # ---- what can be asked for
 
 
@@ -79,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vllm-local", description="One vLLM engine, shared by all your apps.", epilog=_EPILOG
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str, interrupted: str = "") -> _Parser:
@@ -263,39 +263,11 @@ def _end(arguments: argparse.Namespace) -> int:
         raise EngineNameError(f"{len(alive)} engines are alive: name one, or use --all:\n{listing(alive)}")
     if not chosen:
         print("no engine is alive")
-    ended = asyncio.run(_end_all(chosen, arguments))
+    timeout, force = arguments.timeout, arguments.force
+    ended = asyncio.run(end_engines(chosen, timeout, shuts_down=arguments.shuts_down, force=force))
     for code, text in ended:
         print(text) if code == DONE else _complain(text)
     return max((code for code, _ in ended), default=DONE)
-
-
-async def _end_all(engines: Sequence[EngineInfo], arguments: argparse.Namespace) -> list[tuple[int, str]]:
-    """All at once; for each an exit code and a message."""
-    return await asyncio.gather(*(_end_one(engine, arguments) for engine in engines))
-
-
-async def _end_one(engine: EngineInfo, arguments: argparse.Namespace) -> tuple[int, str]:
-    what, ended = f"{engine.name} ({engine.short_key})", "stopped" if arguments.shuts_down else "evicted"
-    if not engine.is_alive:
-        return DONE, f"{what} is not running"
-    control = Control(runtime_dir(engine.key or ""))
-    began = time.monotonic()
-    try:
-        if arguments.shuts_down:
-            await control.shutdown(arguments.timeout, force=arguments.force)
-        else:
-            await control.evict(arguments.timeout)
-    except EngineBusyError:
-        return BUSY, f"{what} was not {ended}: waited {arguments.timeout:g} s for {_who_holds(engine)}"
-    except VLLMError as exc:
-        return FAILED, f"{what}: {exc}"
-    return DONE, f"{what} {ended} in {time.monotonic() - began:.1f} s"
-
-
-def _who_holds(engine: EngineInfo) -> str:
-    now = next((each for each in find_engines() if each.key == engine.key), engine)
-    holders = ", ".join(f"{pid} ({program_of(pid)})" for pid in now.lease_holders)
-    return f"requests of process {holders}" if holders else "requests in flight, or that wait for its start"
 
 
 if __name__ == "__main__":

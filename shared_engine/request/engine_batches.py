@@ -98,7 +98,7 @@ class Batches(Lifecycle):
         return_exceptions: bool = False,
         **overrides: Any,
     ) -> Any:
-        """The same as ``agenerate_batch``, which see, for threads: this one waits."""
+        """The blocking form of ``agenerate_batch``; see there."""
         return run_sync(self.agenerate_batch(prompts, params, return_exceptions=return_exceptions, **overrides))
 
     @overload
@@ -179,7 +179,7 @@ class Batches(Lifecycle):
         return_exceptions: bool = False,
         **overrides: Any,
     ) -> Any:
-        """The same as ``achat_batch``, which see, for threads: this one waits."""
+        """The blocking form of ``achat_batch``; see there."""
         return run_sync(
             self.achat_batch(
                 conversations,

@@ -49,7 +49,7 @@ def _named(form: Callable[P, T], method: Callable[..., Any]) -> Callable[P, T]:
     own = method.__name__.removeprefix("a")
     form.__name__ = own
     form.__qualname__ = method.__qualname__.removesuffix(method.__name__) + own
-    form.__doc__ = f"The same as ``{method.__name__}``, which see, for threads: this one waits.\n"
+    form.__doc__ = f"The blocking form of ``{method.__name__}``; see there.\n"
     return form
 
 

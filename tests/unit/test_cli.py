@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shared_engine.cli import main as cli
+import shared_engine
+from shared_engine.cli.exit_codes import READER_LEFT
 from shared_engine.cli.main import main
 from shared_engine.cli.status_table import duration, size, status_table
 from shared_engine.observe.engine_info import EngineInfo
@@ -72,6 +73,13 @@ def test_help_names_the_exit_codes(capsys: Capture, arguments: list[str]) -> Non
         main([*arguments, "--help"])
     assert ended.value.code == 0
     assert "exit codes: 0 done, 1 failed, 2 wrong usage, 3 busy" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_version_is_told(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"vllm-local {shared_engine.__version__}\n"
 
 
 # ---- status
@@ -217,7 +225,7 @@ def test_a_reader_that_leaves_makes_no_traceback(hand_made: MakeEngine, argument
     assert command.stderr is not None
     assert command.stderr.read() == ""
     command.stderr.close()
-    assert command.returncode == cli.READER_LEFT
+    assert command.returncode == READER_LEFT
 
 
 # ---- logs

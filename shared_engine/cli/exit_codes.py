@@ -1,0 +1,12 @@
+"""What the ``vllm-local`` command exits with. 2, for wrong usage, is argparse's own."""
+
+DONE = 0
+"""For doctor: nothing failed; there may be warnings. Also for ``status --watch`` that is left with Ctrl-C."""
+FAILED = 1
+"""The reason is on stderr."""
+BUSY = 3
+"""Requests in flight forbade stop or evict for all of --timeout."""
+INTERRUPTED = 130
+"""Ctrl-C."""
+READER_LEFT = 141
+"""The reader of the output closed it, as in ``vllm-local status | head -1``."""
