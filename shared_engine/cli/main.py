@@ -16,7 +16,7 @@ from pathlib import Path
 
 import shared_engine
 from shared_engine.cli.ending import end_engines
-from shared_engine.cli.exit_codes import DONE, FAILED, INTERRUPTED, READER_LEFT
+from shared_engine.cli.exit_codes import BUSY, DONE, FAILED, INTERRUPTED, READER_LEFT
 from shared_engine.cli.status_table import status_table
 from shared_engine.errors import EngineNameError, VLLMError
 from shared_engine.launch.install import detect_build, install
@@ -28,7 +28,7 @@ from shared_engine.runtime.directory import runtime_root
 WATCH_S, MIN_WATCH_S = 2.0, 0.1
 LOG_LINES = 100
 END_TIMEOUT_S = 30.0
-_EPILOG = "exit codes: 0 done, 1 failed, 2 wrong usage, 3 busy (requests in flight), 130 interrupted"
+_EPILOG = f"exit codes: {DONE} done, {FAILED} failed, 2 wrong usage, {BUSY} busy (requests in flight), {INTERRUPTED} interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,7 +51,7 @@ def import_vllm(interpreter: Interpreter) -> tuple[subprocess.CompletedProcess[b
             )
         finally:
             os.close(write_fd)
-        return done, [read_event(line) for line in events]
+        return done, [event for line in events if (event := read_event(line)) is not None]
 
 
 class SmokeTest:

@@ -8,7 +8,7 @@ Protocol: one JSON object a line. Commands come on stdin, events go to the file 
 is killed and the launcher exits.
 
     command                                         event
-    {"op": "start", "argv": [...], "start_number": 1}  {"event": "started", "pid": 123, "start_number": 1}
+    {"op": "start", "argv": [...]}                  {"event": "started", "pid": 123}
     {"op": "exit"}                                  {"event": "exited", "pid": 123, "returncode": 0}
                                                     {"event": "preloaded", "version": "0.32.0",
                                                      "fork_refusal": null, "seconds": 6.6}
@@ -310,7 +310,7 @@ class Launcher:
                     command = json.loads(line)
                     if command["op"] == "exit":
                         return self.close()
-                    self._start(command["argv"], command["start_number"])
+                    self._start(command["argv"])
 
     def emit(self, event: str, **fields: Any) -> None:
         os.write(self._events_fd, json.dumps({"event": event, **fields}).encode() + b"\n")
@@ -329,7 +329,7 @@ class Launcher:
             except ChildProcessError:
                 return
 
-    def _start(self, argv: list[str], start_number: int) -> None:
+    def _start(self, argv: list[str]) -> None:
         is_leader_r, is_leader_w = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -342,7 +342,7 @@ class Launcher:
         os.read(is_leader_r, 1)  # the end of the pipe: it leads a group, so that signals to the group can't miss it
         os.close(is_leader_r)
         self._server_pid = pid
-        self.emit("started", pid=pid, start_number=start_number)
+        self.emit("started", pid=pid)
 
     def _reap(self) -> None:
         while True:

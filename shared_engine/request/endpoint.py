@@ -23,12 +23,12 @@ class Connection:
     Attributes:
         client: connections of the running event loop.
         model: as the server names it.
-        start_number: which start of a local engine this is; how often a remote one turned out to have another model.
+        incarnation: which start of a local engine this is; of a remote one, how often it had another model.
     """
 
     client: Client
     model: str
-    start_number: int = 0
+    incarnation: int = 0
 
 
 class Endpoint(ABC):

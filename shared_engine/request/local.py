@@ -71,7 +71,7 @@ class LocalEndpoint(Endpoint):
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         assert self._supervisor is not None
         if isinstance(error, ServerConnectionError) or says_engine_died(error):
-            return await self._supervisor.death_of(connection.start_number) or error
+            return await self._supervisor.death_of(connection.incarnation) or error
         if says_engine_busy(error):
             limit = self._settings.engine_args.get("max_num_queued_reqs")
             return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")

@@ -42,7 +42,7 @@ class RemoteEndpoint(Endpoint):
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         if isinstance(error, ModelNotFoundError) and not self._is_named and connection.model in error.message:
-            if connection.start_number == self._times_renamed:  # else another request has noticed it already
+            if connection.incarnation == self._times_renamed:  # else another request has noticed it already
                 self._model, self.max_model_len, self._times_renamed = None, None, self._times_renamed + 1
             return AnotherModelError(*error.args)
         return error

@@ -125,13 +125,13 @@ class Requests:
 
     async def _server_limit(self, connection: Connection) -> int:
         """The server's max_model_len, asked once for each start of the engine."""
-        if self._max_model_len is None or self._max_model_len[0] != connection.start_number:
+        if self._max_model_len is None or self._max_model_len[0] != connection.incarnation:
             models = answers.parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
             lengths = dict(models)
             length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
             if length is None:
                 raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
-            self._max_model_len = (connection.start_number, length)
+            self._max_model_len = (connection.incarnation, length)
             self.endpoint.max_model_len = length
         return self._max_model_len[1]
 

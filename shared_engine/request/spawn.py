@@ -95,6 +95,8 @@ class Spawner:
             raise EngineStartError(f"{sys.executable} did not come up as Python in {SUPERVISOR_START_S:g} s") from exc
         except OSError as exc:
             raise EngineStartError(f"{sys.executable} can't be run to supervise the engine: {exc.strerror}") from exc
+        except RuntimeError as exc:  # this Python starts no process any more
+            raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
         finally:
             os.close(log)
         if done.returncode != 0:

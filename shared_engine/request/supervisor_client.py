@@ -28,13 +28,13 @@ from shared_engine.runtime.directory import runtime_dir
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.messages import Fate, Outcome, Ready, StartFailed
+from shared_engine.runtime.outcome import outcome_of
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.record import FailureKind, Record, read_record
 from shared_engine.runtime.spec import EngineSpec
 
 MAX_SPAWNS = 10
 OUTCOME_TIMEOUT_S = 10.0
-_DIED_WITH_SUPERVISOR = "the engine died with its supervisor while the request was running"
 
 
 class SupervisorClient:
@@ -148,15 +148,22 @@ class SupervisorClient:
     async def death_of(self, start_number: int) -> EngineDiedError | EngineStoppedError | None:
         """After a request lost its connection: the end of that engine, or None where it has not ended."""
         # The record may be one that a killed supervisor left behind: the next request asks before it believes it.
-        self._sent.clear()
+        self._sent = set()
         outcome = await self._asking.run(start_number, lambda: self._outcome(start_number))
-        return EngineDiedError(_DIED_WITH_SUPERVISOR) if outcome is None else end_error(outcome)
+        return end_error(outcome)
 
     async def _outcome(self, start_number: int) -> Outcome | None:
+        """None where the supervisor was killed."""
         try:
-            return await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
-        except TimeoutError:  # it hangs: the request's own error says more
+            outcome = await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
+        except (OSError, EngineError):  # it can't be asked (TimeoutError is one): the request's own error says more
             return Outcome(Fate.RUNNING)
+        if outcome is not None:
+            return outcome
+        # One that has exited left the record of how its engine ended; one that was killed left it as it ran.
+        record = read_record(self.directory.record)
+        left = None if record is None else outcome_of(record, start_number, first_start=0)
+        return None if left == Outcome(Fate.RUNNING) else left
 
     def forget_in_child(self) -> None:
         """After a fork, in the child: start with no lease."""
@@ -206,13 +213,19 @@ def start_error(reply: StartFailed) -> EngineError:
     return _START_ERRORS.get(failure.kind, EngineStartError)(message, failure.log_tail)
 
 
-def end_error(outcome: Outcome) -> EngineDiedError | EngineStoppedError | None:
-    """What the end of the engine means to a request that was running; None where it has not ended."""
+def end_error(outcome: Outcome | None) -> EngineDiedError | EngineStoppedError | None:
+    """What the end of the engine means to a request that was running; None where it has not ended.
+
+    Args:
+        outcome: None where the supervisor was killed, and the engine with it.
+    """
+    if outcome is None:
+        return EngineDiedError("the engine died with its supervisor while the request was running")
     if outcome.fate is Fate.RUNNING:
         return None
     if outcome.fate is Fate.STOPPED:
         return EngineStoppedError("the engine was stopped while the request was running")
     failure = outcome.failure
     if failure is None:
-        return EngineDiedError("the engine died while the request was running, and was started again")
+        return EngineDiedError("the engine ended while the request was running, and was started again")
     return EngineDiedError(f"the engine died while the request was running: {failure.message}", failure.log_tail)

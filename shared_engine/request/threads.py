@@ -8,16 +8,13 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared_engine.errors import EngineStartError
-
 T = TypeVar("T")
 
 
 async def in_a_thread(call: Callable[[], T]) -> T:
     """As asyncio.to_thread, which refuses while the interpreter shuts down, as in an app's atexit handler.
 
-    Raises:
-        EngineStartError: this Python starts no thread any more.
+    Where this Python starts no thread any more, the call is made here, and the loop waits.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -41,6 +38,6 @@ async def in_a_thread(call: Callable[[], T]) -> T:
 
     try:
         threading.Thread(target=run, name="vllm-local-thread", daemon=True).start()
-    except RuntimeError as exc:
-        raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
+    except RuntimeError:
+        return call()
     return await done

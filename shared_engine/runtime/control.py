@@ -42,14 +42,24 @@ BACKLOG = 256
 MAX_LINE_BYTES = 1 << 24  # a request carries the caller's environment, a reply the log's last lines
 POLL_S = 0.02
 EXIT_S = 30.0  # how long a supervisor that has agreed may take to end what it owns
-# No socket, no listener, or one whose queue is full at the moment.
-_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTCONN, errno.EAGAIN)
+_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED)
+# Of a listener whose queue is full: asyncio takes the socket for connected, and the first use of it fails.
+_QUEUE_IS_FULL = (errno.EAGAIN, errno.ENOTCONN)
+
+
+class OtherReleaseError(EngineError):
+    """The supervisor understands other messages."""
 
 
 class Control:
     """Asks the supervisor of one engine; needs nothing but its directory.
 
-    Methods return None where there is no supervisor, or none any more, and raise TimeoutError where one does not reply.
+    Where there is no supervisor, or none any more, what is asked of it gives None.
+
+    Every method that asks raises:
+        TimeoutError: it did not reply in time (``evict`` and ``shutdown``: an EngineError that says so).
+        EngineError: it is of another release, which understands other messages.
+        OSError: the socket can't be used, as without a file descriptor left.
     """
 
     def __init__(self, directory: RuntimeDir) -> None:
@@ -60,8 +70,8 @@ class Control:
         try:
             _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
         except OSError as exc:
-            if exc.errno in _NOBODY_LISTENS:
-                return False
+            if exc.errno in (*_NOBODY_LISTENS, *_QUEUE_IS_FULL):
+                return exc.errno in _QUEUE_IS_FULL
             raise
         writer.close()
         return True
@@ -85,7 +95,7 @@ class Control:
         """Have the engine evicted for another one's sake, if it is idle and may go."""
         try:
             return cast("Gone | Refused | NotUnderstood | None", await self._ask(MakeRoom(), timeout))
-        except ProtocolError:  # of another release
+        except OtherReleaseError:
             return NotUnderstood()
 
     async def evict(self, timeout: float) -> None:
@@ -135,33 +145,37 @@ class Control:
     async def _ask(
         self, request: Request, timeout: float, on_progress: Callable[[Progress], None] = lambda _: None
     ) -> Reply | None:
-        """
-        Raises:
-            TimeoutError: no reply in ``timeout`` seconds.
-            ProtocolError: the supervisor is of another release.
-        """
-        try:
-            reader, writer = await asyncio.open_unix_connection(
-                str(self.directory.control_socket), limit=MAX_LINE_BYTES
-            )
-        except OSError as exc:
-            if exc.errno in _NOBODY_LISTENS:
-                return None
-            raise
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    return await self._ask_once(request, on_progress)
+                except ConnectionError:
+                    return None
+                except OSError as exc:
+                    if exc.errno in _NOBODY_LISTENS:
+                        return None
+                    if exc.errno not in _QUEUE_IS_FULL:
+                        raise
+                await asyncio.sleep(POLL_S)
+
+    async def _ask_once(self, request: Request, on_progress: Callable[[Progress], None]) -> Reply | None:
+        reader, writer = await asyncio.open_unix_connection(str(self.directory.control_socket), limit=MAX_LINE_BYTES)
         with contextlib.closing(writer):
-            try:
-                writer.write(encode(request))
-                async with asyncio.timeout(timeout):
-                    while line := await reader.readline():
-                        if not line.endswith(b"\n"):
-                            return None  # cut off: the supervisor has ended
-                        reply = decode(line)
-                        if not isinstance(reply, StartProgress):
-                            return cast("Reply", reply)
-                        on_progress(reply.progress)
-            except ConnectionError:
-                return None
-        return None
+            writer.write(encode(request))
+            while (line := await reader.readline()).endswith(b"\n"):
+                try:
+                    reply = decode(line)
+                except ProtocolError:
+                    reply = NotUnderstood()
+                if isinstance(reply, NotUnderstood):
+                    raise OtherReleaseError(
+                        f"the supervisor of {self.name} is of another release of vllm-local, which ends it; "
+                        f"see {self.directory.log}"
+                    )
+                if not isinstance(reply, StartProgress):
+                    return cast("Reply", reply)
+                on_progress(reply.progress)
+        return None  # cut off: the supervisor has ended
 
 
 Send = Callable[[Reply], None]

@@ -14,9 +14,9 @@ from typing import Any
 # ---- commands
 
 
-def start_command(argv: Sequence[str], start_number: int) -> bytes:
+def start_command(argv: Sequence[str]) -> bytes:
     """Fork a server with these arguments; answered by Started."""
-    return _line({"op": "start", "argv": list(argv), "start_number": start_number})
+    return _line({"op": "start", "argv": list(argv)})
 
 
 def exit_command() -> bytes:
@@ -57,7 +57,6 @@ class Started:
     """The server is forked, and leads a process group of its own."""
 
     pid: int
-    start_number: int
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,19 @@ EVENTS: dict[str, type[Event]] = {
 """By the name that the launcher emits."""
 
 
-def read_event(line: bytes | str) -> Event:
-    """
+def read_event(line: bytes | str) -> Event | None:
+    """The event in a line. None for one that this release does not know, and without fields that it does not know.
+
+    The launcher is run from disk, where a supervisor that outlives an upgrade finds a newer one.
+
     Raises:
-        KeyError, TypeError: the launcher is of another release, which can't be: it is part of this package.
+        ValueError: the event lacks a field.
     """
     fields = json.loads(line)
-    return EVENTS[fields.pop("event")](**fields)
+    kind = EVENTS.get(fields.get("event"))
+    if kind is None:
+        return None
+    try:
+        return kind(**{name: fields[name] for name in kind.__dataclass_fields__})
+    except KeyError as exc:
+        raise ValueError(f"the launcher's event lacks {exc}: {line!r}") from exc

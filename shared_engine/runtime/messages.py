@@ -97,7 +97,7 @@ class Fate(str, Enum):
     RUNNING = "running"  # as far as its supervisor knows after a moment
     DIED = "died"  # it ended by itself, or hung
     STOPPED = "stopped"  # somebody evicted it or shut it down
-    REPLACED = "replaced"  # it died, and there has been another start or another supervisor since
+    REPLACED = "replaced"  # there has been another start, or another supervisor, since
 
 
 @dataclass(frozen=True)

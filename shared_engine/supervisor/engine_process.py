@@ -110,7 +110,7 @@ class EngineProcess:
         except OSError as exc:
             raise self._failed(FailureKind.NOT_INSTALLED, f"{python} can't be run: {exc.strerror}") from exc
 
-    async def serve(self, start_number: int, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
+    async def serve(self, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
         """Have the launcher fork a server on the socket ``path``; return when it answers.
 
         Args:
@@ -127,7 +127,7 @@ class EngineProcess:
         self._progress.enter(StartPhase.CONFIG)
         try:
             async with asyncio.timeout(stall_timeout_s):
-                server = await launcher.start_server([*self._spec.argv, "--uds", path], start_number)
+                server = await launcher.start_server([*self._spec.argv, "--uds", path])
         except TimeoutError:
             raise self._failed(FailureKind.TIMEOUT, "the process that starts vLLM does not answer") from None
         if server is None:

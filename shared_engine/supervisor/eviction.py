@@ -22,10 +22,9 @@ from shared_engine.runtime.messages import NotUnderstood, Refused
 from shared_engine.runtime.record import EngineState, Record, current_record
 
 ASK_TIMEOUT_S = 60.0
-MEMORY_BACK_S = 5.0
+FREED_S = 5.0
 POLL_S = 0.1
-RETRY_S = 0.2  # how often to ask again for room
-_LOADED = (EngineState.READY, EngineState.ASLEEP, EngineState.STOPPING)
+_HOLDS_MEMORY = (EngineState.READY, EngineState.ASLEEP, EngineState.STOPPING)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def others_loaded(directory: RuntimeDir, devices: Sequence[str]) -> list[LoadedE
         if path == directory.path or not other.record.exists():
             continue
         record = current_record(other)
-        if record is None or record.state not in _LOADED or not set(record.devices) & set(devices):
+        if record is None or record.state not in _HOLDS_MEMORY or not set(record.devices) & set(devices):
             continue
         with contextlib.suppress(OSError):
             lease = open_lease_file(other.lease)
@@ -138,9 +137,7 @@ class DeviceAdmission:
     async def _fits(self) -> bool:
         return await shortfall(self._devices, self._need) is None
 
-    async def _evict_until(
-        self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = MEMORY_BACK_S
-    ) -> bool:
+    async def _evict_until(self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = FREED_S) -> bool:
         """True if at least one was evicted.
 
         Args:

@@ -86,7 +86,7 @@ class LauncherProcess:
             os.set_blocking(fd, False)
             self._loop.add_reader(fd, callback)
 
-    async def start_server(self, argv: list[str], start_number: int) -> ServerProcess | None:
+    async def start_server(self, argv: list[str]) -> ServerProcess | None:
         """Have it fork a server; None if the launcher has ended.
 
         Cancelling this forgets nothing: the server is there for ``forked_server``.
@@ -95,7 +95,7 @@ class LauncherProcess:
             return None
         self._starting = self._loop.create_future()
         self._server = None
-        self._send(start_command(argv, start_number))
+        self._send(start_command(argv))
         return await asyncio.shield(self._starting)
 
     @property
@@ -157,7 +157,14 @@ class LauncherProcess:
             return self._launcher_ended()
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
-            self._handle(read_event(line))
+            try:
+                event = read_event(line)
+            except ValueError as exc:  # of another release: nothing more can be understood
+                self._on_output(f"vllm-local: {exc}\n".encode())
+                self._process.kill()
+                return self._launcher_ended()
+            if event is not None:
+                self._handle(event)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Preloaded | ImportFailed):

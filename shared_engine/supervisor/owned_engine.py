@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from shared_engine.machine.memory import MemoryNeed
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
+from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.lease import ExclusiveLease
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
@@ -22,6 +26,8 @@ from shared_engine.supervisor.start_lock import StartLock
 
 AT_REST = (EngineState.STOPPED, EngineState.STANDBY, EngineState.FAILED)
 LOADED = (EngineState.READY, EngineState.ASLEEP)
+ROOM_POLL_S = 0.2
+REPORT_S = 0.1
 
 
 class OwnedEngine:
@@ -62,14 +68,40 @@ class OwnedEngine:
     def can_sleep(self) -> bool:
         return "--enable-sleep-mode" in self.spec.argv
 
-    def start_lock(self) -> StartLock:
-        """The right to start on its devices, or to wake there."""
-        return StartLock(
-            self.directory.path.parent,
-            self.spec.devices,
-            self.keeper.name,
-            lambda other: self.report_queued(f"{other or 'another engine'} starts"),
-        )
+    @asynccontextmanager
+    async def admitted(self, policy: KeepPolicy) -> AsyncIterator[None]:
+        """Waits for room on its devices, then is the only one that starts, or wakes, there."""
+        while True:
+            lock = StartLock(
+                self.directory.path.parent,
+                self.spec.devices,
+                self.keeper.name,
+                lambda other: self.report_queued(f"{other or 'another engine'} starts"),
+            )
+            async with lock:
+                if await self.admission.make_room(policy.max_loaded_engines):
+                    yield
+                    return
+            # Without the lock meanwhile: an engine that must go first may need it to wake, and be used.
+            await asyncio.sleep(ROOM_POLL_S)
+
+    @asynccontextmanager
+    async def progress_reported(self) -> AsyncIterator[None]:
+        """Meanwhile callers and the record get the start's progress."""
+
+        async def report() -> None:
+            while True:
+                progress, launcher_pid = self.progress.progress, self.process.launcher_pid
+                if progress != self.keeper.record.progress or launcher_pid != self.keeper.record.launcher_pid:
+                    self.keeper.publish(progress=progress, launcher_pid=launcher_pid)
+                    self.callers.report(progress)
+                await asyncio.sleep(REPORT_S)
+
+        reporting = asyncio.create_task(report())
+        try:
+            yield
+        finally:
+            reporting.cancel()
 
     def report_queued(self, why: str) -> None:
         """The start waits for the device."""

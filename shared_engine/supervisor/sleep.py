@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure
 from shared_engine.supervisor.endings import RecordDeath
-from shared_engine.supervisor.eviction import RETRY_S
 from shared_engine.supervisor.http import http
 from shared_engine.supervisor.owned_engine import OwnedEngine
-from shared_engine.supervisor.start import progress_reported
 from shared_engine.supervisor.watch import Watch
 from shared_engine.supervisor.work import Work
 
@@ -55,7 +52,7 @@ class Wake(Work):
         engine = self._engine
         engine.progress.enter(StartPhase.WAKE)
         try:
-            async with progress_reported(engine), engine.callers.start_limit():
+            async with engine.progress_reported(), engine.callers.start_limit():
                 trouble = await self._ask_to_wake(engine.callers.policy)
         except TimeoutError:
             failure = engine.start_timeout_failure(engine.callers.policy.start_timeout_s)
@@ -73,13 +70,10 @@ class Wake(Work):
 
     async def _ask_to_wake(self, policy: KeepPolicy) -> str | None:
         engine = self._engine
-        while True:
-            async with engine.start_lock():
-                if await engine.admission.make_room(policy.max_loaded_engines):
-                    engine.progress.enter(StartPhase.WAKE)
-                    self._was_asked = True
-                    return await _ask_server(engine, "/wake_up")
-            await asyncio.sleep(RETRY_S)
+        async with engine.admitted(policy):
+            engine.progress.enter(StartPhase.WAKE)
+            self._was_asked = True
+            return await _ask_server(engine, "/wake_up")
 
 
 async def _ask_server(engine: OwnedEngine, path: str) -> str | None:

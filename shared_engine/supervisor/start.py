@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.engine_process import StartFailedError
-from shared_engine.supervisor.eviction import RETRY_S
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.work import Work
-
-REPORT_S = 0.1
-
-
-@contextlib.asynccontextmanager
-async def progress_reported(engine: OwnedEngine) -> AsyncIterator[None]:
-    """Meanwhile callers and the record get the start's progress."""
-
-    async def report() -> None:
-        while True:
-            progress, launcher_pid = engine.progress.progress, engine.process.launcher_pid
-            if progress != engine.keeper.record.progress or launcher_pid != engine.keeper.record.launcher_pid:
-                engine.keeper.publish(progress=progress, launcher_pid=launcher_pid)
-                engine.callers.report(progress)
-            await asyncio.sleep(REPORT_S)
-
-    reporting = asyncio.create_task(report())
-    try:
-        yield
-    finally:
-        reporting.cancel()
 
 
 class Start(Work):
@@ -58,7 +34,7 @@ class Start(Work):
         engine.progress.enter(StartPhase.IMPORT)
         engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
         try:
-            async with progress_reported(engine), engine.callers.start_limit():
+            async with engine.progress_reported(), engine.callers.start_limit():
                 await self._bring_up(policy)
         except TimeoutError:
             return await self._give_up(engine.start_timeout_failure(engine.callers.policy.start_timeout_s))
@@ -69,18 +45,14 @@ class Start(Work):
     async def _bring_up(self, policy: KeepPolicy) -> None:
         engine = self._engine
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
-        # The lock is given back while there is no room: an engine that must go first may need it to wake, and be used.
-        while True:
-            async with engine.start_lock():
-                if await engine.admission.make_room(policy.max_loaded_engines):
-                    try:
-                        await self._serve_or_make_room(policy)
-                    except BaseException:
-                        self.is_giving_up = True
-                        await engine.process.end_server()  # before the next engine starts, which measures the memory
-                        raise
-                    return self._be_ready()
-            await asyncio.sleep(RETRY_S)
+        async with engine.admitted(policy):
+            try:
+                await self._serve_or_make_room(policy)
+            except BaseException:
+                self.is_giving_up = True
+                await engine.process.end_server()  # before the next engine starts, which measures the memory
+                raise
+            self._be_ready()
 
     async def _serve_or_make_room(self, policy: KeepPolicy) -> None:
         """One more try, where memory was short and idle engines have left the device."""
@@ -105,8 +77,7 @@ class Start(Work):
 
         # At once, unless the launcher has died since: with the server, when memory was short, or while this one waited.
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
-        record = engine.keeper.record
-        await engine.process.serve(record.start_number, record.socket, policy.stall_timeout_s, forked)
+        await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, forked)
 
     def _be_ready(self) -> None:
         engine = self._engine

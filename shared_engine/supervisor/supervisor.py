@@ -1,8 +1,7 @@
 """The single owner of one engine: starts it, watches it, puts it to sleep, evicts it. A detached process.
 
-Owns supervisor.lock, record.json, the control socket, the log and every timer. It knows nothing of settings or prompts:
-what to start stands in spec.json, when it was used stands in the lease file, who wants what comes over the control
-socket (runtime/messages.py).
+Serves the control socket and decides what is done next. It knows nothing of settings or prompts: what to start is in
+spec.json, when it was used is in the lease file, who wants what comes over the control socket (runtime/messages.py).
 
 One thread, one event loop, and at most one piece of *work* at a time (work.py): a start, a stop, falling asleep, waking
 up. Nothing else changes the state; whoever wants it changed waits for the work under way, looks again, and begins
@@ -29,17 +28,20 @@ from shared_engine.runtime.messages import (
     Fate,
     Gone,
     MakeRoom,
+    NotUnderstood,
     Outcome,
     Ready,
     Refusal,
     Refused,
     Reply,
     Request,
+    Shutdown,
     StartFailed,
     StartProgress,
     WhatBecameOf,
 )
-from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record
+from shared_engine.runtime.outcome import outcome_of
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.endings import RecordDeath, Stop
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.sleep import Sleep, Wake
@@ -155,8 +157,10 @@ class Supervisor:
                 if self._engine.callers.is_pinned:
                     return Refused(Refusal.PINNED)
                 return Refused(Refusal.BUSY) if self._watch.grace_s() > 0 else await self._evict()
-            case _:
+            case Shutdown():
                 return await self._shutdown(force=request.force)
+            case _:
+                return NotUnderstood()  # a reply
 
     async def _ensure_ready(self, request: EnsureReady, send: Send) -> Ready | StartFailed | None:
         engine, keeper = self._engine, self._engine.keeper
@@ -262,16 +266,3 @@ class Supervisor:
             work = Stop(engine, sight.why)
         self._work.begin(work)
         return LONGEST_WAIT_S
-
-
-def outcome_of(record: Record, start_number: int, first_start: int) -> Outcome:
-    """What became of the server of one start, by the record.
-
-    Args:
-        first_start: number of the first start of this supervisor: another supervisor's engine ended with it.
-    """
-    if start_number < first_start or start_number != record.start_number:
-        return Outcome(Fate.REPLACED)
-    if record.is_usable:
-        return Outcome(Fate.RUNNING)
-    return Outcome(Fate.STOPPED) if record.failure is None else Outcome(Fate.DIED, record.failure)

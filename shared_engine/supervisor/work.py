@@ -14,7 +14,7 @@ class Work(ABC):
     """One piece of work."""
 
     can_be_cancelled: ClassVar[bool] = False
-    """Whether ending the engine cancels it. What ends a server is never cancelled."""
+    """Whether ending the engine cancels it. The stop that follows ends whatever server is left."""
     is_giving_up = False
     """It has failed, and ends what is left: its own answer comes soon."""
 
@@ -52,12 +52,12 @@ class WorkSlot:
 
     def begin_instead(self, work: Work) -> None:
         """Begin in place of what is under way: that is cancelled, where it can be, and its end waited for."""
-        before, task = self._work, self._task
+        task = self._task
+        if task is not None and self._work is not None and self._work.can_be_cancelled:
+            task.cancel()  # at once: it must not go on with what comes in this very moment
 
         async def run() -> Failure | None:
             if task is not None:
-                if before is not None and before.can_be_cancelled:
-                    task.cancel()
                 await asyncio.wait([task])
             return await work.run()
 

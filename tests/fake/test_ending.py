@@ -231,6 +231,7 @@ def test_an_unknown_word_is_refused_and_the_supervisor_goes_on(fake_engine: Make
     engine = fake_engine()
     engine.warmup()
     pid = supervisor_pid(engine)
-    assert Asking(engine, b'{"type": "Dance"}\n').answer() == NotUnderstood()
+    for line in (b'{"type": "Dance"}\n', b'{"type": "Gone"}\n', b"hello\n"):
+        assert Asking(engine, line).answer() == NotUnderstood()
     assert supervisor_pid(engine) == pid
     assert hello(engine) == ANSWER

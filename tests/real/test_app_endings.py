@@ -32,7 +32,7 @@ ENDS: dict[str, tuple[int, str]] = {
     "atexit_never_used_before": (0, "Hello! How\n" * 3),
     "no_thread_can_be_started": (
         0,
-        "no thread could be started for requests that are not asynchronous: can not start new thread\n",
+        "no thread could be started for synchronous requests: can not start new thread\n",
     ),
     "start_in_atexit": (0, "EngineStartTimeoutError\n"),
     "start_in_atexit_after_first_use": (0, "EngineStartTimeoutError\n"),

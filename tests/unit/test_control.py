@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -27,6 +28,7 @@ from shared_engine.runtime.messages import (
     Reply,
     Request,
     StartProgress,
+    encode,
 )
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import Record, write_record
@@ -182,6 +184,51 @@ async def test_who_hangs_up_ends_its_waiting_only(directory: RuntimeDir, serve: 
         await was_cancelled.wait()
         may_end.set()
         assert await staying == Outcome(Fate.RUNNING)
+
+
+@pytest.mark.parametrize("said", [b'{"ok": false}\n', b'{"type": "NotUnderstood"}\n'])
+async def test_ending_an_engine_of_another_release_is_refused_at_once(
+    directory: RuntimeDir, listener: socket.socket, said: bytes
+) -> None:
+    ending = asyncio.create_task(Control(directory).evict(60))
+    connection, _ = await asyncio.to_thread(listener.accept)
+    with connection:
+        await asyncio.to_thread(connection.recv, 1000)
+        connection.sendall(said)
+    with pytest.raises(EngineError, match="the supervisor of org/model is of another release of vllm-local"):
+        await ending
+
+
+async def test_a_supervisor_with_a_full_queue_is_there_and_is_asked_again(directory: RuntimeDir) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as callers:
+        busy.bind(str(directory.control_socket))
+        busy.listen(0)
+        fill_queue(directory.control_socket, callers)
+        assert await Control(directory).is_listening()
+        with pytest.raises(TimeoutError):
+            await Control(directory).what_became_of(1, 0.2)
+        asking = asyncio.create_task(Control(directory).what_became_of(1, 20))
+        await asyncio.sleep(0.05)
+        while not asking.done():
+            connection, _ = await asyncio.to_thread(busy.accept)
+            with connection:
+                connection.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):  # of those who fill the queue
+                    if await asyncio.to_thread(connection.recv, 1000):
+                        connection.sendall(encode(Outcome(Fate.RUNNING)))
+            await asyncio.sleep(0.05)
+        assert await asking == Outcome(Fate.RUNNING)
+
+
+def fill_queue(path: Path, callers: contextlib.ExitStack) -> None:
+    """Callers of whom none is accepted, until the next one would have to wait."""
+    while True:
+        caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+        caller.setblocking(False)
+        try:
+            caller.connect(str(path))
+        except BlockingIOError:
+            return
 
 
 async def test_an_engine_that_was_never_started_has_nothing_to_end(root: Path) -> None:

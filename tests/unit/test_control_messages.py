@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -23,6 +23,8 @@ from shared_engine.runtime.messages import (
     Ready,
     Refusal,
     Refused,
+    Reply,
+    Request,
     Shutdown,
     StartFailed,
     StartProgress,
@@ -31,7 +33,8 @@ from shared_engine.runtime.messages import (
     encode,
 )
 from shared_engine.runtime.progress import Progress, StartPhase
-from shared_engine.runtime.record import Failure, FailureKind
+from shared_engine.runtime.record import Failure, FailureKind, Record
+from shared_engine.runtime.spec import PROTOCOL
 
 FAILURE = Failure(FailureKind.MEMORY, "not enough memory: ä\n", ("a line", "\x00"))
 MESSAGES = [
@@ -98,9 +101,52 @@ def test_the_launcher_emits_the_events_that_the_supervisor_reads() -> None:
 
 def test_the_launcher_knows_the_commands() -> None:
     text = LAUNCHER.read_text()
-    assert launcher_messages.start_command(["--model", "m"], 3) == (
-        b'{"op": "start", "argv": ["--model", "m"], "start_number": 3}\n'
-    )
+    assert launcher_messages.start_command(["--model", "m"]) == b'{"op": "start", "argv": ["--model", "m"]}\n'
     assert launcher_messages.exit_command() == b'{"op": "exit"}\n'
-    for word in ('command["op"] == "exit"', 'command["argv"]', 'command["start_number"]'):
+    for word in ('command["op"] == "exit"', 'command["argv"]'):
         assert word in text
+
+
+def test_a_launcher_of_a_newer_release_is_understood_as_far_as_it_goes() -> None:
+    """The supervisor may outlive an upgrade, and then runs the launcher that is on disk."""
+    read = launcher_messages.read_event
+    assert read(b'{"event": "started", "pid": 7, "colour": "blue"}') == launcher_messages.Started(7)
+    assert read(b'{"event": "dances"}') is None
+    with pytest.raises(ValueError, match="the launcher's event lacks 'returncode'"):
+        read(b'{"event": "exited", "pid": 7}')
+
+
+def test_the_protocol_has_another_number_when_it_changes() -> None:
+    """Engines of another PROTOCOL have other keys, so that no client asks a supervisor that understands other words.
+
+    Changed a message? Raise PROTOCOL in runtime/spec.py, and write the new fields here.
+    """
+    kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, Progress, Record)
+    assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
+        3,
+        {
+            "EnsureReady": ["environment", "policy"],
+            "WhatBecameOf": ["start_number"],
+            "Evict": [],
+            "MakeRoom": [],
+            "Shutdown": ["force"],
+            "StartProgress": ["progress"],
+            "Ready": ["start_number", "supervisor_pid"],
+            "StartFailed": ["failure", "retry_in_s"],
+            "Outcome": ["failure", "fate"],
+            "Gone": [],
+            "Refused": ["refusal"],
+            "NotUnderstood": [],
+            "KeepPolicy": [
+                "idle_ttl_s", "max_loaded_engines", "pinned", "sleep_after_s", "stall_timeout_s", "standby_ttl_s",
+                "start_timeout_s",
+            ],
+            "Failure": ["kind", "log_tail", "message"],
+            "Progress": ["detail", "done", "phase", "since", "total"],
+            "Record": [
+                "boot_id", "devices", "failure", "launcher_pid", "model", "pinned", "progress", "server_pid",
+                "shared_files", "socket", "start_number", "start_s", "state", "state_since", "supervisor_pid",
+                "vllm_version",
+            ],
+        },
+    )  # fmt: skip

@@ -69,6 +69,18 @@ async def test_a_start_is_cancelled_for_a_stop_and_those_who_wait_hear_so() -> N
     assert events == ["done"], "the slot was never free in between"
 
 
+async def test_a_start_does_not_go_on_with_what_comes_in_the_moment_of_the_stop() -> None:
+    slot, _ = make_slot()
+    start, stop = Waiting(can_be_cancelled=True), Waiting()
+    slot.begin(start)
+    await asyncio.sleep(0)
+    start.may_end.set()
+    slot.begin_instead(stop)
+    stop.may_end.set()
+    await slot.outcome()
+    assert start.was_cancelled
+
+
 async def test_what_ends_a_server_is_waited_for_instead() -> None:
     slot, _ = make_slot()
     first, second = Waiting(), Waiting()

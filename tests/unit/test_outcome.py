@@ -1,12 +1,12 @@
-"""What became of a start, by the record. The supervisor's life is tested in tests/fake."""
+"""What became of a start, by the record."""
 
 from __future__ import annotations
 
 import pytest
 
 from shared_engine.runtime.messages import Fate, Outcome
+from shared_engine.runtime.outcome import outcome_of
 from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record
-from shared_engine.supervisor.supervisor import outcome_of
 
 READY, FAILED, STANDBY = EngineState.READY, EngineState.FAILED, EngineState.STANDBY
 DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 0")
