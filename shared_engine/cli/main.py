@@ -28,7 +28,10 @@ from shared_engine.runtime.directory import runtime_root
 WATCH_S, MIN_WATCH_S = 2.0, 0.1
 LOG_LINES = 100
 END_TIMEOUT_S = 30.0
-_EPILOG = f"exit codes: {DONE} done, {FAILED} failed, 2 wrong usage, {BUSY} busy (requests in flight), {INTERRUPTED} interrupted"
+_EPILOG = (
+    f"exit codes: {DONE} done, {FAILED} failed, 2 wrong usage, {BUSY} busy (requests in flight), "
+    f"{INTERRUPTED} interrupted"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
