@@ -32,7 +32,7 @@ POLL_S = 0.02
 FILES_POLL_S = 1.0
 STALL_POLL_S = 5.0
 DUMP_SIGNAL = signal.SIGUSR2  # launcher.py has the processes print their Python stacks at it
-DUMP_S = 0.1
+DUMP_S, DUMP_LIMIT_S = 0.1, 2.0
 DUMP_LINES = 12
 TERM_GRACE_S = 5.0
 MEMORY_BACK_S = 5.0
@@ -221,9 +221,20 @@ class EngineProcess:
                 self._log.note(f"process {pid} hangs in:")
                 with contextlib.suppress(ProcessLookupError):  # it ends meanwhile
                     os.kill(pid, DUMP_SIGNAL)
-                await asyncio.sleep(DUMP_S)
-                lines += [f"process {pid} hangs in:", *self._log.lines()[:DUMP_LINES]]
+                lines += [f"process {pid} hangs in:", *(await self._dumped())[:DUMP_LINES]]
         return tuple(lines)
+
+    async def _dumped(self) -> list[str]:
+        """What a process prints of its stack, once no more comes; on a busy machine it begins late."""
+        deadline = time.monotonic() + DUMP_LIMIT_S
+        dumped: list[str] = []
+        while time.monotonic() < deadline:
+            await asyncio.sleep(DUMP_S)
+            lines = self._log.lines()
+            if lines and len(lines) == len(dumped):
+                break
+            dumped = lines
+        return dumped
 
     def _explained(self, how: str) -> StartFailedError:
         lines = self._log.lines()

@@ -142,6 +142,17 @@ def test_a_forced_shutdown_while_it_is_evicted_does_not_let_it_start_again(slow_
     wait_until(lambda: not any_exists([pid, *group]), 5, "all to be gone")
 
 
+def test_a_forced_shutdown_is_final_for_a_request_in_flight(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"token_delay_s": 2, "ignore_sigterm": True})  # the supervisor ends with the last process
+    engine.warmup()
+    with calls(engine) as waiting:
+        wait_until(lambda: engine.status().leases, 10, "the request to be under way")
+        force(engine)
+    assert isinstance(waiting[0].exception(), EngineStoppedError), waiting[0]
+    assert engine.status().state is EngineState.STOPPED
+    assert log_of(engine).count("stopped -> starting") == 1
+
+
 @pytest.mark.smoke
 def test_sigterm_twice_is_as_once(fake_engine: MakeEngine) -> None:
     engine = fake_engine()

@@ -8,14 +8,13 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from langchain_vllm_local import VLLMEmbeddings
 from shared_engine import Engine
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
@@ -25,6 +24,8 @@ README_BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").re
 MAKE_COMMANDS = re.findall(r"^make (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
 EXAMPLES = REPOSITORY / "examples"
 CAPITALS = [f"The capital of {where}." for where in ("France is Paris", "Italy is Rome", "Spain is Madrid")]
+SIZE = "enforce_eager=True, gpu_memory_utilization=0.3"
+SIZE_OF_EMBEDDER = "enforce_eager=True, gpu_memory_utilization=0.1"
 PASSWORD = "The password of the archive is blue-heron-42."
 
 
@@ -50,24 +51,23 @@ def sides_of_swap(name: str) -> tuple[str, str]:
     return "\n".join(before), "\n".join(after)
 
 
-@pytest.fixture(scope="module")
-def examples(runtime_root: Path) -> Iterator[None]:
-    """The engine that the examples share: gone when the last one has run. Its settings are those they name."""
-    yield
-    end_engine(Engine(model=str(TINY_CHAT), enforce_eager=True, gpu_memory_utilization=0.3))
+@pytest.fixture
+def example(tiny_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
+    """Runs an example as it stands, but for how large its engines are: on those of the test run, which are up already.
 
+    The demo runs two of them with nothing changed, and with the sizes that all have.
+    """
 
-@pytest.fixture(scope="module")
-def embedder(minilm: dict[str, Any]) -> Iterator[str]:
-    """The model of the examples that embed, which share its engine in the same way."""
-    yield minilm["model"]
-    end_engine(VLLMEmbeddings(model=minilm["model"], enforce_eager=True, gpu_memory_utilization=0.1).engine)
+    def run_example(name: str, *arguments: str) -> str:
+        code = (EXAMPLES / f"{name}.py").read_text()
+        assert SIZE in code
+        for written, settings in ((SIZE, tiny_chat), (SIZE_OF_EMBEDDER, minilm)):
+            code = code.replace(written, keywords({**settings, "model": None}).replace("model=None, ", ""))
+        file = tmp_path / f"{name}.py"
+        file.write_text(code)
+        return run(str(file), str(TINY_CHAT), *arguments)
 
-
-def end_engine(engine: Engine) -> None:
-    """End an engine of the examples, which has been started once for all that used it."""
-    assert engine.status().starts == 1
-    engine.shutdown(force=True)
+    return run_example
 
 
 class PassOn(socketserver.BaseRequestHandler):
@@ -261,14 +261,14 @@ def test_readme_names_only_make_targets_that_exist() -> None:
         ),
     ],
 )
-def test_example(examples: None, name: str, answers: tuple[str, ...]) -> None:
-    out = run(f"examples/{name}.py")
+def test_example(example: Callable[..., str], name: str, answers: tuple[str, ...]) -> None:
+    out = example(name)
     for answer in answers:
         assert answer in out
 
 
-def test_langchain_streaming_example(examples: None) -> None:
-    out = run("examples/langchain_streaming.py")
+def test_langchain_streaming_example(example: Callable[..., str]) -> None:
+    out = example("langchain_streaming")
     counted, end, *awaited, event_pieces = out.splitlines()
     assert counted.replace("|", "") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
     assert counted.count("|") > 5
@@ -280,8 +280,8 @@ def test_langchain_streaming_example(examples: None) -> None:
     assert event_pieces.replace("|", "") == "The capital of Spain is Madrid."
 
 
-def test_llama_index_chat_example(examples: None) -> None:
-    complete, chat, streamed, *several, too_long = run("examples/llama_index_chat.py").splitlines()
+def test_llama_index_chat_example(example: Callable[..., str]) -> None:
+    complete, chat, streamed, *several, too_long = example("llama_index_chat").splitlines()
     assert [complete, *several] == [*CAPITALS, "The capital of Japan is Tokyo."]
     assert chat.startswith("Your name is Ann. {'prompt_tokens': 39, 'completion_tokens': 9, 'total_tokens': 48")
     assert streamed.replace("|", "") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
@@ -289,15 +289,15 @@ def test_llama_index_chat_example(examples: None) -> None:
     assert re.match(r"ContextLengthError: .* 100012 tokens, and the model's limit is 2048", too_long)
 
 
-def test_langchain_rag_example(examples: None, embedder: str) -> None:
-    out = run("examples/langchain_rag.py", str(TINY_CHAT), embedder)
+def test_langchain_rag_example(example: Callable[..., str], minilm: dict[str, Any]) -> None:
+    out = example("langchain_rag", minilm["model"])
     assert f"archive?\n  {PASSWORD}" in out
     assert "museum?\n  The director of the museum is Mara Lindt." in out
 
 
-def test_llama_index_embeddings_example(examples: None, embedder: str) -> None:
+def test_llama_index_embeddings_example(example: Callable[..., str], minilm: dict[str, Any]) -> None:
     """The embedding model is the reranker, too; of the three documents that were found, it leaves one."""
-    out = run("examples/llama_index_embeddings.py", str(TINY_CHAT), embedder, embedder).splitlines()
+    out = example("llama_index_embeddings", minilm["model"], minilm["model"]).splitlines()
     found = re.compile(r"  \(0\.\d\d: (.*)\)")
     texts = (PASSWORD, "The director of the museum is Mara Lindt.")
     assert out[1::3] == [f"  {text}" for text in texts]
@@ -360,6 +360,7 @@ def test_examples_are_short() -> None:
 
 @pytest.mark.apart
 def test_the_demo_shows_right_answers_one_start_and_leaves_nothing(runtime_root: Path) -> None:
+    assert SIZE in (EXAMPLES / "demo.py").read_text()
     out = run("examples/demo.py")
     for answer in ("blue-heron-42", "I don't know", "Ada Norling in 1987", "Mara Lindt"):
         assert answer in out

@@ -16,7 +16,7 @@ from shared_engine import Engine, EngineBusyError, EngineDiedError, EngineState,
 from shared_engine.request.io_loop import run_sync
 from tests.real.conftest import MakeEngine
 from tests.support.engines import settings_of
-from tests.support.failure_matrix import connections_of, process_named
+from tests.support.failure_matrix import process_named
 from tests.support.processes import all_processes, any_exists, processes_of_group, run_app
 from tests.support.waiting import wait_until
 
@@ -177,7 +177,7 @@ def test_a_forced_shutdown_is_final_for_requests_in_flight(breakable: MakeEngine
         engine.warmup()
         os.kill(process_named(engine, "Worker"), signal.SIGSTOP)  # the request is in flight for certain
         answer = pool.submit(engine.chat, HELLO, **LONG)
-        wait_until(lambda: connections_of(engine) > 0, 30, "the request to reach the server")
+        wait_until(lambda: engine.status().leases, 30, "the request to be under way")
         everything = all_processes(engine)
         engine.shutdown(force=True)
         with pytest.raises(EngineStoppedError):
