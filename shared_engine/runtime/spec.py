@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,6 +40,8 @@ class EngineSpec:
     @property
     def key(self) -> str:
         """16 hex digits; the name of the engine's runtime directory."""
+        import hashlib  # late: it loads OpenSSL, and the supervisor, which imports this module, has no use for it
+
         canonical = json.dumps(asdict(self), sort_keys=True, default=list)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

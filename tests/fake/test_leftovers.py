@@ -228,3 +228,12 @@ def test_what_an_app_has_installed_does_not_shadow_the_supervisors_standard_libr
     app = run_app("shadowed_standard_library", settings_of(fake_engine()), str(site))
     out, err = app.communicate(timeout=30)
     assert out == ANSWER + "\n", err
+
+
+def test_a_supervisor_loads_no_packages_and_no_tls(fake_engine: MakeEngine) -> None:
+    """One lives beside each engine."""
+    engine = fake_engine()
+    engine.warmup()
+    maps = Path(f"/proc/{engine.status().supervisor_pid}/maps").read_text()
+    assert "libssl" not in maps
+    assert "site-packages" not in maps

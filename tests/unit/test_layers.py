@@ -155,5 +155,5 @@ def test_constructing_an_engine_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_the_supervisor_stays_small() -> None:
-    loaded = loaded_by("import shared_engine.supervisor.supervisor")
+    loaded = loaded_by("import shared_engine.supervisor.main")
     assert not {"pydantic", "msgspec", "aiohttp", "tqdm"} & loaded
