@@ -65,19 +65,6 @@ def name_files(messages: Sequence[ChatMessage]) -> bool:
     return any(any_names_file(message.blocks) for message in messages if isinstance(message, ChatMessage))
 
 
-def check_prompt(prompt: object, position: str = "prompt") -> str:
-    """Return the prompt unchanged if it is a string with something in it.
-
-    Raises:
-        InvalidInputError: naming ``position``.
-    """
-    if not isinstance(prompt, str):
-        raise InvalidInputError(f"{position} must be a string, got {type(prompt).__name__}: {prompt!r:.80}")
-    if not prompt:
-        raise InvalidInputError(f"{position} is empty: a model needs at least one token to continue from")
-    return prompt
-
-
 def check_text_only(messages: Sequence[ChatMessage]) -> None:
     """
     Raises:

@@ -28,11 +28,12 @@ from pydantic import ConfigDict
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
 from llama_index_vllm_local._batches import Batches
 from llama_index_vllm_local._capabilities import Capabilities
-from llama_index_vllm_local._messages import check_prompt, check_text_only, name_files, to_conversation, wording
+from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
+from shared_engine.adapting.checks import check_prompt
 from shared_engine.adapting.framework_model import ChatModel
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments

@@ -1,0 +1,7 @@
+"""Engine's own checks of input, for what an adapter must know before it has a request."""
+
+from __future__ import annotations
+
+from shared_engine.request.checks import check_prompt
+
+__all__ = ["check_prompt"]
