@@ -16,7 +16,7 @@ help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
 	@echo "make check   format, lint, types, tests that need no vLLM: under a minute"
 	@echo "make test    everything CI runs, on real vLLM"
-	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 15 minutes"
+	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
