@@ -244,13 +244,13 @@ def test_a_hang_at_start_ends_in_time_and_leaves_no_process(
     fault = {"hang_at": phase, "ignore_sigterm": True, "once": str(tmp_path / "once")}
     monkeypatch.setenv("FAKE_VLLM_IMPORT", json.dumps(fault if phase == "import" else {}))
     engine = fake_engine({} if phase == "import" else fault, start_timeout_s=1.5)
-    began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(error_of, engine)
         wait_until((tmp_path / "once").exists, 10, "the hang")
+        began = time.monotonic()
         first = all_processes(engine)
         error = waiting.result(timeout=20)
-    assert time.monotonic() - began < 4.5, "the caller is told when its time is over"
+    assert time.monotonic() - began < 4, "the caller is told when its time is over"
     assert isinstance(error, EngineStartTimeoutError)
     assert "start_timeout_s = 1.5 s" in error.message
     assert engine.status().server_pid is None
