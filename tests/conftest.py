@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -54,6 +55,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("loadgroup", False):  # set in xdist's workers
         grouped = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group")]
         assert all(name.endswith(("@engine", "@apart", "@fault")) for name in grouped), "xdist has lost its groups"
+    # Frameworks and tests stay: without them a collection takes milliseconds, and many tests ask for one.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
