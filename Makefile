@@ -80,7 +80,7 @@ types: .venv/dev
 
 check: lint types
 	@echo "== tests that need no vLLM"
-	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "smoke or not (engine or fault)"
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "smoke or not (engine or fault or slow)"
 
 # While vLLM is installed, all else is, and what needs no engine runs. The last line is pytest's summary.
 test:

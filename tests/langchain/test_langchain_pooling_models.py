@@ -32,6 +32,7 @@ DOCUMENTS = [
 # ---- construction
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_stay_light() -> None:
     code = """
 import sys

@@ -30,6 +30,7 @@ def test_public_names() -> None:
     assert langchain_vllm_local.__all__ == ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank"]
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_stay_light() -> None:
     code = """
 import sys

@@ -165,6 +165,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["notebook", "script"])
 def test_ctrl_c_ends_a_batch_at_once(server: RemoteServer, where: str) -> None:
     arrived = threading.Semaphore(0)

@@ -61,6 +61,7 @@ def test_every_setting_of_the_engine_is_an_argument() -> None:
     assert set(EngineFields.model_fields) <= set(VLLM.model_fields)
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_stays_light() -> None:
     program = (
         "import sys; from llama_index_vllm_local import VLLM; VLLM(model='a/b').metadata; "

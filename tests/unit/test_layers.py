@@ -143,6 +143,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_constructing_an_engine_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = {"torch", "vllm", "openai", "transformers", "tokenizers", "jinja2", "aiohttp"}
     assert not heavy & loaded_by("from shared_engine import Engine; Engine(model='org/name')")
