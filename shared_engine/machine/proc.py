@@ -75,6 +75,19 @@ def waited_seconds(pids: Iterable[int]) -> float:
     return waited_ns / 1e9
 
 
+def is_runnable(pids: Iterable[int]) -> bool:
+    """True when a thread of these processes runs, or would if it had a processor.
+
+    ``waited_seconds`` counts a wait only when it is over: a thread that gets no processor at all shows here alone.
+    """
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            for file in Path(f"/proc/{pid}/task").glob("*/stat"):
+                if file.read_text().rpartition(")")[2].split()[0] == "R":
+                    return True
+    return False
+
+
 def memory_bytes(pid: int) -> int | None:
     """Share of RAM (PSS; RSS where the kernel has no PSS); None for a process that has just ended."""
     with contextlib.suppress(OSError):

@@ -12,9 +12,17 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from shared_engine.machine.gpu import wait_released
-from shared_engine.machine.proc import catches_signal, cpu_seconds, group_members, shared_files, waited_seconds
+from shared_engine.machine.proc import (
+    catches_signal,
+    cpu_seconds,
+    group_members,
+    is_runnable,
+    shared_files,
+    waited_seconds,
+)
 from shared_engine.machine.process_group import GIVE_UP_S, end_group
 from shared_engine.machine.sockets import can_connect
 from shared_engine.runtime.directory import RuntimeDir
@@ -203,7 +211,8 @@ class EngineProcess:
             look_at = time.monotonic() + poll_s
             now_there = pids()
             used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
-            if watch.is_stalled(clock.now(), self._log.bytes_fed, used_s, waited_s, limit_s):
+            bytes_fed, is_able = self._log.bytes_fed, partial(is_runnable, now_there)
+            if watch.is_stalled(clock.now(), bytes_fed, used_s, waited_s, limit_s, is_able):
                 message = (
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
                     f"{limit_s:g} s, while it was {self._progress.progress}"

@@ -161,12 +161,24 @@ class StallWatch:
         self._cpu_s = 0.0
         self._waited_s = 0.0
 
-    def is_stalled(self, now: float, log_bytes: int, cpu_s: float, waited_s: float, limit_s: float) -> bool:
-        """True when nothing has moved for ``limit_s`` seconds."""
+    def is_stalled(
+        self,
+        now: float,
+        log_bytes: int,
+        cpu_s: float,
+        waited_s: float,
+        limit_s: float,
+        is_runnable: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """True when nothing has moved for ``limit_s`` seconds.
+
+        Args:
+            is_runnable: asked last: a thread that could go on, and gets no processor, does not hang.
+        """
         quiet_s = now - self._moved_at
         cpu_use_s = cpu_s - self._cpu_s  # below 0 when a process has ended, which is a sign of life too
         is_used = cpu_use_s < 0 or cpu_use_s > IDLE_CPU_SHARE * max(quiet_s, 1.0)
-        is_starved = waited_s - self._waited_s > STARVED_SHARE * quiet_s
+        is_starved = waited_s - self._waited_s > STARVED_SHARE * quiet_s or (quiet_s >= limit_s and is_runnable())
         if log_bytes != self._log_bytes or is_used or is_starved:
             self._moved_at, self._log_bytes, self._cpu_s, self._waited_s = now, log_bytes, cpu_s, waited_s
             return False

@@ -154,13 +154,14 @@ def test_a_start_that_works_or_talks_is_no_stall(fake_engine: MakeEngine, life: 
 
 
 def test_a_caller_with_less_patience_is_told_and_the_start_goes_on_for_the_other(fake_engine: MakeEngine) -> None:
-    patient = fake_engine({"start_delay_s": 3, "weights": 20})
+    patient = fake_engine({"start_delay_s": 8, "weights": 20})
     hasty = Engine(patient.settings.model_copy(update={"start_timeout_s": 1}))
     with calls(patient) as waiting:
         wait_for(patient, EngineState.STARTING)
         began = time.monotonic()
         error = error_of(hasty)
-        assert 1 <= time.monotonic() - began < 3.5
+        assert time.monotonic() - began >= 1
+        assert not waiting[0].done(), "it is told long before the start is over"
     assert isinstance(error, EngineStartTimeoutError)
     assert "start_timeout_s = 1 s: it was loading weights" in error.message
     assert error.message.endswith("the start goes on")

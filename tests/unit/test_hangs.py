@@ -208,3 +208,12 @@ async def test_no_server_is_no_answer(tmp_path: Path) -> None:
     assert not await answers_a_prompt(path, "model", 0.1)
     with pytest.raises(OSError, match=r"No such file"):
         await http(path, "GET", "/health", 0.1)
+
+
+@pytest.mark.parametrize(("is_runnable", "is_stalled"), [(True, False), (False, True)])
+def test_a_start_that_gets_no_processor_at_all_does_not_hang(is_runnable: bool, is_stalled: bool) -> None:
+    """The kernel counts a wait only when it is over."""
+    watch = StallWatch(0.0)
+    assert not watch.is_stalled(0.0, 10, 1.0, 0.0, 4.0)
+    assert not watch.is_stalled(3.9, 10, 1.0, 0.0, 4.0, lambda: pytest.fail("asked before it is decided"))
+    assert watch.is_stalled(4.1, 10, 1.0, 0.0, 4.0, lambda: is_runnable) is is_stalled

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shared_engine.machine.proc import cpu_seconds, group_members, shared_files, waited_seconds
+from shared_engine.machine.proc import cpu_seconds, group_members, is_runnable, shared_files, waited_seconds
 from shared_engine.machine.process_group import PR_SET_CHILD_SUBREAPER, adopt_orphans, end_group, group_exists
 from shared_engine.runtime.files import remove_files
 from tests.support.waiting import wait_until
@@ -129,3 +129,11 @@ def test_shared_memory_is_found_while_it_is_mapped_and_removed(run: Run) -> None
 def test_shared_memory_without_a_name_is_nobodys(run: Run) -> None:
     process = run(SHARED.replace("os.write", "memory.unlink(); os.write"))
     assert shared_files([process.pid]) == ()
+
+
+def test_a_thread_that_runs_is_runnable_and_one_that_sleeps_is_not(run: Run) -> None:
+    spinning = run('print("up", flush=True)\nwhile True: pass')
+    sleeping = run('import time; print("up", flush=True); time.sleep(60)')
+    assert is_runnable([sleeping.pid, spinning.pid])
+    wait_until(lambda: not is_runnable([sleeping.pid]), 10, "it to sleep")
+    assert not is_runnable([0])
