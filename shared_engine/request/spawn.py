@@ -24,7 +24,7 @@ from shared_engine.runtime.spec import EngineSpec
 SUPERVISOR_START_S = 30.0
 POLL_S = 0.02
 # The standard library first: what an app has installed may have modules of the same names. Without TLS, which asyncio
-# loads where it is there: OpenSSL would be a fifth of this process.
+# loads where it is there: OpenSSL costs a megabyte of a process that has no use for it.
 _SUPERVISE = (
     "import sys; sys.path.append(sys.argv.pop(1)); sys.modules['ssl'] = None; "
     "from shared_engine.supervisor.main import main; sys.exit(main(sys.argv[1:]))"
