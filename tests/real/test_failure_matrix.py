@@ -25,7 +25,7 @@ RACES = 6 * int(os.environ.get("FAULT_ROUNDS", "1"))
 
 @pytest.fixture
 def engine(breakable: MakeEngine) -> Engine:
-    return breakable(stall_timeout_s=4)
+    return breakable()
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in HANGS])
@@ -36,8 +36,10 @@ def test_a_killed_process_is_made_good_unseen(engine: Engine, name: str) -> None
 
 
 @pytest.mark.parametrize("name", HANGS)
-def test_a_process_that_stands_still_is_taken_for_hung_and_the_engine_replaced(engine: Engine, name: str) -> None:
-    outcome = suffer(engine, FAULTS[name])
+def test_a_process_that_stands_still_is_taken_for_hung_and_the_engine_replaced(
+    breakable: MakeEngine, name: str
+) -> None:
+    outcome = suffer(breakable(stall_timeout_s=4), FAULTS[name])
     assert (outcome.answered, outcome.told, outcome.lost) == (CHATS + STREAMS, 0, 0), outcome
     assert (outcome.left, outcome.files) == (0, 0), outcome
 
