@@ -26,7 +26,7 @@ from stage import Plan
 from throughput import measure, report
 
 from shared_engine import Engine, EngineState, GenerationResult
-from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.gpu import nvidia_smi
 from shared_engine.machine.memory import GIB, read_memory
 

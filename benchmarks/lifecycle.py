@@ -21,7 +21,7 @@ from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_director
 
 from shared_engine import Engine, GenerationResult
 from shared_engine.launch.interpreter import find_interpreter
-from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.proc import cpu_seconds
 from shared_engine.request.local import LocalEndpoint
 
@@ -36,20 +36,57 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
-def measure_starts(folder: Path) -> dict[str, list[float]]:
-    """From nothing to the first answer, and from evicted to the next one."""
-    times: dict[str, list[float]] = {"vllm serve": [], "vllm-local, cold": [], "vllm-local, after eviction": []}
-    engine = Engine(**SETTINGS)
+def measure_starts(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """From nothing to the first answer, and from evicted to the next one; eager, and as a user has it by default."""
+    eager = Starts(SETTINGS, folder)
+    default = Starts({name: value for name, value in SETTINGS.items() if name != "enforce_eager"}, folder)
+    with compiled_in(folder / "compiled"):
+        default.once("vllm-local, cold, nothing compiled yet")
+    with compiled_in(folder / "compiled by vllm serve"):
+        default.serve(note=False)
     for index in range(ROUNDS):
-        say(f"  starts, round {index + 1} of {ROUNDS}")
+        for starts in (eager, default):
+            with compiled_in(folder / "compiled by vllm serve"):
+                starts.serve()
+            with compiled_in(folder / "compiled"):
+                starts.once("vllm-local, cold", returns=2)
+        say(f"  starts, round {index + 1} of {ROUNDS}: {eager.times} {default.times}")
+    return {"enforce_eager": eager.times, "default settings (compiled)": default.times}
+
+
+class Starts:
+    """Seconds by kind of start, with these settings."""
+
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        self._settings, self._folder = settings, folder
+        self._engine = Engine(**settings)
+        self.times: dict[str, list[float]] = {"vllm serve": []}
+
+    def serve(self, *, note: bool = True) -> None:
         began = time.perf_counter()
-        with plain_server(SETTINGS, folder):
-            times["vllm serve"].append(time.perf_counter() - began)
-        times["vllm-local, cold"].append(seconds_of(lambda: engine.chat(HELLO, max_tokens=1)))
-        engine.evict()
-        times["vllm-local, after eviction"].append(seconds_of(lambda: engine.chat(HELLO, max_tokens=1)))
-        engine.shutdown()
-    return times
+        with plain_server(self._settings, self._folder):
+            if note:
+                self.times["vllm serve"].append(time.perf_counter() - began)
+
+    def once(self, name: str, returns: int = 0) -> None:
+        def answered(name: str) -> None:
+            self.times.setdefault(name, []).append(seconds_of(lambda: self._engine.chat(HELLO, max_tokens=1)))
+
+        answered(name)
+        for _ in range(returns):
+            self._engine.evict()
+            answered("vllm-local, after eviction")
+        self._engine.shutdown()
+
+
+@contextmanager
+def compiled_in(folder: Path) -> Iterator[None]:
+    """Servers that start inside keep what they compile in ``folder``, and find it there."""
+    os.environ["VLLM_CACHE_ROOT"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["VLLM_CACHE_ROOT"]
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
@@ -173,7 +210,6 @@ def main() -> int:
             rest = measure_rest(engine)
         finally:
             engine.shutdown(force=True)
-    serve = statistics.median(starts["vllm serve"])
     interpreter = find_interpreter(None)
     lines = [
         "# What an engine's life costs",
@@ -181,9 +217,14 @@ def main() -> int:
         f"One run of `make bench-lifecycle`: {platform.machine()}, {os.cpu_count()} cores, vLLM {interpreter.version} "
         f"({interpreter.build} build), model examples/{Path(MODEL).name}; median (min to max).",
         "",
-        "| start, to the first answer | seconds | of vllm serve |",
+        "| start, to the first answer | seconds | of vllm serve with the same settings |",
         "|---|---|---|",
-        *(f"| {name} | {spread(each, 1)} | {statistics.median(each) / serve:.2f} |" for name, each in starts.items()),
+        *(
+            f"| {settings}: {name} | {spread(each, 1)} | "
+            f"{statistics.median(each) / statistics.median(times['vllm serve']):.2f} |"
+            for settings, times in starts.items()
+            for name, each in times.items()
+        ),
         "",
         "| tokens a second | forked server | plain server | forked / plain |",
         "|---|---|---|---|",

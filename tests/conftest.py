@@ -39,8 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "fake" in folders:
             item.add_marker(pytest.mark.fault)
             item.add_marker(pytest.mark.xdist_group("fault"))
-        elif "real" in folders or uses & {"tiny_chat", "minilm", "vision"}:
-            is_apart = item.get_closest_marker("apart") or ("real" not in folders and "tiny_chat" not in uses)
+        elif {"real", "versions"} & {*folders} or uses & {"tiny_chat", "minilm", "vision"}:
+            is_apart = (
+                item.get_closest_marker("apart")
+                or ("real" not in folders and "tiny_chat" not in uses)
+                or "versions" in folders
+            )
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.xdist_group("apart" if is_apart else "engine"))
     items.sort(key=lambda item: "vision" in _fixtures_of(item))

@@ -25,10 +25,10 @@ from shared_engine.cli.selftest import IMPORT_TIMEOUT_S, SmokeTest, import_vllm
 from shared_engine.errors import VLLMError
 from shared_engine.launch.install import detect_build
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
-from shared_engine.launcher.launcher import FORK_VERSIONS
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
 from shared_engine.settings import ENVIRONMENT, EngineSettings
+from shared_engine.vllm_versions import INSTALLED, RANGE, Age, age_of, matter_of_version
 
 NO_MODEL = "no/model"  # settings want one; nothing is looked up under this name
 
@@ -57,7 +57,7 @@ def _diagnose(model: str | None, smoke: bool, say: Callable[[str], None]) -> Ite
         say("importing vLLM")
         needed = check_import(interpreter)
         yield needed
-        yield check_fork(interpreter)
+        yield check_version(interpreter)
         yield check_build(interpreter)
     is_cpu = interpreter is not None and interpreter.build == "cpu"
     if not is_cpu:
@@ -113,19 +113,15 @@ def check_import(interpreter: Interpreter) -> Finding:
     return fail(check, f"exit code {done.returncode}: {' '.join(tail)}", f"run `{INSTALL_COMMAND}`")
 
 
-def check_fork(interpreter: Interpreter) -> Finding:
-    """Whether this version's start was tried with forked processes."""
-    check = "start path"
-    if interpreter.build != "cpu":
-        return ok(check, "plain (vLLM starts its own processes; only CPU builds fork)")
-    if interpreter.version.startswith(FORK_VERSIONS):
-        return ok(check, f"forked; tried with vLLM {interpreter.version}")
-    tried = ", ".join(f"{version}x" for version in FORK_VERSIONS)
-    return warn(
-        check,
-        f"plain: forking was tried with vLLM {tried}, not with {interpreter.version}",
-        f"engines start about 15 s slower; run `{INSTALL_COMMAND}` for a version that was tried",
-    )
+def check_version(interpreter: Interpreter) -> Finding:
+    """Whether this release of vLLM is supported, and how its processes start."""
+    check, version = "vLLM version", interpreter.version
+    age, matter = age_of(version), matter_of_version(version)
+    remedy = f"run `{INSTALL_COMMAND}` for {INSTALLED}"
+    if matter is not None:
+        return (fail if age is Age.TOO_OLD else warn)(check, matter, remedy)
+    how = "its processes are forked" if interpreter.build == "cpu" else "it starts its own processes"
+    return ok(check, f"{version}, of {RANGE}; {how}")
 
 
 def check_build(interpreter: Interpreter) -> Finding:

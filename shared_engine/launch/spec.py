@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared_engine.launch.interpreter import Interpreter, find_interpreter
-from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.errors import EngineNotInstalledError, SettingsError
+from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
+from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT, FLAGS, EngineSettings
+from shared_engine.vllm_versions import INSTALLED, RELEASES, Age, Release, age_of, matter_of_version, release_of
 
 _log = logging.getLogger("shared_engine")
 
@@ -32,9 +34,13 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     """The spec of a local engine.
 
     Raises:
-        EngineNotInstalledError: no Python with vLLM.
+        EngineNotInstalledError: no Python with a vLLM that is supported.
+        SettingsError: this vLLM lacks one of the engine_args.
     """
     interpreter = find_interpreter(settings.python)
+    _check_version(interpreter)
+    release = release_of(interpreter.version)
+    _check_args(settings.engine_args, release)
     model = resolve_model(settings)
     argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
     for name, flag in FLAGS.items():
@@ -51,7 +57,7 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     if is_cpu and settings.engine_args.get("max_num_seqs") is None:
         # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
-    argv += _flags(choose_parsers(model, settings.engine_args))
+    argv += _flags(choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers))
     return EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,
@@ -62,6 +68,27 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
         memory_bytes=_memory_bytes(argv, model) if is_cpu else 0,
     )
+
+
+def _check_version(interpreter: Interpreter) -> None:
+    matter = matter_of_version(interpreter.version)
+    if matter is None:
+        return
+    if age_of(interpreter.version) is Age.TOO_OLD:
+        raise EngineNotInstalledError(
+            f"{matter}; `{INSTALL_COMMAND}` makes an environment with {INSTALLED}, or name another Python with "
+            f"python=... (now {interpreter.path})"
+        )
+    _say_once(f"{matter}; it is started as {RELEASES[-1].minor} is")
+
+
+def _check_args(engine_args: Mapping[str, Any], release: Release) -> None:
+    unknown = [name for name in engine_args if name.replace("-", "_") in release.lacks_args]
+    if unknown:
+        raise SettingsError(
+            f"engine_args: vLLM {release.minor} has no {', '.join(unknown)}; leave it out, or use a newer vLLM "
+            f"(`{INSTALL_COMMAND}` makes an environment with {INSTALLED})"
+        )
 
 
 @functools.cache

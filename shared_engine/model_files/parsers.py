@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +182,7 @@ _FAMILIES = (
 _QUANTIZED = r"[-_.](bf16|fp8|nvfp4|mxfp4|fp4|awq|gptq|int[48]|w[48]a(4|8|16)|[48]bit|bnb|unsloth|gguf|quantized)\b.*$"
 
 
-def choose_parsers(model: str, engine_args: Mapping[str, Any]) -> dict[str, Any]:
+def choose_parsers(model: str, engine_args: Mapping[str, Any], unknown: Collection[str] = ()) -> dict[str, Any]:
     """``engine_args`` with the parsers for what ``model`` writes.
 
     The user's choice wins, and None is a choice: no parser. An unknown model gets none.
@@ -190,10 +190,13 @@ def choose_parsers(model: str, engine_args: Mapping[str, Any]) -> dict[str, Any]
     Args:
         model: a folder, or a hub id.
         engine_args: vLLM's options, by their names with underscores.
+        unknown: parsers that this vLLM lacks; they are not chosen.
     """
     if engine_args.get("runner") == "pooling":
         return dict(engine_args)
-    tool_parser, reasoning_parser = _known_parsers(model, engine_args.get("chat_template"))
+    tool_parser, reasoning_parser = (
+        None if parser in unknown else parser for parser in _known_parsers(model, engine_args.get("chat_template"))
+    )
     tool_parser = engine_args.get("tool_call_parser", tool_parser)
     chosen: dict[str, Any] = {}
     if tool_parser is not None:

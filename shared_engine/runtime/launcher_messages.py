@@ -1,31 +1,42 @@
-"""The messages between supervisor and launcher, on the supervisor's side.
-
-The launcher runs in vLLM's Python and can't import this: it has the same names in launcher.py, and a test compares
-the two.
+"""The messages between supervisor and launcher. Imported by both; the launcher runs in vLLM's Python, so the standard
+library only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # ---- commands
 
 
-def start_command(argv: Sequence[str]) -> bytes:
+@dataclass(frozen=True)
+class StartServer:
     """Fork a server with these arguments; answered by Started."""
-    return _line({"op": "start", "argv": list(argv)})
+
+    argv: tuple[str, ...]
 
 
-def exit_command() -> bytes:
+@dataclass(frozen=True)
+class Exit:
     """End the server, if there is one, and exit."""
+
+
+Command = StartServer | Exit
+
+
+def write_command(command: Command) -> bytes:
+    """As a line."""
+    if isinstance(command, StartServer):
+        return _line({"op": "start", "argv": list(command.argv)})
     return _line({"op": "exit"})
 
 
-def _line(command: dict[str, Any]) -> bytes:
-    return json.dumps(command).encode() + b"\n"
+def read_command(line: bytes) -> Command:
+    """What ``write_command`` wrote."""
+    fields = json.loads(line)
+    return StartServer(tuple(fields["argv"])) if fields["op"] == "start" else Exit()
 
 
 # ---- events
@@ -76,6 +87,12 @@ EVENTS: dict[str, type[Event]] = {
     "exited": Exited,
 }
 """By the name that the launcher emits."""
+_NAMES = {kind: name for name, kind in EVENTS.items()}
+
+
+def write_event(event: Event) -> bytes:
+    """As a line."""
+    return _line({"event": _NAMES[type(event)], **asdict(event)})
 
 
 def read_event(line: bytes | str) -> Event | None:
@@ -94,3 +111,7 @@ def read_event(line: bytes | str) -> Event | None:
         return kind(**{name: fields[name] for name in kind.__dataclass_fields__})
     except KeyError as exc:
         raise ValueError(f"the launcher's event lacks {exc}: {line!r}") from exc
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from shared_engine.machine.gpu import wait_released
+from shared_engine.machine.priority import give_way
 from shared_engine.machine.proc import (
     catches_signal,
     cpu_seconds,
@@ -35,6 +36,7 @@ from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
 from shared_engine.supervisor.launcher_process import LauncherProcess, ServerProcess
 from shared_engine.supervisor.start_failures import explain, lacks_memory
+from shared_engine.vllm_versions import INSTALLED, matter_of_version
 
 POLL_S = 0.02
 FILES_POLL_S = 1.0
@@ -103,7 +105,10 @@ class EngineProcess:
         if event is None:
             raise self._failed(FailureKind.START, "the engine did not start: the process that imports vLLM was killed")
         if isinstance(event, ImportFailed):
-            message = f"{self._spec.python} can't import vLLM ({event.error}): run `vllm-local install`"
+            remedy = "run `vllm-local install`"
+            if (matter := matter_of_version(self._spec.vllm_version)) is not None:
+                remedy = f"{matter}; `vllm-local install` makes an environment with {INSTALLED}"
+            message = f"{self._spec.python} can't import vLLM ({event.error}): {remedy}"
             raise self._failed(FailureKind.NOT_INSTALLED, message)
         how = "forks its processes" if event.fork_refusal is None else f"plain start: {event.fork_refusal}"
         self._log.note(f"vLLM {event.version} imported in {event.seconds} s; {how}")
@@ -156,6 +161,11 @@ class EngineProcess:
 
     def _note_shared_files(self, server: ServerProcess) -> None:
         self.shared_files = tuple({*self.shared_files, *shared_files(group_members(server.pid))})
+
+    def give_way(self) -> None:
+        """Let the apps that wait for a server on the CPU have the processor first, now that it has started."""
+        if self.server is not None and "cpu" in self._spec.devices:
+            give_way(self.server.pid)
 
     async def end_server(self, grace_s: float = 0.0) -> None:
         """Return when the server's processes are gone, and their memory and files with them."""
@@ -248,7 +258,9 @@ class EngineProcess:
     def _explained(self, how: str) -> StartFailedError:
         lines = self._log.lines()
         kind = FailureKind.MEMORY if lacks_memory(lines) else FailureKind.START
-        return self._failed(kind, f"the engine did not start: {explain(lines) or how}")
+        matter = matter_of_version(self._spec.vllm_version)
+        words = explain(lines) or how
+        return self._failed(kind, f"the engine did not start: {words}{f' ({matter})' if matter else ''}")
 
     def _failed(self, kind: FailureKind, message: str) -> StartFailedError:
         return StartFailedError(Failure(kind, message, self._log.tail()))

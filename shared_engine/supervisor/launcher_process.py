@@ -17,14 +17,16 @@ from pathlib import Path
 from shared_engine.launcher import LAUNCHER
 from shared_engine.machine.process_group import GIVE_UP_S
 from shared_engine.runtime.launcher_messages import (
+    Command,
     Event,
+    Exit,
     Exited,
     ImportFailed,
     Preloaded,
     Started,
-    exit_command,
+    StartServer,
     read_event,
-    start_command,
+    write_command,
 )
 
 READ_BYTES = 1 << 16
@@ -95,7 +97,7 @@ class LauncherProcess:
             return None
         self._starting = self._loop.create_future()
         self._server = None
-        self._send(start_command(argv))
+        self._send(StartServer(tuple(argv)))
         return await asyncio.shield(self._starting)
 
     @property
@@ -125,7 +127,7 @@ class LauncherProcess:
 
     async def end(self, grace_s: float) -> None:
         """See it gone; it kills its server on the way out. One that the kernel holds is left after GIVE_UP_S."""
-        self._send(exit_command())
+        self._send(Exit())
         kill_at = time.monotonic() + grace_s
         while self._process.poll() is None and time.monotonic() < kill_at + GIVE_UP_S:
             if time.monotonic() > kill_at:
@@ -142,10 +144,10 @@ class LauncherProcess:
         self._close_fd("_log_fd")
         self._close_fd("_events_fd")
 
-    def _send(self, command: bytes) -> None:
+    def _send(self, command: Command) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the end of the events shows it as well
-            self._process.stdin.write(command)
+            self._process.stdin.write(write_command(command))
             self._process.stdin.flush()
 
     def _read_events(self) -> None:

@@ -83,6 +83,7 @@ class Start(Work):
         engine = self._engine
         assert engine.process.server is not None
         engine.process.server.ended.add_done_callback(lambda _: engine.changes.note())
+        engine.process.give_way()
         engine.backoff.succeeded()
         engine.admit_requests()
         took_s = round(time.monotonic() - self._began, 3)

@@ -18,7 +18,6 @@ from typing import Any
 
 from shared_engine.errors import EngineNotInstalledError, InvalidInputError
 from shared_engine.launch.interpreter import find_interpreter
-from shared_engine.launch.vllm_versions import RELEASES, release_of
 from shared_engine.model_files.folder import model_folder
 from shared_engine.request.bodies import Request, request_of, text_tokens_request
 from shared_engine.request.checks import Message, check_messages
@@ -237,9 +236,8 @@ def _load(sources: _Sources) -> TokenCounter | str:
     except EngineNotInstalledError:
         pass  # what will be installed is a known one
     else:
-        if not release_of(version).counts_tokens:
-            known = " or ".join(f"{release.minor}.x" for release in RELEASES if release.counts_tokens)
-            return f"vLLM is {version}, not {known}"
+        if not version.startswith("0.32."):
+            return f"vLLM is {version}, not 0.32.x"
     files = TokenizerFiles(sources.folder, sources.model_folder, is_from_hub=sources.is_from_hub)
     doubt = next(files.doubts(), None)
     if doubt is not None:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from typing import Any, get_args
 
 import pytest
 
-from shared_engine.launcher import LAUNCHER
-from shared_engine.runtime import launcher_messages
 from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.launcher_messages import (
+    Command,
+    Event,
+    Exit,
+    Exited,
+    ImportFailed,
+    Preloaded,
+    Started,
+    StartServer,
+    read_command,
+    read_event,
+    write_command,
+    write_event,
+)
 from shared_engine.runtime.messages import (
     EnsureReady,
     Evict,
@@ -87,33 +98,24 @@ def test_the_environment_is_never_shown() -> None:
     assert "hunter2" not in repr(EnsureReady(KeepPolicy(), {"TOKEN": "hunter2"}))
 
 
-def test_the_launcher_emits_the_events_that_the_supervisor_reads() -> None:
-    """It runs in vLLM's Python, by itself, so that its words stand in both files."""
-    emitted: dict[str, set[str]] = {}
-    for node in ast.walk(ast.parse(LAUNCHER.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "emit":
-            (name,) = node.args
-            assert isinstance(name, ast.Constant)
-            emitted[str(name.value)] = {str(keyword.arg) for keyword in node.keywords}
-    known = {name: set(kind.__dataclass_fields__) for name, kind in launcher_messages.EVENTS.items()}
-    assert emitted == known
+@pytest.mark.parametrize("command", [StartServer(("--model", "m")), Exit()])
+def test_a_command_is_read_as_it_was_written(command: Command) -> None:
+    line = write_command(command)
+    assert line.endswith(b"\n")
+    assert read_command(line) == command
 
 
-def test_the_launcher_knows_the_commands() -> None:
-    text = LAUNCHER.read_text()
-    assert launcher_messages.start_command(["--model", "m"]) == b'{"op": "start", "argv": ["--model", "m"]}\n'
-    assert launcher_messages.exit_command() == b'{"op": "exit"}\n'
-    for word in ('command["op"] == "exit"', 'command["argv"]'):
-        assert word in text
+@pytest.mark.parametrize("event", [Preloaded("0.32.0", None, 6.5), ImportFailed("no"), Started(7), Exited(7, -9)])
+def test_an_event_is_read_as_it_was_written(event: Event) -> None:
+    assert read_event(write_event(event)) == event
 
 
 def test_a_launcher_of_a_newer_release_is_understood_as_far_as_it_goes() -> None:
     """The supervisor may outlive an upgrade, and then runs the launcher that is on disk."""
-    read = launcher_messages.read_event
-    assert read(b'{"event": "started", "pid": 7, "colour": "blue"}') == launcher_messages.Started(7)
-    assert read(b'{"event": "dances"}') is None
+    assert read_event(b'{"event": "started", "pid": 7, "colour": "blue"}') == Started(7)
+    assert read_event(b'{"event": "dances"}') is None
     with pytest.raises(ValueError, match="the launcher's event lacks 'returncode'"):
-        read(b'{"event": "exited", "pid": 7}')
+        read_event(b'{"event": "exited", "pid": 7}')
 
 
 def test_the_protocol_has_another_number_when_it_changes() -> None:

@@ -66,7 +66,7 @@ def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
     assert list(found) == [
         "interpreter",
         "vLLM import",
-        "start path",
+        "vLLM version",
         "build",
         "RAM",
         "/dev/shm",
@@ -114,12 +114,19 @@ def test_wrong_settings_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "VLLM_MAX_MODEL_LEN" in found.detail
 
 
-def test_a_version_whose_start_was_not_tried() -> None:
-    assert doctor.check_fork(CPU).outcome is Outcome.OK
-    assert doctor.check_fork(CUDA).outcome is Outcome.OK
-    found = doctor.check_fork(Interpreter(CPU.path, "0.99.0", "cpu"))
-    assert found.outcome is Outcome.WARN
-    assert "not with 0.99.0" in found.detail
+@pytest.mark.parametrize(
+    ("version", "outcome", "words"),
+    [
+        ("0.26.0", Outcome.OK, "0.26.0, of 0.26 to"),
+        ("0.33.1", Outcome.OK, "0.33.1, of 0.26 to"),
+        ("0.24.0", Outcome.FAIL, "vLLM 0.24.0 is too old: 0.26 to"),
+        ("0.99.0", Outcome.WARN, "vLLM 0.99.0 is newer than"),
+    ],
+)
+def test_the_version_is_looked_up(version: str, outcome: Outcome, words: str) -> None:
+    found = doctor.check_version(Interpreter(CPU.path, version, "cpu"))
+    assert found.outcome is outcome
+    assert words in found.detail
 
 
 def test_the_build_must_fit_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

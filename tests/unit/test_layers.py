@@ -31,13 +31,23 @@ ORDER = (
     "model_files",
     "observe",
     "supervisor",
+    "launcher",
     "runtime",
     "machine",
-    "launcher",
+    "vllm_versions",
     "errors",
 )
 # What runs beside each engine, or in vLLM's own Python, needs no packages.
-STANDARD_LIBRARY_ONLY = ("observe", "supervisor", "runtime", "machine", "launcher", "model_files", "errors")
+STANDARD_LIBRARY_ONLY = (
+    "observe",
+    "supervisor",
+    "runtime",
+    "machine",
+    "launcher",
+    "model_files",
+    "vllm_versions",
+    "errors",
+)
 FOR_ADAPTERS = {"adapting", "errors", "results", "params", "settings"}
 ADAPTERS = sorted(
     path for name in ("langchain", "llama_index") for path in (REPOSITORY / f"{name}_vllm_local").glob("*.py")
@@ -92,7 +102,7 @@ def test_an_adapter_imports_only_what_is_public_or_made_for_adapters(module: Pat
 def test_what_runs_beside_an_engine_needs_no_packages(module: Path) -> None:
     if room(module) in STANDARD_LIBRARY_ONLY:
         foreign = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"shared_engine"}
-        assert foreign <= ({"vllm", "uvloop"} if room(module) == "launcher" else set())
+        assert foreign <= ({"vllm", "uvloop", "torch"} if room(module) == "launcher" else set())
 
 
 def test_public_names() -> None:

