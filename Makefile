@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u 
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-oldest test-faults test-versions vllm check lint types format bench bench-lifecycle bench-faults bench-imports install clean
+.PHONY: help demo test test-oldest test-faults test-versions vllm check lint types format bench bench-lifecycle bench-faults bench-imports bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
 	@echo "make bench-imports     what importing and constructing cost"
+	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
@@ -118,6 +119,9 @@ bench-imports: .venv/dev
 
 bench-faults: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/faults.py
+
+bench-gpu: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 format: .venv/dev
 	@$(BIN)/ruff check --fix --quiet .

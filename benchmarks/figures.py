@@ -34,7 +34,7 @@ class Contender:
     warm_up: Callable[[], object] | None = None
 
 
-def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[str, list[float]]:
+def race(contenders: Mapping[str, Contender], rounds: int, unit: str, rest_s: float = REST_S) -> dict[str, list[float]]:
     """The figures of each contender, round by round: forwards, backwards, forwards, after one to warm up."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(-1, rounds):
@@ -48,7 +48,7 @@ def race(contenders: Mapping[str, Contender], rounds: int, unit: str) -> dict[st
             if index >= 0:
                 figures[name].append(figure)
                 say(f"  round {index + 1} of {rounds}: {name}: {figure:,.0f} {unit}")
-            time.sleep(REST_S)
+            time.sleep(rest_s)
     return figures
 
 

@@ -1,191 +1,147 @@
-"""What only a GPU can show: the table of ``make bench`` on models of a size, the sleep tier, memory that comes back,
-forked against plain starts, engines that swap.
+"""What only a GPU can show, in one run of at most eight minutes on a machine without a network.
 
-    python benchmarks/gpu_check.py [MODEL [OTHER_MODEL]]
+    python benchmarks/gpu_check.py [--cpu] [--budget-s S] [--steps NAME,NAME] [--out FILE]
 
-Without a model, the table alone, on tiny_chat's architecture at larger sizes with random weights. Without a GPU it says
-so and leaves with 2. Writes benchmarks/results/gpu.md. Not yet run on one.
+Needs an NVIDIA GPU, a Python with vLLM (VLLM_PYTHON names it, else the usual one is found) and, in the Python that runs
+this, vllm-local's own dependencies; no framework, no model from the hub. Each figure is printed and written to
+benchmarks/results/gpu.md as soon as it is known, the most telling first. A step that fails, or for which no time is
+left, says so there, and the next one runs. Nothing is left running, also after SIGTERM or Ctrl-C.
+
+``--cpu`` rehearses the same steps at smaller sizes on vLLM's CPU build, and writes gpu_rehearsal.md.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import importlib.util
 import os
 import shutil
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import traceback
 from pathlib import Path
-from typing import Any
 
-from figures import say
-from servers import HELLO, HERE, MODEL, runtime_directory
-from stage import Plan
-from throughput import measure, report
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # not installed where there is no network
 
-from shared_engine import Engine, EngineState, GenerationResult
-from shared_engine.launcher.start_method import START_VARIABLE
-from shared_engine.machine.gpu import nvidia_smi
-from shared_engine.machine.memory import GIB, read_memory
+NEEDED = ("aiohttp", "msgspec", "pydantic", "tqdm")  # of pyproject.toml
 
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
-CHATS, TOKENS = 256, 64
-SLEEP_AFTER_S = 2.0
-WITHIN_S = 300.0
-# LLM, vllm serve and ours are up side by side.
-SHARED = {"max_model_len": 2048, "gpu_memory_utilization": 0.28}
-SHAPES = ((1024, 16), (2048, 24), (4096, 32))
-HEAD_DIM = 128
-
-
-def free_gib() -> float:
-    """Of the first GPU."""
-    return read_memory()["cuda:0"].free / GIB
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> float:
-    """Seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > WITHIN_S:
-            raise SystemExit(f"waited {WITHIN_S:g} s for {what}")
-        time.sleep(0.05)
-    return time.monotonic() - began
+# Name in gpu_steps.py: not begun with less than so many seconds left, and ended after so many. On a GPU; nobody has
+# measured there yet how long they take.
+STEPS: dict[str, tuple[float, float]] = {
+    "machine": (10, 60),
+    "plain_start": (30, 100),
+    "forked_start": (25, 70),
+    "compiled": (50, 170),
+    "sleep": (20, 60),
+    "swap": (30, 90),
+    "batches": (35, 100),
+    "batches_1b": (40, 120),
+    "kills": (30, 90),
+    "serve_uncompiled": (40, 100),
+}
+BUDGET_S = 460.0
+# Should this script be killed hard, its engines leave soon by themselves.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_IDLE_TTL_SECONDS": "120",
+    "VLLM_STANDBY_TTL_SECONDS": "120",
+    "VLLM_SHOW_PROGRESS": "false",
+}
+SLOWER_ON_CPU = 4
 
 
-@contextmanager
-def engine_of(start: str, **settings: Any) -> Iterator[Engine]:
-    """An engine that starts ``fork`` or ``plain``; it is gone afterwards."""
-    os.environ[START_VARIABLE] = start
-    try:
-        engine = Engine(**settings)
-        engine.status()  # its settings are fixed now
-    finally:
-        del os.environ[START_VARIABLE]
-    try:
-        yield engine
-    finally:
-        engine.shutdown(force=True)
-
-
-def ask(engine: Engine, answers: set[str]) -> float:
-    """Seconds until the answer, which is added to ``answers``."""
-    began = time.monotonic()
-    answers.add(engine.chat(HELLO, temperature=0, max_tokens=32).text)
-    return time.monotonic() - began
-
-
-def batch_rate(engine: Engine) -> float:
-    """Tokens a second."""
-    conversations = [[{"role": "user", "content": f"Hello number {index}"}] for index in range(CHATS)]
-    params: dict[str, Any] = {"temperature": 0, "max_tokens": TOKENS, "extra_body": {"ignore_eos": True}}
-    began = time.monotonic()
-    results: list[GenerationResult] = engine.chat_batch(conversations, **params)
-    return sum(result.usage.completion_tokens for result in results) / (time.monotonic() - began)
-
-
-def measure_starts(model: str, start: str) -> dict[str, list[float]]:
-    """Cold, awake again, back from standby; memory at each stage; throughput."""
-    figures: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        figures.setdefault(name, []).append(value)
-        say(f"  {start}: {name}: {value:,.2f}")
-
-    for _ in range(ROUNDS):
-        before = free_gib()
-        with engine_of(start, model=model, sleep_after_s=SLEEP_AFTER_S, idle_ttl_s=600) as engine:
-            answers: set[str] = set()
-            note("cold start to the first answer, s", ask(engine, answers))
-            note("GPU memory while ready, GiB", before - free_gib())
-            note("batch, tok/s", batch_rate(engine))
-            wait_until(lambda: engine.status().state is EngineState.ASLEEP, "sleep")
-            note("GPU memory while asleep, GiB", before - free_gib())
-            note("awake again to the first answer, s", ask(engine, answers))
-            engine.evict()
-            note("GPU memory right after evict, GiB", before - free_gib())
-            note("back from standby to the first answer, s", ask(engine, answers))
-            if len(answers) != 1:
-                say(f"  {start}: the answers differ: {answers}")
-    return figures
-
-
-def measure_swap(model: str, other: str) -> list[float]:
-    """Two models that do not fit together take turns; seconds until the other one answers."""
-    times = []
-    with engine_of("plain", model=model) as first, engine_of("plain", model=other, seed=1) as second:
-        for _ in range(ROUNDS):
-            for engine in (first, second):
-                times.append(ask(engine, set()))
-                say(f"  swap to {engine.settings.model}: {times[-1]:.1f} s")
-    return times
-
-
-def write_scaled_model(folder: Path, hidden_size: int, layers: int) -> None:
-    """tiny_chat, wider and deeper, without weights (load_format="dummy" makes them up)."""
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        shutil.copy(Path(MODEL, name), folder)
-    config = json.loads(Path(MODEL, "config.json").read_text())
-    heads = hidden_size // HEAD_DIM
-    config |= {
-        "hidden_size": hidden_size,
-        "intermediate_size": hidden_size * 5 // 2,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads // 2,
-        "head_dim": HEAD_DIM,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def throughput(title: str, folder: Path, settings: dict[str, Any]) -> list[str]:
-    """The table of ``make bench``; embeddings are left out."""
-    plan = Plan({**SHARED, **settings}, embedding=None, rounds=ROUNDS)
-    sections, notes = measure(plan, folder)
-    return report(title, f"`{settings}`, ROUNDS={ROUNDS}.", sections, notes).splitlines()
-
-
-def measure_life(model: str, other: str) -> list[str]:
-    """Starts, sleep, memory, swaps."""
-    lines = []
-    for start in ("plain", "fork"):
-        say(f"== {start}")
-        figures = measure_starts(model, start)
-        lines += [f"| {start} start | median | all |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {statistics.median(values):,.2f} | {', '.join(f'{value:,.2f}' for value in values)} |"
-            for name, values in figures.items()
-        ]
-        lines.append("")
-    say("== swap")
-    swaps = measure_swap(model, other)
-    return [*lines, f"Two engines that do not fit together, taking turns: {statistics.median(swaps):.1f} s a swap.", ""]
-
-
-def main(argv: list[str]) -> int:
-    gpus = nvidia_smi("--query-gpu=name,driver_version")
-    if not gpus:
-        say("no NVIDIA GPU here (nvidia-smi tells of none)")
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{sys.executable} lacks {', '.join(missing)}: carry the wheels along, and install them for it")
         return 2
-    lines = ["# On a GPU", "", f"`python benchmarks/gpu_check.py` on {', '.join(gpus[0])}.", ""]
+    return run_step(arguments) if arguments.step else run_all(arguments)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cpu", action="store_true", help="rehearse on a CPU build")
+    parser.add_argument("--budget-s", type=float, help=f"for all together (default {BUDGET_S:g}; on a CPU 1200)")
+    parser.add_argument("--steps", default=",".join(STEPS), help="only these, such as swap,kills")
+    parser.add_argument("--out", type=Path, help="the table (default benchmarks/results/gpu.md)")
+    for hidden in ("--step", "--folder", "--rows-fd"):  # how this script runs each step, in a process of its own
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    arguments.steps = [name.strip() for name in arguments.steps.split(",")]
+    if unknown := [name for name in arguments.steps if name not in STEPS]:
+        parser.error(f"--steps: {', '.join(unknown)} is not one of {', '.join(STEPS)}")
+    return arguments
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    from device_memory import gpu_name, used_mib
+    from step_runner import Step, Table, descendants, ended_by_signals, run_steps
+
+    from shared_engine.errors import VLLMError
+    from shared_engine.launch.interpreter import find_interpreter
+    from shared_engine.runtime.directory import ROOT_VARIABLE
+
+    is_cpu: bool = arguments.cpu
+    device = "a CPU: a rehearsal, its figures mean nothing" if is_cpu else gpu_name()
+    if device is None:
+        print("no NVIDIA GPU here: neither NVML nor nvidia-smi shows one. --cpu rehearses on a CPU build")
+        return 2
     try:
-        with runtime_directory() as folder:
-            if argv:
-                lines += measure_life(argv[0], argv[-1])
-                lines += throughput(f"{Path(argv[0]).name}", folder, {"model": argv[0]})
-            for hidden_size, layers in () if argv else SHAPES:
-                model = folder / f"random_{hidden_size}x{layers}"
-                write_scaled_model(model, hidden_size, layers)
-                random_weights = {"model": str(model), "engine_args": {"load_format": "dummy"}}
-                lines += throughput(f"Random weights, {hidden_size} x {layers} layers", folder, random_weights)
+        vllm = find_interpreter(os.environ.get("VLLM_PYTHON"))
+    except VLLMError as exc:
+        print(exc)
+        return 2
+    began = time.monotonic()
+    title = "# Rehearsal of gpu_check.py" if is_cpu else "# On a GPU"
+    head = [title, "", f"One run of `python benchmarks/gpu_check.py` on {device}; vLLM {vllm.version}."]
+    default = HERE / "results" / ("gpu_rehearsal.md" if is_cpu else "gpu.md")
+    table = Table(arguments.out or default, head)
+    folder = Path(tempfile.mkdtemp(prefix="vlg-", dir="/tmp"))
+    os.environ |= {ROOT_VARIABLE: str(folder / "run"), "VLLM_PYTHON": vllm.path, **ENVIRONMENT}
+    factor = SLOWER_ON_CPU if is_cpu else 1
+    options = ["--folder", str(folder), *(["--cpu"] if is_cpu else [])]
+    steps = [
+        Step(
+            name.replace("_", " "),
+            [sys.executable, "-u", __file__, "--step", name, *options],
+            needs_s,
+            limit_s * factor,
+        )
+        for name, (needs_s, limit_s) in STEPS.items()
+        if name in arguments.steps
+    ]
+    before = used_mib(is_cpu)
+    try:
+        with ended_by_signals():
+            try:
+                run_steps(steps, table, arguments.budget_s or (1200 if is_cpu else BUDGET_S), folder)
+            finally:
+                table.add("end", "processes left", str(len(descendants())))
+                if not is_cpu:
+                    table.add("end", "GPU memory against the beginning", f"{used_mib(is_cpu) - before:+,} MiB")
+                table.add("end", "seconds in all", f"{time.monotonic() - began:.0f}")
     finally:
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "gpu.md").write_text("\n".join([*lines, ""]))
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def run_step(arguments: argparse.Namespace) -> int:
+    """In a process of its own."""
+    import gpu_steps
+    from step_runner import Rows
+
+    rows = Rows(int(arguments.rows_fd))
+    try:
+        getattr(gpu_steps, arguments.step)(gpu_steps.Run(arguments.cpu, Path(arguments.folder), rows))
+    except BaseException as exc:  # SystemExit too, by which the helpers say that a peer does not run
+        traceback.print_exc()
+        rows.fail(f"{type(exc).__name__}: {str(exc)[:300]}")
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -127,8 +127,8 @@ class EngineFields(DefaultFields):
     idle_ttl_s: Annotated[Seconds, Setting("VLLM_IDLE_TTL_SECONDS", Decides.KEEPING)] = 1800
     """Seconds after the end of the last request until the model leaves memory; ``float("inf")`` for never."""
     sleep_after_s: Annotated[Seconds | None, Setting("VLLM_SLEEP_AFTER_SECONDS", Decides.KEEPING)] = None
-    """Seconds after the end of the last request until the weights go to RAM, from where they are
-    back quickly.
+    """Seconds after the end of the last request until the weights go to RAM, from where the next
+    request brings them back.
 
     None: never. CUDA only (vLLM's sleep mode, level 1); on a CPU build it has no effect: weights are in RAM there."""
     standby: Annotated[bool, Setting("VLLM_STANDBY", Decides.KEEPING)] = True
