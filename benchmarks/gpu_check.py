@@ -138,7 +138,8 @@ def run_step(arguments: argparse.Namespace) -> int:
         getattr(gpu_steps, arguments.step)(gpu_steps.Run(arguments.cpu, Path(arguments.folder), rows))
     except BaseException as exc:  # SystemExit too, by which the helpers say that a peer does not run
         traceback.print_exc()
-        rows.fail(f"{type(exc).__name__}: {str(exc)[:300]}")
+        lines = [line[:200] for line in str(exc).splitlines()] or [""]
+        rows.fail(f"{type(exc).__name__}: {lines[0]}{f' ... {lines[-1]}' if lines[1:] else ''}")
         return 1
     return 0
 

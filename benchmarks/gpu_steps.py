@@ -33,7 +33,7 @@ from servers import HELLO, MODEL, plain_server
 from stage import TOKENS, Plan, Stage, set_stage
 from step_runner import Rows
 
-from shared_engine import Engine, EngineState, VLLMError
+from shared_engine import Engine, EngineSettings, EngineState, VLLMError
 from shared_engine.cli.selftest import import_vllm
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.launcher import START_VARIABLE
@@ -46,6 +46,14 @@ QUESTIONS = [f"How many legs have {count} spiders and {count + 1} birds?" for co
 MEMORY_BACK_S = 3.0
 WITHIN_S = 60.0
 HEAD_DIM = 128
+# As ``vllm-local status --tree`` names them -> in words. On one GPU EngineCore is the worker.
+PROCESSES = {
+    "server": "the API server",
+    "EngineCore": "EngineCore",
+    "Worker": "the worker",
+    "launcher": "the launcher",
+    "supervisor": "the supervisor",
+}
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,14 @@ class Run:
 
     def back(self, when: str, before: int) -> None:
         """The same, where nothing should be left: looked at again for a moment if there is."""
-        text = at_once = f"{self.used() - before:+,} MiB"
         began = time.monotonic()
-        while (left := self.used() - before) > 0 and time.monotonic() - began < MEMORY_BACK_S:
+        left = at_once = self.used() - before
+        while left > 0 and time.monotonic() - began < MEMORY_BACK_S:
             time.sleep(0.05)
-        if text != f"{left:+,} MiB":
-            text = f"{at_once} at once, {left:+,} MiB after {time.monotonic() - began:.1f} s"
+            left = self.used() - before
+        text = f"{at_once:+,} MiB"
+        if left != at_once:
+            text += f" at once, {left:+,} MiB after {time.monotonic() - began:.1f} s"
         self.say(f"{self.memory_name}, {when}", text)
 
     def settings(self, share: float, *, kv_gib: float | None = None, **more: Any) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def last_match(pattern: str, text: str) -> str:
 
 def machine(run: Run) -> None:
     """What this is; and whether importing vLLM touches the GPU."""
-    interpreter = find_interpreter(None)
+    interpreter = find_interpreter(EngineSettings(model=MODEL).python)
     run.say("machine", f"{os.cpu_count()} processors, {total_memory() / GIB:.0f} GiB RAM, {os.uname().release}")
     if not run.is_cpu:
         used, total = memory(is_cpu=False)
@@ -493,14 +503,14 @@ def kills(run: Run) -> None:
     with engine_of(run.settings(0.3, enforce_eager=True)) as engine:
         run.seconds(f"cold start ({how}), to the first answer", ask(engine)[0])
         loaded = run.used()
-        for name in ("server", "EngineCore", "Worker", "launcher", "supervisor"):
+        for name in PROCESSES:
             _kill(run, engine, name, loaded)
     run.back("after shutdown", before)
 
 
 def _kill(run: Run, engine: Engine, name: str, loaded: int) -> None:
     pid = process_named(engine, name)
-    what = f"SIGKILL of the {'API server' if name == 'server' else name}"
+    what = f"SIGKILL of {PROCESSES[name]}"
     if pid is None:
         return run.say(what, "there is no such process")
     with ThreadPoolExecutor(1) as pool:
@@ -509,9 +519,9 @@ def _kill(run: Run, engine: Engine, name: str, loaded: int) -> None:
         wait_until(lambda: has_begun.is_set() or streamed.done(), "the first chunk")
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
+        heard, heard_at = streamed.result(WITHIN_S)
         ask(engine)
         answered_s = time.monotonic() - began
-        heard, heard_at = streamed.result(WITHIN_S)
     run.say(f"{what}: the caller in the middle of a stream", f"{heard} after {heard_at - began:.2f} s")
     run.say(f"{what}: the next request", f"answered after {answered_s:.2f} s")
     run.back(f"{what}: ready again, against before the kill", loaded)
@@ -533,6 +543,6 @@ def number_free(text: str) -> str:
 
 
 def process_named(engine: Engine, name: str) -> int | None:
-    """By the name that ``vllm-local status --tree`` shows."""
+    """Of PROCESSES."""
     tree = engine.status(processes=True).processes
     return None if tree is None else next((node.pid for node in tree.walk() if node.name.startswith(name)), None)

@@ -16,7 +16,7 @@ from child import Child
 from questions import Answer, questions
 from servers import HERE, llm_options, model_name, plain_server
 
-from shared_engine import Engine
+from shared_engine import Engine, EngineSettings
 from shared_engine.launch.interpreter import find_interpreter
 
 PEERS = HERE.parent / ".venv-peers"
@@ -101,7 +101,7 @@ class Stage:
 
 def set_stage(plan: Plan, folder: Path, stack: ExitStack) -> Stage:
     """All engines up; they are gone when the stack is closed."""
-    python = find_interpreter(None).path
+    python = find_interpreter(EngineSettings(**plan.settings).python).path
     model = model_name(plan.settings)
     peers = plan.peers if plan.peers is not None and plan.peers.is_dir() else None
     packages = None if peers is None else next(str(path) for path in peers.glob("lib/python3*/site-packages"))

@@ -26,7 +26,7 @@ from shared_engine.runtime.files import write_atomically
 TERM_GRACE_S, KILL_GRACE_S = 8.0, 2.0
 CLEAN_UP_S = TERM_GRACE_S + KILL_GRACE_S
 POLL_S = 0.05
-LOG_LINES = 25
+LOGS, LOG_LINES, LOG_WIDTH = 2, 15, 200
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run_steps(steps: Sequence[Step], table: Table, budget_s: float, logs: Path) 
                 raise
             if reason is not None:
                 table.add(step.name, "failed", f"{reason} ({time.monotonic() - began:.0f} s)")
-                _print_last_lines(logs, time.monotonic() - began)
+                _print_last_lines(logs)
     finally:
         end_descendants()  # a signal may have come while a step's own were ended
 
@@ -216,9 +216,9 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _print_last_lines(folder: Path, age_s: float) -> None:
-    """Of each log below ``folder`` that was written to in the last ``age_s`` seconds."""
-    for log in sorted(folder.rglob("*.log")):
-        if time.time() - log.stat().st_mtime <= age_s + CLEAN_UP_S:
-            print(f"--- the last lines of {log.name} in {log.parent.name}", flush=True)
-            print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]), flush=True)
+def _print_last_lines(folder: Path) -> None:
+    """Of the logs below ``folder`` that were written to last."""
+    for log in sorted(folder.rglob("*.log"), key=lambda file: file.stat().st_mtime)[-LOGS:]:
+        print(f"--- the last lines of {log.parent.name}/{log.name}")
+        lines = [line[:LOG_WIDTH] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        print("\n".join(lines[-LOG_LINES:]), flush=True)

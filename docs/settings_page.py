@@ -29,8 +29,8 @@ CPU = """
 On a CPU build the KV cache is 1/16 of the RAM, 4 GiB at most, unless `engine_args={"kv_cache_memory_bytes": ...}` or
 `VLLM_CPU_KVCACHE_SPACE` says otherwise.
 
-Not measured on a GPU yet: `gpu_memory_utilization`, `tensor_parallel_size`, `visible_devices`, what `enforce_eager` saves
-and costs there, and `sleep_after_s`.
+Not measured on a GPU yet: `gpu_memory_utilization`, `tensor_parallel_size`, `visible_devices`, `sleep_after_s`, and
+what `enforce_eager` saves and costs there.
 """
 PARAMETERS = """
 ## Parameters of a request

@@ -72,7 +72,7 @@ def test_a_step_that_fails_says_why_and_the_others_run(tmp_path: Path) -> None:
         "| dies | failed | ended with status 3 (N s) |",
         "| good | figure | 1 \\| 2 |",
     ]
-    assert "--- the last lines of run.log" in printed
+    assert "/run.log\n" in printed
     assert "\ncause\n" in printed
     assert "| good | figure | 1 \\| 2 |\n" in printed
 
