@@ -120,7 +120,7 @@ bench-imports: .venv/dev
 bench-faults: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/faults.py
 
-bench-gpu: .venv/dev install
+bench-gpu: install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 format: .venv/dev

@@ -36,7 +36,7 @@ from step_runner import Rows
 from shared_engine import Engine, EngineSettings, EngineState, VLLMError
 from shared_engine.cli.selftest import import_vllm
 from shared_engine.launch.interpreter import find_interpreter
-from shared_engine.launcher.launcher import START_VARIABLE
+from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import GIB, total_memory
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
 
