@@ -7,7 +7,11 @@ must stay small.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("vllm-local does not run on Windows: install it inside WSL 2 (`wsl --install`)")
 
 from shared_engine import errors
 from shared_engine.errors import *  # noqa: F403

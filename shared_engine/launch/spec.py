@@ -48,6 +48,8 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         if name != "model" and value is not None and value is not False:
             argv += [flag] if value is True else [flag, str(value)]
     is_cpu = interpreter.build == "cpu"
+    if interpreter.build not in ("cpu", "cuda"):
+        _say_once(f"vLLM's build for {interpreter.build} ({interpreter.path}) was not tried with vllm-local")
     if settings.sleep_after_s is not None:
         if is_cpu:
             _say_once("sleep_after_s has no effect on a CPU build of vLLM: the weights are in RAM anyway")
@@ -147,7 +149,8 @@ def _flags(args: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, dict):
             argv += [f"--{flag}", json.dumps(value, sort_keys=True)]
         elif isinstance(value, (list, tuple)):
-            argv += [f"--{flag}", *map(str, value)]
+            items = [json.dumps(item, sort_keys=True) if isinstance(item, dict) else str(item) for item in value]
+            argv += [f"--{flag}", *items]
         else:
             argv += [f"--{flag}", str(value)]
     return argv

@@ -115,3 +115,19 @@ def shared_files(pids: Iterable[int]) -> tuple[str, ...]:
             maps = Path(f"/proc/{pid}/maps").read_text()
             found.update(path for path in _SHARED_FILE.findall(maps) if os.path.exists(path))
     return tuple(sorted(found))
+
+
+def exit_in_words(returncode: int) -> str:
+    """How a process ended that nobody of ours had asked to, to follow its name: ``was killed by SIGKILL ...``.
+
+    Args:
+        returncode: minus the number of the signal, where one has ended it.
+    """
+    if returncode >= 0:
+        return f"ended by itself with exit code {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    by = {"SIGKILL": " (by somebody, or by the kernel when memory ran out)", "SIGTERM": " (by somebody)"}.get(name, "")
+    return f"was killed by {name}{by}"

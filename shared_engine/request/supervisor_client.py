@@ -6,6 +6,7 @@ to skip the asking when the engine is ready, and only while holding the lease, w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -19,10 +20,12 @@ from shared_engine.errors import (
     EngineStartTimeoutError,
     EngineStoppedError,
 )
+from shared_engine.launch.fit import misfit_of
 from shared_engine.launch.spec import launch_environment
 from shared_engine.request.progress_bar import StartReporter
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.spawn import SUPERVISOR_START_S, Spawner
+from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.control import Control
 from shared_engine.runtime.directory import runtime_dir
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -30,7 +33,7 @@ from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.messages import Fate, Outcome, Ready, StartFailed
 from shared_engine.runtime.outcome import outcome_of
 from shared_engine.runtime.progress import Progress
-from shared_engine.runtime.record import FailureKind, Record, read_record
+from shared_engine.runtime.record import FailureKind, Record, is_supervised, read_record
 from shared_engine.runtime.spec import EngineSpec
 
 MAX_SPAWNS = 10
@@ -110,6 +113,7 @@ class SupervisorClient:
 
     async def _ensure_ready(self, policy: KeepPolicy, deadline: float, show_progress: bool) -> None:
         """Ask the supervisor, and start one if there is none."""
+        await in_a_thread(self._refuse_misfit)
         self.directory.prepare()
         reporter = StartReporter(self.spec.model, show_progress)
         error: BaseException | None = None
@@ -123,6 +127,15 @@ class SupervisorClient:
             raise
         finally:
             reporter.close(error)
+
+    def _refuse_misfit(self) -> None:
+        """Before anything of an engine is there: what can't run here would tell so only after seconds."""
+        with contextlib.suppress(OSError):  # a directory that can't be used is told with its cause
+            if is_supervised(self.directory):
+                return
+        misfit = misfit_of(self.spec, launch_environment(os.environ))
+        if misfit is not None:
+            raise EngineStartError(f"the engine was not started: {misfit}")
 
     async def _reply(
         self, policy: KeepPolicy, deadline: float, report: Callable[[Progress], None]

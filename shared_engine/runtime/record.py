@@ -48,6 +48,7 @@ class FailureKind(str, Enum):
 
     START = "start"  # the start failed
     MEMORY = "memory"  # the start failed for lack of memory, which another engine may hold
+    NO_GPU = "no_gpu"  # vLLM found no GPU that it can use
     TIMEOUT = "timeout"  # the start took too long, or hung
     NOT_INSTALLED = "not_installed"  # no vLLM that could be imported
     DIED = "died"  # the server ended by itself, or hung

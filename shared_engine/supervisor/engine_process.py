@@ -35,7 +35,7 @@ from shared_engine.runtime.record import Failure, FailureKind
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
 from shared_engine.supervisor.launcher_process import LauncherProcess, ServerProcess
-from shared_engine.supervisor.start_failures import explain, lacks_memory
+from shared_engine.supervisor.start_failures import NO_GPU, explain, lacks_memory
 from shared_engine.vllm_versions import INSTALLED, matter_of_version
 
 POLL_S = 0.02
@@ -257,10 +257,10 @@ class EngineProcess:
 
     def _explained(self, how: str) -> StartFailedError:
         lines = self._log.lines()
-        kind = FailureKind.MEMORY if lacks_memory(lines) else FailureKind.START
-        matter = matter_of_version(self._spec.vllm_version)
-        words = explain(lines) or how
-        return self._failed(kind, f"the engine did not start: {words}{f' ({matter})' if matter else ''}")
+        cause, matter = explain(lines) or how, matter_of_version(self._spec.vllm_version)
+        kind = FailureKind.NO_GPU if cause.startswith(NO_GPU) else FailureKind.START
+        words = f"the engine did not start: {cause}{f' ({matter})' if matter else ''}"
+        return self._failed(FailureKind.MEMORY if lacks_memory(lines) else kind, words)
 
     def _failed(self, kind: FailureKind, message: str) -> StartFailedError:
         return StartFailedError(Failure(kind, message, self._log.tail()))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shared_engine.launcher import LAUNCHER
+from shared_engine.machine.proc import exit_in_words
 from shared_engine.machine.process_group import GIVE_UP_S
 from shared_engine.runtime.launcher_messages import (
     Command,
@@ -177,7 +178,7 @@ class LauncherProcess:
             self._server = ServerProcess(event.pid)
             self._starting.set_result(self._server)
         elif isinstance(event, Exited) and self._server is not None and event.pid == self._server.pid:
-            self._server_ended(f"vLLM ended by itself with exit code {event.returncode}")
+            self._server_ended(f"vLLM {exit_in_words(event.returncode)}")
 
     def _launcher_ended(self) -> None:
         """Nobody asked it to."""

@@ -96,6 +96,8 @@ class Start(Work):
         engine = self._engine
         self.is_giving_up = True
         await engine.process.end_server()
+        if failure.kind is FailureKind.NO_GPU:
+            await engine.process.end_launcher()  # no start from it will go better
         engine.backoff.failed()
         engine.enter_rest(EngineState.FAILED, failure.message, failure)
         return failure

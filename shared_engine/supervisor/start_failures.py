@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from shared_engine.machine.proc import exit_in_words
+
+NO_GPU = "no usable GPU"
+_CPU_INSTEAD = ": {what}; `vllm-local install --cpu` makes an environment that needs none"
 # (pattern in the log, message for the user); the first match in this order wins.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (r"unrecognized arguments?: (?P<what>.+)", "vLLM does not know {what}: check engine_args"),
@@ -41,8 +45,9 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (r"(?P<what>SafetensorError: .*)", "the model's weights are damaged: {what}"),
     (r"^(.*\s)?(?P<what>MemoryError)\b", "the model's weights are damaged or too large for memory: {what}"),
     (r"(?P<what>No such file or directory: .*)", "a file is missing: {what}"),
-    (r"(?P<what>(No CUDA GPUs are available|Failed to infer device type|libcuda\.so|no NVIDIA driver).*)",
-     "no usable GPU: {what}; `vllm-local install --cpu` makes an environment that needs none"),
+    # What follows is a hint at vLLM's own log level, which shows nothing more.
+    (r"(?P<what>Failed to infer device type)", NO_GPU + _CPU_INSTEAD),
+    (r"(?P<what>(No CUDA GPUs are available|libcuda\.so|no NVIDIA driver).*)", NO_GPU + _CPU_INSTEAD),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), text) for pattern, text in _CAUSES)
 # What another engine on the device may be the cause of: those that are idle can make room.
@@ -53,6 +58,7 @@ _LACKS_MEMORY = re.compile(
 )
 MAX_CHARACTERS = 2000  # of a line: vLLM's words for a cause are shorter, and the supervisor does nothing else meanwhile
 _ERROR_LINE = re.compile(r"^(?P<what>\w*(Error|Exception): .+)")
+_KILLED = re.compile(r"Failed core proc\(s\): .{0,200}?'(\w+)': -(\d+)")
 _LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?")
 
 
@@ -68,7 +74,9 @@ def explain(log: Sequence[str]) -> str | None:
         for line in lines:
             found = pattern.search(line)
             if found:
-                return text.format(what=found["what"].strip())
+                what = found["what"].strip()
+                return text.format(what=what if text.endswith("{what}") else what.rstrip("."))
     errors = [found["what"] for line in lines if (found := _ERROR_LINE.match(line))]
     own = [line for line in errors if "Engine core initialization failed" not in line]
-    return own[-1] if own else None
+    killed = [f"vLLM's {name} {exit_in_words(-int(number))}" for name, number in _KILLED.findall("\n".join(errors))]
+    return "; ".join([*own[-1:], *killed[-1:]]) or None

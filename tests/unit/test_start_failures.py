@@ -50,6 +50,21 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
         (["MemoryError", LAST], "weights are damaged"),
         (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", LAST], "out of GPU memory"),
         (["(EngineCore pid=1) ERROR 11-21 09:00:00 [core.py:1] KeyError: 'lm_head'", LAST], "KeyError: 'lm_head'"),
+        (
+            ["RuntimeError: No CUDA GPUs are available"],
+            "no usable GPU: No CUDA GPUs are available; `vllm",
+        ),
+        (
+            [
+                "(APIServer pid=7) RuntimeError: Failed to infer device type, please set the environment variable "
+                "`VLLM_LOGGING_LEVEL=DEBUG` to turn on verbose logging to help debug the issue."
+            ],
+            "no usable GPU: Failed to infer device type; `vllm-local install --cpu` makes",
+        ),
+        (
+            ["ValueError: Available memory on node 0 (1/2 GiB) on startup is less than desired CPU memory. Lower it."],
+            "or free some: Available memory on node 0 (1/2 GiB) on startup is less than desired CPU memory. Lower it.",
+        ),
     ],
 )
 def test_the_cause_is_told_not_the_last_line(lines: list[str], part: str) -> None:
@@ -57,6 +72,24 @@ def test_the_cause_is_told_not_the_last_line(lines: list[str], part: str) -> Non
     assert cause is not None
     assert part in cause
     assert "Engine core initialization failed" not in cause
+
+
+@pytest.mark.parametrize(
+    ("cores", "cause"),
+    [
+        ("{'EngineCore': -15}", "vLLM's EngineCore was killed by SIGTERM (by somebody)"),
+        ("{'EngineCore_DP0': 1, 'EngineCore_DP1': -9}", "vLLM's EngineCore_DP1 was killed by SIGKILL (by somebody, or"),
+        ("{'EngineCore': 1}", None),
+    ],
+)
+def test_the_signal_that_has_ended_the_core_is_named(cores: str, cause: str | None) -> None:
+    found = explain(["INFO start", LAST.replace("{}", cores)])
+    assert found is None if cause is None else (found or "").startswith(cause)
+
+
+def test_a_cause_of_its_own_comes_before_the_signal() -> None:
+    lines = ["RuntimeError: NCCL error", LAST.replace("{}", "{'EngineCore': -6}")]
+    assert explain(lines) == "RuntimeError: NCCL error; vLLM's EngineCore was killed by SIGABRT"
 
 
 def test_a_log_without_a_cause_gives_none() -> None:

@@ -18,7 +18,7 @@ from shared_engine.runtime.messages import Fate, Outcome, StartFailed
 from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record, write_record
 from shared_engine.runtime.spec import EngineSpec
 
-DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code -9", ("a line of the log",))
+DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 1", ("a line of the log",))
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code -9", ("a l
     [
         (FailureKind.START, EngineStartError),
         (FailureKind.MEMORY, EngineStartError),
+        (FailureKind.NO_GPU, EngineStartError),
         (FailureKind.TIMEOUT, EngineStartTimeoutError),
         (FailureKind.NOT_INSTALLED, EngineNotInstalledError),
         (FailureKind.DIED, EngineStartError),
