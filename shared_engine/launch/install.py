@@ -34,7 +34,7 @@ OPTIONAL_TORCH_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 # them: so they are ruled out.
 CUDA_TORCH = {"torch": "2.13.0", "torchvision": "0.28.0", "torchaudio": "2.11.0"}
 CUDA_MAJOR = 13
-INSTALLED_BYTES: dict[Build, int] = {"cpu": 34 * GIB // 10, "cuda": 10 * GIB}
+INSTALLED_BYTES: dict[Build, int] = {"cpu": 34 * GIB // 10, "cuda": 84 * GIB // 10}
 MARK = "vllm-local.json"
 TAIL_LINES = 15
 
