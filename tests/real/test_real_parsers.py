@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
+from tests.support.vllm_sources import registered
 
 pytestmark = pytest.mark.apart
 
@@ -21,14 +20,6 @@ def vllm_folder() -> Path:
     code = "import importlib.util; print(importlib.util.find_spec('vllm').origin)"
     command = [find_interpreter(None).path, "-c", code]
     return Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()).parent
-
-
-def registered(file: Path, table: str) -> set[str]:
-    """The names in the table that vLLM registers its parsers from."""
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
-            return set(cast(dict[str, object], ast.literal_eval(node.value)))
-    raise AssertionError(f"{file} has no {table}")
 
 
 def test_every_tool_parser_that_can_be_chosen_exists(vllm_folder: Path) -> None:

@@ -67,6 +67,10 @@ def has(argv: list[str], *wanted: str) -> bool:
         ({"engine_args": {"enable_prefix_caching": False}}, ("--no-enable-prefix-caching",)),
         ({"engine_args": {"enable_lora": True}}, ("--enable-lora",)),
         ({"engine_args": {"lora_modules": ["a=1", "b=2"]}}, ("--lora-modules", "a=1", "b=2")),
+        (
+            {"engine_args": {"lora_modules": [{"path": "/l/a", "name": "a"}, "b=2"]}},
+            ("--lora-modules", '{"name": "a", "path": "/l/a"}', "b=2"),
+        ),
         ({"engine_args": {"hf_overrides": {"a": 1}}}, ("--hf-overrides", '{"a": 1}')),
     ],
 )

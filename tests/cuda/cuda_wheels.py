@@ -1,0 +1,252 @@
+"""What vllm-local expects of vLLM's CUDA build, held against its wheels; no GPU is needed. `make test-cuda`.
+
+Not part of `make test`: it downloads 330 MB for each release, once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shared_engine.launcher
+from shared_engine import EngineSettings
+from shared_engine.adapting import media_errors
+from shared_engine.launch.install import CUDA_MAJOR, CUDA_TORCH
+from shared_engine.launch.spec import engine_spec
+from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
+from shared_engine.request import refusals
+from shared_engine.runtime import progress
+from shared_engine.settings import FLAGS
+from shared_engine.supervisor import hangs, start_failures
+from shared_engine.vllm_versions import INSTALLED, release_of
+from tests.support.cuda_wheel import CudaWheel, parse
+from tests.support.vllm_sources import fragments, has, registered, texts
+
+VERSIONS = ("0.32.0", "0.33.0")
+SERVER_NAMES = ("run_server", "make_arg_parser", "validate_parsed_serve_args", "cli_env_setup", "get_mp_context")
+
+EVERY_FIELD = {
+    "model": "org/name",
+    "gpu_memory_utilization": 0.5,
+    "max_model_len": 512,
+    "tensor_parallel_size": 2,
+    "dtype": "bfloat16",
+    "quantization": "fp8",
+    "revision": "main",
+    "tokenizer": "org/tokenizer",
+    "download_dir": "/tmp/models",
+    "enforce_eager": True,
+    "trust_remote_code": True,
+    "seed": 7,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "every field that has a flag": EVERY_FIELD,
+    "sleep": {"sleep_after_s": 5},
+    "parallel": {"engine_args": {"pipeline_parallel_size": 2, "data_parallel_size": 2}},
+    "lora": {"engine_args": {"enable_lora": True, "max_loras": 2, "max_lora_rank": 32, "lora_modules": ["sql=/l/sql"]}},
+    "lora by dicts": {"engine_args": {"enable_lora": True, "lora_modules": [{"name": "sql", "path": "/l/sql"}]}},
+    "queue": {"engine_args": {"max_num_queued_reqs": 8, "max_num_seqs": 64, "max_num_batched_tokens": 4096}},
+    "kv cache": {"engine_args": {"kv_cache_memory_bytes": 1 << 30, "kv_cache_dtype": "fp8", "block_size": 16}},
+    "speculative": {"engine_args": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}},
+    "media": {"engine_args": {"limit_mm_per_prompt": {"image": 2}, "allowed_local_media_path": "/tmp"}},
+    "pooling": {"engine_args": {"runner": "pooling", "convert": "embed", "pooler_config": {"pooling_type": "MEAN"}}},
+    "prefix cache off": {"engine_args": {"enable_prefix_caching": False, "enable_chunked_prefill": False}},
+    "compilation": {"engine_args": {"compilation_config": {"mode": 0}, "cudagraph_capture_sizes": [1, 2, 4]}},
+    "parsers": {"engine_args": {"tool_call_parser": "hermes", "reasoning_parser": "qwen3"}},
+    "parsers of a family": {"model": "Qwen/Qwen3-4B"},
+    "generation": {"engine_args": {"generation_config": "vllm", "override_generation_config": {"temperature": 0.5}}},
+    "overrides": {"engine_args": {"hf_overrides": {"is_matryoshka": True}, "load_format": "dummy"}},
+    "template": {"engine_args": {"chat_template": "{{ messages }}", "default_chat_template_kwargs": {"a": True}}},
+    "logs": {"engine_args": {"disable_log_stats": True, "disable_uvicorn_access_log": False}},
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "unknown flag": {"engine_args": {"no_such_flag": 1}},
+    "a word for a number": {"engine_args": {"max_num_seqs": "many"}},
+}
+
+# Words that our patterns wait for too, and that others write: Python and argparse, torch, transformers,
+# huggingface_hub, safetensors, aiohttp, Pillow.
+OF_OTHERS = {
+    ("unrecognized argument",),
+    ("unrecognized arguments",),
+    ("error: argument ",),
+    ("MemoryError",),
+    ("No such file or directory: ",),
+    ("Cannot allocate memory",),
+    ("OutOfMemoryError",),
+    ("no NVIDIA driver",),
+    ("libcuda.so",),
+    ("does not recognize this architecture",),
+    (" is not a local folder and is not a valid model identifier",),
+    ("Can't load",),
+    ("couldn't find",),
+    ("We couldn't connect to",),
+    ("outgoing traffic has been disabled",),
+    ("Repo id must be ",),
+    ("SafetensorError: ",),
+    ("Cannot connect to host",),
+    (", message='", "', url='"),
+    ("cannot identify image file",),
+    ("Non-base64 digit",),
+    ("ncorrect padding",),
+    (" in the messages",),  # an older vLLM at a base_url
+    ("at least ", " input tokens"),  # "at least" is a field there
+}
+# Words of releases before this one, which are waited for still.
+OF_OLDER = {"0.33.0": {("Available memory on node ", " is less than desired")}}
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def wheel(request: pytest.FixtureRequest) -> CudaWheel:
+    return CudaWheel(request.param)
+
+
+# ---- modules
+
+
+def modules_of(version: str) -> set[str]:
+    """Those of vLLM that the launcher's files name, and the table of releases for this one."""
+    named = {value for value in vars(release_of(version)).values() if re.fullmatch(r"vllm(\.\w+)+", str(value))}
+    for file in Path(shared_engine.launcher.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                named.add(node.module or "")
+            elif isinstance(node, ast.Constant):
+                named.add(str(node.value))
+    return {name for name in named if re.fullmatch(r"vllm(\.\w+)+", name)}
+
+
+def cli_args_of(version: str) -> str:
+    (module,) = (name for name in modules_of(version) if name.endswith(".cli_args"))
+    return module
+
+
+def test_every_module_that_the_launcher_imports_is_there(wheel: CudaWheel) -> None:
+    named = modules_of(wheel.version)
+    assert len(named) > 8
+    assert not [name for name in sorted(named) if not wheel.has_module(name)]
+    sources = "\n".join(wheel.source_of(name) for name in named)
+    assert not [name for name in SERVER_NAMES if f"def {name}(" not in sources]
+
+
+# ---- command lines
+
+
+@pytest.fixture(scope="module")
+def verdicts(wheel: CudaWheel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    """What vLLM says against each of the settings."""
+    python = wheel.make_environment(tmp_path_factory.mktemp("cuda") / wheel.version)
+    cases = {**SETTINGS, **WRONG}
+    command_lines = [
+        engine_spec(EngineSettings(**{"model": "org/name", "python": python, **settings})).argv
+        for settings in cases.values()
+    ]
+    return dict(zip(cases, parse(python, cli_args_of(wheel.version), command_lines), strict=True))
+
+
+def test_every_setting_that_has_a_flag_is_tried() -> None:
+    assert set(EVERY_FIELD) == set(FLAGS)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_vllm_takes_the_command_line(verdicts: dict[str, str | None], case: str) -> None:
+    assert verdicts[case] is None
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_vllm_refuses_what_is_wrong(verdicts: dict[str, str | None], case: str) -> None:
+    assert verdicts[case] is not None
+
+
+# ---- words
+
+
+class Words:
+    """The strings of one release's files."""
+
+    def __init__(self, wheel: CudaWheel) -> None:
+        self._known = OF_OTHERS | OF_OLDER.get(wheel.version, set())
+        self._texts = texts(wheel.sources)
+
+    def missing(self, *patterns: str) -> set[tuple[str, ...]]:
+        """What these patterns wait for, and nobody writes."""
+        # Fields, where vLLM writes them.
+        plain = [re.sub(r"\((\?:)?image\|audio\|video\)", ".*", pattern) for pattern in patterns]
+        wanted = set().union(*(fragments(pattern) for pattern in plain))
+        assert wanted
+        return {each for each in wanted - self._known if not has(self._texts, each)}
+
+
+@pytest.fixture(scope="module")
+def words(wheel: CudaWheel) -> Words:
+    return Words(wheel)
+
+
+def test_what_nobody_writes_is_found(words: Words) -> None:
+    assert words.missing("no such line|Loading weights took") == {("no such line",)}
+
+
+def test_the_lines_that_tell_progress_are_there(words: Words) -> None:
+    lines = [re.escape(line) for line, _ in progress._LINES]
+    bars = [
+        "Loading safetensors checkpoint shards",
+        r"% Completed \| \{n_fmt\}/\{total_fmt\} \[",
+        r"Capturing .*CUDA graphs",
+    ]
+    assert words.missing(*lines, *bars) == set()
+
+
+def test_the_metrics_are_there(words: Words) -> None:
+    names = (hangs._STEPS.removesuffix("_count"), *hangs._REQUESTS)
+    assert words.missing(*(f"vllm:{name}" for name in names)) == set()
+
+
+def test_the_causes_of_failed_starts_are_there(words: Words) -> None:
+    patterns = [pattern for pattern, _ in start_failures._CAUSES]
+    assert words.missing(*patterns, start_failures._LACKS_MEMORY.pattern, r"Failed core proc\(s\): ") == set()
+
+
+def test_the_words_of_refusals_are_there(words: Words) -> None:
+    marks = (*refusals._TOO_LONG, *refusals._ENGINE_DEAD, *refusals._ENGINE_BUSY)
+    more = [re.escape(mark) for mark in (*marks, refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)]
+    patterns = [each.pattern for each in (refusals._CONTEXT_LIMIT, refusals._PROMPT_LENGTH)]
+    assert words.missing(*more, *patterns) == set()
+
+
+def test_the_words_about_media_are_there(words: Words) -> None:
+    ours = (media_errors._TOO_MANY, media_errors._NOT_LOADED, media_errors._NOT_UNDERSTOOD, media_errors._NOT_KNOWN)
+    more = [re.escape(mark) for mark in (media_errors._TEXT_ONLY, media_errors._RAISABLE)]
+    assert words.missing(*more, *(each.pattern for each in ours)) == set()
+
+
+# ---- parsers
+
+
+@pytest.mark.parametrize(
+    ("folder", "table", "chosen"),
+    [
+        ("tool_parsers", "_TOOL_PARSERS_TO_REGISTER", known_tool_parsers()),
+        ("reasoning", "_REASONING_PARSERS_TO_REGISTER", known_reasoning_parsers()),
+    ],
+)
+def test_every_parser_that_can_be_chosen_exists(
+    wheel: CudaWheel, folder: str, table: str, chosen: tuple[str, ...]
+) -> None:
+    assert set(chosen) <= registered(wheel.sources / folder / "__init__.py", table)
+
+
+# ---- what is installed
+
+
+def test_install_rules_out_the_torch_that_is_required() -> None:
+    metadata = CudaWheel(INSTALLED).metadata
+    for name, version in CUDA_TORCH.items():
+        assert f"Requires-Dist: {name}=={version}\n" in metadata
+    assert f"[cu{CUDA_MAJOR}]==" in metadata
