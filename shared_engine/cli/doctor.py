@@ -148,7 +148,10 @@ def check_build(interpreter: Interpreter, settings: EngineSettings) -> Finding:
         return ok(check, f"the CPU build ({why})")
     if build != "cuda":
         return warn(check, f"for {build}: not tried with vllm-local", "watch the first start: `vllm-local logs -f`")
-    misfit = misfit_of(engine_spec(settings), launch_environment(os.environ), thorough=True)
+    try:
+        misfit = misfit_of(engine_spec(settings), launch_environment(os.environ), thorough=True)
+    except VLLMError as exc:
+        return fail(check, str(exc), "correct the setting named")
     if misfit is not None:
         return fail(check, f"the CUDA build; {misfit.reason}", misfit.remedy)
     return ok(check, "the CUDA build, which the NVIDIA driver here can run")

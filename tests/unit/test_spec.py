@@ -168,3 +168,10 @@ def test_a_parser_that_this_vllm_lacks_is_not_chosen(other_version: OtherVersion
     for version, is_chosen in (("0.26.0", False), ("0.32.0", True)):
         argv = engine_spec(EngineSettings(model=str(tmp_path), python=other_version(version))).argv
         assert ("kimi_k3" in argv) is is_chosen
+
+
+def test_a_build_that_nobody_tried_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rocm = make_interpreter(tmp_path / "rocm", "vllm-0.32.0+rocm700")
+    for _ in range(3):
+        assert "--enable-sleep-mode" in flags(rocm, sleep_after_s=5)
+    assert caplog.messages == [f"vLLM's build for rocm ({rocm}) was not tried with vllm-local"]
