@@ -50,10 +50,13 @@ with ended_by_signals():
 
 def begin(folder: Path, *calls: str, budget_s: float = 60) -> subprocess.Popen[str]:
     code = RUN.format(step=STEP, steps=STEPS, calls=", ".join(calls), budget_s=budget_s)
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'benchmarks'}:{REPOSITORY}"}
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=environment()
     )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'benchmarks'}:{REPOSITORY}"}
 
 
 def rows(folder: Path) -> list[str]:
@@ -112,3 +115,17 @@ def test_a_signal_leaves_the_rows_and_no_process(tmp_path: Path, number: signal.
         "| hangs | cut off | by a signal after N s |",
     ]
     assert not process_exists(int((tmp_path / "left").read_text()))
+
+
+def test_every_step_of_gpu_check_is_there_and_imports_no_framework() -> None:
+    code = (
+        "import importlib, sys, gpu_check\n"
+        "for name, (module, *_) in gpu_check.STEPS.items():\n"
+        "    assert callable(getattr(importlib.import_module(module), name)), name\n"
+        "print({name.partition('.')[0] for name in sys.modules}"
+        " & {'langchain_core', 'llama_index', 'matplotlib', 'torch', 'vllm'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
