@@ -15,19 +15,19 @@ from typing import Any
 
 from bare import Streamed
 from figures import Contender, Row, percentile, race
-from gpu_run import Run
+from gpu_run import Run, wait_until
 from questions import questions
 from servers import MODEL
 from stage import TOKENS, Plan, Stage, set_stage
 
-from shared_engine import Engine
+from shared_engine import Engine, EngineState
 
 HEAD_DIM = 128
 
 
 def batches(run: Run) -> None:
     """On tiny_chat: what clients, HTTP and processes cost."""
-    _batches(run, run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu))
+    _batches(run, run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu), rounds=3)
 
 
 def batches_1b(run: Run) -> None:
@@ -38,18 +38,21 @@ def batches_1b(run: Run) -> None:
         "model", f"random weights in bf16, {write_scaled_model(folder, hidden_size, layers) / 1e9:.2f} B parameters"
     )
     more = {"model": str(folder), "engine_args": {"load_format": "dummy"}}
-    _batches(run, run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu, **more))
+    _batches(run, run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu, **more), rounds=2)
 
 
-def _batches(run: Run, settings: dict[str, Any]) -> None:
+def _batches(run: Run, settings: dict[str, Any], rounds: int) -> None:
     run.use_caches("compiled")
-    few, many, size, rounds = (64, 128, 0.25, 1) if run.is_cpu else (256, 1024, 2.0, 3)
+    few, many, size = (64, 128, 0.25) if run.is_cpu else (256, 1024, 2.0)
+    rounds = 1 if run.is_cpu else rounds
     run.say("how it started", run.start_quickly())
     plan = Plan(settings, embedding=None, rounds=rounds, size=size, peers=None)
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        pool.submit(Engine(**settings).warmup)  # the engine starts while LLM does
+        engine = Engine(**settings)
+        pool.submit(engine.warmup)  # it starts while LLM does
+        wait_until(lambda: engine.status().state is not EngineState.STOPPED, "the engine's start to begin")
+        run.use_caches("LLM")  # both compile at the same time
         stage = set_stage(plan, run.folder, stack)
-        engine = stage.engine
         for count in (few, many):
             conversations = [[{"role": "user", "content": text}] for text in questions(count)]
             contenders = {
@@ -60,7 +63,7 @@ def _batches(run: Run, settings: dict[str, Any]) -> None:
             run.say(f"{count:,} x {TOKENS}: `Engine.chat_batch` against `LLM.chat`", _compared(figures, "LLM.chat"))
         peak = _most_running(stage, questions(many))
         run.say(f"most requests running at once, of {many:,} that bare aiohttp sends", f"{peak:,.0f}")
-        _streams(run, stage, engine, few, rounds)
+        _streams(run, stage, few, rounds)
 
 
 def _batch_rate(stage: Stage, conversations: list[list[dict[str, str]]]) -> float:
@@ -88,14 +91,14 @@ def _most_running(stage: Stage, texts: list[str]) -> float:
     return stage.loop.run(measure())
 
 
-def _streams(run: Run, stage: Stage, engine: Engine, count: int, rounds: int) -> None:
+def _streams(run: Run, stage: Stage, count: int, rounds: int) -> None:
     """All at once on one event loop, ours and bare aiohttp on the same socket."""
     firsts: dict[str, list[float]] = {"ours": [], "bare aiohttp": []}
 
     async def ours(text: str) -> Streamed:
         streamed = Streamed()
         message = {"role": "user", "content": text}
-        async for chunk in engine.astream_chat([message], temperature=0, max_tokens=TOKENS, ignore_eos=True):
+        async for chunk in stage.engine.astream_chat([message], temperature=0, max_tokens=TOKENS, ignore_eos=True):
             streamed.add(chunk.text)
             if chunk.usage is not None:
                 streamed.prompt_tokens = chunk.usage.prompt_tokens

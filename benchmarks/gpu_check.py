@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[str, float, float]] = {
     "swap": ("gpu_life", 30, 90),
     "batches": ("gpu_batches", 35, 100),
     "batches_1b": ("gpu_batches", 40, 120),
-    "kills": ("gpu_kills", 30, 90),
+    "kills": ("gpu_kills", 30, 120),
     "serve_uncompiled": ("gpu_life", 40, 100),
 }
 BUDGET_S = 460.0
