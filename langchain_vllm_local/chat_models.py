@@ -203,7 +203,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     # ---- tokens
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text, exactly; counted without a start where the model's files are here (Engine.count_tokens)."""
+        """Tokens of a text, exactly; without an engine where vLLM exports the tokenizer (Engine.count_tokens)."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens(text)
         with langchain_errors():
@@ -211,7 +211,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of a conversation with the chat template, and tools, around it: ``input_tokens`` of the same request,
-        exactly; counted without a start where the model's files are here (Engine.count_tokens).
+        exactly. The server counts, and a local engine is started for it.
         """
         with langchain_errors():
             request = self._request(messages, None, {"tools": tools} if tools else {})

@@ -163,7 +163,7 @@ class VLLM(LanguageModel, Batches, BaseLLM):
     # ---- tokens
 
     def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text, exactly; counted without a start where the model's files are here (Engine.count_tokens)."""
+        """Tokens of a text, exactly; without an engine where vLLM exports the tokenizer (Engine.count_tokens)."""
         if self.custom_get_token_ids is not None:
             return super().get_num_tokens(text)
         with langchain_errors():

@@ -7,6 +7,7 @@ waits on the running event loop, ``chat`` in the calling thread. The second is m
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from shared_engine.request.bodies import (
     chat_request,
     completion_request,
     text_tokens_request,
+    tokenize_request,
 )
 from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
 from shared_engine.request.engine_batches import Batches
@@ -32,7 +34,6 @@ from shared_engine.request.twins import blocking, iterating
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
-from shared_engine.token_count.tokens import count_locally, tokenize_request
 
 
 class Engine(Batches):
@@ -205,11 +206,12 @@ class Engine(Batches):
         """Tokens of a prompt, or of a conversation with the chat template around it: ``usage.prompt_tokens`` of the
         same request, exactly.
 
-        Counted here, from the model's own tokenizer.json and chat template, without starting anything. The server
-        counts, and a local engine is started for it, where that can't be known to be exact: with ``base_url``; for a
-        model that was not downloaded yet, or has no tokenizer.json, or another tokenizer than that file says; for
-        content other than text; with ``trust_remote_code``; without the packages ``tokenizers`` and ``jinja2``, which
-        come with the extras ``langchain`` and ``llama-index``. The log (INFO) says why.
+        The server counts a conversation, and a local engine is started for it. A text is counted here, without an
+        engine, by the tokenizer that vLLM's own Python exports: once for each model, which takes as long as an import
+        of vLLM (some 10 seconds), then from a file in the user's cache. The server counts texts too: with
+        ``base_url``; for a model that was not downloaded yet; where the Rust tokenizer alone is not all that vLLM
+        does (slow tokenizers, mistral-common, code that comes with the model); and without the package
+        ``tokenizers``, which comes with the extras ``langchain`` and ``llama-index``. The log (INFO) says why.
 
         Args:
             text: a prompt as for ``agenerate``, or messages as for ``achat``.
@@ -217,11 +219,11 @@ class Engine(Batches):
             chat_template_kwargs: as in ``extra_body``, such as ``{"enable_thinking": False}``.
 
         Raises:
-            InvalidInputError: the chat template refuses the conversation; with the template's own message.
+            RequestRejectedError: the chat template refuses the conversation; with the template's own message.
         """
         request = tokenize_request(text, tools, chat_template_kwargs)
-        counted = await in_a_thread(lambda: self._count_locally(request))
-        return await self._requests.count_tokens(request) if counted is None else counted
+        here = await in_a_thread(partial(self._tokens_here, text)) if isinstance(text, str) else None
+        return await self._requests.count_tokens(request) if here is None else len(here)
 
     def count_tokens(
         self,
@@ -231,26 +233,26 @@ class Engine(Batches):
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> int:
         """The blocking form of ``acount_tokens``; see there."""
-        # Counted in this thread: by way of the background loop it would take several times as long.
         request = tokenize_request(text, tools, chat_template_kwargs)
-        counted = self._count_locally(request)
-        return run_sync(self._requests.count_tokens(request)) if counted is None else counted
+        # In this thread: by way of the background loop it would take several times as long.
+        here = self._tokens_here(text) if isinstance(text, str) else None
+        return run_sync(self._requests.count_tokens(request)) if here is None else len(here)
 
     async def atokenize(self, text: str) -> list[int]:
         """The tokens of a text by itself, without special ones before or after it.
 
-        From the model's own tokenizer.json, without starting anything, where ``count_tokens`` counts so too; fast
-        enough to be called for each word of a long text, as frameworks do that cut texts to a number of tokens. The
-        server is asked otherwise, each time.
+        Without an engine where ``acount_tokens`` counts so; fast enough to be called for each word of a long text, as
+        frameworks do that cut texts to a number of tokens. The server is asked otherwise, each time.
         """
         check_text(text, "text")
-        tokenize = await in_a_thread(self._local_tokenizer.get)
-        return tokenize(text) if tokenize is not None else await self._ask_for_tokens(text)
+        here = await in_a_thread(partial(self._tokens_here, text, add_special_tokens=False))
+        return await self._ask_for_tokens(text) if here is None else here
 
     def tokenize(self, text: str) -> list[int]:
         """The blocking form of ``atokenize``; see there."""
-        tokenize = self._local_tokenizer.get()  # as in count_tokens: frameworks call this for each word
-        return tokenize(text) if tokenize is not None else run_sync(self._ask_for_tokens(text))
+        check_text(text, "text")
+        here = self._tokens_here(text, add_special_tokens=False)  # as in count_tokens: called for each word
+        return run_sync(self._ask_for_tokens(text)) if here is None else here
 
     # ---- one request
 
@@ -282,11 +284,11 @@ class Engine(Batches):
             self._prefixes = await in_a_thread(lambda: _read_prefixes(self.settings))
         return self._prefixes.get(input_type, "")
 
-    def _count_locally(self, request: Request) -> int | None:
-        return None if self.settings.is_remote else count_locally(self.settings, request)
-
     async def _ask_for_tokens(self, text: str) -> list[int]:
         return await self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens)
+
+    def _tokens_here(self, text: str, *, add_special_tokens: bool = True) -> list[int] | None:
+        return self._local_tokenizer.tokens(text, add_special_tokens=add_special_tokens)
 
 
 def _read_prefixes(settings: EngineSettings) -> dict[str, str]:

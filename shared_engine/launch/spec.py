@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ _log = logging.getLogger("shared_engine")
 DEFAULT_MAX_NUM_SEQS = 256
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
 _APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+# What decides which tokenizer a server loads: these settings, and all engine_args but those known to have no say in it.
+_TOKENIZER_SETTINGS = ("revision", "tokenizer", "trust_remote_code")
+_NO_SAY_IN_TOKENIZERS = frozenset({
+    "block_size", "chat_template", "chat_template_content_format", "compilation_config", "cpu_offload_gb",
+    "cudagraph_capture_sizes", "data_parallel_size", "default_chat_template_kwargs", "disable_log_stats",
+    "disable_uvicorn_access_log", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_prefix_caching",
+    "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes", "limit_mm_per_prompt", "log_level",
+    "max_logprobs", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "override_generation_config",
+    "pipeline_parallel_size", "reasoning_parser", "swap_space", "tool_call_parser",
+})  # fmt: skip
 
 
 def engine_spec(settings: EngineSettings) -> EngineSpec:
@@ -43,10 +53,7 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     _check_args(settings.engine_args, release)
     model = resolve_model(settings)
     argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
-    for name, flag in FLAGS.items():
-        value = getattr(settings, name)
-        if name != "model" and value is not None and value is not False:
-            argv += [flag] if value is True else [flag, str(value)]
+    argv += _setting_flags(settings, (name for name in FLAGS if name != "model"))
     is_cpu = interpreter.build == "cpu"
     if interpreter.build not in ("cpu", "cuda"):
         _say_once(f"vLLM's build for {interpreter.build} ({interpreter.path}) was not tried with vllm-local")
@@ -91,6 +98,21 @@ def _check_args(engine_args: Mapping[str, Any], release: Release) -> None:
             f"engine_args: vLLM {release.minor} has no {', '.join(unknown)}; leave it out, or use a newer vLLM "
             f"(`{INSTALL_COMMAND}` makes an environment with {INSTALLED})"
         )
+
+
+def tokenizer_argv(settings: EngineSettings) -> list[str]:
+    """Of the server's command line, what may decide which tokenizer it loads."""
+    argv = ["--model", resolve_model(settings), *_setting_flags(settings, _TOKENIZER_SETTINGS)]
+    return argv + _flags({k: v for k, v in settings.engine_args.items() if k not in _NO_SAY_IN_TOKENIZERS})
+
+
+def _setting_flags(settings: EngineSettings, names: Iterable[str]) -> list[str]:
+    argv: list[str] = []
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value is not False:
+            argv += [FLAGS[name]] if value is True else [FLAGS[name], str(value)]
+    return argv
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""The program that runs in vLLM's own Python, by path: it imports vLLM once and forks servers. ``launcher.py`` is its
-first file. Standard library and vLLM only.
+"""What runs in vLLM's own Python, by path. Standard library and vLLM only. ``launcher.py`` is the first file of the
+program that imports vLLM once and forks servers; ``export_tokenizer.py`` hands a model's tokenizer to the app.
 """
 
 from pathlib import Path
 
 LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
+TOKENIZER_EXPORTER = LAUNCHER.with_name("export_tokenizer.py")

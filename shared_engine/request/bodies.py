@@ -15,7 +15,7 @@ import msgspec
 
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import ChatFields, GenerationParams, template_variables
-from shared_engine.request.checks import Message
+from shared_engine.request.checks import Message, check_messages
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
 
 Tools = Sequence[Mapping[str, Any]]
@@ -184,6 +184,35 @@ def rerank_request(query: str, documents: Sequence[str], top_n: int | None, opti
     """A score for each document."""
     limit = {} if top_n is None else {"top_n": top_n}
     return request_of(RERANK, {"query": query, "documents": list(documents), **limit, **options})
+
+
+def tokenize_request(
+    text: str | Sequence[Message], tools: Tools | None, chat_template_kwargs: Mapping[str, Any] | None
+) -> Request:
+    """The tokens of a prompt, or of a conversation with the chat template around it.
+
+    Raises:
+        InvalidInputError: ``text`` is neither, or can't be written as JSON.
+    """
+    if isinstance(text, str):
+        if tools or chat_template_kwargs:
+            raise InvalidInputError("tools and chat_template_kwargs go with messages, not with a text")
+        return text_tokens_request(text)
+    part: dict[str, Any] = {"messages": [_renamed(message) for message in check_messages(text)]}
+    if tools:
+        part["tools"] = list(tools)
+    if chat_template_kwargs:
+        part["chat_template_kwargs"] = dict(chat_template_kwargs)
+    return request_of(TOKENIZE, part)
+
+
+def _renamed(message: Message) -> dict[str, Any]:
+    """The older name of ``reasoning``, which chat requests may use, is unknown to /tokenize."""
+    renamed = dict(message)
+    reasoning = renamed.pop("reasoning_content", None)
+    if reasoning is not None and renamed.get("reasoning") is None:
+        renamed["reasoning"] = reasoning
+    return renamed
 
 
 def text_tokens_request(text: str, *, add_special_tokens: bool = True) -> Request:

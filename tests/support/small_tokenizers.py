@@ -1,4 +1,4 @@
-"""Model folders made by hand, for tests of counting: a small tokenizer of each kind, and the files beside it."""
+"""Model folders made by hand, for tests of tokenizing: a small tokenizer of each kind, and the files beside it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from shared_engine import EngineSettings
-from shared_engine.token_count.tokens import count_locally, tokenize_request
-
 CORPUS = (
     "The engine is shared by every app on the machine; it starts on the first call and leaves memory when idle. "
     "naïve façade, 日本語 東京, русский, emoji 😀, can't we'll they've 1234567 3.14  a   b\n\n"
     "\tdef main():\n    return 42\n"
 ) * 3
-HELLO = [{"role": "user", "content": "Hello"}]
 TEXT = "  The engine's naïve 日本語 12345\n\n<|im_end|> e\u0301 can't"
-TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
-SHOUT = "{% for message in messages %}{{ message.content | upper }}!{% endfor %}"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -119,7 +109,7 @@ def make_folder(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_of(kind).save(str(folder / "tokenizer.json"))
     tokens = _SPECIAL_TOKENS.get(kind, _BYTE_LEVEL_TOKENS)
-    given = {"tokenizer_class": tokenizer_class, "chat_template": CHAT_TEMPLATE, **tokens, **(config or {})}
+    given = {"tokenizer_class": tokenizer_class, **tokens, **(config or {})}
     contents: dict[str, Any] = {
         "config.json": {"model_type": model_type, "architectures": ["LlamaForCausalLM"], **(model or {})},
         "tokenizer_config.json": {name: value for name, value in given.items() if name != "tokenizer_class" or value},
@@ -130,16 +120,3 @@ def make_folder(
         file.parent.mkdir(exist_ok=True)
         file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return folder
-
-
-def counted(folder: Path, what: Any = TEXT, *, tools: Any = None, kwargs: Any = None, **settings: Any) -> int | None:
-    """What is counted without an engine; None where it is left to the server."""
-    return count_locally(EngineSettings(model=str(folder), **settings), tokenize_request(what, tools, kwargs))
-
-
-def tokens_of(kind: str, prompt: str) -> int:
-    """Of a prompt that a template wrote: nothing is added to it."""
-    tokenizer = Tokenizer.from_str(tokenizer_of(kind).to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return len(tokenizer.encode(prompt, add_special_tokens=False))

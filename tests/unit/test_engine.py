@@ -49,18 +49,16 @@ async def test_the_files_of_prefixes_are_read_once_and_not_on_the_event_loop(
     assert readers[0] is not threading.current_thread()
 
 
-async def test_tokens_are_counted_in_a_thread_and_both_forms_agree() -> None:
-    engine = Engine(model=str(TINY_CHAT))
-    conversation = [{"role": "user", "content": "Hello"}]
+async def test_texts_are_tokenized_in_a_thread_or_in_that_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
-    count = engine._count_locally
 
-    def noted(request: Any) -> int | None:
+    def noted(*_: object, **__: object) -> list[int]:
         threads.append(threading.current_thread())
-        return count(request)
+        return [1, 2]
 
-    engine._count_locally = noted  # type: ignore[method-assign]
-    assert await engine.acount_tokens(conversation) == engine.count_tokens(conversation)
-    assert threads[0] is not threading.current_thread()
-    assert threads[1] is threading.current_thread(), "for threads without a round trip by the background loop"
-    assert await engine.atokenize("Hello there") == engine.tokenize("Hello there") != []
+    monkeypatch.setattr("shared_engine.engine.LocalTokenizer.tokens", noted)
+    engine = Engine(model=str(TINY_CHAT))
+    assert await engine.acount_tokens("Hello") == len(await engine.atokenize("Hello")) == 2
+    assert threading.current_thread() not in threads
+    assert engine.count_tokens("Hello") == len(engine.tokenize("Hello")) == 2
+    assert threads[2:] == [threading.current_thread()] * 2, "without a round trip by the background loop"

@@ -1,15 +1,18 @@
-"""Counting without an engine: what is counted, when it is left to the server, and what the server is given then."""
+"""Tokenizing without an engine: by what vLLM's Python exported, kept on disk; what is left to the server, and how."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import logging
 import os
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,79 +20,114 @@ import pytest
 from tokenizers import Tokenizer
 
 from shared_engine import Engine, EngineSettings, InvalidInputError
-from shared_engine.token_count.tokens import count_locally, tokenize_request
+from shared_engine.request.bodies import tokenize_request
+from shared_engine.token_count import exported
+from shared_engine.token_count.local_tokenizer import LocalTokenizer
+from shared_engine.token_count.source import source_of
+from tests.support.interpreters import EXPORT, REFUSE, make_exporter, make_interpreter, runs_of
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
-from tests.support.small_tokenizers import CHAT_TEMPLATE, HELLO, SHOUT, TEXT, TOOL, counted, make_folder, tokens_of
+from tests.support.small_tokenizers import TEXT, make_folder, tokenizer_of
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches" / "vllm-local" / "tokenizers"
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path) -> str:
-    """An interpreter that does not exist: an engine that must start fails, and says so."""
-    return str(tmp_path / "no" / "python")
+def model(tmp_path: Path) -> Path:
+    """A model whose tokenizer puts a special token before a prompt."""
+    return make_folder(tmp_path / "model", "gemma", "gemma2", "GemmaTokenizer")
 
 
-def chat(*turns: tuple[str, str], bos: str = "") -> str:
-    """What CHAT_TEMPLATE makes of a conversation."""
-    return bos + "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    return make_exporter(tmp_path / "environment")
 
 
-# ---- what is counted
+def tokens(model: Path, python: str | None = None, text: str = TEXT, **settings: Any) -> list[int] | None:
+    """A prompt's tokens, in a new object; None where they are left to the server."""
+    local = LocalTokenizer(EngineSettings(model=str(model), python=python, **settings))
+    return local.tokens(text, add_special_tokens=True)
 
 
-def test_a_conversation_is_counted_with_the_template_around_it(nowhere: str) -> None:
-    engine = Engine(model=str(TINY_CHAT), python=nowhere)
-    prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<think></think>"
-    tokenizer = Tokenizer.from_file(str(TINY_CHAT / "tokenizer.json"))
-    assert engine.count_tokens(HELLO) == len(tokenizer.encode(prompt))
-    assert engine.count_tokens("Hello there") == len(tokenizer.encode("Hello there"))
-    assert engine.count_tokens(HELLO, tools=[TOOL]) > engine.count_tokens(HELLO) + 5
+def ids(kind: str, text: str = TEXT, *, add_special_tokens: bool = True) -> list[int]:
+    tokenizer = Tokenizer.from_str(tokenizer_of(kind).to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    found: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    return found
 
 
-async def test_the_same_is_counted_on_an_event_loop(nowhere: str) -> None:
-    engine = Engine(model=str(TINY_CHAT), python=nowhere)
-    assert await engine.acount_tokens(HELLO, tools=[TOOL]) == engine.count_tokens(HELLO, tools=[TOOL])
-    assert await engine.acount_tokens("Hello") == engine.count_tokens("Hello")
+def forget() -> None:
+    """As in a new process: only the disk remembers."""
+    exported._loaded.clear()
+    exported._refused.clear()
 
 
-def test_counting_starts_nothing(runtime_root: Path) -> None:
+# ---- what is tokenized here
+
+
+async def test_a_text_is_counted_with_its_special_tokens_and_tokenized_without(model: Path, python: str) -> None:
+    engine = Engine(model=str(model), python=python)
+    plain = ids("gemma", add_special_tokens=False)
+    assert engine.count_tokens(TEXT) == await engine.acount_tokens(TEXT) == len(plain) + 1
+    assert engine.tokenize(TEXT) == await engine.atokenize(TEXT) == plain
+    assert engine.count_tokens("") == 1
+    assert engine.tokenize("") == []
+
+
+def test_nothing_is_started(runtime_root: Path, model: Path, python: str) -> None:
     before = set(runtime_root.iterdir())
-    engine = Engine(model=str(TINY_CHAT), seed=987654)
-    assert engine.count_tokens(HELLO) > 0
+    Engine(model=str(model), python=python, seed=987654).count_tokens(TEXT)
     assert set(runtime_root.iterdir()) == before
 
 
-def test_a_text_gets_the_special_tokens_and_a_conversation_only_the_templates(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, "gemma", "gemma2", "GemmaTokenizer")
-    assert counted(folder, "Hello") == tokens_of("gemma", "Hello") + 1, "<bos> is added"
-    assert counted(folder, HELLO) == tokens_of("gemma", chat(("user", "Hello"), bos="<bos>"))
+def test_truncation_and_padding_do_not_count(tmp_path: Path, python: str) -> None:
+    folder = make_folder(tmp_path / "padded", "padded")
+    assert tokens(folder, python, "a") == ids("llama3", "a")
+    assert tokens(folder, python, TEXT * 20) == ids("llama3", TEXT * 20)
 
 
-def test_truncation_and_padding_in_the_file_do_not_count(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, "padded")
-    assert counted(folder, "a") == 1
-    assert counted(folder, TEXT * 20) == tokens_of("padded", TEXT * 20)
+def test_a_tokenizer_goes_to_other_processes(model: Path, python: str) -> None:
+    tokenize = Engine(model=str(model), python=python).tokenize
+    assert pickle.loads(pickle.dumps(tokenize))(TEXT) == tokenize(TEXT)
 
 
-def test_an_empty_text_is_no_token_of_its_own(tmp_path: Path) -> None:
-    assert counted(make_folder(tmp_path), "") == 0
+async def test_the_event_loop_goes_on_during_an_export(tmp_path: Path, model: Path) -> None:
+    may_end = tmp_path / "may end"
+    waiting = f"while not os.path.exists({str(may_end)!r}): time.sleep(0.01)"
+    engine = Engine(model=str(model), python=make_exporter(tmp_path / "slow", f"{waiting}\n{EXPORT}"))
+    counting = asyncio.create_task(engine.acount_tokens(TEXT))
+    await asyncio.sleep(0)
+    may_end.touch()  # by this loop, or it would never end
+    assert await counting == len(ids("gemma"))
 
 
-# ---- the tokens themselves
+def test_vllm_gets_the_servers_flags_and_environment_and_downloads_nothing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("PYTHONPATH", "the app's")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    told = tmp_path / "told"
+    code = f"json.dump([sys.argv[2:], dict(os.environ), os.getcwd()], open({str(told)!r}, 'w'))"
+    args = {"hf_overrides": {"a": 1}, "max_num_seqs": 4}
+    python = make_exporter(tmp_path / "environment", f"{code}\n{EXPORT}")
+    assert tokens(model, python, revision="v1", max_model_len=8, engine_args=args) == ids("gemma")
+    argv, environment, folder = json.loads(told.read_text())
+    assert argv == ["--model", str(model), "--revision", "v1", "--hf-overrides", '{"a": 1}']
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert {"PYTHONPATH", "VLLM_API_KEY"}.isdisjoint(environment)
+    assert folder == "/"
 
 
-def test_a_texts_own_tokens_have_no_special_ones_around_them(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, "gemma", "gemma2", "GemmaTokenizer")
-    engine = Engine(model=str(folder), python=str(tmp_path / "no" / "python"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text in (TEXT, " Hello", "<bos>", ""):
-        assert engine.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
-    assert len(engine.tokenize(TEXT)) + 1 == counted(folder, TEXT)
-
-
-def test_a_tokenizer_goes_to_other_processes(nowhere: str) -> None:
-    tokenize = Engine(model=str(TINY_CHAT), python=nowhere).tokenize
-    assert pickle.loads(pickle.dumps(tokenize))("Hello there") == tokenize("Hello there")
+# ---- what is left to the server
 
 
 def test_a_remote_server_tokenizes_itself() -> None:
@@ -97,89 +135,65 @@ def test_a_remote_server_tokenizes_itself() -> None:
         assert Engine(base_url=server.url).tokenize("one two three") == [0, 1, 2]
 
 
-# ---- what is left to the server
+FAILURES = {
+    "refused": (REFUSE, "of its kind"),
+    "failed": ("sys.exit('Traceback\\nValueError: no such thing')", "alone: ValueError: no such thing"),
+    "killed": ("os.kill(os.getpid(), 9)", "alone: "),
+    "garbage": ("print('{')", "could not be exported: "),
+    "other tokens": (EXPORT.replace('"probes": []', '"probes": [["a", [1], [1]]]'), "gives 'a' other tokens"),
+    "unknown": ("print(json.dumps({'tokenizer': '{}', 'probes': []}))", "can't read its tokenizer"),
+    "too slow": ("time.sleep(60)", "took longer than 1 s"),
+}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"trust_remote_code": True},
-        {"tokenizer": "some-org/some-tokenizer"},
-        {"tokenizer": "tests"},
-        {"engine_args": {"tokenizer_mode": "slow"}},
-        {"engine_args": {"hf_overrides": {"model_type": "qwen2"}}},
-        {"engine_args": {"enable_prompt_embeds": True}},
-        {"engine_args": {"chat_template": "template_chatml.jinja"}},
-        {"base_url": "http://127.0.0.1:1"},
-    ],
-)
-def test_settings_that_change_the_tokenizer_are_left_to_the_server(tmp_path: Path, settings: dict[str, Any]) -> None:
-    assert counted(make_folder(tmp_path), **settings) is None
-
-
-def test_a_model_that_was_not_downloaded_yet_is_left_to_the_server() -> None:
-    assert count_locally(EngineSettings(model="some-org/some-model"), tokenize_request("Hello", None, None)) is None
-
-
-def test_another_release_of_vllm_is_left_to_count_itself(tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    (environment / "lib" / "python3.11" / "site-packages" / "vllm-0.99.0.dist-info").mkdir(parents=True)
-    python = environment / "bin" / "python"
-    python.parent.mkdir()
-    python.symlink_to(sys.executable)
-    folder = make_folder(tmp_path / "model")
-    assert counted(folder, python=str(python)) is None
-    assert counted(folder) is not None
-
-
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-
-
-@pytest.mark.parametrize(
-    ("messages", "tools", "kwargs"),
-    [
-        ([{"role": "user", "content": [IMAGE]}], None, None),
-        ([{"role": "user", "content": ["text"]}], None, None),
-        ([{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}], None, None),
-        ([{"role": "user", "content": "a", "name": 5}], None, None),
-        ([{"role": "user", "content": "a", "tool_calls": []}], None, None),
-        ([{"role": "user", "content": "a", "task": "b"}], None, None),
-        ([{"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]}], None, None),
-        ([{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}], None, None),
-        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], None, None),
-        ([{"role": "system", "content": "x-anthropic-billing-header: cch=1\nHi"}], None, None),
-        (HELLO, [{"type": "web_search"}], None),
-        (HELLO, [{"type": "function", "function": {"name": "f", "defer_loading": True}}], None),
-        (HELLO, None, {"continue_final_message": True}),
-    ],
-)
-def test_what_is_not_plainly_text_is_left_to_the_server(messages: Any, tools: Any, kwargs: Any) -> None:
-    assert counted(TINY_CHAT, messages, tools=tools, kwargs=kwargs) is None
-
-
-def test_the_log_says_once_why_the_server_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_folder(tmp_path, tokenizer_class="CohereTokenizer")
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_vllm_does_not_export_is_left_to_the_server_and_asked_for_once(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    code, reason = FAILURES[failure]
+    if failure == "too slow":
+        monkeypatch.setattr(exported, "EXPORT_TIMEOUT_S", 1)
+    python = make_exporter(tmp_path / "environment", code)
     with caplog.at_level(logging.INFO, "shared_engine"):
-        assert counted(folder) is None
-        assert counted(folder, "another text") is None
-    assert [record.getMessage() for record in caplog.records] == [
-        f"tokens of {folder} are counted by the server: what CohereTokenizer makes of tokenizer.json is not known here"
-    ]
+        assert tokens(model, python) is tokens(model, python, "another text") is None
+    assert runs_of(python) == 1
+    (told,) = [record.getMessage() for record in caplog.records if "counted by the server" in record.getMessage()]
+    assert told.startswith(f"tokens of {model} are counted by the server: ")
+    caplog.clear()
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(told)
+    forget()
+    assert tokens(model, python) is None
+    is_kept = failure in ("refused", "other tokens", "unknown")  # so it will be again; the others may pass
+    assert runs_of(python) == (1 if is_kept else 2)
 
 
-@pytest.mark.parametrize(("package", "counts_text"), [("tokenizers", False), ("jinja2", True)])
-def test_without_its_packages_the_server_counts(package: str, counts_text: bool) -> None:
+def test_what_is_not_here_yet_is_left_to_the_server_until_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    hub = tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    assert tokens(Path("org/name"), make_interpreter(tmp_path / "no vllm", None)) is None
+    assert tokens(Path("org/name"), python) is None
+    assert runs_of(python) == 0
+    snapshot = make_folder(hub / "models--org--name" / "snapshots" / "0123abc", "gemma")
+    (hub / "models--org--name" / "refs").mkdir()
+    (hub / "models--org--name" / "refs" / "main").write_text("0123abc")
+    code = f"model = pathlib.Path({str(snapshot)!r})"  # vLLM finds it by itself
+    assert tokens(Path("org/name"), make_exporter(tmp_path / "other", f"{code}\n{EXPORT}")) == ids("gemma")
+
+
+def test_without_the_package_the_server_counts(model: Path, python: str) -> None:
     code = f"""
 import sys
-sys.modules[{package!r}] = None
+sys.modules["tokenizers"] = None
 from shared_engine import EngineSettings
-from shared_engine.token_count.tokens import count_locally, tokenize_request
-settings = EngineSettings(model={str(TINY_CHAT)!r})
-conversation = count_locally(settings, tokenize_request({HELLO!r}, None, None))
-print(conversation, count_locally(settings, tokenize_request("Hello", None, None)) is not None)
+from shared_engine.token_count.local_tokenizer import LocalTokenizer
+settings = EngineSettings(model={str(model)!r}, python={python!r})
+print(LocalTokenizer(settings).tokens("Hello", add_special_tokens=True))
 """
-    assert run(code).split() == ["None", str(counts_text)]
+    assert run(code) == "None"
+    assert runs_of(python) == 0
 
 
 def run(code: str) -> str:
@@ -187,52 +201,178 @@ def run(code: str) -> str:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=60
     )
     assert not done.stderr
-    return done.stdout
+    return done.stdout.strip()
 
 
-# ---- the template
+# ---- kept on disk
 
 
-def test_a_template_of_the_settings_wins(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model")
-    file = tmp_path / "own.jinja"
-    file.write_text(SHOUT)
-    for given in (str(file), SHOUT):
-        assert counted(folder, HELLO, engine_args={"chat_template": given}) == tokens_of("llama3", "HELLO!")
-    file.write_text("{{ messages[0].content }}")
-    assert counted(folder, HELLO, engine_args={"chat_template": str(file)}) == tokens_of("llama3", "Hello")
+def test_a_tokenizer_is_exported_once_for_all_processes(model: Path, python: str, cache: Path) -> None:
+    assert tokens(model, python) == ids("gemma")
+    forget()
+    assert tokens(model, python) == ids("gemma")
+    assert runs_of(python) == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
 
 
-def test_template_variables_come_from_the_request_then_from_the_settings(tmp_path: Path) -> None:
-    template = "{{ enable_thinking }} {{ level | default('none') }} {{ eos_token }} {{ cohere_format }}"
-    folder = make_folder(tmp_path, config={"chat_template": template})
-    args = {"default_chat_template_kwargs": {"enable_thinking": True, "level": "high"}}
-    cases: list[tuple[dict[str, Any], dict[str, Any] | None, str]] = [
-        ({}, None, " none <|im_end|> cmd4"),
-        ({}, {"enable_thinking": False, "unused": 1, "eos_token": "E"}, "False none E cmd4"),
-        (args, {"enable_thinking": False}, "False high <|im_end|> cmd4"),
-        (args, {"enable_thinking": None, "level": "auto"}, "True high <|im_end|> cmd4"),
+def changed_file(model: Path, python: str) -> None:
+    make_folder(model, "gemma", config={"model_max_length": 1000})
+
+
+def new_file(model: Path, python: str) -> None:
+    (model / "added_tokens.json").write_text("{}")
+
+
+def other_packages(model: Path, python: str) -> None:
+    (Path(python).parent.parent / "lib/python3.11/site-packages/transformers-9.dist-info").mkdir()
+
+
+@pytest.mark.parametrize("change", [changed_file, new_file, other_packages])
+def test_what_changed_is_exported_again(model: Path, python: str, change: Callable[[Path, str], None]) -> None:
+    assert tokens(model, python) == ids("gemma")
+    change(model, python)
+    assert tokens(model, python) == ids("gemma")
+    assert runs_of(python) == 2
+
+
+def key(model: Path, python: str, **settings: Any) -> str:
+    return source_of(EngineSettings(model=str(model), python=python, **settings)).key
+
+
+def test_only_what_may_decide_a_tokenizer_tells_sources_apart(
+    tmp_path: Path, model: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same: list[dict[str, Any]] = [
+        {},
+        {"max_model_len": 9, "dtype": "float32", "seed": 1, "idle_ttl_s": 3, "api_key": "k"},
+        {"engine_args": {"max_num_seqs": 3, "chat_template": "x", "tool_call_parser": "y"}},
     ]
-    for engine_args, kwargs, prompt in cases:
-        assert counted(folder, HELLO, kwargs=kwargs, engine_args=engine_args) == tokens_of("llama3", prompt), prompt
+    keys = {key(model, python, **settings) for settings in same}
+    (model / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    assert keys == {key(Path(model.name), python)}
+    other: list[dict[str, Any]] = [
+        {},
+        {"revision": "v1"},
+        {"tokenizer": str(make_folder(tmp_path / "tokenizer"))},
+        {"trust_remote_code": True},
+        {"engine_args": {"tokenizer_mode": "slow"}},
+        {"engine_args": {"some_flag_of_the_future": 1}},
+    ]
+    keys = {key(model, python, **settings) for settings in other}
+    keys.add(key(model, make_exporter(tmp_path / "another", version="0.33.0")))
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert key(model, python) in keys
+    monkeypatch.setenv("VLLM_USE_FASTOKENS", "1")
+    keys.add(key(model, python))
+    assert len(keys) == len(other) + 2
 
 
-def test_what_the_template_refuses_is_told_in_its_words(tmp_path: Path, nowhere: str) -> None:
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    folder = make_folder(tmp_path, config={"chat_template": template + CHAT_TEMPLATE})
-    engine = Engine(model=str(folder), python=nowhere)
-    with pytest.raises(InvalidInputError, match=r"chat template.*: System role not supported$"):
-        engine.count_tokens([{"role": "system", "content": "Be brief."}, *HELLO])
-    assert engine.count_tokens(HELLO) == tokens_of("llama3", chat(("user", "Hello")))
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"half"])
+def test_a_damaged_file_is_made_again(model: Path, python: str, cache: Path, damage: bytes) -> None:
+    tokens(model, python)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage == b"half" else damage)
+    forget()
+    assert tokens(model, python) == ids("gemma")
+    assert runs_of(python) == 2
+    assert file.read_bytes() == whole
 
 
-def test_a_broken_template_is_told_so(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, config={"chat_template": "{% for message in messages %}"})
-    with pytest.raises(InvalidInputError, match="chat template"):
-        counted(folder, HELLO)
+def a_file(cache: Path) -> None:
+    cache.parent.parent.write_text("")
 
 
-# ---- what the server is given, if it counts
+def a_link(cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.symlink_to(cache.parent)
+
+
+def open_to_others(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+
+
+@pytest.mark.parametrize("make", [a_file, a_link, open_to_others])
+def test_a_folder_that_can_not_be_used_costs_only_the_cache(
+    model: Path, python: str, cache: Path, make: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    make(cache)
+    with caplog.at_level(logging.INFO, "shared_engine"):
+        assert tokens(model, python) == tokens(model, python) == ids("gemma")
+    assert "not kept" in caplog.text
+    forget()
+    assert tokens(model, python) == ids("gemma")
+    assert runs_of(python) == 2
+
+
+def test_a_full_disk_costs_only_the_cache(model: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exported, "write_atomically", full)
+    assert tokens(model, python) == ids("gemma")
+
+
+def test_the_oldest_files_are_removed(
+    tmp_path: Path, python: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exported, "MAX_KEPT", 2)
+    folders = [make_folder(tmp_path / name, "gemma") for name in "abc"]
+    for folder in folders[:2]:
+        tokens(folder, python)
+    (first, second) = (cache / key(folder, python) for folder in folders[:2])
+    for age, file in ((200, second), (100, first)):
+        os.utime(file, (time.time() - age,) * 2)
+    forget()
+    tokens(folders[1], python)  # the older one is used
+    tokens(folders[2], python)
+    assert {file.name for file in cache.iterdir()} == {key(folder, python) for folder in folders[1:]}
+
+
+# ---- at the same time
+
+
+def test_threads_share_one_export(model: Path, python: str) -> None:
+    texts = [TEXT * count for count in range(1, 33)]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda text: tokens(model, python, text), texts))
+    assert found == [ids("gemma", text) for text in texts]
+    assert runs_of(python) == 1
+
+
+def test_processes_do_each_other_no_harm(model: Path, python: str, cache: Path) -> None:
+    code = f"from shared_engine import Engine; print(Engine(model={str(model)!r}, python={python!r}).count_tokens('a'))"
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(run, [code] * 2)) == {str(len(ids("gemma", "a")))}
+    assert [file.name for file in cache.iterdir()] == [key(model, python)]
+
+
+def test_a_child_that_was_forked_during_an_export_counts_too(model: Path, python: str) -> None:
+    code = f"""
+import os
+from shared_engine import Engine
+from shared_engine.token_count import exported
+engine = Engine(model={str(model)!r}, python={python!r})
+with exported._lock:  # as if a thread held it
+    child = os.fork()
+    if child == 0:
+        os._exit(engine.count_tokens("Hello there"))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code) == str(len(ids("gemma", "Hello there")))
+
+
+def test_only_a_few_tokenizers_stay_in_memory(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget()
+    monkeypatch.setattr(exported, "MAX_LOADED", 2)
+    for name in "abc":
+        assert tokens(make_folder(tmp_path / name, "gemma"), python) == ids("gemma")
+    assert len(exported._loaded) == 2
+
+
+# ---- what the server is given
 
 
 def test_the_older_name_of_reasoning_is_counted_as_chat_takes_it() -> None:
@@ -246,13 +386,9 @@ def test_the_older_name_of_reasoning_is_counted_as_chat_takes_it() -> None:
     assert part(reasoning_content="older", reasoning="why") == part(reasoning="why")
 
 
-def test_what_is_to_be_counted_is_what_the_server_would_be_sent() -> None:
-    request = tokenize_request(HELLO, ({"type": "function", "function": {"name": "f"}},), {"level": 1})
-    assert json.loads(request.body) == {
-        "messages": HELLO,
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "chat_template_kwargs": {"level": 1},
-    }
+def test_a_conversation_is_sent_with_its_tools_and_variables() -> None:
+    request = tokenize_request(HELLO, (TOOL,), {"level": 1})
+    assert json.loads(request.body) == {"messages": HELLO, "tools": [TOOL], "chat_template_kwargs": {"level": 1}}
     assert json.loads(tokenize_request(HELLO, [], {}).body) == {"messages": HELLO}
 
 
@@ -267,53 +403,17 @@ def test_what_is_to_be_counted_is_what_the_server_would_be_sent() -> None:
         ([{"role": "user", "content": "a lone \ud800"}], None, "JSON"),
     ],
 )
-def test_bad_input_is_refused_before_anything_starts(nowhere: str, what: Any, tools: Any, match: str) -> None:
-    engine = Engine(model=str(TINY_CHAT), python=nowhere)
+def test_bad_input_is_refused_before_anything_starts(python: str, what: Any, tools: Any, match: str) -> None:
+    engine = Engine(model=str(TINY_CHAT), python=python)
     with pytest.raises(InvalidInputError, match=match):
         engine.count_tokens(what, tools=tools)
+    assert runs_of(python) == 0
 
 
-# ---- loaded once
-
-
-def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path)
-    before = counted(folder, HELLO)
-    make_folder(tmp_path, config={"chat_template": SHOUT})
-    assert counted(folder, HELLO) == tokens_of("llama3", "HELLO!") != before
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    assert counted(folder, HELLO) == tokens_of("llama3", "Hello")
-    (folder / "tokenizer.json").unlink()
-    assert counted(folder, HELLO) is None
-
-
-def test_threads_count_the_same(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path)
-    texts = [TEXT * count for count in range(1, 33)]
-    expected = [tokens_of("llama3", text) for text in texts]
-    with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(partial(counted, folder), texts)) == expected
-
-
-def test_a_child_that_was_forked_while_a_thread_loaded_counts_too() -> None:
-    code = f"""
-import os
-from shared_engine import Engine
-from shared_engine.token_count import tokens
-engine = Engine(model={str(TINY_CHAT)!r})
-here = engine.count_tokens("Hello there")
-with tokens._lock:  # as if a thread held it
-    child = os.fork()
-    if child == 0:
-        os._exit(engine.count_tokens("Hello there"))
-print(here == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert run(code).strip() == "True"
-
-
-def test_the_model_folder_may_be_a_link(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model")
-    link = tmp_path / "link"
-    os.symlink(folder, link)
-    assert counted(link, HELLO) == counted(folder, HELLO)
-    assert json.loads((link / "config.json").read_text())["model_type"] == "llama"
+async def test_a_text_that_has_no_tokens_is_refused(python: str) -> None:
+    engine = Engine(model=str(TINY_CHAT), python=python)
+    for text, match in (("a lone \ud800", "JSON"), (5, "must be a string")):
+        with pytest.raises(InvalidInputError, match=match):
+            engine.tokenize(text)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match=match):
+            await engine.atokenize(text)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Runs inside the engine's own Python: loads a model's tokenizer as vLLM's server does, and prints it for the app.
+
+Run by path, with the server's own flags; needs vLLM and the standard library only. Prints one JSON object on stdout:
+
+    {"tokenizer": "...", "probes": [["text", [1, 15043], [15043]], ...]}
+    {"refusal": "why a text can't be tokenized without vLLM"}
+
+``tokenizer`` is what ``tokenizers.Tokenizer.from_str`` takes. Probes are texts with the tokens that vLLM's tokenizer
+gives them, with and without the special ones around them: who loads ``tokenizer`` can see that it gives the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+# What tokenizers split by, normalize, or treat in ways of their own.
+TEXTS = (
+    "", " ", "  ", "\n", "\n\n \n", "\t", "\r\n", " a", "a ", "  a   b    c", "Hello", " hello", "HELLO, World!",
+    "The engine's running; it can't stop, we'LL see.", "a\n\nb\n c\t\td", "x" * 300, "ha" * 150, " " * 100, "\n" * 50,
+    "-" * 80, "1", "12", "123", "1234567890", "3.14159 -2e10 1,000,000", "2024-01-31T12:00:00Z", "v1.2.3 #4 $5 50%",
+    "def f(x):\n    return x[1:] + {'a': \"b\"}  # c\n", "<html><b>x</b></html>", "http://a.example/b?c=d&e=f#g",
+    "naïve façade", "nai\u0308ve fac\u0327ade", "ﬁne ½ Ⅷ ㎏ \uff46\uff55ll", "straße ẞ İstanbul ıŞ ǅ", "русский ЯЗЫК",
+    "ελληνικά Σς", "עברית", "العربية ١٢٣", "हिन्दी में", "ไทย", "日本語の文章。カタカナ", "中文字符", "한국어 문장",
+    "\u1112\u1161\u11ab", "😀👍🏽👨‍👩‍👧🇫🇷", "\U0001d4b3\U0001d504 𐍈 𓀀", "\u200b\u200d\u202e\ufeff\u00ad",
+    "\u00a0\u2003\u3000\u2028", "\x00\x01\x07\x1b\x7f\x85", "\ue000\ufffd\U0010fffe", "\u2018a\u2019 “b” — …",
+    "▁ ▁▁a ##b Ġc ĊĠ </w>", "<0x0A><0xE2>",
+    "[CLS] [SEP] [UNK] <s> </s> <unk> <|endoftext|> <|im_end|> <bos>",
+)  # fmt: skip
+MOST_TOKENS = 1000
+
+
+def main() -> None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # vLLM imports nothing of this folder
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # vLLM may print
+    json.dump(export(sys.argv[1:]), answer)
+    answer.close()
+
+
+def export(argv: list[str]) -> dict[str, Any]:
+    config = model_config(argv)
+    tokenizer = load_tokenizer(config)
+    refusal = refusal_of(config, tokenizer)
+    if refusal is not None:
+        return {"refusal": refusal}
+    exported = tokenizer.backend_tokenizer.to_str()
+    if json.loads(exported)["model"].get("dropout"):
+        return {"refusal": "it tokenizes at random"}
+    return {"tokenizer": exported, "probes": [probe(tokenizer, text) for text in texts(tokenizer)]}
+
+
+def model_config(argv: list[str]) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is not here
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+            return super().parse_known_args(args, namespace)[0], []  # the API server's own flags do not matter here
+
+    arguments = EngineArgs.add_cli_args(Parser(allow_abbrev=False)).parse_args(argv)
+    return EngineArgs.from_cli_args(arguments).create_model_config()
+
+
+def load_tokenizer(config: Any) -> Any:
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(config)
+
+
+def refusal_of(config: Any, tokenizer: Any) -> str | None:
+    """Why the tokenizer's Rust part alone is not, or may not be, all there is to a prompt's tokens."""
+    if not getattr(tokenizer, "is_fast", False) or not hasattr(tokenizer, "backend_tokenizer"):
+        return f"{type(tokenizer).__name__} is not a tokenizer of the Rust library"
+    foreign = {kind.__module__.split(".")[0] for kind in type(tokenizer).__mro__} - {"vllm", "transformers", "builtins"}
+    if foreign:
+        return "the model brings a tokenizer's code"
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if (config.encoder_config or {}).get("do_lower_case"):
+        return "vLLM writes its texts in lower case"
+    # A repository of Mistral's may have a tekken.json, which vLLM would download and prefer.
+    is_from_hub = "/snapshots/" in os.path.abspath(config.tokenizer) or not os.path.isdir(config.tokenizer)
+    if is_from_hub and config.hf_config.model_type.rstrip("0123456789").endswith("tral"):
+        return "vLLM may use a tokenizer of Mistral's own kind"
+    return None
+
+
+def texts(tokenizer: Any) -> list[str]:
+    added = sorted(tokenizer.get_added_vocab(), key=tokenizer.get_added_vocab().get)[:MOST_TOKENS]
+    return [*TEXTS, " \n".join(TEXTS), *(f"{token}a {token} {token}\n{token}{token} b{token}" for token in added)]
+
+
+def probe(tokenizer: Any, text: str) -> tuple[str, list[int], list[int]]:
+    """As vllm/renderers calls it."""
+    with_special, without = (
+        list(tokenizer(text, truncation=False, max_length=None, add_special_tokens=special)["input_ids"])
+        for special in (True, False)
+    )
+    return text, with_special, without
+
+
+if __name__ == "__main__":
+    main()
