@@ -21,6 +21,7 @@ from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, Engine, EngineState
 from shared_engine.runtime.directory import runtime_root
+from shared_engine.token_count.local_tokenizer import LocalTokenizer
 from shared_engine.vllm_versions import RELEASES, release_of
 from tests.support.engine_versions import environment
 from tests.support.paths import REPOSITORY
@@ -129,7 +130,9 @@ def test_text_and_batches(engine: Engine) -> None:
 
 def test_counts(engine: Engine) -> None:
     text = "How many tokens are in this text?"
-    assert engine.count_tokens(text) == engine.generate(text, max_tokens=1).usage.prompt_tokens
+    here = LocalTokenizer(engine.settings).tokens(text, add_special_tokens=True)
+    assert here is not None, "this release exports no tokenizer"
+    assert len(here) == engine.count_tokens(text) == engine.generate(text, max_tokens=1).usage.prompt_tokens
     assert engine.count_tokens(WEATHER, tools=[TOOL]) == engine.chat(WEATHER, **CALL).usage.prompt_tokens
 
 
