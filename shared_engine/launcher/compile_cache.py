@@ -15,12 +15,12 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT_VARIABLE, INDUCTOR_VARIABLE = "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"
-SUMS = "checksums.json"
+CHECKS = "checks.json"
 MIN_FREE_BYTES = 64 << 20
 
 
@@ -31,10 +31,12 @@ def keep_compiled_models() -> None:
         return
     from torch._dynamo.aot_compile import AOTCompiledFunction
     from torch._inductor.cpp_builder import CppBuilder
+    from torch._inductor.cpu_vec_isa import VecISA
 
     torch.compiler.load_compiled_function = _loading(torch.compiler.load_compiled_function)
     AOTCompiledFunction.save_compiled_function = _saving(AOTCompiledFunction.save_compiled_function)
     CppBuilder.build = _building(CppBuilder.build)
+    VecISA.check_build = _checking(VecISA.check_build)
 
 
 def _loading(load: Any) -> Any:
@@ -42,7 +44,7 @@ def _loading(load: Any) -> Any:
     def load_compiled_function(file: Any, **kwargs: Any) -> Any:
         import torch._inductor.config as inductor_config
 
-        remove_damaged(Path(file.name).parent)
+        _checked.update(check_files(Path(file.name).parent))
         # torch would precompile a header, which makes compiling faster, and takes longer than the rest of this start.
         inductor_config.cpp_cache_precompile_headers = False
         loaded = load(file, **kwargs)
@@ -59,7 +61,7 @@ def _saving(save: Any) -> Any:
     @functools.wraps(save)
     def save_compiled_function(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         saved = save(self, path, *args, **kwargs)
-        write_checksums(Path(path))
+        write_checks(Path(path), _checked)
         return saved
 
     return save_compiled_function
@@ -85,41 +87,57 @@ def _building(build: Any) -> Any:
     return build_elsewhere
 
 
-def write_checksums(model: Path) -> None:
+def _checking(check: Any) -> Any:
+    """Which vector instructions the compiler knows is found out by compiling and loading something, a second each."""
+
+    @functools.wraps(check)
+    def check_build(self: Any, code: str) -> bool:
+        what = f"{self} {hashlib.sha256(code.encode()).hexdigest()}"
+        if what not in _checked:
+            _checked[what] = check(self, code)
+        return _checked[what]
+
+    return check_build
+
+
+_checked: dict[str, bool] = {}
+
+
+def write_checks(model: Path, checked: Mapping[str, bool]) -> None:
     """Note what belongs to a model that was just compiled.
 
     Args:
         model: the file that it was saved to, in its folder, before it gets its name.
+        checked: vector instructions that were tried, and whether the compiler knows them.
     """
     folder = model.parent
     sums = {os.path.relpath(file, folder): _sum(file) for file in _files(folder)}
     sums["model"] = _sum(model)
-    partial = folder / f"{SUMS}.{os.getpid()}"
-    partial.write_text(json.dumps(sums))
-    os.replace(partial, folder / SUMS)
+    partial = folder / f"{CHECKS}.{os.getpid()}"
+    partial.write_text(json.dumps({"files": sums, "vector_instructions": dict(checked)}))
+    os.replace(partial, folder / CHECKS)
 
 
-def remove_damaged(folder: Path) -> None:
-    """Remove those files of the model in ``folder`` that are not as they were written.
+def check_files(folder: Path) -> dict[str, bool]:
+    """Remove those files of the model in ``folder`` that are not as they were written; return what was ``checked``.
 
     Raises:
         ValueError: there was one: the model must be compiled again.
     """
+    checked: dict[str, bool] = {}
     try:
-        sums = json.loads((folder / SUMS).read_text())
+        checks = json.loads((folder / CHECKS).read_bytes())
+        checked.update(checks["vector_instructions"])
+        damaged = [folder / name for name, expected in checks["files"].items() if _sum(folder / name) != expected]
     except FileNotFoundError:
-        return  # `vllm serve` has compiled it
-    except ValueError:
-        sums = {}
-    damaged = [folder / SUMS] if not sums else []
-    for name, expected in sums.items():
-        file = folder / name
-        if not file.exists() or _sum(file) != expected:
-            damaged.append(file)
+        return {}  # `vllm serve` has compiled it
+    except (ValueError, KeyError, TypeError, AttributeError):
+        damaged = [folder / CHECKS]
     for file in damaged:
         file.unlink(missing_ok=True)
     if damaged:
         raise ValueError(f"damaged files in the compile cache, removed: {', '.join(map(str, damaged))}")
+    return checked
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -130,7 +148,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _sum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return "missing"
 
 
 def use_safe_cache() -> None:

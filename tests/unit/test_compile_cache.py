@@ -13,13 +13,13 @@ import pytest
 
 from shared_engine.launcher import compile_cache
 from shared_engine.launcher.compile_cache import (
+    CHECKS,
     INDUCTOR_VARIABLE,
     ROOT_VARIABLE,
-    SUMS,
+    check_files,
     refusal_of,
-    remove_damaged,
     use_safe_cache,
-    write_checksums,
+    write_checks,
 )
 
 LIBRARY = "inductor_cache/ab/library.so"
@@ -38,7 +38,7 @@ def rank(tmp_path: Path) -> Path:
     lock.touch()
     partial = folder / "model.1.tmp"
     partial.write_bytes(b"the model")
-    write_checksums(partial)
+    write_checks(partial, {"avx2": True})
     partial.rename(folder / "model")
     return folder
 
@@ -46,7 +46,7 @@ def rank(tmp_path: Path) -> Path:
 def test_what_is_as_it_was_written_stays(rank: Path) -> None:
     (rank.parent / "inductor_cache" / "locks" / "x.lock").unlink()
     (rank.parent / "inductor_cache" / "later.so").write_bytes(b"compiled later, for another shape")
-    remove_damaged(rank)
+    assert check_files(rank) == {"avx2": True}
     assert (rank / "model").exists()
 
 
@@ -57,21 +57,22 @@ def test_what_was_damaged_is_removed_and_the_rest_stays(
 ) -> None:
     damage(rank / name)
     with pytest.raises(ValueError, match="damaged files in the compile cache"):
-        remove_damaged(rank)
+        check_files(rank)
     left = {path.name for path in rank.parent.rglob("*") if path.is_file()}
-    assert left == {"model", "library.so", SUMS, "x.lock"} - {Path(name).name}
+    assert left == {"model", "library.so", CHECKS, "x.lock"} - {Path(name).name}
 
 
-def test_damaged_checksums_are_removed(rank: Path) -> None:
-    (rank / SUMS).write_text('{"mod')
-    with pytest.raises(ValueError, match=SUMS):
-        remove_damaged(rank)
-    assert not (rank / SUMS).exists()
+@pytest.mark.parametrize("text", ['{"fil', "{}", "[]", '{"files": [], "vector_instructions": {}}'])
+def test_damaged_checks_are_removed(rank: Path, text: str) -> None:
+    (rank / CHECKS).write_text(text)
+    with pytest.raises(ValueError, match=CHECKS):
+        check_files(rank)
+    assert not (rank / CHECKS).exists()
 
 
 def test_what_vllm_serve_has_compiled_is_taken_as_it_is(rank: Path) -> None:
-    (rank / SUMS).unlink()
-    remove_damaged(rank)
+    (rank / CHECKS).unlink()
+    check_files(rank)
     assert (rank / "model").exists()
 
 
@@ -98,6 +99,21 @@ def test_a_library_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk"):
         build(Builder(tmp_path / "half.so", OSError("disk full")))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"whole.so": b"whole"}
+
+
+def test_a_vector_instruction_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(compile_cache, "_checked", {})
+
+    def build(isa: str, code: str) -> bool:
+        tried.append(isa)
+        return code == "good"
+
+    check = compile_cache._checking(build)
+    assert [check("avx2", "good"), check("avx2", "good"), check("amx", "bad"), check("amx", "bad")] == [
+        True, True, False, False
+    ]  # fmt: skip
+    assert tried == ["avx2", "amx"]
 
 
 def test_vllm_can_finish_loading_a_plain_function(rank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
