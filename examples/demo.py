@@ -18,7 +18,7 @@ def main() -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         from shared_engine import Engine
 
-        engine = Engine(model=str(HERE / "tiny_chat"), enforce_eager=True, gpu_memory_utilization=0.3)
+        engine = Engine(model=str(HERE / "tiny_chat"), gpu_memory_utilization=0.3)
         phases: list[tuple[str, float]] = []
         try:
             print("== starting vLLM on examples/tiny_chat (the first call would do it too)", flush=True)

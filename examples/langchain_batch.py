@@ -7,7 +7,7 @@ from langchain_vllm_local import ChatVLLM
 
 # On a GPU, with a model of your own: ChatVLLM(model="Qwen/Qwen3-4B"), and no other setting.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, max_tokens=64, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = ChatVLLM(model=model, temperature=0, max_tokens=64, gpu_memory_utilization=0.3)
 questions = [f"What is the capital of {country}?" for country in ("France", "Italy", "Spain", "Japan")] * 16
 
 # In order; config={"max_concurrency": 8} would keep it to 8 at once.

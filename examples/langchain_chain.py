@@ -10,7 +10,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_vllm_local import ChatVLLM
 
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = ChatVLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
 prompt = ChatPromptTemplate.from_messages(
     [
         ("system", "Answer the user's question based on the context.\n\nContext: {context}"),

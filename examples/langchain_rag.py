@@ -12,8 +12,8 @@ from langchain_vllm_local import ChatVLLM, VLLMEmbeddings
 # On a GPU, with a model of your own: Qwen/Qwen3-4B, and gpu_memory_utilization=0.8; the rest is for the embeddings.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
 embedder = sys.argv[2] if len(sys.argv) > 2 else "sentence-transformers/all-MiniLM-L6-v2"  # downloaded once
-llm = ChatVLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
-embeddings = VLLMEmbeddings(model=embedder, enforce_eager=True, gpu_memory_utilization=0.1)
+llm = ChatVLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
+embeddings = VLLMEmbeddings(model=embedder, gpu_memory_utilization=0.1)
 
 texts = [
     "The director of the museum is Mara Lindt.",

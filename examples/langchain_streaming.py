@@ -10,7 +10,7 @@ from langchain_vllm_local import ChatVLLM
 
 # On a GPU, with a model of your own: ChatVLLM(model="Qwen/Qwen3-4B"), and no other setting.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = ChatVLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
 
 whole = None
 for chunk in llm.stream("Count from 1 to 10."):  # leaving this loop early aborts the request in vLLM

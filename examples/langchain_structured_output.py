@@ -17,7 +17,7 @@ class Person(BaseModel):
 
 # On a GPU, with a model of your own: ChatVLLM(model="Qwen/Qwen3-4B", max_tokens=512).
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, max_tokens=64, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = ChatVLLM(model=model, temperature=0, max_tokens=64, gpu_memory_utilization=0.3)
 text = "Anna Smith is 31 years old."
 
 person = llm.with_structured_output(Person)

@@ -21,7 +21,7 @@ def multiply(a: int, b: int) -> int:
 # On a GPU, with a model of your own: ChatVLLM(model="Qwen/Qwen3-4B"), and no other setting. What reads its tool calls
 # is chosen from the model; for one whose format is not known: engine_args={"tool_call_parser": "hermes"}.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = ChatVLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = ChatVLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
 agent = create_agent(llm, [add, multiply])
 
 question = {"messages": [("user", "Add 12 and 30, then multiply the result by 7.")]}

@@ -22,7 +22,7 @@ def multiply(a: int, b: int) -> int:
 
 # On a GPU, with a model of your own: VLLM(model="Qwen/Qwen3-4B"), and no other setting.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = VLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = VLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
 # Other models take tools=[add, multiply]; tiny_chat is confused by the signatures that LlamaIndex then shows it.
 agent = FunctionAgent(llm=llm, tools=[FunctionTool.from_defaults(f, description=f.__doc__) for f in (add, multiply)])
 

@@ -10,7 +10,7 @@ from llama_index_vllm_local import VLLM
 
 # On a GPU, with a model of your own: VLLM(model="Qwen/Qwen3-4B"), and no other setting.
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = VLLM(model=model, temperature=0, max_tokens=64, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = VLLM(model=model, temperature=0, max_tokens=64, gpu_memory_utilization=0.3)
 
 print(llm.complete("What is the capital of France?").text)
 

@@ -15,9 +15,9 @@ _, *given = sys.argv
 model = given[0] if given else str(Path(__file__).parent / "tiny_chat")
 embedder = given[1] if len(given) > 1 else "sentence-transformers/all-MiniLM-L6-v2"  # downloaded once, like:
 reranker = given[2] if len(given) > 2 else "cross-encoder/ms-marco-MiniLM-L6-v2"
-Settings.llm = VLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
-Settings.embed_model = VLLMEmbedding(model=embedder, enforce_eager=True, gpu_memory_utilization=0.1)
-rerank = VLLMRerank(model=reranker, top_n=1, enforce_eager=True, gpu_memory_utilization=0.1)
+Settings.llm = VLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
+Settings.embed_model = VLLMEmbedding(model=embedder, gpu_memory_utilization=0.1)
+rerank = VLLMRerank(model=reranker, top_n=1, gpu_memory_utilization=0.1)
 
 documents = [
     Document(text="The director of the museum is Mara Lindt."),

@@ -11,7 +11,7 @@ from llama_index_vllm_local import VLLM
 counter = TokenCountingHandler()
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
 Settings.callback_manager = CallbackManager([counter])
-Settings.llm = VLLM(model=model, temperature=0, enforce_eager=True, gpu_memory_utilization=0.3)
+Settings.llm = VLLM(model=model, temperature=0, gpu_memory_utilization=0.3)
 
 documents = [
     Document(text="The director of the museum is Mara Lindt."),

@@ -19,7 +19,7 @@ class Person(BaseModel):
 
 # On a GPU, with a model of your own: VLLM(model="Qwen/Qwen3-4B", max_tokens=512).
 model = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "tiny_chat")
-llm = VLLM(model=model, temperature=0, max_tokens=64, enforce_eager=True, gpu_memory_utilization=0.3)
+llm = VLLM(model=model, temperature=0, max_tokens=64, gpu_memory_utilization=0.3)
 prompt, text = PromptTemplate("{text}"), "Anna Smith is 31 years old."
 
 print(repr(llm.structured_predict(Person, prompt, text=text)))

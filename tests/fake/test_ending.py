@@ -123,7 +123,6 @@ def test_all_is_gone_soon_and_who_waits_is_told_or_served(
     assert not complaints(engine)
 
 
-@pytest.mark.smoke
 def test_a_forced_shutdown_while_it_is_evicted_does_not_let_it_start_again(slow_to_end: MakeEngine) -> None:
     engine = slow_to_end()
     engine.warmup()
@@ -153,7 +152,6 @@ def test_a_forced_shutdown_is_final_for_a_request_in_flight(fake_engine: MakeEng
     assert log_of(engine).count("stopped -> starting") == 1
 
 
-@pytest.mark.smoke
 def test_sigterm_twice_is_as_once(fake_engine: MakeEngine) -> None:
     engine = fake_engine()
     engine.warmup()
@@ -181,7 +179,6 @@ def test_what_two_ask_at_once_is_done_once_and_told_to_both(fake_engine: MakeEng
     assert not complaints(engine)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("first", ["evict", "ensure_ready"])
 def test_requests_and_evictions_that_come_together_break_nothing(fake_engine: MakeEngine, first: str) -> None:
     engine = fake_engine()

@@ -75,7 +75,6 @@ def says(engine: Engine, words: str) -> Callable[[], bool]:
 # ---- turns
 
 
-@pytest.mark.smoke
 def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(neighbour: Neighbour, tmp_path: Path) -> None:
     one, two = (neighbour(name, {"start_delay_s": 0.6}) for name in ("one", "two"))
     with calls(one, two) as waiting:
@@ -247,7 +246,6 @@ def test_of_several_idle_ones_the_least_recently_used_leaves(neighbour: Neighbou
     assert [engine.status().state for engine in (one, two, three)] == [READY, STANDBY, READY]
 
 
-@pytest.mark.smoke
 def test_with_one_place_the_one_before_leaves(neighbour: Neighbour) -> None:
     engines = [neighbour(name, max_loaded_engines=1) for name in ("one", "two", "three")]
     for engine in (*engines, engines[0]):

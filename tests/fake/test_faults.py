@@ -310,7 +310,6 @@ def test_requests_that_race_evictions_are_all_answered(fake_engine: MakeEngine) 
     assert engine.status().starts > 3, "there were evictions to race"
 
 
-@pytest.mark.smoke
 def test_twenty_processes_at_once_share_one_start(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 0.2})
     out, err = run_app("twenty_processes", settings_of(engine)).communicate(timeout=60)

@@ -53,7 +53,6 @@ def asleep(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.mark.smoke
 def test_an_idle_engine_falls_asleep_and_leaves_memory_later(sleeper: MakeEngine, tmp_path: Path) -> None:
     device = tmp_path / "device"
     engine = asleep(sleeper({"memory": str(device)}, sleep_after_s=0.3, idle_ttl_s=1.5))
@@ -124,7 +123,6 @@ def test_an_engine_that_does_not_wake_is_started_anew_unseen(sleeper: MakeEngine
     assert "asleep -> failed" in transitions(engine)
 
 
-@pytest.mark.smoke
 def test_an_engine_that_dies_asleep_is_gone_whole_and_comes_back(sleeper: MakeEngine) -> None:
     engine = asleep(sleeper())
     group = server_group(engine)

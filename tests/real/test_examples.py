@@ -24,8 +24,8 @@ README_BLOCKS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").re
 MAKE_COMMANDS = re.findall(r"^make (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
 EXAMPLES = REPOSITORY / "examples"
 CAPITALS = [f"The capital of {where}." for where in ("France is Paris", "Italy is Rome", "Spain is Madrid")]
-SIZE = "enforce_eager=True, gpu_memory_utilization=0.3"
-SIZE_OF_EMBEDDER = "enforce_eager=True, gpu_memory_utilization=0.1"
+SIZE = "gpu_memory_utilization=0.3"
+SIZE_OF_EMBEDDER = "gpu_memory_utilization=0.1"
 PASSWORD = "The password of the archive is blue-heron-42."
 
 
