@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ def keep_compiled_models() -> None:
         return
     from torch._dynamo.aot_compile import AOTCompiledFunction
     from torch._inductor.cpp_builder import CppBuilder
-    from torch._inductor.cpu_vec_isa import VecISA
+    from torch._inductor.cpu_vec_isa import VecISA, _get_isa_dry_compile_fingerprint
+    from torch._inductor.runtime.runtime_utils import cache_dir
 
     torch.compiler.load_compiled_function = _loading(torch.compiler.load_compiled_function)
     AOTCompiledFunction.save_compiled_function = _saving(AOTCompiledFunction.save_compiled_function)
     CppBuilder.build = _building(CppBuilder.build)
-    VecISA.check_build = _checking(VecISA.check_build)
+    VecISA.check_build = _checking(VecISA.check_build, _get_isa_dry_compile_fingerprint, cache_dir)
 
 
 def _loading(load: Any) -> Any:
@@ -44,7 +45,7 @@ def _loading(load: Any) -> Any:
     def load_compiled_function(file: Any, **kwargs: Any) -> Any:
         import torch._inductor.config as inductor_config
 
-        _checked.update(check_files(Path(file.name).parent))
+        check_files(Path(file.name).parent)
         # torch would precompile a header, which makes compiling faster, and takes longer than the rest of this start.
         inductor_config.cpp_cache_precompile_headers = False
         loaded = load(file, **kwargs)
@@ -61,7 +62,7 @@ def _saving(save: Any) -> Any:
     @functools.wraps(save)
     def save_compiled_function(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         saved = save(self, path, *args, **kwargs)
-        write_checks(Path(path), _checked)
+        write_checks(Path(path))
         return saved
 
     return save_compiled_function
@@ -87,57 +88,59 @@ def _building(build: Any) -> Any:
     return build_elsewhere
 
 
-def _checking(check: Any) -> Any:
-    """Which vector instructions the compiler knows is found out by compiling and loading something, a second each."""
+def _checking(check: Any, fingerprint: Any, cache_dir: Any) -> Any:
+    """Which vector instructions the compiler knows is found out by compiling and loading something, a second each.
+
+    torch keeps what it compiled for that, and loads it again at each start, in a process for each.
+    """
 
     @functools.wraps(check)
     def check_build(self: Any, code: str) -> bool:
-        what = f"{self} {hashlib.sha256(code.encode()).hexdigest()}"
-        if what not in _checked:
-            _checked[what] = check(self, code)
-        return _checked[what]
+        what = hashlib.sha256(f"{fingerprint(str(self))} {code}".encode()).hexdigest()
+        passed = Path(cache_dir()) / "vector_instructions" / what
+        if passed.exists():
+            return True
+        if not check(self, code):
+            return False
+        with contextlib.suppress(OSError):  # then it is tried again
+            passed.parent.mkdir(exist_ok=True)
+            passed.touch()
+        return True
 
     return check_build
 
 
-_checked: dict[str, bool] = {}
-
-
-def write_checks(model: Path, checked: Mapping[str, bool]) -> None:
+def write_checks(model: Path) -> None:
     """Note what belongs to a model that was just compiled.
 
     Args:
         model: the file that it was saved to, in its folder, before it gets its name.
-        checked: vector instructions that were tried, and whether the compiler knows them.
     """
     folder = model.parent
     sums = {os.path.relpath(file, folder): _sum(file) for file in _files(folder)}
     sums["model"] = _sum(model)
     partial = folder / f"{CHECKS}.{os.getpid()}"
-    partial.write_text(json.dumps({"files": sums, "vector_instructions": dict(checked)}))
+    partial.write_text(json.dumps(sums))
     os.replace(partial, folder / CHECKS)
 
 
-def check_files(folder: Path) -> dict[str, bool]:
-    """Remove those files of the model in ``folder`` that are not as they were written; return what was ``checked``.
+def check_files(folder: Path) -> None:
+    """Remove those files of the model in ``folder`` that are not as they were written.
 
     Raises:
         ValueError: there was one: the model must be compiled again.
     """
-    checked: dict[str, bool] = {}
     try:
-        checks = json.loads((folder / CHECKS).read_bytes())
-        checked.update(checks["vector_instructions"])
-        damaged = [folder / name for name, expected in checks["files"].items() if _sum(folder / name) != expected]
+        sums = json.loads((folder / CHECKS).read_bytes())
+        damaged = [folder / name for name, expected in sums.items() if _sum(folder / name) != expected]
     except FileNotFoundError:
-        return {}  # `vllm serve` has compiled it
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # `vllm serve` has compiled it
+    except (ValueError, TypeError, AttributeError):
         damaged = [folder / CHECKS]
     for file in damaged:
         file.unlink(missing_ok=True)
     if damaged:
         raise ValueError(f"damaged files in the compile cache, removed: {', '.join(map(str, damaged))}")
-    return checked
 
 
 def _files(folder: Path) -> Iterator[Path]:
