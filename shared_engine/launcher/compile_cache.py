@@ -46,7 +46,7 @@ def _loading(load: Any) -> Any:
         import torch._inductor.config as inductor_config
 
         check_files(Path(file.name).parent)
-        # torch would precompile a header, which makes compiling faster, and takes longer than the rest of this start.
+        # torch would look after its precompiled header, for compiling faster: a second of this start.
         inductor_config.cpp_cache_precompile_headers = False
         loaded = load(file, **kwargs)
         compiled = loaded._artifacts.compiled_fn
@@ -167,6 +167,16 @@ def use_safe_cache() -> None:
             # In the server's own temporary folder: private, and gone with it.
             os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")
             sys.stderr.write(f"vllm-local: what is compiled is not kept for the next start: {refusal}\n")
+    _keep_headers()
+
+
+def _keep_headers() -> None:
+    """Keep the header that torch precompiles beside what it compiles; in the temporary files it would go with them."""
+    codecache: Any = sys.modules.get("torch._inductor.codecache")
+    folder = os.environ.get(INDUCTOR_VARIABLE)
+    if folder and hasattr(codecache, "_HEADER_DIR"):
+        codecache._HEADER_DIR = os.path.join(folder, "precompiled_headers")
+        codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
 
 
 def refusal_of(folder: Path) -> str | None:
