@@ -28,6 +28,11 @@ from tests.support.paths import REPOSITORY
 
 OLDEST = f"{RELEASES[0].minor}.0"
 VERSIONS = os.environ.get("VLLM_TEST_VERSIONS", OLDEST).split()
+# The first test makes the environment, and then imports vLLM from a disk that has not read it yet.
+pytestmark = pytest.mark.timeout(1500)
+another_start = pytest.mark.skipif(
+    "VLLM_TEST_VERSIONS" not in os.environ, reason="starts another engine: `make test-versions` has time for it"
+)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 TOOL = {
@@ -168,6 +173,7 @@ def test_an_option_it_lacks_is_refused_in_words(settings: dict[str, Any], versio
             engine.generate("Hello")
 
 
+@another_start
 def test_embeddings(settings: dict[str, Any], minilm: dict[str, Any]) -> None:
     engine = Engine(**{**minilm, "python": settings["python"]})
     try:
@@ -177,6 +183,7 @@ def test_embeddings(settings: dict[str, Any], minilm: dict[str, Any]) -> None:
         engine.shutdown(force=True)
 
 
+@another_start
 def test_doctor(settings: dict[str, Any], version: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shared_engine.cli", "doctor", "--json"],
