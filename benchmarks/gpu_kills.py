@@ -68,7 +68,7 @@ def listen(engine: Engine, has_begun: threading.Event) -> tuple[str, float]:
 
 def number_free(text: str) -> str:
     """Without what differs from run to run; short enough for a table."""
-    return re.sub(r"\d{3,}", "N", text)[:120]
+    return re.sub(r"\d{3,}", "N", text)[:160]
 
 
 def process_named(engine: Engine, name: str) -> int | None:
