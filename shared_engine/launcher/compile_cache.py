@@ -29,11 +29,15 @@ def keep_compiled_models() -> None:
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return
+    import torch._inductor.config as inductor_config
     from torch._dynamo.aot_compile import AOTCompiledFunction
     from torch._inductor.cpp_builder import CppBuilder
     from torch._inductor.cpu_vec_isa import VecISA, _get_isa_dry_compile_fingerprint
     from torch._inductor.runtime.runtime_utils import cache_dir
 
+    # torch would precompile a header at each start, for compiling faster: into the server's temporary files, so that it
+    # takes longer than all else of a start that has nothing to compile. It is part of the libraries' names.
+    inductor_config.cpp_cache_precompile_headers = False
     torch.compiler.load_compiled_function = _loading(torch.compiler.load_compiled_function)
     AOTCompiledFunction.save_compiled_function = _saving(AOTCompiledFunction.save_compiled_function)
     CppBuilder.build = _building(CppBuilder.build)
@@ -43,11 +47,7 @@ def keep_compiled_models() -> None:
 def _loading(load: Any) -> Any:
     @functools.wraps(load)
     def load_compiled_function(file: Any, **kwargs: Any) -> Any:
-        import torch._inductor.config as inductor_config
-
         check_files(Path(file.name).parent)
-        # torch would look after its precompiled header, for compiling faster: a second of this start.
-        inductor_config.cpp_cache_precompile_headers = False
         loaded = load(file, **kwargs)
         compiled = loaded._artifacts.compiled_fn
         if not hasattr(compiled, "finalize_loading"):
@@ -167,16 +167,6 @@ def use_safe_cache() -> None:
             # In the server's own temporary folder: private, and gone with it.
             os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")
             sys.stderr.write(f"vllm-local: what is compiled is not kept for the next start: {refusal}\n")
-    _keep_headers()
-
-
-def _keep_headers() -> None:
-    """Keep the header that torch precompiles beside what it compiles; in the temporary files it would go with them."""
-    codecache: Any = sys.modules.get("torch._inductor.codecache")
-    folder = os.environ.get(INDUCTOR_VARIABLE)
-    if folder and hasattr(codecache, "_HEADER_DIR"):
-        codecache._HEADER_DIR = os.path.join(folder, "precompiled_headers")
-        codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
 
 
 def refusal_of(folder: Path) -> str | None:
