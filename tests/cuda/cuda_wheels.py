@@ -14,17 +14,14 @@ import pytest
 
 import shared_engine.launcher
 from shared_engine import EngineSettings
-from shared_engine.adapting import media_errors
 from shared_engine.launch.install import CUDA_MAJOR, CUDA_TORCH
 from shared_engine.launch.spec import engine_spec
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
-from shared_engine.request import refusals
-from shared_engine.runtime import progress
 from shared_engine.settings import FLAGS
-from shared_engine.supervisor import hangs, start_failures
 from shared_engine.vllm_versions import INSTALLED, release_of
 from tests.support.cuda_wheel import CudaWheel, parse
-from tests.support.vllm_sources import fragments, has, registered, texts
+from tests.support.vllm_sources import registered
+from tests.support.vllm_words import WAITED_FOR, Words
 
 VERSIONS = ("0.32.0", "0.33.0")
 SERVER_NAMES = ("run_server", "make_arg_parser", "validate_parsed_serve_args", "cli_env_setup", "get_mp_context")
@@ -68,37 +65,6 @@ WRONG: dict[str, dict[str, Any]] = {
     "unknown flag": {"engine_args": {"no_such_flag": 1}},
     "a word for a number": {"engine_args": {"max_num_seqs": "many"}},
 }
-
-# Words that our patterns wait for too, and that others write: Python and argparse, torch, transformers,
-# huggingface_hub, safetensors, aiohttp, Pillow.
-OF_OTHERS = {
-    ("unrecognized argument",),
-    ("unrecognized arguments",),
-    ("error: argument ",),
-    ("MemoryError",),
-    ("No such file or directory: ",),
-    ("Cannot allocate memory",),
-    ("OutOfMemoryError",),
-    ("no NVIDIA driver",),
-    ("libcuda.so",),
-    ("does not recognize this architecture",),
-    (" is not a local folder and is not a valid model identifier",),
-    ("Can't load",),
-    ("couldn't find",),
-    ("We couldn't connect to",),
-    ("outgoing traffic has been disabled",),
-    ("Repo id must be ",),
-    ("SafetensorError: ",),
-    ("Cannot connect to host",),
-    (", message='", "', url='"),
-    ("cannot identify image file",),
-    ("Non-base64 digit",),
-    ("ncorrect padding",),
-    (" in the messages",),  # an older vLLM at a base_url
-    ("at least ", " input tokens"),  # "at least" is a field there
-}
-# Words of releases before this one, which are waited for still.
-OF_OLDER = {"0.33.0": {("Available memory on node ", " is less than desired")}}
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -168,62 +134,18 @@ def test_vllm_refuses_what_is_wrong(verdicts: dict[str, str | None], case: str) 
 # ---- words
 
 
-class Words:
-    """The strings of one release's files."""
-
-    def __init__(self, wheel: CudaWheel) -> None:
-        self._known = OF_OTHERS | OF_OLDER.get(wheel.version, set())
-        self._texts = texts(wheel.sources)
-
-    def missing(self, *patterns: str) -> set[tuple[str, ...]]:
-        """What these patterns wait for, and nobody writes."""
-        # Fields, where vLLM writes them.
-        plain = [re.sub(r"\((\?:)?image\|audio\|video\)", ".*", pattern) for pattern in patterns]
-        wanted = set().union(*(fragments(pattern) for pattern in plain))
-        assert wanted
-        return {each for each in wanted - self._known if not has(self._texts, each)}
-
-
 @pytest.fixture(scope="module")
 def words(wheel: CudaWheel) -> Words:
-    return Words(wheel)
+    return Words(wheel.version, wheel.sources)
 
 
 def test_what_nobody_writes_is_found(words: Words) -> None:
     assert words.missing("no such line|Loading weights took") == {("no such line",)}
 
 
-def test_the_lines_that_tell_progress_are_there(words: Words) -> None:
-    lines = [re.escape(line) for line, _ in progress._LINES]
-    bars = [
-        "Loading safetensors checkpoint shards",
-        r"% Completed \| \{n_fmt\}/\{total_fmt\} \[",
-        r"Capturing .*CUDA graphs",
-    ]
-    assert words.missing(*lines, *bars) == set()
-
-
-def test_the_metrics_are_there(words: Words) -> None:
-    names = (hangs._STEPS.removesuffix("_count"), *hangs._REQUESTS)
-    assert words.missing(*(f"vllm:{name}" for name in names)) == set()
-
-
-def test_the_causes_of_failed_starts_are_there(words: Words) -> None:
-    patterns = [pattern for pattern, _ in start_failures._CAUSES]
-    assert words.missing(*patterns, start_failures._LACKS_MEMORY.pattern, r"Failed core proc\(s\): ") == set()
-
-
-def test_the_words_of_refusals_are_there(words: Words) -> None:
-    marks = (*refusals._TOO_LONG, *refusals._ENGINE_DEAD, *refusals._ENGINE_BUSY)
-    more = [re.escape(mark) for mark in (*marks, refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)]
-    patterns = [each.pattern for each in (refusals._CONTEXT_LIMIT, refusals._PROMPT_LENGTH)]
-    assert words.missing(*more, *patterns) == set()
-
-
-def test_the_words_about_media_are_there(words: Words) -> None:
-    ours = (media_errors._TOO_MANY, media_errors._NOT_LOADED, media_errors._NOT_UNDERSTOOD, media_errors._NOT_KNOWN)
-    more = [re.escape(mark) for mark in (media_errors._TEXT_ONLY, media_errors._RAISABLE)]
-    assert words.missing(*more, *(each.pattern for each in ours)) == set()
+@pytest.mark.parametrize("what", WAITED_FOR)
+def test_the_words_that_are_waited_for_are_there(words: Words, what: str) -> None:
+    assert words.missing(*WAITED_FOR[what]) == set()
 
 
 # ---- parsers

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,14 @@ import pytest
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, Engine, EngineState
+from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
 from shared_engine.runtime.directory import runtime_root
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
 from shared_engine.vllm_versions import RELEASES, release_of
 from tests.support.engine_versions import environment
 from tests.support.paths import REPOSITORY
+from tests.support.vllm_sources import registered
+from tests.support.vllm_words import WAITED_FOR, Words
 
 OLDEST = f"{RELEASES[0].minor}.0"
 VERSIONS = os.environ.get("VLLM_TEST_VERSIONS", OLDEST).split()
@@ -194,6 +198,16 @@ def test_doctor(settings: dict[str, Any], version: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert version in done.stdout
+
+
+def test_the_words_and_parsers_that_are_waited_for_are_in_its_files(settings: dict[str, Any], version: str) -> None:
+    (sources,) = Path(settings["python"]).parent.parent.glob("lib/python3*/site-packages/vllm")
+    words, lacks = Words(version, sources), set(release_of(version).lacks_parsers)
+    assert set().union(*(words.missing(*patterns) for patterns in WAITED_FOR.values())) == set()
+    tools = registered(sources / "tool_parsers" / "__init__.py", "_TOOL_PARSERS_TO_REGISTER")
+    reasoning = registered(sources / "reasoning" / "__init__.py", "_REASONING_PARSERS_TO_REGISTER")
+    assert set(known_tool_parsers()) - tools <= lacks
+    assert set(known_reasoning_parsers()) - reasoning <= lacks
 
 
 def _dot(one: list[float], other: list[float]) -> float:
