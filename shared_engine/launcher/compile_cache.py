@@ -1,8 +1,8 @@
 """What vLLM compiles for the CPU, kept on disk: loaded where it is sound, compiled again where it is not.
 
 vLLM keeps it below VLLM_CACHE_ROOT, in a folder for each model and settings (vllm/compilation/decorators.py), in which
-torch has the libraries that g++ made. Left alone, they
-compile again at each start, and a library that was cut off by a kill or a full disk breaks every later start.
+torch has the libraries that g++ made. Left alone, they compile again at each start, and a library that was cut off by
+a kill or a full disk breaks every later start.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ MIN_FREE_BYTES = 64 << 20
 
 
 def keep_compiled_models() -> None:
-    """Replace the functions of torch that load, save and build."""
+    """Replace the functions of torch that load, save and build; or say that this torch has others."""
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return
+    try:
+        _replace_functions(torch)
+    except (ImportError, AttributeError) as exc:
+        sys.stderr.write(
+            f"vllm-local: models are compiled at each start: torch {torch.__version__} is unknown ({exc})\n"
+        )
+
+
+def _replace_functions(torch: Any) -> None:
     import torch._inductor.config as inductor_config
     from torch._dynamo.aot_compile import AOTCompiledFunction
     from torch._inductor.cpp_builder import CppBuilder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,14 @@ def test_a_vector_instruction_that_works_is_tried_once(tmp_path: Path) -> None:
     assert tried == ["avx2", "amx", "amx"]
     assert check_in_a_new_process("avx2", "good", "g++ 13")
     assert tried == ["avx2", "amx", "amx", "avx2"]
+
+
+def test_a_torch_that_has_other_functions_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="9.9"))
+    compile_cache.keep_compiled_models()
+    assert "models are compiled at each start: torch 9.9 is unknown" in capsys.readouterr().err
 
 
 def test_vllm_can_finish_loading_a_plain_function(rank: Path) -> None:
