@@ -163,8 +163,8 @@ def test_exit_0_in_a_stream_is_told_and_the_next_request_works(fake_engine: Make
     assert next(stream).text + next(stream).text == "Hello!"
     with pytest.raises(EngineDiedError, match="exit code 0"):
         list(stream)
-    assert not any_exists(group)
     assert engine.chat(HELLO).text == ANSWER
+    assert not any_exists(group)  # told at once, and gone before the next one starts
 
 
 def test_a_request_that_kills_every_engine_kills_two(fake_engine: MakeEngine) -> None:
