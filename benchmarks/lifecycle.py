@@ -42,11 +42,11 @@ def measure_starts(folder: Path) -> dict[str, dict[str, list[float]]]:
     default = Starts({name: value for name, value in SETTINGS.items() if name != "enforce_eager"}, folder)
     with compiled_in(folder / "compiled"):
         default.once("vllm-local, cold, nothing compiled yet")
-    with compiled_in(folder / "compiled by vllm serve"):
+    with compiled_in(folder / "compiled_by_serve"):
         default.serve(note=False)
     for index in range(ROUNDS):
         for starts in (eager, default):
-            with compiled_in(folder / "compiled by vllm serve"):
+            with compiled_in(folder / "compiled_by_serve"):
                 starts.serve()
             with compiled_in(folder / "compiled"):
                 starts.once("vllm-local, cold", returns=2)

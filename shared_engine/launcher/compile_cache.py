@@ -183,6 +183,8 @@ def refusal_of(folder: Path) -> str | None:
 
     Code is loaded from it: a folder that others can write to won't do.
     """
+    if len(str(folder).split()) > 1:
+        return f"torch can't compile in {folder}, which has a space in its name"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()

@@ -154,6 +154,12 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
     assert refusal_of(tmp_path) == f"others can write to {tmp_path}"
 
 
+def test_a_folder_with_a_space_is_refused(tmp_path: Path) -> None:
+    """torch splits the compiler's command line at spaces."""
+    assert "has a space in its name" in str(refusal_of(tmp_path / "my cache"))
+    assert not (tmp_path / "my cache").exists()
+
+
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "file" in str(refusal_of(tmp_path / "file" / "cache"))
