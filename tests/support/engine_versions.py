@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -51,21 +50,15 @@ def _install_beside_another_torch(version: str, folder: Path, pip: tuple[str, ..
     listed.write_text("\n".join([*wanted, f"torch=={torch}"]))
     _run(*pip, "install", "uv")
     # Not pip, which would try for long: in this list releases exclude each other that the wheels' authors never met.
-    _run(python_of(pip), "-m", "uv", "pip", "install", "--quiet", "--python", python_of(pip), "-r", str(listed))
+    _run(pip[0], "-m", "uv", "pip", "install", "--quiet", "--python", pip[0], "-r", str(listed))
     _run(*pip, "install", "--no-deps", str(wheel))
     shutil.rmtree(wheels)
 
 
-def python_of(pip: tuple[str, ...]) -> str:
-    return pip[0]
-
-
 def _requirements(wheel: Path) -> list[str]:
     with ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        if not names:
-            raise PackageNotFoundError(wheel.name)
-        lines = archive.read(names[0]).decode().splitlines()
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(metadata).decode().splitlines()
     found = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     return [line for line in found if "extra ==" not in line]
 
