@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
+import struct
+import sys
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -16,3 +20,21 @@ def can_connect(path: str) -> bool:
         except OSError:
             return False
         return True
+
+
+def peer_process(connection: socket.socket) -> int | None:
+    """A file descriptor that is readable once the process that listens has ended; None where the kernel has none."""
+    if sys.platform != "linux":
+        return None
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:  # it ends, and nothing of it is left
+        return None
+
+
+def can_read(fd: int) -> bool:
+    """True when reading would not wait; of a process's file descriptor: when it has ended."""
+    poll = select.poll()  # select() takes no number beyond 1023
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

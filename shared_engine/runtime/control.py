@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from shared_engine.errors import EngineBusyError, EngineError
+from shared_engine.machine.sockets import can_read, peer_process
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.messages import (
@@ -114,7 +116,25 @@ class Control:
             EngineBusyError: without ``force``, requests were in flight for all of ``timeout`` seconds.
             EngineError: the supervisor does not reply, or does not exit.
         """
-        await self._end(Shutdown(force), timeout)
+        supervisor = await self._process()
+        try:
+            await self._end(Shutdown(force), timeout)
+            deadline = time.monotonic() + EXIT_S
+            # Its lock is free a moment before its process has ended.
+            while supervisor is not None and not can_read(supervisor) and time.monotonic() < deadline:
+                await asyncio.sleep(POLL_S)
+        finally:
+            if supervisor is not None:
+                os.close(supervisor)
+
+    async def _process(self) -> int | None:
+        """A file descriptor of the supervisor's process; None where there is none."""
+        try:
+            _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
+            with contextlib.closing(writer):
+                return peer_process(writer.get_extra_info("socket"))
+        except OSError:
+            return None  # what is asked of it next tells why
 
     async def _end(self, request: Evict | Shutdown, timeout: float) -> None:
         if not self.directory.lock.exists():

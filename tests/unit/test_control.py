@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared_engine import EngineBusyError, EngineError
+from shared_engine.machine.sockets import can_read
 from shared_engine.runtime.control import Control, Send, serve_callers
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -235,3 +239,31 @@ async def test_an_engine_that_was_never_started_has_nothing_to_end(root: Path) -
     began = time.monotonic()
     await Control(RuntimeDir(root / "none")).shutdown(30)
     assert time.monotonic() - began < 10
+
+
+SUPERVISOR_WITHOUT_A_LOCK = """
+import os, socket, sys, time
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen()
+    print("listens", flush=True)
+    for _ in range(2):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+os.unlink(sys.argv[1])
+time.sleep(0.5)
+"""
+
+
+async def test_a_shutdown_returns_when_the_process_has_ended_not_when_its_lock_is_free(directory: RuntimeDir) -> None:
+    # The kernel frees a process's files before it is gone; here for half a second.
+    command = (sys.executable, "-c", SUPERVISOR_WITHOUT_A_LOCK, str(directory.control_socket))
+    supervisor = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    await supervisor.stdout.readline()
+    process = os.pidfd_open(supervisor.pid)
+    await Control(directory).shutdown(10)
+    assert can_read(process), "it has ended"
+    os.close(process)
+    assert await supervisor.wait() == 0
