@@ -35,10 +35,10 @@ what `enforce_eager` saves and costs there.
 PARAMETERS = """
 ## Parameters of a request
 
-Fields of `GenerationParams`, and keywords of every request of `Engine` and both adapters; in the adapters all but `n`
-and `response_format` are also arguments of the constructor. What is not given is not sent: the defaults above apply,
-then the model's generation_config. A call's parameter replaces a default that contradicts it; two in one call are
-refused.
+Fields of `GenerationParams`, and keywords of every request of `Engine` and both adapters; in the adapters all but `n`,
+`response_format` and `timeout` are also arguments of the constructor, where `timeout` is the setting of that name. What
+is not given is not sent: the defaults above apply, then the model's generation_config. A call's parameter replaces a
+default that contradicts it; two in one call are refused.
 
 | parameter | what it does |
 |---|---|

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import EngineModel
-from shared_engine.settings import EngineSettings
+from shared_engine.settings import ENVIRONMENT, SECRET, EngineSettings
 
 PROVIDER = "vllm"
 """The name that LangChain's traces, profiles and content blocks have for where answers come from."""
@@ -46,7 +46,7 @@ class LangChainModel(EngineModel):
 
     @property
     def lc_secrets(self) -> dict[str, str]:
-        return {"api_key": "VLLM_API_KEY"}
+        return {name: ENVIRONMENT[name] for name in SECRET}
 
     def _use(self, settings: EngineSettings) -> None:
         super()._use(settings)

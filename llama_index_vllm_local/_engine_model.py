@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel
 
 from shared_engine.adapting.framework_model import EngineModel
 
@@ -21,12 +21,8 @@ class LlamaIndexModel(EngineModel):
 
     _aliases: ClassVar[Mapping[str, str]] = {"api_base": "base_url"}
 
-    # Never in to_dict, to_json or an event.
-    api_key: SecretStr | None = Field(default=None, exclude=True)
-    """Sent to ``base_url`` as a bearer token. Default: VLLM_API_KEY."""
-
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """The settings that were given, without ``api_key``; what was not stays up to the reader's environment."""
+        """The settings that were given, without secrets; what was not stays up to the reader's environment."""
         as_dict: dict[str, Any] = super().to_dict(**{"exclude_unset": True, **kwargs})  # type: ignore[misc]
         return as_dict
 

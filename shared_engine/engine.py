@@ -26,6 +26,7 @@ from shared_engine.request.bodies import (
     tokenize_request,
 )
 from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
+from shared_engine.request.deadline import Deadline
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
@@ -138,6 +139,7 @@ class Engine(Batches):
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_progress: Callable[[int], object] | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> EmbeddingResult:
         """One vector for each text, in order; as requests of ``batch_size`` texts, several in flight.
 
@@ -151,6 +153,7 @@ class Engine(Batches):
             truncate_prompt_tokens: use only so many tokens of a text; -1: as many as the model takes. Default: a text
                 that is too long is an error, which names it.
             on_progress: called with the number of texts each time some more are done.
+            timeout: seconds that all of it may take, as for every request.
         """
         checked = check_texts(texts, "texts")
         check_number("dimensions", dimensions, 1)
@@ -161,7 +164,8 @@ class Engine(Batches):
         options = _given(dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
         prefix = await self._prefix(input_type) if prefix is None else check_text(prefix, "prefix")
         prefixed = [prefix + text for text in checked] if prefix else checked
-        return await self._pooling.embed(prefixed, options, batch_size, on_progress)
+        embedding = self._pooling.embed(prefixed, options, batch_size, on_progress)
+        return await Deadline(timeout).wait(f"embeddings from {self}", embedding)
 
     embed = blocking(aembed)
 
@@ -173,6 +177,7 @@ class Engine(Batches):
         top_n: int | None = None,
         truncate_prompt_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> RerankResult:
         """The ``top_n`` documents (default: all) that fit the query best, best first.
 
@@ -182,6 +187,7 @@ class Engine(Batches):
         Args:
             truncate_prompt_tokens: use only so many tokens of a query and document together; -1: as many as the model
                 takes. Default: what is too long is an error, which names it.
+            timeout: seconds that all of it may take, as for every request.
         """
         check_text(query, "query")
         checked = check_texts(documents, "documents")
@@ -190,7 +196,8 @@ class Engine(Batches):
         if not checked:
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
         options = _given(truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
-        return await self._pooling.rerank(query, checked, top_n, options)
+        ranking = self._pooling.rerank(query, checked, top_n, options)
+        return await Deadline(timeout).wait(f"scores from {self}", ranking)
 
     rerank = blocking(arerank)
 

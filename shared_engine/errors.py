@@ -14,7 +14,7 @@
     │   ├── EngineStoppedError                somebody stopped it meanwhile (shutdown(force=True)); not retried
     │   └── EngineBusyError                   its queue is full; or requests in flight forbid what was asked (evict)
     └── RequestError                          a request failed; carries the HTTP status, if there was one
-        ├── RequestTimeoutError (TimeoutError)   no byte came for ``timeout`` seconds
+        ├── RequestTimeoutError (TimeoutError)   silence for ``timeout`` seconds, or a call is over time
         ├── ServerConnectionError (ConnectionError)  the connection was cut before the answer was whole
         │   └── ServerUnreachableError        no connection was made
         ├── ServerError                       5xx
@@ -148,9 +148,11 @@ class RequestError(VLLMError):
         message: the server's own words where it gave any.
         status: the HTTP status, None when no response came.
         retry_after_s: seconds until which the server asked not to be asked again (Retry-After), None where it did not.
+        should_retry: whether trying again can help, where that is known (the server's x-should-retry); else None.
     """
 
     retry_after_s: float | None = None
+    should_retry: bool | None = None
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message, status)
@@ -168,7 +170,7 @@ class RequestError(VLLMError):
 
 
 class RequestTimeoutError(RequestError, TimeoutError):
-    """The server sent nothing for ``timeout`` seconds."""
+    """The server sent nothing for the setting ``timeout``, or all of a call took longer than its own ``timeout``."""
 
 
 class ServerConnectionError(RequestError, ConnectionError):

@@ -104,6 +104,9 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields):
     """Number of choices to generate."""
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds that all of this call may take: the engine's start, every try, all of the answer. The setting of this
+    name is the limit of silence instead, which holds beside it."""
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import SettingsError
@@ -21,7 +22,10 @@ from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.params import DefaultFields
 from shared_engine.validation import describe_invalid
 
-SECRET = ("api_key",)
+SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
+"""Never shown, dumped or pickled: another process reads them from its environment."""
+NO_PROXY = "none"
+_ROUTE = re.compile(r"(/v1)?/(chat/completions|completions|embeddings|rerank|responses)$|/v1(/models)?$")
 # Decided by how the engine is shared; another value would make it unreachable or public.
 _RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "headless", "ssl_keyfile", "ssl_certfile"}
 
@@ -47,19 +51,65 @@ def _absolute_path(value: str | None) -> str | None:
 def _http_url(value: str | None) -> str | None:
     if value is None:
         return None
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must start with http:// or https://, such as http://127.0.0.1:8000/v1")
     try:
         parts = urlsplit(value)
         has_host = bool(parts.hostname) and parts.port != 0
     except ValueError as exc:
         raise ValueError(f"is not a valid URL: {exc}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("must start with http:// or https://, such as http://127.0.0.1:8000/v1")
     if not has_host:
         raise ValueError("has no host; it must be like http://127.0.0.1:8000/v1")
-    if parts.username or parts.password:
-        raise ValueError("must not carry a name or password: pass api_key")
-    # The OpenAI client libraries name the /v1 root, vLLM's own routes lie beside it: keep the server's root.
-    return value.rstrip("/").removesuffix("/v1")
+    return value
+
+
+def _server_root(value: str | None) -> str | None:
+    """The OpenAI client libraries name the /v1 root, people also a route; vLLM's own routes lie beside /v1."""
+    if value is None or _http_url(value) is None:
+        return None
+    parts = urlsplit(value)
+    return f"{parts.scheme}://{parts.netloc}{_ROUTE.sub('', parts.path.rstrip('/'))}".rstrip("/")
+
+
+def _proxy(value: str | None) -> str | None:
+    if value is None or value in ("", NO_PROXY):
+        return None if value is None else NO_PROXY
+    if value.startswith("socks"):
+        raise ValueError("is a SOCKS proxy; only HTTP proxies are supported, such as http://proxy:3128")
+    return _http_url(value if "://" in value else f"http://{value}")
+
+
+def _user_and_password(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and ":" not in value.get_secret_value():
+        raise ValueError("must be user:password")
+    return value
+
+
+def _text_values(value: Any) -> Any:
+    """Numbers and the like as they are written in a header or a query."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: str(each) if isinstance(each, (int, float)) else each for name, each in value.items()}
+
+
+def _headers(value: dict[str, SecretStr] | None) -> dict[str, SecretStr] | None:
+    for name, secret in (value or {}).items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError(f"{name!r} is not the name of a header")
+        if re.search(r"[\r\n\0]", secret.get_secret_value()):
+            raise ValueError(f"the value of {name!r} has a line break in it")
+    return value
+
+
+def _without_credentials(url: Any) -> tuple[Any, str | None]:
+    """A URL, and the ``user:password`` that it carried; also where it is not a valid one: it will be shown."""
+    if not isinstance(url, str):
+        return url, None
+    found = re.match(r"(\s*(?:[\w.+-]+://)?)([^/?#]*)@(.*)", url, re.DOTALL)
+    if found is None:
+        return url.strip(), None
+    user, colon, password = found[2].partition(":")
+    return (found[1] + found[3]).strip(), f"{unquote(user)}{colon or ':'}{unquote(password)}"
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -77,10 +127,58 @@ class EngineFields(DefaultFields):
     """Folder of a model, or its id on the Hugging Face hub."""
     mode: Annotated[Literal["local", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
     """``local``: a shared engine of this machine; ``remote``: the server at ``base_url``. Default: by base_url."""
-    base_url: Annotated[str | None, AfterValidator(_http_url), Setting("VLLM_API_URL", Decides.CALLS)] = None
-    """A remote vLLM server, with or without ``/v1``. It is never started, stopped or put to sleep."""
-    api_key: Annotated[SecretStr | None, Setting("VLLM_API_KEY", Decides.CALLS)] = None
+    base_url: Annotated[str | None, AfterValidator(_server_root), Setting("VLLM_API_URL", Decides.CALLS)] = None
+    """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
+
+    With or without ``/v1`` or a route at its end; a ``user:password@`` in it is ``basic_auth``, a query is
+    ``default_query``."""
+    api_key: Annotated[SecretStr | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)] = None
     """Sent to ``base_url`` as a bearer token."""
+    basic_auth: Annotated[
+        SecretStr | None,
+        AfterValidator(_user_and_password),
+        Field(exclude=True),
+        Setting("VLLM_BASIC_AUTH", Decides.CALLS),
+    ] = None
+    """``user:password``, sent to ``base_url`` instead of a bearer token."""
+    default_headers: Annotated[
+        dict[str, SecretStr] | None,
+        BeforeValidator(_text_values),
+        AfterValidator(_headers),
+        Field(exclude=True),
+        Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True),
+    ] = None
+    """Headers of every request to ``base_url``, such as ``{"X-Tenant": "a"}``. Their values are kept secret."""
+    default_query: Annotated[
+        dict[str, str] | None,
+        BeforeValidator(_text_values),
+        Setting("VLLM_DEFAULT_QUERY", Decides.CALLS, is_json=True),
+    ] = None
+    """Query of every request to ``base_url``, such as ``{"api-version": "1"}``. Not for secrets: it is shown."""
+    proxy: Annotated[str | None, AfterValidator(_proxy), Setting("VLLM_PROXY", Decides.CALLS)] = None
+    """HTTP proxy for ``base_url``; ``"none"`` for none. Default: the environment's (``HTTP_PROXY``, ``HTTPS_PROXY``,
+    ``ALL_PROXY``, ``NO_PROXY``), never for this machine itself."""
+    proxy_auth: Annotated[
+        SecretStr | None,
+        AfterValidator(_user_and_password),
+        Field(exclude=True),
+        Setting("VLLM_PROXY_AUTH", Decides.CALLS),
+    ] = None
+    """``user:password`` for ``proxy``; a ``user:password@`` in ``proxy`` is taken from there."""
+    ssl_verify: Annotated[bool, Setting("VLLM_SSL_VERIFY", Decides.CALLS)] = True
+    """Check the certificate of ``base_url``. Off: whoever is between can read and change everything."""
+    ssl_ca_certs: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_CA_CERTS", Decides.CALLS)] = (
+        None
+    )
+    """File (PEM) of the authorities whose certificates are accepted. Default: the system's, or ``SSL_CERT_FILE``."""
+    ssl_certfile: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_CERTFILE", Decides.CALLS)] = (
+        None
+    )
+    """File (PEM) of the client's certificate, for a server that wants one."""
+    ssl_keyfile: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_KEYFILE", Decides.CALLS)] = (
+        None
+    )
+    """File (PEM) of its key, unencrypted. Default: in ``ssl_certfile``."""
     python: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)] = None
     """Interpreter that has vLLM. Default: the one made by ``vllm-local install``, else this one if it has vLLM."""
 
@@ -148,9 +246,11 @@ class EngineFields(DefaultFields):
     show_progress: Annotated[bool, Setting("VLLM_SHOW_PROGRESS", Decides.CALLS)] = True
     """Show a bar on the terminal when a call waits more than a second for a start. Off: log lines only."""
     timeout: Annotated[float | None, Field(gt=0), Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS)] = 600
-    """Seconds a request may go without receiving a byte; None for no limit. Starting the engine is not counted."""
+    """Limit of silence: seconds a request may go without receiving a byte; None for no limit. The engine's start is not
+    counted, nor the time in which it works on an answer that comes in one piece. A call's own ``timeout`` limits all of
+    that call."""
     max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
-    """How often a request is tried again after a failure that can't have reached the caller."""
+    """How often a request is tried again after a failure that may pass, as long as nothing has reached the caller."""
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 
@@ -164,6 +264,23 @@ class EngineFields(DefaultFields):
                 message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, self._sources(values))
                 raise SettingsError(message) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_urls(cls, values: Any) -> Any:
+        """Credentials stand in URLs only until here: a URL is shown in errors, logs and pickles."""
+        if not isinstance(values, Mapping):
+            return values
+        split = dict(values)
+        for url, auth in (("base_url", "basic_auth"), ("proxy", "proxy_auth")):
+            if split.get(url) is not None:
+                split[url], credentials = _without_credentials(split[url])
+                split |= {} if credentials is None else {auth: credentials}
+        address, _, query = str(split.get("base_url") or "").partition("?")
+        if query:
+            split["base_url"] = address
+            split["default_query"] = {**dict(parse_qsl(query)), **(split.get("default_query") or {})}
+        return split
+
     @classmethod
     def _sources(cls, given: Collection[str]) -> dict[str, str]:  # noqa: ARG003
         """Names of the environment variables that values not ``given`` came from, by field."""
@@ -175,7 +292,7 @@ class EngineFields(DefaultFields):
         return EngineSettings(**given)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """For pickling: without the secret, which the other process reads from VLLM_API_KEY."""
+        """For pickling: without secrets, which the other process reads from its environment."""
         state = super().__getstate__()
         return {
             **state,
@@ -218,6 +335,17 @@ class EngineSettings(EngineFields):
             raise ValueError(f"mode='local' contradicts base_url={self.base_url!r}: leave one of them out")
         if self.mode == "remote" and self.base_url is None:
             raise ValueError("mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
+        if self.api_key is not None and self.basic_auth is not None:
+            raise ValueError(
+                "api_key (or VLLM_API_KEY) and the user and password of base_url (basic_auth, VLLM_BASIC_AUTH) would "
+                "both be sent as the Authorization header: leave one of them out"
+            )
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            if path is not None and not os.path.isfile(path):
+                raise ValueError(f"{name} = {path!r}: no such file")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile goes with ssl_certfile, which is not given")
         if self.sleep_after_s is not None and self.sleep_after_s >= self.idle_ttl_s:
             raise ValueError(
                 f"sleep_after_s = {self.sleep_after_s:g} must be below idle_ttl_s = {self.idle_ttl_s:g}: "
@@ -261,18 +389,17 @@ def _from_environment(given: Collection[str]) -> dict[str, Any]:
     """The values of settings that were not ``given``; an empty variable counts as unset."""
     values = {name: os.environ.get(variable) for name, variable in ENVIRONMENT.items() if name not in given}
     return {
-        name: _parse_json(ENVIRONMENT[name], value) if SETTINGS[name].is_json else value
-        for name, value in values.items()
-        if value
+        name: _parse_json(name, value) if SETTINGS[name].is_json else value for name, value in values.items() if value
     }
 
 
-def _parse_json(variable: str, value: str) -> Any:
+def _parse_json(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as exc:
+        shown = "" if name in SECRET else f", got {value!r}"
         raise SettingsError(
-            f'{variable} must be a JSON object such as {{"max_num_seqs": 64}}, got {value!r}: {exc}'
+            f'{ENVIRONMENT[name]} must be a JSON object such as {{"name": "value"}}{shown}: {exc}'
         ) from None
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, PydanticSchemaGenerationError, TypeAdap
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.params import ChatFields, DefaultFields, GenerationParams, SamplingFields
-from shared_engine.settings import EngineFields, EngineSettings
+from shared_engine.settings import SECRET, EngineFields, EngineSettings
 from shared_engine.validation import say_unknown
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class EngineModel(EngineFields):
 
     def _current_settings(self, **changes: Any) -> EngineSettings:
         values = {name: getattr(self, name) for name in EngineFields.model_fields}
-        if "api_key" not in self.model_fields_set and values["api_key"] is None:
-            del values["api_key"]  # after unpickling: of this process's environment
+        for name in SECRET:
+            if name not in self.model_fields_set and values[name] is None:
+                del values[name]  # after unpickling: of this process's environment
         return EngineSettings(**{**values, **changes})
 
     # ---- the engine

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from shared_engine.adapting.model_facts import media_inputs
 from shared_engine.errors import InvalidInputError, RequestError, ServerError, VLLMError
+from shared_engine.request.refusals import NOT_LOADED
 from shared_engine.settings import EngineSettings
 
 _KINDS = {"image_url": "image", "audio_url": "audio", "input_audio": "audio", "video_url": "video"}
@@ -26,11 +27,6 @@ _PLURALS = {"image": "images", "audio": "audio", "video": "videos"}
 _TEXT_ONLY = "is not a multimodal model"
 _TOO_MANY = re.compile(r"At most (\d+) (image|audio|video)\(s\) may be provided")
 _RAISABLE = "--limit-mm-per-prompt"
-# multimodal/media/connector.py (and aiohttp, for a server that can't be reached, or answers with an error),
-_NOT_LOADED = re.compile(
-    r"Cannot load local files|must be a subpath of|must be from one of the allowed domains|Failed to fetch media|"
-    r"URL must be either a HTTP, data or file URL|Cannot connect to host|\d{3}, message='[^']*', url='"
-)
 # multimodal/media/{connector,image,audio,video}.py, multimodal/processing/processor.py
 _NOT_UNDERSTOOD = re.compile(
     r"Failed to load (?:image|audio|video)|cannot identify image file|Only base64 data|"
@@ -160,7 +156,7 @@ def _model_name(settings: EngineSettings) -> str:
 
 
 def _not_loaded(words: str, blocks: Sequence[_Block], wording: Wording) -> str | None:
-    if not _NOT_LOADED.search(words):
+    if not NOT_LOADED.search(words):
         return None
     loaded = [block for block in blocks if block.url and block.url[:5].lower() != "data:"]
     named = [block for block in loaded if block.url in words] or [

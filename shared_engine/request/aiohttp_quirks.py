@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import socket
 import weakref
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +18,23 @@ if TYPE_CHECKING:
 
 
 _connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+
+
+is_used_again: ContextVar[bool] = ContextVar("vllm_local_connection_is_used_again", default=False)
+"""Whether the request that this task sent last went over a connection that an earlier one had used."""
+
+# A peer that has vanished, or a NAT that has forgotten the connection, shows IDLE + COUNT * INTERVAL seconds later.
+KEEP_ALIVE_IDLE_S, KEEP_ALIVE_INTERVAL_S, KEEP_ALIVE_COUNT = 60, 15, 4
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """TCP's own signs of life on a silent connection; nothing on a Unix socket."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_COUNT)
 
 
 @functools.cache
@@ -30,9 +49,14 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
 
         async def connect(self, *args: Any, **kwargs: Any) -> Any:
             connection = await super().connect(*args, **kwargs)
-            if connection.transport is not None:
-                _connections.add(connection.transport)
-                self.noted.add(connection.transport)
+            transport = connection.transport
+            if transport is not None:
+                is_known = transport in self.noted
+                is_used_again.set(is_known)
+                if not is_known:
+                    _connections.add(transport)
+                    self.noted.add(transport)
+                    keep_alive(transport)
             return connection
 
         def __del__(self, *_: Any) -> None:
@@ -71,9 +95,9 @@ def hang_up(connector: Any) -> None:
     leaves it in a notebook. asyncio could do that on the loop only; Python, once it collects them, with a warning.
     """
     for transport in connector.noted:
-        socket = getattr(transport, "_sock", None)  # uvloop's have none: they are closed with their loop
-        if socket is not None:
-            socket.close()
+        sock = getattr(transport, "_sock", None)  # uvloop's have none: they are closed with their loop
+        if sock is not None:
+            sock.close()
             transport._sock = None
 
 
@@ -91,8 +115,8 @@ def let_go_in_child() -> None:
     """
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for transport in list(_connections):
-        socket = transport.get_extra_info("socket")
-        if socket is not None and socket.fileno() >= 0 and not transport.is_closing():
-            os.dup2(nothing, socket.fileno(), inheritable=False)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0 and not transport.is_closing():
+            os.dup2(nothing, sock.fileno(), inheritable=False)
     os.close(nothing)
     _connections.clear()

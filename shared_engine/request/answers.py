@@ -1,30 +1,31 @@
-"""vLLM's JSON -> our values: answers, the events of a stream, vectors, scores, counts. Pure.
+"""vLLM's JSON -> our values: answers, vectors, scores, counts. Pure. The events of a stream: see ``streams``.
 
-Decoded once, straight into typed structs, which skip the fields nobody reads.
+Decoded once, straight into typed structs, which skip the fields nobody reads. What they refuse is another server's way
+to say the same: it is read again by ``dialects``.
 """
 
 from __future__ import annotations
 
 import binascii
+import uuid
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from shared_engine.errors import ServerConnectionError, ServerError
+from shared_engine.errors import RequestError, ServerConnectionError, ServerError
+from shared_engine.request import dialects
 from shared_engine.request.refusals import error_in_answer
 from shared_engine.results import (
     Choice,
     EmbeddingResult,
-    GenerationChunk,
     GenerationResult,
     RankedDocument,
     RerankResult,
     TokenUsage,
     ToolCall,
-    ToolCallDelta,
 )
 
 
@@ -36,11 +37,12 @@ class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
+    reasoning_tokens: int | None = None  # SGLang's place
 
 
 class _Function(msgspec.Struct):
@@ -48,20 +50,27 @@ class _Function(msgspec.Struct):
     arguments: str | None = None
 
 
-class _ToolCall(msgspec.Struct):
+class ToolPiece(msgspec.Struct):
+    """A tool call, or a piece of one."""
+
     id: str | None = None
-    index: int = 0
-    function: _Function | None = None
+    index: int | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
 
 
 class _Message(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None  # the older name
-    tool_calls: list[_ToolCall] | None = None
+    reasoning_text: str | None = None
+    tool_calls: list[ToolPiece] | None = None
+
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning or self.reasoning_content or self.reasoning_text
 
 
-class _Choice(msgspec.Struct):
+class AnyChoice(msgspec.Struct):
     """A choice of any of the four answers: chat has message or delta, text has text."""
 
     index: int = 0
@@ -72,20 +81,19 @@ class _Choice(msgspec.Struct):
     stop_reason: str | int | None = None
     logprobs: dict[str, Any] | None = None
 
+    @property
+    def said(self) -> _Message:
+        return self.delta or self.message or _Message(content=self.text)
 
-class _Error(msgspec.Struct):
-    message: str = ""
-    code: int | str | None = None
 
-
-class _Answer(msgspec.Struct):
+class AnyAnswer(msgspec.Struct):
     """Any of the four answers, or an error in their place."""
 
     id: str = ""
     model: str = ""
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Error | None = None
+    choices: list[AnyChoice] = []
+    usage: Usage | None = None
+    error: Any = None
 
 
 class _Embedding(msgspec.Struct):
@@ -96,131 +104,139 @@ class _Embedding(msgspec.Struct):
 class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
     model: str = ""
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Reranked(msgspec.Struct):
     results: list[RankedDocument]
     model: str = ""
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
-class _Model(msgspec.Struct):
-    id: str
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-_answer_decoder = msgspec.json.Decoder(_Answer)
+_answer_decoder = msgspec.json.Decoder(AnyAnswer)
 _embeddings_decoder = msgspec.json.Decoder(_Embeddings)
 _reranked_decoder = msgspec.json.Decoder(_Reranked)
-_models_decoder = msgspec.json.Decoder(_Models)
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
+def _decode(decoder: msgspec.json.Decoder[Any], data: bytes, tidy: Callable[[Any], Any]) -> Any:
+    """
+    Raises:
+        ServerConnectionError: the body ends before its JSON does.
+        RequestError: it is none, or not to be understood, or an error in an answer's place.
+    """
     try:
         return decoder.decode(data)
+    except msgspec.ValidationError:
+        raw = _json(data)
     except msgspec.DecodeError as exc:
-        raise ServerError(f"the server's answer is not what vLLM sends ({exc}): {data[:200]!r}") from exc
+        raise _no_json(exc, data) from exc
+    raise_error_in(data)
+    try:
+        return msgspec.convert(tidy(raw), decoder.type)
+    except msgspec.ValidationError as exc:
+        raise _unknown(exc, data) from exc
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError as exc:
+        raise _no_json(exc, data) from exc
+
+
+def _no_json(error: msgspec.DecodeError, data: bytes) -> RequestError:
+    if not data.strip():
+        return ServerConnectionError("the server's answer is empty")
+    if "truncated" in str(error):
+        return ServerConnectionError(f"the server's answer ends in the middle: ...{data[-80:]!r}")
+    return _unknown(error, data)
+
+
+def _unknown(error: Exception, data: bytes) -> ServerError:
+    return ServerError(f"the server's answer is not what vLLM sends ({error}): {data[:200]!r}")
+
+
+def decode_answer(data: bytes) -> AnyAnswer:
+    """Any of the four answers.
+
+    Raises:
+        ServerConnectionError: ``data`` is the beginning of one.
+        RequestError: it is an error in an answer's place, or not to be understood.
+    """
+    answer: AnyAnswer = _decode(_answer_decoder, data, dialects.answer_of)
+    if answer.error is not None or not (answer.choices or answer.usage):
+        raise_error_in(data)
+    return answer
+
+
+def raise_error_in(data: bytes) -> None:
+    """Raise the error that stands in an answer's place, if one does."""
+    error = dialects.error_of(_json(data))
+    if error is not None:
+        raise error_in_answer(*error)
 
 
 def parse_result(data: bytes) -> GenerationResult:
     """The body of a finished, unstreamed request.
 
     Raises:
-        RequestError: it is an error in an answer's place, or cut off by the server's end.
+        RequestError: it is an error in an answer's place, or not a whole answer.
     """
-    answer = _decode(_answer_decoder, data)
-    if answer.error is not None:
-        raise error_in_answer(answer.error.message, answer.error.code)
+    answer = decode_answer(data)
     if not answer.choices:
-        raise ServerError("the server's answer has no choices")
+        raise ServerError(f"the server's answer has no choices: {data[:200]!r}")
+    for choice in answer.choices:
+        if not choice.finish_reason:
+            raise ServerConnectionError(f"the server's answer is not whole: choice {choice.index} has no finish_reason")
+        if choice.finish_reason in NOT_FINISHED:
+            raise stopped(choice.finish_reason, data)
     choices = tuple(_choice(choice) for choice in answer.choices)
-    if any(choice.finish_reason == "abort" for choice in choices):
-        raise _aborted()
-    usage = _usage(answer.usage) or TokenUsage()
+    usage = usage_of(answer.usage) or TokenUsage()
     return GenerationResult(
         choices=choices,
-        usage=_without_false_zero(usage) if any(choice.reasoning for choice in choices) else usage,
+        usage=without_false_zero(usage) if any(choice.reasoning for choice in choices) else usage,
         request_id=answer.id,
         model=answer.model,
     )
 
 
-def _choice(choice: _Choice) -> Choice:
-    message = choice.message or _Message(content=choice.text)
+def _choice(choice: AnyChoice) -> Choice:
+    message = choice.said
     return Choice(
         text=message.content or "",
         index=choice.index,
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
         tool_calls=tuple(
-            ToolCall(id=call.id, name=call.function.name or "", arguments=call.function.arguments or "")
+            ToolCall(
+                id=call.id or new_call_id(), name=call.function.name or "", arguments=call.function.arguments or ""
+            )
             for call in message.tool_calls or ()
-            if call.function is not None
+            if call.function.name or call.function.arguments
         ),
-        reasoning=message.reasoning or message.reasoning_content,
+        reasoning=message.thought,
         logprobs=choice.logprobs,
     )
 
 
-class ChunkReader:
-    """The chunks of one streamed answer, event by event."""
-
-    def __init__(self) -> None:
-        self._has_reasoning = False
-
-    def chunks(self, event: bytes) -> Iterable[GenerationChunk]:
-        """Those of one ``data:`` line; none of a keep-alive, or one that says nothing.
-
-        Raises:
-            RequestError: it is an error in an answer's place, or the server's end cut the answer off.
-        """
-        for chunk in parse_event(event):
-            if chunk.finish_reason == "abort":
-                raise _aborted()
-            self._has_reasoning = self._has_reasoning or bool(chunk.reasoning)
-            if chunk.usage is not None and self._has_reasoning:
-                chunk = replace(chunk, usage=_without_false_zero(chunk.usage))
-            if not chunk.is_empty:
-                yield chunk
+def new_call_id() -> str:
+    """For a server that gives its tool calls none: results are matched to calls by it."""
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def parse_event(data: bytes) -> list[GenerationChunk]:
-    """The chunks of one ``data:`` line, as they were sent; see ``ChunkReader``."""
-    answer = _decode(_answer_decoder, data)
-    if answer.error is not None:
-        raise error_in_answer(answer.error.message, answer.error.code)
-    chunks = [_chunk(choice, answer) for choice in answer.choices]
-    if answer.usage is not None and not answer.choices:
-        chunks.append(GenerationChunk(usage=_usage(answer.usage), request_id=answer.id, model=answer.model))
-    return chunks
+NOT_FINISHED = ("abort", "error")
+"""Finish reasons of what is not whole; vLLM gives what it has as an answer with status 200."""
 
 
-def _chunk(choice: _Choice, answer: _Answer) -> GenerationChunk:
-    delta = choice.delta or _Message(content=choice.text)
-    return GenerationChunk(
-        text=delta.content or "",
-        index=choice.index,
-        finish_reason=choice.finish_reason,
-        stop_reason=choice.stop_reason,
-        tool_calls=tuple(_tool_delta(call) for call in delta.tool_calls) if delta.tool_calls else (),
-        reasoning=delta.reasoning or delta.reasoning_content,
-        logprobs=choice.logprobs,
-        request_id=answer.id,
-        model=answer.model,
-    )
+def stopped(reason: str, data: bytes) -> RequestError:
+    """The error of an answer that the server itself gave up."""
+    if reason == "error":
+        raise_error_in(data)
+        return ServerError("the server failed in the middle of the answer (finish_reason=error)")
+    return ServerConnectionError(f"the server stopped in the middle of the answer (finish_reason={reason})")
 
 
-def _tool_delta(call: _ToolCall) -> ToolCallDelta:
-    function = call.function or _Function()
-    return ToolCallDelta(index=call.index, id=call.id, name=function.name, arguments=function.arguments)
-
-
-def _usage(usage: _Usage | None) -> TokenUsage | None:
+def usage_of(usage: Usage | None) -> TokenUsage | None:
     if usage is None:
         return None
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
@@ -228,11 +244,11 @@ def _usage(usage: _Usage | None) -> TokenUsage | None:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens or 0,
         cached_tokens=None if prompt is None else prompt.cached_tokens,
-        reasoning_tokens=None if completion is None else completion.reasoning_tokens,
+        reasoning_tokens=usage.reasoning_tokens if completion is None else completion.reasoning_tokens,
     )
 
 
-def _without_false_zero(usage: TokenUsage) -> TokenUsage:
+def without_false_zero(usage: TokenUsage) -> TokenUsage:
     """The usage of an answer with reasoning. vLLM counts none where the chat template opened the thought: its parsers
     look for the opening token in what was generated (vllm/reasoning/basic_parsers.py, count_reasoning_tokens).
     """
@@ -241,11 +257,11 @@ def _without_false_zero(usage: TokenUsage) -> TokenUsage:
 
 def parse_embeddings(data: bytes) -> EmbeddingResult:
     """POST /v1/embeddings; in the order of the texts, also where the server sorted otherwise."""
-    answer = _decode(_embeddings_decoder, data)
+    answer = _decode(_embeddings_decoder, data, dialects.embeddings_of)
     ordered = sorted(answer.data, key=lambda item: item.index)
     return EmbeddingResult(
         embeddings=[_vector(item.embedding) for item in ordered],
-        usage=_usage(answer.usage) or TokenUsage(),
+        usage=usage_of(answer.usage) or TokenUsage(),
         model=answer.model,
     )
 
@@ -264,29 +280,41 @@ def _vector(sent: list[float] | str) -> list[float]:
 
 def parse_rerank(data: bytes) -> RerankResult:
     """POST /v1/rerank; best first, also where the server did not sort."""
-    answer = _decode(_reranked_decoder, data)
+    answer = _decode(_reranked_decoder, data, dialects.reranked_of)
     return RerankResult(
         results=tuple(sorted(answer.results, key=lambda ranked: -ranked.relevance_score)),
-        usage=_usage(answer.usage) or TokenUsage(),
+        usage=usage_of(answer.usage) or TokenUsage(),
         model=answer.model,
     )
 
 
 def parse_models(data: bytes) -> list[tuple[str, int | None]]:
     """GET /v1/models: (name, max_model_len) of each."""
-    return [(model.id, model.max_model_len) for model in _decode(_models_decoder, data).data]
+    return dialects.models_of(_json(data))
 
 
 def parse_token_count(data: bytes) -> int:
     """POST /tokenize: how many tokens."""
-    return int(_decode(msgspec.json.Decoder(dict[str, Any]), data)["count"])
+    count = dialects.whole_of(_tokenized(data).get("count"), -1)
+    if count < 0:
+        raise _no_count(data)
+    return count
 
 
 def parse_tokens(data: bytes) -> list[int]:
     """POST /tokenize: the tokens' ids."""
-    return list(_decode(msgspec.json.Decoder(dict[str, Any]), data)["tokens"])
+    answer = _tokenized(data)
+    tokens = answer.get("tokens")
+    # Without a count it is not vLLM's: llama.cpp reads another field of the request, and finds no text in it.
+    if "count" not in answer or not isinstance(tokens, list):
+        raise _no_count(data)
+    return list(tokens)
 
 
-def _aborted() -> ServerConnectionError:
-    # vLLM gives what it has as an answer with status 200; it must not be taken for a whole one.
-    return ServerConnectionError("the server stopped in the middle of the answer (finish_reason=abort)")
+def _tokenized(data: bytes) -> dict[str, Any]:
+    answer = _json(data)
+    return answer if isinstance(answer, dict) else {}
+
+
+def _no_count(data: bytes) -> ServerError:
+    return ServerError(f"this server does not count tokens as vLLM does; it sent {data[:80]!r}")

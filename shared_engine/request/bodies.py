@@ -22,8 +22,8 @@ Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
 
 CHAT_ONLY = tuple(ChatFields.model_fields)
-# Not under its own name, or not always: see below. All other parameters are sent as they are.
-_SENT_OTHERWISE = frozenset((*CHAT_ONLY, "stop", "logprobs", "extra_body"))
+# Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
+_SENT_OTHERWISE = frozenset((*CHAT_ONLY, "stop", "logprobs", "extra_body", "timeout"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Request:
         path: the route.
         body: a JSON object with at least one field.
         names_model: ``body`` has the model's name already: the user chose one of a remote server's.
+        timeout: seconds that all of the call may take; None for no limit.
         needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
             limit is to be sent, which it cuts to what the prompt leaves.
     """
@@ -42,6 +43,7 @@ class Request:
     body: bytes
     names_model: bool = False
     needs_max_tokens: bool = False
+    timeout: float | None = None
 
     def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
         """The bytes to send to the server that calls its model ``model``.
@@ -69,7 +71,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
 
 
-def request_of(path: str, body: Mapping[str, Any]) -> Request:
+def request_of(path: str, body: Mapping[str, Any], timeout: float | None = None) -> Request:
     """A request with ``body``, a field of which may be the model's name.
 
     Raises:
@@ -80,6 +82,7 @@ def request_of(path: str, body: Mapping[str, Any]) -> Request:
         encode(body),
         names_model="model" in body,
         needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
+        timeout=timeout,
     )
 
 
@@ -99,7 +102,8 @@ def chat_request(
     Raises:
         InvalidInputError: a tool_choice without tools; or something has no JSON form.
     """
-    return request_of(CHAT, chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream))
+    body = chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
+    return request_of(CHAT, body, params.timeout)
 
 
 def completion_request(prompt: str, params: GenerationParams, *, stream: bool = False) -> Request:
@@ -108,7 +112,7 @@ def completion_request(prompt: str, params: GenerationParams, *, stream: bool = 
     Raises:
         InvalidInputError: a parameter is one of the chat template; or something has no JSON form.
     """
-    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream))
+    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream), params.timeout)
 
 
 def chat_body(

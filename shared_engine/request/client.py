@@ -6,26 +6,32 @@ Knows nothing of leases or settings. aiohttp's exceptions end here: callers see 
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
+from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlencode
 
-from shared_engine.errors import RequestTimeoutError, ServerConnectionError, ServerUnreachableError
-from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, response_class
+from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
+from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, is_used_again, response_class
+from shared_engine.request.http_options import DEFAULT, HttpOptions
+from shared_engine.request.proxies import proxy_of, shown, with_credentials
 from shared_engine.request.refusals import error_from_response
 
 if TYPE_CHECKING:
     import aiohttp
-    from aiohttp.client import _RequestContextManager as _SentRequest
 
 # A server closes an idle connection after 5 s (uvicorn) or later; a client must let go of it first.
 KEEP_ALIVE_S = 4.0
 CONNECT_TIMEOUT_S = 10.0
+# A connection that the server has closed meanwhile shows it at once: later it is the request that failed.
+STALE_WITHIN_S = 1.0
+OFTEN_A_PROXYS = frozenset((407, 502, 503, 504))
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Client:
@@ -34,25 +40,31 @@ class Client:
     Args:
         base_url: the server's root, without ``/v1``. For a socket any host will do.
         socket_path: Unix socket to connect to; None for TCP.
+
+    Attributes:
+        where: the server, as errors name it.
     """
 
-    def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
+    def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
         import aiohttp
 
         self._base_url = base_url
-        self.where = base_url if socket_path is None else f"the engine's socket {socket_path}"
+        self._query = f"?{urlencode(options.query)}" if options.query else ""
         self._connector: Any
+        proxy = None if socket_path is not None else proxy_of(base_url, options.proxy)
+        self._proxy = "" if proxy is None else f" through the proxy {shown(proxy)}"
         if socket_path is None:
-            self._connector = connectors()[0](limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S)
+            self.where = base_url + self._proxy
+            self._connector = connectors()[0](
+                limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url)
+            )
         else:
+            self.where = f"the engine's socket {socket_path}"
             self._connector = connectors()[1](socket_path, limit=_max_connections())
-        headers = {"Content-Type": "application/json"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
         self._session = aiohttp.ClientSession(
             connector=self._connector,
-            headers=headers,
-            proxy=None if socket_path is not None else proxy_of(base_url),
+            headers={"Content-Type": "application/json", **dict(options.headers)},
+            proxy=with_credentials(proxy, options.proxy_auth),
             read_bufsize=1 << 18,
             response_class=response_class(),
         )
@@ -63,25 +75,71 @@ class Client:
         Raises:
             RequestError: see errors.py.
         """
-        with self.our_errors(timeout):
-            async with self._send(method, path, body, timeout) as response:
-                await _refuse_failure(response)
+        with self.our_errors(timeout, time.monotonic()):
+            response = await self.begin(method, path, body, timeout)
+            try:
                 return await response.read()
+            finally:
+                response.release()
 
     def stream(self, path: str, body: bytes, timeout: float | None = None) -> EventStream:
-        """The ``data:`` lines of a server-sent stream, until ``[DONE]``; to be entered with ``async with``."""
-        return EventStream(self, self._send("POST", path, body, timeout), timeout)
+        """The ``data:`` lines of a server-sent stream, until ``[DONE]``; to be opened, and closed."""
+        return EventStream(self, path, body, timeout)
 
-    def _send(self, method: str, path: str, body: bytes | None, timeout: float | None) -> _SentRequest:
+    async def begin(self, method: str, path: str, body: bytes | None, timeout: float | None) -> aiohttp.ClientResponse:
+        """A 2xx answer, whose body is still to be read; inside ``our_errors``.
+
+        A connection that was used before may have been closed by the server just when it was used again: then the
+        request is sent again, on another one. Nobody counts that as a retry.
+        """
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
-        return self._session.request(method, self._base_url + path, data=body, timeout=limits)
+        url = self._base_url + path + self._query
+        while True:
+            sent_at = time.monotonic()
+            try:
+                response = await self._session.request(method, url, data=body, timeout=limits, allow_redirects=False)
+                break
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not is_used_again.get() or time.monotonic() - sent_at > STALE_WITHIN_S:
+                    raise
+        if response.status >= 300:
+            try:
+                await self._refuse(response)
+            finally:
+                response.release()
+        return response
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> NoReturn:
+        headers = response.headers
+        if response.status < 400:
+            target = headers.get("Location", "nowhere")
+            raise RequestError(f"{self.where} redirects to {target}: use that as base_url", response.status)
+        through = self._proxy if response.status in OFTEN_A_PROXYS else ""
+        error = error_from_response(response.status, await response.read(), through)
+        error.retry_after_s = retry_after_s(headers.get("Retry-After", ""), headers.get("retry-after-ms", ""))
+        said = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+        error.should_retry = error.should_retry if said is None else said
+        raise error
+
+    def silent(self, timeout: float | None) -> RequestTimeoutError:
+        """The error of a server that has sent nothing for ``timeout`` seconds."""
+        return RequestTimeoutError(f"{self.where} sent nothing for timeout = {timeout or 0:g} s")
 
     @contextlib.contextmanager
-    def our_errors(self, timeout: float | None) -> Iterator[None]:
-        """What aiohttp raises inside, as our errors."""
+    def our_errors(self, timeout: float | None, began: float, *, has_begun: bool = False) -> Iterator[None]:
+        """What aiohttp raises inside, as our errors.
+
+        Args:
+            began: when the request was sent, by time.monotonic().
+            has_begun: whether the answer has.
+        """
         import aiohttp
+
+        def passed() -> str:
+            until = "the answer was whole" if has_begun else "it had answered"
+            return f"before {until}, {time.monotonic() - began:.1f} s after the request"
 
         try:
             yield
@@ -89,11 +147,21 @@ class Client:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
                 message = f"{self.where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
                 raise ServerUnreachableError(message) from exc
-            raise RequestTimeoutError(f"{self.where} sent nothing for timeout = {timeout:g} s") from exc
+            raise self.silent(timeout) from exc
+        except aiohttp.ClientSSLError as exc:
+            error = ServerUnreachableError(
+                f"{self.where} can't be reached by TLS: {exc.os_error or exc}; for a certificate of your own "
+                "authority pass ssl_ca_certs"
+            )
+            error.should_retry = False
+            raise error from exc
+        except aiohttp.ClientHttpProxyError as exc:
+            message = f"{self.where} can't be reached: the proxy answered {exc.status} {exc.message}"
+            raise ServerUnreachableError(message) from None  # aiohttp's shows the proxy's password
         except aiohttp.ClientConnectorError as exc:
             raise ServerUnreachableError(f"{self.where} can't be reached: {exc.os_error or exc}") from exc
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
-            raise ServerConnectionError(f"{self.where} closed the connection before it had answered") from exc
+            raise ServerConnectionError(f"{self.where} closed the connection {passed()}") from exc
         except OSError as exc:  # no socket could be made
             raise ServerUnreachableError(f"{self.where} can't be reached: {exc}") from exc
         except aiohttp.ClientError as exc:
@@ -114,59 +182,83 @@ class Client:
 
 
 class EventStream:
-    """The events of one streamed answer, inside ``async with``. Leaving it early aborts the request in vLLM.
+    """The events of one streamed answer. Closing it early aborts the request in vLLM.
 
     Not an asynchronous generator: a loop that shuts down closes all of those at once, and this one would be in the way
     of the one that reads it.
 
+    Attributes:
+        is_done: ``[DONE]`` has come.
+
     Raises:
-        RequestError: on entering and reading, see errors.py; ServerConnectionError also for an end without ``[DONE]``.
+        RequestError: see errors.py.
     """
 
-    def __init__(self, client: Client, sent: _SentRequest, timeout: float | None) -> None:
+    def __init__(self, client: Client, path: str, body: bytes, timeout: float | None) -> None:
         self._client = client
-        self._sent = sent
+        self._path = path
+        self._body = body
         self._timeout = timeout
+        self._began = time.monotonic()
+        self._response: aiohttp.ClientResponse | None = None
         self._buffer = bytearray()
         self._events: deque[bytes] = deque()
+        self._has_begun = False
+        self.is_done = False
 
-    async def __aenter__(self) -> EventStream:
-        with self._client.our_errors(self._timeout):
-            self._response = await self._sent
-            try:
-                await _refuse_failure(self._response)
-            except BaseException:
-                self._response.release()
-                raise
-        return self
+    async def open(self) -> None:
+        """Send the request; return when the answer begins."""
+        with self._client.our_errors(self._timeout, self._began):
+            self._response = await self._client.begin("POST", self._path, self._body, self._timeout)
 
-    async def __aexit__(self, *_: object) -> None:
-        self._response.release()  # closes the connection, where the answer was not read to its end
+    def close(self) -> None:
+        """Closes the connection too, where the answer was not read to its end."""
+        if self._response is not None:
+            self._response.release()
 
     def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> bytes:
+        assert self._response is not None
         while not self._events:
-            with self._client.our_errors(self._timeout):
+            with self._client.our_errors(self._timeout, self._began, has_begun=self._has_begun):
                 data = await self._response.content.readany()
-            if not data:
-                raise ServerConnectionError(f"{self._client.where} closed the connection in the middle of an answer")
-            self._buffer += data
+                if not self._has_begun and is_a_page(data):
+                    data += await self._response.read()
+                    self._events.append(data)  # a whole answer, or a page: of a server that does not stream
+                    break
+            self._has_begun = True
+            self._buffer += data or b"\n"  # at the end: a last line without its end
             self._events.extend(split_events(self._buffer))
+            if not data and not self._events:
+                raise StopAsyncIteration
         event = self._events.popleft()
         if event == b"[DONE]":
+            self.is_done = True
             raise StopAsyncIteration
         return event
 
 
+def is_a_page(beginning: bytes) -> bool:
+    """True for what begins as JSON or HTML does, where a stream of events was asked for."""
+    return beginning.removeprefix(BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"[", b"<")
+
+
 def split_events(buffer: bytearray) -> Iterable[bytes]:
-    """Take the complete ``data:`` lines out of ``buffer``, without their prefix; comments and blanks are dropped."""
+    """Take the complete lines out of ``buffer``: ``data:`` lines without their prefix; comments and blanks are dropped.
+
+    llama.cpp, up to 2025, has errors in the field ``error:``.
+    """
     while (end := buffer.find(b"\n")) >= 0:
         line = bytes(buffer[:end]).strip()
         del buffer[: end + 1]
+        if line.startswith(BYTE_ORDER_MARK):
+            line = line[3:]
         if line.startswith(b"data:"):
             yield line[5:].lstrip()
+        elif line.startswith(b"error:"):
+            yield b'{"error":' + line[6:] + b"}"
 
 
 def _max_connections() -> int:
@@ -175,30 +267,21 @@ def _max_connections() -> int:
     return 0 if soft == resource.RLIM_INFINITY else max(1, soft // 2)
 
 
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...).
+def retry_after_s(seconds: str, milliseconds: str = "") -> float | None:
+    """Seconds from now that a ``Retry-After`` asks for: a number of them, or a date; None for anything else.
 
-    aiohttp's ``trust_env`` would do this too, but also send what ~/.netrc holds for the host.
+    Args:
+        milliseconds: OpenAI's own header, which is more exact.
     """
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
-
-
-async def _refuse_failure(response: aiohttp.ClientResponse) -> None:
-    if response.status >= 400:
-        error = error_from_response(response.status, await response.read())
-        error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
-        raise error
-
-
-def retry_after_s(header: str) -> float | None:
-    """Seconds from now that a ``Retry-After`` asks for: a number of them, or a date; None for anything else."""
-    if header.strip().isdigit():
-        return float(header)
+    for value, unit in ((milliseconds, 0.001), (seconds, 1.0)):
+        with contextlib.suppress(ValueError):
+            asked = float(value) * unit
+            if 0 <= asked < math.inf:
+                return asked
     try:
-        then = parsedate_to_datetime(header)
+        then = parsedate_to_datetime(seconds)
     except ValueError:
         return None
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
     return max(0.0, then.timestamp() - time.time())

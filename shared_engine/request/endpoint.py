@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
+from shared_engine.request.routes import HEALTH
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -36,9 +37,11 @@ class Endpoint(ABC):
 
     Attributes:
         max_model_len: the server's limit in tokens, once an answer had it; None before.
+        sends_done: whether a stream that ends without ``[DONE]`` was cut off, as vLLM's is.
     """
 
     max_model_len: int | None = None
+    sends_done = False
 
     @abstractmethod
     async def acquire(self) -> Connection:
@@ -51,6 +54,14 @@ class Endpoint(ABC):
     @abstractmethod
     def release(self, connection: Connection) -> None:
         """The request has ended, whether it succeeded or failed."""
+
+    async def check_health(self, client: Client) -> None:
+        """Return if the server of ``client`` is well.
+
+        Raises:
+            RequestError: it is not, or can't be asked.
+        """
+        await client.request("GET", HEALTH, timeout=PROBE_TIMEOUT_S)
 
     @abstractmethod
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:

@@ -31,6 +31,8 @@ ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 class LocalEndpoint(Endpoint):
     """An engine of this machine. Constructing one reads no file and opens nothing."""
 
+    sends_done = True
+
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._policy = keep_policy(settings)

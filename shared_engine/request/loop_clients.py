@@ -12,14 +12,15 @@ from collections.abc import AsyncIterator
 from shared_engine.errors import EngineStartError
 from shared_engine.request.aiohttp_quirks import let_go_in_child
 from shared_engine.request.client import Client
+from shared_engine.request.http_options import DEFAULT, HttpOptions
 from shared_engine.request.threads import in_a_thread
 
 
 class LoopClients:
     """The clients of one server, one for each event loop that uses it; a client never outlives its loop."""
 
-    def __init__(self, base_url: str, socket_path: str | None = None, api_key: str | None = None) -> None:
-        self._arguments = (base_url, socket_path, api_key)
+    def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
+        self._arguments = (base_url, socket_path, options)
         # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
         self._clients: dict[asyncio.AbstractEventLoop, tuple[Client, AsyncIterator[Client]]] = {}
 
@@ -51,25 +52,25 @@ class LoopClients:
             await known[0].close()
 
 
-async def _client_scope(base_url: str, socket_path: str | None, api_key: str | None) -> AsyncIterator[Client]:
-    client = Client(base_url, socket_path, api_key)
+async def _client_scope(base_url: str, socket_path: str | None, options: HttpOptions) -> AsyncIterator[Client]:
+    client = Client(base_url, socket_path, options)
     try:
         yield client
     finally:
         await client.close()
 
 
-_shared: dict[tuple[str, str | None, str | None], LoopClients] = {}
+_shared: dict[tuple[str, str | None, HttpOptions], LoopClients] = {}
 
 
-def loop_clients(base_url: str, socket_path: str | None = None, api_key: str | None = None) -> LoopClients:
+def loop_clients(base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> LoopClients:
     """This process's clients of one server, shared by all objects: frameworks construct and copy models freely."""
-    return _shared.setdefault((base_url, socket_path, api_key), LoopClients(base_url, socket_path, api_key))
+    return _shared.setdefault((base_url, socket_path, options), LoopClients(base_url, socket_path, options))
 
 
 def drop_socket(base_url: str, socket_path: str) -> None:
     """Let go of the connections to a socket nobody will listen on again."""
-    _shared.pop((base_url, socket_path, None), None)
+    _shared.pop((base_url, socket_path, DEFAULT), None)
 
 
 _inherited: list[object] = []

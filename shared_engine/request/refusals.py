@@ -45,6 +45,12 @@ _CONTEXT_LIMIT = re.compile(r"maximum context length (?:is|\() ?(\d+)|max_model_
 _PROMPT_LENGTH = re.compile(r"(?:at least |contains )(\d+) input tokens|Input length \((\d+)\)|(\d+) in the messages")
 _ENGINE_DEAD = ("EngineCore encountered an issue", "EngineDeadError")
 _ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
+_OF_THE_REQUEST = ("invalid_request", "badrequest", "bad_request", "exceed_context", "context_length", "validation")
+# vllm/multimodal/media/connector.py and aiohttp in it: a fault of the address, reported as one of the server's (500).
+NOT_LOADED = re.compile(
+    r"Cannot load local files|must be a subpath of|must be from one of the allowed domains|Failed to fetch media|"
+    r"URL must be either a HTTP, data or file URL|Cannot connect to host|\d{3}, message='[^']*', url='"
+)
 _NO_ROUTE = "Not Found"  # FastAPI's words; for a model that it does not have, vLLM names it
 _NO_BASE64 = ("encoding_format", "base64")  # not vLLM: it has both
 _EMPTY_TEXT = "cannot be empty"
@@ -61,22 +67,33 @@ _WITHOUT = {
 }
 
 
-def error_from_response(status: int, body: bytes) -> RequestError:
-    """The error of an answer with ``status`` 400 or more, with the server's words."""
-    return _error(status, _message(body))
+def error_from_response(status: int, body: bytes, through: str = "") -> RequestError:
+    """The error of an answer with ``status`` 400 or more, with the server's words.
+
+    Args:
+        through: put after them, such as the proxy that the answer came through.
+    """
+    return _error(status, _message(body) + through)
 
 
 def error_in_answer(message: str, code: int | str | None) -> RequestError:
     """The error that came in place of an answer, with HTTP status 200."""
     said = str(code)
-    return _error(int(said) if said.isdigit() else 500, message or "the server gave no reason")
+    if said.isdigit() and 400 <= int(said) < 600:
+        status = int(said)
+    else:
+        status = 400 if any(mark in said.lower() for mark in _OF_THE_REQUEST) else 500
+    return _error(status, message or "the server gave no reason")
 
 
 def _error(status: int, message: str) -> RequestError:
     if status in _BY_STATUS:
         return _BY_STATUS[status](message, status)
     if status >= 500:
-        return ServerError(message, status)
+        failed = ServerError(message, status)
+        if status == 500 and NOT_LOADED.search(message):
+            failed.should_retry = False
+        return failed
     if status in (400, 413, 422) and _has(message, _TOO_LONG):
         return ContextLengthError(message, status, _number(_CONTEXT_LIMIT, message), _number(_PROMPT_LENGTH, message))
     return RequestRejectedError(message, status)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.answers import parse_models
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint
+from shared_engine.request.http_options import HttpOptions
 from shared_engine.request.loop_clients import loop_clients
+from shared_engine.request.routes import MODELS
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 
@@ -17,9 +21,8 @@ class RemoteEndpoint(Endpoint):
 
     def __init__(self, settings: EngineSettings) -> None:
         assert settings.base_url is not None
-        key = settings.api_key.get_secret_value() if settings.api_key else None
         self._base_url = settings.base_url
-        self._clients = loop_clients(settings.base_url, api_key=key)
+        self._clients = loop_clients(settings.base_url, options=http_options(settings))
         self._is_named = settings.model is not None
         self._model = settings.model
         self._times_renamed = 0
@@ -34,11 +37,24 @@ class RemoteEndpoint(Endpoint):
         pass
 
     async def _first_model(self, client: Client) -> str:
-        models = parse_models(await client.request("GET", "/v1/models", timeout=PROBE_TIMEOUT_S))
+        try:
+            models = parse_models(await client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
+        except ModelNotFoundError as exc:
+            message = f"{self._base_url} does not list its models: name one with model=... ({exc.message})"
+            raise ModelNotFoundError(message, exc.status) from exc
         if not models:
             raise RequestError(f"{self._base_url} serves no model")
         name, self.max_model_len = models[0]
         return name
+
+    async def check_health(self, client: Client) -> None:
+        """By /health only where that is vLLM's: LiteLLM's asks all of its models for an answer, others have none."""
+        try:
+            models = parse_models(await client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
+        except ModelNotFoundError:
+            models = None
+        if models is None or any(max_model_len is not None for _, max_model_len in models):
+            await super().check_health(client)
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         if isinstance(error, ModelNotFoundError) and not self._is_named and connection.model in error.message:
@@ -50,7 +66,7 @@ class RemoteEndpoint(Endpoint):
     async def status(self, *, processes: bool) -> EngineInfo:  # noqa: ARG002
         state, message = EngineState.READY, None
         try:
-            await (await self._clients.get()).request("GET", "/health", timeout=PROBE_TIMEOUT_S)
+            await self.check_health(await self._clients.get())
         except RequestError as exc:
             state, message = EngineState.FAILED, str(exc)
         return EngineInfo(state=state, model=self._model, base_url=self._base_url, last_error=message)
@@ -66,3 +82,26 @@ class RemoteEndpoint(Endpoint):
 
     async def close(self) -> None:
         await self._clients.close()
+
+
+def http_options(settings: EngineSettings) -> HttpOptions:
+    """How the settings want a server to be reached."""
+    headers = {}
+    if settings.api_key:
+        headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
+    if settings.basic_auth:
+        headers["Authorization"] = f"Basic {b64encode(settings.basic_auth.get_secret_value().encode()).decode()}"
+    for name, value in (settings.default_headers or {}).items():
+        for taken in [known for known in headers if known.lower() == name.lower()]:
+            del headers[taken]
+        headers[name] = value.get_secret_value()
+    return HttpOptions(
+        headers=tuple(headers.items()),
+        query=tuple((settings.default_query or {}).items()),
+        proxy=settings.proxy,
+        proxy_auth=settings.proxy_auth.get_secret_value() if settings.proxy_auth else None,
+        ssl_verify=settings.ssl_verify,
+        ssl_ca_certs=settings.ssl_ca_certs,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )

@@ -10,9 +10,14 @@ import random
 from shared_engine.errors import EngineBusyError, EngineDiedError, RequestError, ServerConnectionError, VLLMError
 from shared_engine.request.endpoint import AnotherModelError
 
+# What passes: a server or a proxy before it is too busy, is restarted, or timed out (520 to 529: proxies' own numbers).
+PASSING = frozenset((408, 409, 429, 500, 502, 503, 504, *range(520, 525), 529))
 MAX_DEATHS = 1
+MAX_FAULTS = 2
 FIRST_WAIT_S = 0.1
+FIRST_WAIT_WHERE_REFUSED_S = 0.5
 MAX_WAIT_S = 8.0
+MAX_ASKED_S = 120.0
 
 
 class Retry:
@@ -26,25 +31,39 @@ class Retry:
         self._max_retries = max_retries
         self._retries = 0
 
-    def wait_s(self, error: VLLMError) -> float | None:
+    def wait_s(self, error: VLLMError, left_s: float | None = None) -> float | None:
         """Seconds until the next try after ``error``; None where there is none, and the error is the caller's.
 
         Doubled each time, and never the same for two requests: many that were refused together must not come back
-        together. A server that says when to come (Retry-After) is not asked before; but nobody waits longer than
-        MAX_WAIT_S.
+        together. A server that says when to come (Retry-After) is not asked before; where that is more than
+        MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all.
         """
-        # A request that kills the engine must not do so again and again.
-        limit = min(MAX_DEATHS, self._max_retries) if isinstance(error, EngineDiedError) else self._max_retries
-        if not is_retryable(error) or self._retries >= limit:
+        if self._retries >= self._limit(error):
             return None
-        backoff = min(FIRST_WAIT_S * 2.0 ** min(self._retries, 10), MAX_WAIT_S)
-        self._retries += 1
+        refused = isinstance(error, RequestError) and error.status is not None
+        first_s = FIRST_WAIT_WHERE_REFUSED_S if refused else FIRST_WAIT_S
+        backoff = min(first_s * 2.0 ** min(self._retries, 10), MAX_WAIT_S)
         asked = (error.retry_after_s or 0.0) if isinstance(error, RequestError) else 0.0
-        return min(asked + backoff * random.uniform(0.5, 1), MAX_WAIT_S)
+        wait_s = asked + backoff * random.uniform(0.5, 1)
+        if asked > MAX_ASKED_S or (left_s is not None and wait_s >= left_s):
+            return None
+        self._retries += 1
+        return wait_s
+
+    def _limit(self, error: VLLMError) -> int:
+        if not is_retryable(error):
+            return 0
+        if isinstance(error, EngineDiedError):  # a request that kills the engine must not do so again and again
+            return min(MAX_DEATHS, self._max_retries)
+        if isinstance(error, RequestError) and error.status == 500:  # a fault of the server's, which may be for good
+            return min(MAX_FAULTS, self._max_retries)
+        return self._max_retries
 
 
 def is_retryable(error: VLLMError) -> bool:
-    """True when trying again can help."""
+    """True when trying again can help; where the server says so itself (x-should-retry), that holds."""
+    if isinstance(error, RequestError) and error.should_retry is not None:
+        return error.should_retry
     if isinstance(error, (ServerConnectionError, EngineDiedError, EngineBusyError, AnotherModelError)):
         return True
-    return isinstance(error, RequestError) and error.status in (429, 503)
+    return isinstance(error, RequestError) and error.status in PASSING

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NoReturn, TypeVar
 
-from shared_engine.errors import ContextLengthError, InvalidInputError, RequestError, VLLMError
+from shared_engine.errors import (
+    ContextLengthError,
+    InvalidInputError,
+    ModelNotFoundError,
+    RequestError,
+    ServerConnectionError,
+    VLLMError,
+)
 from shared_engine.request import answers
 from shared_engine.request.bodies import Request, prompt_tokens_request
+from shared_engine.request.client import EventStream
+from shared_engine.request.deadline import Deadline
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
+from shared_engine.request.patience import Patience, WorkWatch
 from shared_engine.request.refusals import explain_missing_route
 from shared_engine.request.retry import Retry
-from shared_engine.request.routes import HEALTH, METRICS, MODELS
+from shared_engine.request.routes import METRICS, MODELS
+from shared_engine.request.streams import ChunkReader
 from shared_engine.results import GenerationChunk, GenerationResult
 from shared_engine.runtime.metrics import totals
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+A_SERVER = "a server that is ready"
+TOLD_FROM_S = 1.0
+
+
+def say_waiting(error: VLLMError, wait_s: float) -> None:
+    """In the log, where a caller would wonder what is going on."""
+    if wait_s >= TOLD_FROM_S:
+        logger.info("tried again in %.0f s: %s", wait_s, error)
 
 
 class Requests:
@@ -46,7 +68,7 @@ class Requests:
             except RequestError as exc:
                 await self._raise(exc, connection, request)
 
-        return await self._with_connection(call)
+        return await self._with_connection(call, Deadline(request.timeout))
 
     async def stream(self, request: Request) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this ends the request, and gives its lease back, before it returns.
@@ -54,29 +76,48 @@ class Requests:
         It is the only asynchronous generator of a stream. With one inside another, a loop that shuts down would close
         both at once, and the garbage collector would end the inner one after the lease.
         """
-        retry = Retry(self._max_retries)
+        retry, deadline = Retry(self._max_retries), Deadline(request.timeout)
         while True:
             has_reached_caller = False
             try:
-                connection = await self.endpoint.acquire()
+                connection = await deadline.wait(A_SERVER, self.endpoint.acquire())
                 try:
-                    reader = answers.ChunkReader()
-                    body = await self._body(request, connection)
-                    async with connection.client.stream(request.path, body, self._timeout) as events:
-                        async for event in events:
+                    reader = ChunkReader()
+                    where = connection.client.where
+                    body = await deadline.wait(f"an answer from {where}", self._body(request, connection))
+                    events = connection.client.stream(request.path, body, self._timeout)
+                    try:
+                        await deadline.wait(f"an answer from {where}", events.open())
+                        async for event in deadline.over(f"more of the answer from {where}", events):
                             for chunk in reader.chunks(event):
                                 has_reached_caller = True
                                 yield chunk
+                    finally:
+                        events.close()
+                    self._check_whole(reader, events, where)
+                    usage = reader.usage()
+                    if usage is not None:
+                        yield usage
                     return
                 except RequestError as exc:
+                    if deadline.is_over:
+                        raise
                     await self._raise(exc, connection, request)
                 finally:
                     self.endpoint.release(connection)
             except VLLMError as exc:
-                wait_s = None if has_reached_caller else retry.wait_s(exc)
+                wait_s = None if has_reached_caller else retry.wait_s(exc, deadline.left_s)
                 if wait_s is None:
                     raise
+                say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
+
+    def _check_whole(self, reader: ChunkReader, events: EventStream, where: str) -> None:
+        missing = reader.missing()
+        if missing is None and self.endpoint.sends_done and not events.is_done:
+            missing = "[DONE] did not come"
+        if missing is not None:
+            raise ServerConnectionError(f"{where} ended the answer before it was whole: {missing}")
 
     async def count_tokens(self, request: Request) -> int:
         """How many tokens a ``/tokenize`` request has."""
@@ -87,37 +128,50 @@ class Requests:
 
         async def call(connection: Connection) -> None:
             try:
-                await connection.client.request("GET", HEALTH, timeout=PROBE_TIMEOUT_S)
+                await self.endpoint.check_health(connection.client)
             except RequestError as exc:
                 await self._raise(exc, connection)
 
-        await self._with_connection(call)
+        await self._with_connection(call, Deadline(None))
 
     async def metrics(self) -> dict[str, float]:
-        """vLLM's metrics, read without a lease; empty if no server is up."""
+        """vLLM's metrics, read without a lease; empty if no server is up, or one that has none."""
         client = await self.endpoint.observer_client()
         if client is None:
             return {}
-        return totals((await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode())
+        try:
+            return totals((await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode(errors="replace"))
+        except ModelNotFoundError:
+            return {}
 
-    async def _with_connection(self, call: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _with_connection(self, call: Callable[[Connection], Awaitable[T]], deadline: Deadline) -> T:
         retry = Retry(self._max_retries)
         while True:
             try:
-                connection = await self.endpoint.acquire()
+                connection = await deadline.wait(A_SERVER, self.endpoint.acquire())
                 try:
-                    return await call(connection)
+                    return await deadline.wait(f"an answer from {connection.client.where}", call(connection))
                 finally:
                     self.endpoint.release(connection)
             except VLLMError as exc:
-                wait_s = retry.wait_s(exc)
+                wait_s = retry.wait_s(exc, deadline.left_s)
                 if wait_s is None:
                     raise
+                say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
 
     async def _post(self, request: Request, connection: Connection) -> bytes:
         body = await self._body(request, connection)
-        return await connection.client.request("POST", request.path, body, self._timeout)
+        client = connection.client
+        if self._timeout is None:
+            return await client.request("POST", request.path, body)
+        try:
+            async with Patience(self._timeout, WorkWatch(client).is_working):
+                return await client.request("POST", request.path, body)
+        except TimeoutError as exc:
+            if isinstance(exc, VLLMError):
+                raise
+            raise client.silent(self._timeout) from exc
 
     async def _body(self, request: Request, connection: Connection) -> bytes:
         limit = await self._server_limit(connection) if request.needs_max_tokens else None

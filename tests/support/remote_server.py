@@ -25,6 +25,10 @@ def chat_answer(text: str = "Hi", finish_reason: str = "stop") -> dict[str, Any]
     }
 
 
+async def no_such_route(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPNotFound
+
+
 class RemoteServer:
     """Answers requests for text, chat, embeddings and scores with ``handler``; the rest as vLLM would.
 
@@ -34,10 +38,12 @@ class RemoteServer:
     def __init__(self) -> None:
         self.url = ""
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.queries: list[dict[str, str]] = []
         self.aborted = threading.Event()
         self.counts_tokens = True
         self.models: list[dict[str, Any]] = [{"id": "served", "max_model_len": 2048}]
         self.handler: Handler = self.answer
+        self.metrics: Handler = no_such_route
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(chat_answer())
@@ -63,8 +69,9 @@ class RemoteServer:
         async def handler(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
-            for text in texts:
-                choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+            for position, text in enumerate(texts or [""]):
+                is_last = then == "done" and position + 1 >= len(texts)
+                choice = {"index": 0, "delta": {"content": text}, "finish_reason": "stop" if is_last else None}
                 event = {"id": "c", "model": "served", "choices": [choice]}
                 await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             if then == "cut":
@@ -83,6 +90,7 @@ class RemoteServer:
 
     async def _recorded(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((dict(request.headers), await request.json()))
+        self.queries.append(dict(request.query))
         return await self.handler(request)
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
@@ -98,6 +106,9 @@ class RemoteServer:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response()
 
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        return await self.metrics(request)
+
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._recorded)
@@ -107,6 +118,7 @@ class RemoteServer:
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         return app
 
 

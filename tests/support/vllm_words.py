@@ -71,7 +71,7 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
     "media": (
         *map(re.escape, (media_errors._TEXT_ONLY, media_errors._RAISABLE)),
         media_errors._TOO_MANY.pattern,
-        media_errors._NOT_LOADED.pattern,
+        refusals.NOT_LOADED.pattern,
         media_errors._NOT_UNDERSTOOD.pattern,
         media_errors._NOT_KNOWN.pattern,
     ),

@@ -18,6 +18,7 @@ from shared_engine import (
     GenerationResult,
     InvalidInputError,
     ModelNotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     RequestRejectedError,
     RequestTimeoutError,
@@ -25,6 +26,7 @@ from shared_engine import (
     ServerError,
     ServerUnreachableError,
 )
+from shared_engine.request import retry
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -34,6 +36,11 @@ HELLO = [{"role": "user", "content": "Hello"}]
 def server() -> Iterator[RemoteServer]:
     with running_server() as server:
         yield server
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
 
 
 def test_an_answer_and_what_was_sent(server: RemoteServer) -> None:
@@ -46,23 +53,35 @@ def test_an_answer_and_what_was_sent(server: RemoteServer) -> None:
     assert b"s3cret" not in pickle.dumps(engine)
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("status", "kind", "tries"),
     [
         (400, RequestRejectedError, 1),
         (401, AuthenticationError, 1),
+        (403, PermissionDeniedError, 1),
         (404, ModelNotFoundError, 1),
+        (408, RequestRejectedError, 3),
+        (409, RequestRejectedError, 3),
+        (413, RequestRejectedError, 1),
+        (422, RequestRejectedError, 1),
         (429, RateLimitError, 3),
-        (500, ServerError, 1),
+        (500, ServerError, 3),
+        (501, ServerError, 1),
+        (502, ServerError, 3),
         (503, ServerError, 3),
+        (504, ServerError, 3),
+        (529, ServerError, 3),
     ],
 )
 def test_a_refusal_is_typed_and_retried_only_where_it_may_pass(
-    server: RemoteServer, status: int, kind: type[Exception], tries: int
+    server: RemoteServer, status: int, kind: type[Exception], tries: int, stream: bool, no_waiting: None
 ) -> None:
     server.fails(status, message="the server's own words")
+    engine = Engine(base_url=server.url, max_retries=2)
+    ask = engine.stream_chat if stream else engine.chat
     with pytest.raises(kind, match="the server's own words"):
-        Engine(base_url=server.url, max_retries=2).chat(HELLO)
+        tuple(ask(HELLO))  # type: ignore[arg-type]
     assert len(server.requests) == tries
 
 

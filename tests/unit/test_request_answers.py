@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from shared_engine import ServerConnectionError, ServerError, ToolCall, ToolCallDelta
-from shared_engine.request.answers import ChunkReader, parse_event, parse_result
+from shared_engine.request.answers import parse_result
 from shared_engine.request.refusals import says_engine_died
+from shared_engine.request.streams import ChunkReader
 
 
 def answer(choice: dict[str, Any], **fields: Any) -> bytes:
@@ -56,19 +57,22 @@ def test_the_chunks_of_a_stream() -> None:
         return json.dumps({"id": "c", "model": "m", **fields}).encode()
 
     delta = {"content": None, "tool_calls": [{"index": 1, "id": "x", "function": {"name": "add", "arguments": ""}}]}
-    (chunk,) = parse_event(event(choices=[{"index": 0, "delta": delta, "finish_reason": None}]))
+    reader = ChunkReader()
+    (chunk,) = reader.chunks(event(choices=[{"index": 0, "delta": delta, "finish_reason": None}]))
     assert chunk.tool_calls == (ToolCallDelta(index=1, id="x", name="add", arguments=""),)
-    (chunk,) = parse_event(event(choices=[{"index": 2, "text": "Hi", "finish_reason": "stop"}]))
+    (chunk,) = reader.chunks(event(choices=[{"index": 2, "text": "Hi", "finish_reason": "stop"}]))
     assert (chunk.text, chunk.index, chunk.finish_reason, chunk.usage) == ("Hi", 2, "stop", None)
-    (chunk,) = parse_event(event(choices=[], usage={"prompt_tokens": 4, "completion_tokens": 2}))
-    assert chunk.usage is not None
-    assert chunk.usage.total_tokens == 6
+    assert list(reader.chunks(event(choices=[], usage={"prompt_tokens": 4, "completion_tokens": 2}))) == []
+    last = reader.usage()
+    assert last is not None
+    assert last.usage is not None
+    assert last.usage.total_tokens == 6
 
 
 def test_an_error_in_a_stream_is_raised() -> None:
     data = b'{"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}}'
     with pytest.raises(ServerError, match="EngineCore") as caught:
-        parse_event(data)
+        list(ChunkReader().chunks(data))
     assert says_engine_died(caught.value)
 
 
@@ -81,9 +85,11 @@ def test_a_count_of_no_reasoning_is_not_believed_where_there_is_some() -> None:
     details = {"reasoning_tokens": 0}
     usage = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": details}
     message = {"role": "assistant", "content": "Hi", "reasoning": "Think"}
-    assert parse_result(answer({"message": message}, usage=usage)).usage.reasoning_tokens is None
+    assert (
+        parse_result(answer({"message": message, "finish_reason": "stop"}, usage=usage)).usage.reasoning_tokens is None
+    )
     details["reasoning_tokens"] = 5
-    assert parse_result(answer({"message": message}, usage=usage)).usage.reasoning_tokens == 5
+    assert parse_result(answer({"message": message, "finish_reason": "stop"}, usage=usage)).usage.reasoning_tokens == 5
 
 
 def test_a_streams_reader_drops_empty_chunks_and_false_counts() -> None:
@@ -95,9 +101,11 @@ def test_a_streams_reader_drops_empty_chunks_and_false_counts() -> None:
         {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 0}}},
     ]
     chunks = [chunk for event in events for chunk in reader.chunks(json.dumps(event).encode())]
-    assert [(chunk.reasoning, chunk.text) for chunk in chunks] == [("Think", ""), (None, "Hi"), (None, "")]
-    assert chunks[-1].usage is not None
-    assert chunks[-1].usage.reasoning_tokens is None
+    assert [(chunk.reasoning, chunk.text) for chunk in chunks] == [("Think", ""), (None, "Hi")]
+    last = reader.usage()
+    assert last is not None
+    assert last.usage is not None
+    assert last.usage.reasoning_tokens is None
 
 
 def test_an_answer_that_the_server_cut_off_is_an_error() -> None:

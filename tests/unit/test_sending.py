@@ -12,6 +12,7 @@ from email.utils import formatdate
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
 from shared_engine import (
     Engine,
@@ -45,6 +46,7 @@ class LeasedEndpoint:
     """Counts its leases, as a local endpoint would hold them."""
 
     max_model_len: int | None = None
+    sends_done = True
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -66,6 +68,8 @@ class LeasedEndpoint:
 
 class ScriptedClient:
     """Answers each request with the next of its script, and keeps what was sent."""
+
+    where = "http://scripted"
 
     def __init__(self, *script: bytes | Exception) -> None:
         self._script = list(script)
@@ -119,16 +123,28 @@ async def test_an_error_is_explained_by_the_endpoint_and_raised_from_what_the_se
 # ---- Retry-After
 
 
-@pytest.mark.parametrize(("header", "asked"), [("2", 2), (" 0 ", 0), ("Sat, 01 Jan 2000 00:00:00 GMT", 0)])
-def test_a_retry_after_is_seconds_or_a_date(header: str, asked: float) -> None:
-    assert retry_after_s(header) == asked
+@pytest.mark.parametrize(
+    ("header", "milliseconds", "asked"),
+    [
+        ("2", "", 2),
+        (" 0 ", "", 0),
+        ("1.5", "", 1.5),
+        ("Sat, 01 Jan 2000 00:00:00 GMT", "", 0),
+        ("Sat, 01 Jan 2000 00:00:00 -0000", "", 0),
+        ("2", "1500", 1.5),
+        ("2", "soon", 2),
+        ("", "250", 0.25),
+    ],
+)
+def test_a_retry_after_is_seconds_milliseconds_or_a_date(header: str, milliseconds: str, asked: float) -> None:
+    assert retry_after_s(header, milliseconds) == asked
 
 
 def test_a_date_to_come_and_what_is_no_retry_after() -> None:
     asked = retry_after_s(formatdate(time.time() + 60, usegmt=True))
     assert asked is not None
     assert 55 < asked <= 60
-    assert [retry_after_s(header) for header in ("", "soon", "-1", "1.5")] == [None] * 4
+    assert [retry_after_s(header) for header in ("", "soon", "-1", "inf", "nan")] == [None] * 5
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -219,4 +235,24 @@ async def test_a_stream_that_ends_holds_no_lease(server: RemoteServer, end: str)
     except ServerConnectionError:
         assert end == "cut"
     assert endpoint.held == 0
+    await client.close()
+
+
+async def test_of_an_engine_of_ours_done_must_come(server: RemoteServer) -> None:
+    """vLLM sends it after the usage: without it the answer was cut off there."""
+
+    async def without_done(request: web.Request) -> web.Response:
+        choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}
+        return web.Response(text=f"data: {json.dumps({'choices': [choice]})}\n\n", content_type="text/event-stream")
+
+    server.handler = without_done
+    endpoint, stream, client = await begun_stream(server.url)
+    with pytest.raises(ServerConnectionError, match=r"\[DONE\] did not come"):
+        await anext(stream)
+    assert [str(error) for error in endpoint.explained] == [
+        f"{server.url} ended the answer before it was whole: [DONE] did not come"
+    ]
+    assert endpoint.held == 0
+    endpoint.sends_done = False
+    assert [chunk.text async for chunk in requests_to(endpoint).stream(STREAM)] == ["a"]
     await client.close()

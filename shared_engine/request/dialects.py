@@ -1,0 +1,204 @@
+"""JSON of other servers with OpenAI's protocol, and of older vLLM -> the form that answers.py reads. Pure.
+
+Only what its typed reader refuses comes here: a value that is null, of another type or elsewhere. What a field means is
+taken from the sources of SGLang, llama.cpp, TGI, LiteLLM, Ollama and OpenRouter's documentation; the servers of
+tests/support/dialects.py speak as they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+Json = Mapping[str, Any]
+
+
+def answer_of(data: Any) -> dict[str, Any]:
+    """An answer or a chunk of one, in the form of ``answers._Answer``."""
+    raw = _mapping(data)
+    return {
+        "id": text_of(raw.get("id")) or "",
+        "model": text_of(raw.get("model")) or "",
+        "choices": [_choice_of(_mapping(each), position) for position, each in enumerate(_list(raw.get("choices")))],
+        "usage": _usage_of(raw.get("usage")),
+    }
+
+
+def error_of(data: Any) -> tuple[str, str | None] | None:
+    """Message and code of the error that stands in an answer's place: an object, a text, or all of it; else None."""
+    raw = _mapping(data)
+    error = raw.get("error")
+    if not error:
+        choices = [_mapping(each) for each in _list(raw.get("choices"))]
+        error = next((each["error"] for each in choices if each.get("error")), None)
+    if not error and (raw.get("object") == "error" or (not raw.get("choices") and raw.get("message"))):
+        error = raw
+    if not error:
+        return None
+    if not isinstance(error, Mapping):
+        return text_of(error) or "", text_of(raw.get("code") or raw.get("error_type"))
+    code = next((error[name] for name in ("code", "status", "status_code", "type") if error.get(name)), None)
+    said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
+    return text_of(said) or "", text_of(code)
+
+
+def _choice_of(raw: Json, position: int) -> dict[str, Any]:
+    reason = raw.get("finish_reason")
+    if isinstance(reason, Mapping):
+        reason = reason.get("type")
+    stop = raw.get("stop_reason")
+    message, delta = raw.get("message"), raw.get("delta")
+    logprobs = raw.get("logprobs")
+    return {
+        "index": whole_of(raw.get("index"), position),
+        "text": text_of(raw.get("text")),
+        "message": None if message is None else _message_of(message),
+        "delta": None if delta is None else _message_of(delta),
+        "finish_reason": text_of(reason),
+        "stop_reason": stop if isinstance(stop, (str, int)) else None,
+        "logprobs": logprobs if isinstance(logprobs, dict) else None,
+    }
+
+
+def _message_of(value: Any) -> dict[str, Any]:
+    raw = {"content": value} if isinstance(value, str) else _mapping(value)
+    calls = raw.get("tool_calls")
+    if isinstance(calls, Mapping):  # TGI streams one call, without a list around it
+        calls = [calls]
+    return {
+        "content": text_of(raw.get("content")),
+        "reasoning": text_of(raw.get("reasoning")) or _thinking_in(raw.get("content")),
+        "reasoning_content": text_of(raw.get("reasoning_content")),
+        "reasoning_text": text_of(raw.get("reasoning_text")),
+        "tool_calls": [_call_of(_mapping(each)) for each in _list(calls)],
+    }
+
+
+def _call_of(raw: Json) -> dict[str, Any]:
+    function = _mapping(raw.get("function") or raw)
+    arguments = function.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        arguments = msgspec.json.encode(arguments).decode()
+    index = whole_of(raw.get("index"), -1)
+    return {
+        "id": text_of(raw.get("id")),
+        "index": None if index < 0 else index,
+        "function": {"name": text_of(function.get("name")), "arguments": arguments},
+    }
+
+
+def _usage_of(value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, Mapping):
+        return None
+    prompt, completion = (_mapping(value.get(f"{part}_tokens_details")) for part in ("prompt", "completion"))
+    return {
+        "prompt_tokens": whole_of(value.get("prompt_tokens"), 0),
+        "completion_tokens": whole_of(value.get("completion_tokens"), 0),
+        "prompt_tokens_details": {"cached_tokens": _whole_or_none(prompt.get("cached_tokens"))},
+        "completion_tokens_details": {"reasoning_tokens": _whole_or_none(completion.get("reasoning_tokens"))},
+        "reasoning_tokens": _whole_or_none(value.get("reasoning_tokens")),
+    }
+
+
+def embeddings_of(data: Any) -> dict[str, Any]:
+    """Vectors, in the form of ``answers._Embeddings``: also as a bare list, or each within a list of its own."""
+    raw = {"data": data} if isinstance(data, list) else _mapping(data)
+    vectors = []
+    for position, each in enumerate(_list(raw.get("data") or raw.get("embeddings"))):
+        item = each if isinstance(each, Mapping) else {"embedding": each}
+        vector = item.get("embedding")
+        while isinstance(vector, list) and len(vector) == 1 and isinstance(vector[0], list):
+            vector = vector[0]
+        vectors.append({"embedding": vector, "index": whole_of(item.get("index"), position)})
+    return {**_head(raw), "data": vectors}
+
+
+def reranked_of(data: Any) -> dict[str, Any]:
+    """Scores, in the form of ``answers._Reranked``: also as a bare list, or under the name ``score``."""
+    raw = {"results": data} if isinstance(data, list) else _mapping(data)
+    results = []
+    for each in _list(raw.get("results") or raw.get("data")):
+        item = _mapping(each)
+        score = item.get("relevance_score", item.get("score"))
+        results.append({"index": whole_of(item.get("index"), -1), "relevance_score": _float_of(score)})
+    return {**_head(raw), "results": results}
+
+
+def models_of(data: Any) -> list[tuple[str, int | None]]:
+    """Names and limits of a server's models, from any of the forms in which servers list them."""
+    raw = {"data": data} if isinstance(data, list) else _mapping(data)
+    models = []
+    for each in _list(raw.get("data") or raw.get("models")):
+        item = {"id": each} if isinstance(each, str) else _mapping(each)
+        name = next((text_of(item[key]) for key in ("id", "name", "model") if item.get(key)), None)
+        if name:
+            models.append((name, _limit_of(item)))
+    return models
+
+
+def _limit_of(model: Json) -> int | None:
+    places = (model, _mapping(model.get("meta")))
+    names = ("max_model_len", "context_length", "max_context_length", "n_ctx")
+    limits = (whole_of(place.get(name), 0) for place in places for name in names)
+    return next((limit for limit in limits if limit > 0), None)
+
+
+def _head(raw: Json) -> dict[str, Any]:
+    return {"model": text_of(raw.get("model")) or "", "usage": _usage_of(raw.get("usage"))}
+
+
+# ---- values
+
+
+def text_of(value: Any) -> str | None:
+    """A text: of a number its digits, of a list of content parts the text in them; None for what is none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_text_in(part) for part in value)
+    if isinstance(value, Mapping):
+        return _text_in(value) or msgspec.json.encode(value).decode()
+    return str(value)
+
+
+def _text_in(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    text = _mapping(part).get("text")
+    return text if isinstance(text, str) else ""
+
+
+def _thinking_in(content: Any) -> str | None:
+    """The reasoning among content parts, which have it as ``{"type": "thinking", "thinking": ...}``."""
+    parts = [_mapping(part).get("thinking") for part in content] if isinstance(content, list) else []
+    return "".join(text_of(part) or "" for part in parts) or None
+
+
+def whole_of(value: Any, otherwise: int) -> int:
+    """A whole number, also from a text; ``otherwise`` for what is none."""
+    number = _whole_or_none(value)
+    return otherwise if number is None else number
+
+
+def _whole_or_none(value: Any) -> int | None:
+    number = _float_of(value)
+    return int(number) if number is not None and number == number // 1 else None
+
+
+def _float_of(value: Any) -> float | None:
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _mapping(value: Any) -> Json:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,81 @@
+"""How long an answer in one piece is waited for: as long as the server works, and not much longer.
+
+vLLM sends nothing of such an answer before it is whole, so silence alone says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+from shared_engine.errors import RequestError
+from shared_engine.request.client import Client
+from shared_engine.request.routes import METRICS
+from shared_engine.supervisor.hangs import read_activity
+
+LOOK_TIMEOUT_S = 2.0
+logger = logging.getLogger(__name__)
+
+
+class Patience:
+    """What runs inside ``async with`` is cancelled, with a TimeoutError, when nobody works on it any more.
+
+    Args:
+        timeout: ``is_working`` is asked after so many seconds, and again each time so many have passed.
+    """
+
+    def __init__(self, timeout: float, is_working: Callable[[], Awaitable[bool]]) -> None:
+        self._timeout = timeout
+        self._is_working = is_working
+        self._limit = asyncio.timeout(None)
+        self._asking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._limit.__aenter__()
+        # A timer, not a task: most answers come in time.
+        self._timer = self._loop.call_later(self._timeout, self._begin_asking)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+        await self._limit.__aexit__(kind, error, traceback)
+
+    def _begin_asking(self) -> None:
+        self._asking = self._loop.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while await self._is_working():
+            await asyncio.sleep(self._timeout)
+        self._limit.reschedule(self._loop.time())
+
+
+class WorkWatch:
+    """Whether the server of ``client`` works, by vLLM's metrics; False where it has none.
+
+    It does if it has requests, and has made steps since it was looked at before.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._steps: float | None = None
+
+    async def is_working(self) -> bool:
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                text = (await self._client.request("GET", METRICS)).decode(errors="replace")
+        except (RequestError, TimeoutError):
+            return False
+        activity = read_activity(text)
+        steps = sum(activity.steps.values())
+        has_moved = self._steps is None or steps > self._steps
+        self._steps = steps
+        works = has_moved and sum(activity.requests.values()) > 0
+        if works:
+            logger.info("%s has not answered yet, but works; the wait goes on", self._client.where)
+        return works

@@ -1,0 +1,179 @@
+"""The events of one streamed answer -> chunks; and whether they are all of it. Pure.
+
+An answer is whole when each choice that began has its finish reason. Of an engine of ours ``[DONE]`` must follow, which
+vLLM sends after the usage; other servers leave it out, and end the HTTP message properly instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from shared_engine.errors import ServerConnectionError
+from shared_engine.request.answers import (
+    NOT_FINISHED,
+    AnyAnswer,
+    AnyChoice,
+    ToolPiece,
+    Usage,
+    decode_answer,
+    new_call_id,
+    stopped,
+    usage_of,
+    without_false_zero,
+)
+from shared_engine.results import GenerationChunk, ToolCallDelta
+
+
+class ChunkReader:
+    """The chunks of one streamed answer, event by event, and at its end the usage."""
+
+    def __init__(self) -> None:
+        self._begun: set[int] = set()
+        self._finished: set[int] = set()
+        self._has_reasoning = False
+        self._calls: dict[int, _Calls] = {}
+        self._usage: Usage | None = None
+        self._head: tuple[str, str] = ("", "")
+        self._part = b""
+
+    def chunks(self, event: bytes) -> Iterator[GenerationChunk]:
+        """Those of one ``data:`` line; none of a keep-alive, or one that says nothing.
+
+        Raises:
+            RequestError: it is an error in an answer's place, or the server's end cut the answer off.
+        """
+        answer = self._answer(event)
+        if answer is None:
+            return
+        if answer.usage is not None:  # of all that come the last one counts: some servers send it in every chunk
+            self._usage, self._head = answer.usage, (answer.id, answer.model)
+        for choice in answer.choices:
+            self._begun.add(choice.index)
+            if choice.finish_reason:
+                if choice.finish_reason in NOT_FINISHED:
+                    raise stopped(choice.finish_reason, event)
+                self._finished.add(choice.index)
+            chunk = self._chunk(choice, answer)
+            self._has_reasoning = self._has_reasoning or bool(chunk.reasoning)
+            if not chunk.is_empty:
+                yield chunk
+
+    def usage(self) -> GenerationChunk | None:
+        """The last chunk, which has the usage; None where the server sent none."""
+        usage = usage_of(self._usage)
+        if usage is None:
+            return None
+        if self._has_reasoning:
+            usage = without_false_zero(usage)
+        return GenerationChunk(usage=usage, request_id=self._head[0], model=self._head[1])
+
+    def missing(self) -> str | None:
+        """What the stream, which has ended, should have had to be a whole answer; None if it is one."""
+        if self._part:
+            return f"the last event ends in the middle: {self._part[:80]!r}"
+        if not self._begun:
+            return "nothing of an answer came"
+        unfinished = sorted(self._begun - self._finished)
+        return f"choice {unfinished[0]} has no finish_reason" if unfinished else None
+
+    def _answer(self, event: bytes) -> AnyAnswer | None:
+        """None where ``event`` is only the beginning of one: several ``data:`` lines may be one event."""
+        data = self._part + b"\n" + event if self._part else event
+        if not data:
+            return None
+        try:
+            answer = decode_answer(data)
+        except ServerConnectionError:
+            self._part = data
+            return None
+        self._part = b""
+        return answer
+
+    def _chunk(self, choice: AnyChoice, answer: AnyAnswer) -> GenerationChunk:
+        said = choice.said
+        return GenerationChunk(
+            text=said.content or "",
+            index=choice.index,
+            finish_reason=choice.finish_reason or None,
+            stop_reason=choice.stop_reason,
+            tool_calls=self._deltas(choice.index, said.tool_calls) if said.tool_calls else (),
+            reasoning=said.thought,
+            logprobs=choice.logprobs,
+            request_id=answer.id,
+            model=answer.model,
+        )
+
+    def _deltas(self, index: int, pieces: list[ToolPiece]) -> tuple[ToolCallDelta, ...]:
+        calls = self._calls.setdefault(index, _Calls())
+        return tuple(delta for piece in pieces for delta in calls.deltas(piece))
+
+
+class _Call:
+    """One tool call, as far as it came."""
+
+    def __init__(self, index: int, id: str, name: str | None) -> None:
+        self.index = index
+        self.id = id
+        self.name = name or ""
+        self.arguments = ""
+        self.successor: tuple[str, str | None] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        try:
+            return isinstance(msgspec.json.decode(self.arguments), dict)
+        except msgspec.DecodeError:
+            return False
+
+
+class _Calls:
+    """The tool calls of one choice, from pieces that may lack their index and their id, or repeat another call's index.
+
+    Each call is given one index, one id, and its name once, which is what the frameworks add up.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
+
+    def deltas(self, piece: ToolPiece) -> Iterator[ToolCallDelta]:
+        name, arguments = piece.function.name, piece.function.arguments
+        call = self._call_of(piece)
+        if call is not None and piece.id and piece.id != call.id and name and call.is_whole:
+            # Another call under the index of this one; unless nothing follows: vLLM before 0.9 sent name and a new id
+            # with each piece of a call.
+            call.successor = (piece.id, name)
+        if call is not None and call.successor is not None and arguments:
+            call = self._new(piece.index, *call.successor)
+            yield ToolCallDelta(index=call.index, id=call.id, name=call.name, arguments=arguments)
+        elif call is None:
+            call = self._new(piece.index, piece.id, name)
+            yield ToolCallDelta(index=call.index, id=call.id, name=name, arguments=arguments)
+        else:
+            is_new_name = bool(name) and not call.arguments and name != call.name
+            call.name += (name or "") if is_new_name else ""
+            if arguments or is_new_name:
+                yield ToolCallDelta(index=call.index, name=name if is_new_name else None, arguments=arguments)
+        call.arguments += arguments or ""
+
+    def _call_of(self, piece: ToolPiece) -> _Call | None:
+        """The call that ``piece`` goes on with; None where it begins one."""
+        if piece.index is not None:
+            return self._by_index.get(piece.index)
+        if piece.id:
+            return next((call for call in self._calls if call.id == piece.id), None)
+        last = self._calls[-1] if self._calls else None
+        goes_on = last is not None and (
+            not piece.function.name or (piece.function.name == last.name and not last.is_whole)
+        )
+        return last if goes_on else None
+
+    def _new(self, index: int | None, id: str | None, name: str | None) -> _Call:
+        taken = [call.index for call in self._calls]
+        own = index if index is not None and index not in taken else max(taken, default=-1) + 1
+        call = _Call(own, id or new_call_id(), name)
+        self._calls.append(call)
+        self._by_index[own if index is None else index] = call
+        return call
