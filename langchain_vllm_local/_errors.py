@@ -4,6 +4,7 @@ Each class here has the name of the one it stands for, so code that catches shar
 langchain_core's, keeps working:
 
     shared_engine.errors                        langchain_core.exceptions
+    SettingsError                               ModelError
     InvalidInputError                           ModelInvalidRequestError
     LengthFinishReasonError                     OutputParserException
     EngineStartError, EngineNotInstalledError   ModelConnectionError
@@ -23,7 +24,9 @@ langchain_core's, keeps working:
     ModelNotFoundError                          ModelNotFoundError
     RateLimitError                              ModelRateLimitError
 
-The rest (SettingsError) does not come from a model call and has no counterpart there.
+SettingsError and InvalidInputError are ValueErrors too: langgraph's RetryPolicy tries most other errors again. Nothing
+in LangChain takes a ValueError round a model call for a bad answer; it has OutputParserException for that. A
+SettingsError of a constructor stays as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +40,11 @@ from shared_engine import errors as engine
 from shared_engine.errors import VLLMError
 
 
-class InvalidInputError(engine.InvalidInputError, core.ModelInvalidRequestError):
+class SettingsError(engine.SettingsError, core.ModelError, ValueError):
+    """A setting is wrong, which only a call could find."""
+
+
+class InvalidInputError(engine.InvalidInputError, core.ModelInvalidRequestError, ValueError):
     """A prompt, message or parameter can't be sent."""
 
 
@@ -126,6 +133,7 @@ class RateLimitError(engine.RateLimitError, core.ModelRateLimitError):
 TRANSLATED: dict[type[VLLMError], type[VLLMError]] = {
     ours.__bases__[0]: ours
     for ours in (
+        SettingsError,
         InvalidInputError,
         LengthFinishReasonError,
         EngineStartError,

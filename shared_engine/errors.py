@@ -1,9 +1,9 @@
 """Every error this project raises.
 
     VLLMError
-    ├── SettingsError (ValueError)            a setting or parameter is wrong; found before anything starts
-    ├── InvalidInputError (ValueError)        a prompt, message or parameter can't be sent; names its position
-    ├── LengthFinishReasonError               max_tokens or the model's limit cut a structured answer off; carries it
+    ├── SettingsError                         a setting or parameter is wrong; found before anything starts
+    ├── InvalidInputError                     a prompt, message or parameter can't be sent; names its position
+    ├── LengthFinishReasonError (ValueError)  max_tokens or the model's limit cut a structured answer off; carries it
     ├── InstallError                          `vllm-local install` failed; shows the command to run
     ├── EngineNameError                       the command line was given a name that no engine has, or several have
     ├── EngineError
@@ -24,6 +24,9 @@
             ├── PermissionDeniedError         403
             ├── ModelNotFoundError            404
             └── RateLimitError                429
+
+Only what is wrong with a model's answer is a ValueError: LlamaIndex takes any ValueError round a model call for that,
+and goes on without the answer ("Empty Response", a chunk that is left out). A wrong set-up has to reach the user.
 
 Fields go through ``args``, so every error survives pickling. Foreign errors are translated once; the steps by which an
 error of a request is explained are listed in request/refusals.py.
@@ -61,15 +64,15 @@ class VLLMError(Exception):
     """Base of all errors raised by vllm-local."""
 
 
-class SettingsError(VLLMError, ValueError):
+class SettingsError(VLLMError):
     """A setting is missing, unknown or out of range. The message names field, value and what is allowed."""
 
 
-class InvalidInputError(VLLMError, ValueError):
+class InvalidInputError(VLLMError):
     """A prompt, message or parameter can't be sent. The message names its position and what is allowed."""
 
 
-class LengthFinishReasonError(VLLMError):
+class LengthFinishReasonError(VLLMError, ValueError):
     """An answer that was to be parsed was cut off (finish_reason ``length``), so it is not whole.
 
     Attributes:

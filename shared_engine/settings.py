@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from shared_engine.declared import Decides, Setting, declared
-from shared_engine.errors import SettingsError
+from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.params import DefaultFields
 from shared_engine.validation import describe_invalid
@@ -42,6 +42,11 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
             value = os.path.abspath(os.path.expanduser(value))
         normal[flag] = value
     return normal
+
+
+def _path(value: Any) -> Any:
+    """A Path is as good as its text."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _absolute_path(value: str | None) -> str | None:
@@ -123,7 +128,9 @@ class EngineFields(DefaultFields):
         SettingsError: on construction; names field, value and what is allowed.
     """
 
-    model: Annotated[str | None, Field(min_length=1), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")] = None
+    model: Annotated[
+        str | None, Field(min_length=1), BeforeValidator(_path), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")
+    ] = None
     """Folder of a model, or its id on the Hugging Face hub."""
     mode: Annotated[Literal["local", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
     """``local``: a shared engine of this machine; ``remote``: the server at ``base_url``. Default: by base_url."""
@@ -167,19 +174,21 @@ class EngineFields(DefaultFields):
     """``user:password`` for ``proxy``; a ``user:password@`` in ``proxy`` is taken from there."""
     ssl_verify: Annotated[bool, Setting("VLLM_SSL_VERIFY", Decides.CALLS)] = True
     """Check the certificate of ``base_url``. Off: whoever is between can read and change everything."""
-    ssl_ca_certs: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_CA_CERTS", Decides.CALLS)] = (
-        None
-    )
+    ssl_ca_certs: Annotated[
+        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CA_CERTS", Decides.CALLS)
+    ] = None
     """File (PEM) of the authorities whose certificates are accepted. Default: the system's, or ``SSL_CERT_FILE``."""
-    ssl_certfile: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_CERTFILE", Decides.CALLS)] = (
-        None
-    )
+    ssl_certfile: Annotated[
+        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CERTFILE", Decides.CALLS)
+    ] = None
     """File (PEM) of the client's certificate, for a server that wants one."""
-    ssl_keyfile: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_SSL_KEYFILE", Decides.CALLS)] = (
-        None
-    )
+    ssl_keyfile: Annotated[
+        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_KEYFILE", Decides.CALLS)
+    ] = None
     """File (PEM) of its key, unencrypted. Default: in ``ssl_certfile``."""
-    python: Annotated[str | None, AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)] = None
+    python: Annotated[
+        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)
+    ] = None
     """Interpreter that has vLLM. Default: the one made by ``vllm-local install``, else this one if it has vLLM."""
 
     gpu_memory_utilization: Annotated[
@@ -203,10 +212,15 @@ class EngineFields(DefaultFields):
     """Quantization method. Default: what the model's config says."""
     revision: Annotated[str | None, Setting("VLLM_REVISION", Decides.ENGINE, "--revision")] = None
     """Branch, tag or commit of the model on the hub."""
-    tokenizer: Annotated[str | None, Setting("VLLM_TOKENIZER", Decides.ENGINE, "--tokenizer")] = None
+    tokenizer: Annotated[
+        str | None, BeforeValidator(_path), Setting("VLLM_TOKENIZER", Decides.ENGINE, "--tokenizer")
+    ] = None
     """Folder or hub id of another tokenizer."""
     download_dir: Annotated[
-        str | None, AfterValidator(_absolute_path), Setting("VLLM_DOWNLOAD_DIR", Decides.ENGINE, "--download-dir")
+        str | None,
+        BeforeValidator(_path),
+        AfterValidator(_absolute_path),
+        Setting("VLLM_DOWNLOAD_DIR", Decides.ENGINE, "--download-dir"),
     ] = None
     """Where weights from the hub are stored."""
     enforce_eager: Annotated[bool, Setting("VLLM_ENFORCE_EAGER", Decides.ENGINE, "--enforce-eager")] = False
@@ -263,6 +277,8 @@ class EngineFields(DefaultFields):
             except ValidationError as exc:
                 message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, self._sources(values))
                 raise SettingsError(message) from None
+            except InvalidInputError as exc:  # of a default for requests, or of a setting under two names
+                raise SettingsError(str(exc)) from None
 
     @model_validator(mode="before")
     @classmethod

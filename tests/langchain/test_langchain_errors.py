@@ -12,6 +12,7 @@ from langchain_vllm_local._errors import TRANSLATED, langchain_errors
 from shared_engine import errors as engine
 
 ARGUMENTS: dict[type[engine.VLLMError], tuple[Any, ...]] = {
+    engine.SettingsError: ("the runtime directory is open to other users",),
     engine.InvalidInputError: ("messages[0] is wrong",),
     engine.LengthFinishReasonError: ("cut off", '{"name": "An'),
     engine.EngineStartError: ("did not start", ("last line",)),
@@ -36,7 +37,7 @@ ARGUMENTS: dict[type[engine.VLLMError], tuple[Any, ...]] = {
 
 def test_every_error_of_a_request_is_translated() -> None:
     of_the_command_line = {engine.InstallError, engine.EngineNameError}
-    untranslated = {engine.VLLMError, engine.SettingsError, engine.EngineError, *of_the_command_line}
+    untranslated = {engine.VLLMError, engine.EngineError, *of_the_command_line}
     every = {value for value in vars(engine).values() if isinstance(value, type) and issubclass(value, Exception)}
     assert set(TRANSLATED) == every - untranslated == set(ARGUMENTS)
 
@@ -92,7 +93,7 @@ def test_only_what_may_pass_is_called_retryable() -> None:
 
 
 def test_other_errors_pass_as_they_are() -> None:
-    for error in (engine.SettingsError("x"), KeyError("x")):
+    for error in (engine.InstallError("x"), KeyError("x")):
         with pytest.raises(type(error)) as caught, langchain_errors():
             raise error
         assert caught.value is error

@@ -33,9 +33,9 @@ from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.tools import FunctionTool
 
 from llama_index_vllm_local import VLLM
-from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS, alist, text_of
 from tests.support.remote_server import RemoteServer
+from tests.support.scripted import answers
 
 pytestmark = [
     # Workflows list the agent's members, and with them what pydantic deprecated.

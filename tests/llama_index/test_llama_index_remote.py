@@ -18,10 +18,10 @@ from llama_index_vllm_local import VLLM
 from shared_engine import AuthenticationError, InvalidInputError, RateLimitError, ServerError
 from shared_engine.params import THINKING_SWITCHES, SamplingFields
 from shared_engine.request.bodies import completion_body, encode
-from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, STREAMS, alist, given_to, text_of
 from tests.support.parameters import SAMPLES
 from tests.support.remote_server import RemoteServer, chat_answer
+from tests.support.scripted import answers
 
 SECRET = "sk-very-secret"
 MESSAGES = [ChatMessage(role="user", content="Hello")]

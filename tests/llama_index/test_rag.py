@@ -29,10 +29,10 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import ContextLengthError, Engine
 from tests.llama_index.conftest import plain_memory
-from tests.llama_index.scripted import flights
 from tests.support.interpreters import make_exporter
 from tests.support.paths import TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer
+from tests.support.scripted import flights
 
 ABORT_S = 10
 FAN_OUT = 64

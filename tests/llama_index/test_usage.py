@@ -38,9 +38,9 @@ from pydantic import BaseModel, Field
 
 from llama_index_vllm_local import VLLM
 from shared_engine import InvalidInputError, RequestRejectedError, ServerConnectionError
-from tests.llama_index.scripted import answers
 from tests.llama_index.ways import ENDPOINTS, MESSAGES, QUESTION, STREAMS
 from tests.support.remote_server import RemoteServer
+from tests.support.scripted import answers
 from tests.support.waiting import wait_until
 
 pytestmark = [

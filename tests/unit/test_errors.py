@@ -49,8 +49,7 @@ def test_all_are_here_and_of_one_tree() -> None:
 
 
 def test_pythons_own_kinds_catch_them_too() -> None:
-    assert issubclass(errors.SettingsError, ValueError)
-    assert issubclass(errors.InvalidInputError, ValueError)
+    assert issubclass(errors.LengthFinishReasonError, ValueError)
     assert issubclass(errors.RequestTimeoutError, TimeoutError)
     assert issubclass(errors.ServerConnectionError, ConnectionError)
 

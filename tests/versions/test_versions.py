@@ -20,7 +20,7 @@ import pytest
 
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
-from shared_engine import ContextLengthError, Engine, EngineState
+from shared_engine import ContextLengthError, Engine, EngineState, SettingsError
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
 from shared_engine.runtime.directory import runtime_root
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
@@ -173,7 +173,7 @@ def test_it_returns_after_eviction(engine: Engine) -> None:
 def test_an_option_it_lacks_is_refused_in_words(settings: dict[str, Any], version: str) -> None:
     for name in release_of(version).lacks_args:
         engine = Engine(**{**settings, "engine_args": {**settings["engine_args"], name: 5}})
-        with pytest.raises(ValueError, match=f"vLLM {release_of(version).minor} has no {name}"):
+        with pytest.raises(SettingsError, match=f"vLLM {release_of(version).minor} has no {name}"):
             engine.generate("Hello")
 
 

@@ -18,8 +18,9 @@ FLIGHT_S = 20
 def answers(server: RemoteServer, *messages: str | dict[str, Any]) -> None:
     """Give these answers in turn, the last one again and again; whole or in pieces, as vLLM does and as is asked for.
 
-    Each is a text, or a message of vLLM's with ``content``, ``reasoning`` or ``tool_calls``. The first costs 11 tokens
-    of prompt and 1 of answer, the second 12 and 2, and so on.
+    Each is a text, or a message of vLLM's with ``content``, ``reasoning`` or ``tool_calls``; and with ``finish_reason``
+    where that does not follow from them. The first costs 11 tokens of prompt and 1 of answer, the second 12 and 2, and
+    so on.
     """
     said = iter(range(1, 1000))
 
@@ -29,7 +30,7 @@ def answers(server: RemoteServer, *messages: str | dict[str, Any]) -> None:
         message = {"role": "assistant", **({"content": answer} if isinstance(answer, str) else answer)}
         usage = {"prompt_tokens": 10 + number, "completion_tokens": number, "total_tokens": 10 + 2 * number}
         head = {"id": f"chatcmpl-{number}", "model": "served"}
-        reason = "tool_calls" if message.get("tool_calls") else "stop"
+        reason = message.pop("finish_reason", "tool_calls" if message.get("tool_calls") else "stop")
         if not (await request.json()).get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": reason}
             return web.json_response({**head, "choices": [choice], "usage": usage})
@@ -67,9 +68,9 @@ def flights(server: RemoteServer, *sizes: int) -> None:
     server.handler = handler
 
 
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    """A message that calls one tool."""
-    function = {"name": name, "arguments": json.dumps(arguments)}
+def call(name: str, _written: str | None = None, **arguments: Any) -> dict[str, Any]:
+    """A message that calls one tool; with the arguments as they are ``_written``, where that is not their JSON."""
+    function = {"name": name, "arguments": json.dumps(arguments) if _written is None else _written}
     return {"content": None, "tool_calls": [{"id": f"call-{name}", "type": "function", "function": function}]}
 
 
