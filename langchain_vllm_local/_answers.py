@@ -25,7 +25,7 @@ def to_chat_result(result: GenerationResult) -> ChatResult:
     """A whole answer. The usage, of all ``n`` choices together, is on the first one: so that it adds up."""
     generations = []
     for position, choice in enumerate(result.choices):
-        calls, invalid_calls = to_tool_calls(choice.tool_calls)
+        calls, invalid_calls = to_tool_calls(choice.tool_calls, choice.finish_reason)
         message = AIMessage(
             content=choice.text,
             additional_kwargs=_additional_kwargs(choice.reasoning),

@@ -5,7 +5,6 @@ Nothing of the caller's is changed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMe
 from langchain_vllm_local._blocks import names_file, to_openai_part
 from langchain_vllm_local._tools import openai_tool_call
 from shared_engine.adapting.media_errors import Wording
+from shared_engine.adapting.tools import is_stand_in, sent_arguments, without_stand_in
 from shared_engine.errors import InvalidInputError
 
 # Blocks of an answer that the message carries a second time, as tool_calls.
@@ -49,13 +49,13 @@ def name_files(messages: Sequence[BaseMessage]) -> bool:
 def _to_openai_message(message: BaseMessage, position: str) -> dict[str, Any]:
     sent: dict[str, Any] = {"role": _role(message, position), "content": _content(message, position)}
     if message.name is not None:
-        sent["name"] = message.name
+        sent["name"] = without_stand_in(message.name)
     if isinstance(message, ToolMessage):
         sent["tool_call_id"] = message.tool_call_id
         if message.status == "error" and not sent["content"]:
             sent["content"] = "Error"  # chat templates know no status: with no text it would read as a success
     if isinstance(message, AIMessage):
-        sent.update(_answer_fields(message))
+        sent.update(_answer_fields(message, position))
         if "tool_calls" in sent and not sent["content"]:
             sent["content"] = None
     return sent
@@ -93,21 +93,31 @@ def _sent_elsewhere(message: BaseMessage) -> tuple[str, ...]:
     return _REASONING_BLOCKS + (_TOOL_CALL_BLOCKS if message.tool_calls or message.invalid_tool_calls else ())
 
 
-def _answer_fields(message: AIMessage) -> dict[str, Any]:
+def _answer_fields(message: AIMessage, position: str) -> dict[str, Any]:
     """Reasoning and tool calls of an answer."""
     fields: dict[str, Any] = {}
     reasoning = message.additional_kwargs.get("reasoning_content") or "".join(_thoughts(message.content))
     if reasoning:
         fields["reasoning"] = reasoning
-    calls = [
-        openai_tool_call(call["id"], call["name"], json.dumps(call["args"], ensure_ascii=False))
-        for call in message.tool_calls
-    ]
-    # As the model wrote them; the server decides what to do with them.
-    calls += [openai_tool_call(call["id"], call["name"], call["args"] or "") for call in message.invalid_tool_calls]
+    calls = _calls(message, position)
     if calls:
         fields["tool_calls"] = calls
     return fields
+
+
+def _calls(message: AIMessage, position: str) -> list[dict[str, Any]]:
+    """The calls that could be made, and those that could not; a stand-in is there as what it stands for."""
+    made = [
+        openai_tool_call(call["id"], call["name"], sent_arguments(call["args"], f"{position}.tool_calls[{index}]"))
+        for index, call in enumerate(message.tool_calls)
+        if not is_stand_in(call["name"])
+    ]
+    ids = {call["id"] for call in made}
+    return made + [
+        openai_tool_call(call["id"], call["name"], sent_arguments(call["args"] or "", position))
+        for call in message.invalid_tool_calls
+        if call["id"] not in ids
+    ]
 
 
 def _thoughts(content: str | list[str | dict[Any, Any]]) -> Iterable[str]:

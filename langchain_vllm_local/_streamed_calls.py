@@ -7,11 +7,14 @@ valid, with a number that lacks its last digits. Works on the engine's chunks.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from langchain_core.utils.json import parse_partial_json
 from msgspec.structs import replace
 
-from shared_engine.results import GenerationChunk, ToolCallDelta
+from shared_engine.adapting.structured import CUT_OFF
+from shared_engine.adapting.tools import arguments_of, stand_in
+from shared_engine.results import GenerationChunk, ToolCall, ToolCallDelta
 
 # One of these closes what is not open, in a string, behind a backslash, or between values: core does not repair that.
 _ENDS = ("]", '"]', '\\"]', "}", '"}', '\\"}')
@@ -21,26 +24,54 @@ class StreamedCalls:
     """The tool calls of one stream."""
 
     def __init__(self) -> None:
-        self._arguments: dict[int, str] = {}
+        self._calls: dict[int, ToolCall] = {}
 
     def checked(self, chunk: GenerationChunk) -> GenerationChunk:
-        """The chunk; the one that ends the stream makes calls invalid whose arguments are not a JSON object."""
-        for call in chunk.tool_calls:
-            self._arguments[call.index] = self._arguments.get(call.index, "") + (call.arguments or "")
-        if chunk.finish_reason is None or not self._arguments:
+        """The chunk; the one that ends the stream makes calls invalid whose arguments are not a JSON object, and adds
+        what stands for them unless they were cut off, as ``to_tool_calls`` does.
+        """
+        for delta in chunk.tool_calls:
+            before = self._calls.get(delta.index, ToolCall(name="", arguments=""))
+            self._calls[delta.index] = ToolCall(
+                id=before.id or delta.id,
+                name=before.name or delta.name or "",
+                arguments=before.arguments + (delta.arguments or ""),
+            )
+        if chunk.finish_reason is None or not self._calls:
             return chunk
-        is_cut_off = chunk.finish_reason == "length"
-        ends = (
-            ToolCallDelta(index=index, arguments=_end_that_stays_invalid(arguments))
-            for index, arguments in self._arguments.items()
-            if (arguments or is_cut_off) and not _is_json(arguments)
-        )
-        return replace(chunk, tool_calls=(*chunk.tool_calls, *ends))
+        return replace(chunk, tool_calls=(*chunk.tool_calls, *self._ends(chunk.finish_reason in CUT_OFF)))
+
+    def _ends(self, is_cut_off: bool) -> Iterable[ToolCallDelta]:
+        free = max(self._calls) + 1
+        for index, call in self._calls.items():
+            if _core_reads(call.arguments) and (call.arguments or not is_cut_off):
+                continue
+            if not _is_json(call.arguments):
+                yield ToolCallDelta(index=index, arguments=_end_that_stays_invalid(call.arguments))
+            if not is_cut_off:
+                yield ToolCallDelta(index=free, id=call.id, name=_name_for_agents(call), arguments="{}")
+                free += 1
+
+
+def _core_reads(arguments: str) -> bool:
+    """Whether core takes them as they are: as a JSON object, or as none."""
+    try:
+        return isinstance(json.loads(arguments or "{}", strict=False), dict)  # as for a whole answer
+    except json.JSONDecodeError:
+        return False
+
+
+def _name_for_agents(call: ToolCall) -> str:
+    try:
+        arguments_of(call.arguments)
+    except ValueError:
+        return stand_in(call.name)
+    return call.name  # ``null``, of which core makes an invalid call
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, strict=False)  # as for a whole answer
+        json.loads(text, strict=False)
     except json.JSONDecodeError:
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from langchain_core.messages import ToolCall as LangChainToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from shared_engine.adapting.tools import to_tool_choice
+from shared_engine.adapting.structured import CUT_OFF
+from shared_engine.adapting.tools import arguments_of, stand_in, to_tool_choice
 from shared_engine.results import ToolCall, ToolCallDelta
 
 # ---- out
@@ -44,20 +44,24 @@ def openai_tool_call(call_id: str | None, name: str | None, arguments: str) -> d
 # ---- in
 
 
-def to_tool_calls(calls: Iterable[ToolCall]) -> tuple[list[LangChainToolCall], list[InvalidToolCall]]:
-    """The calls that can be made, and those whose arguments are not a JSON object, with the reason."""
+def to_tool_calls(
+    calls: Iterable[ToolCall], finish_reason: str | None = None
+) -> tuple[list[LangChainToolCall], list[InvalidToolCall]]:
+    """The calls that can be made, and those whose arguments are not a JSON object, with the reason.
+
+    One of these, unless it was cut off, is also among the first, under a name that no tool has (``stand_in``): an
+    agent would end with an answer that has invalid calls only, and so it tells the model.
+    """
     valid: list[LangChainToolCall] = []
     invalid: list[InvalidToolCall] = []
     for call in calls:
         try:
-            arguments = json.loads(call.arguments or "{}", strict=False)  # models write newlines into strings
-            error = None if isinstance(arguments, dict) else "the arguments are not a JSON object"
-        except json.JSONDecodeError as exc:
-            error = f"the arguments are not valid JSON: {exc}"
-        if error is None:
-            valid.append(tool_call(name=call.name, args=arguments, id=call.id))
-        else:
+            valid.append(tool_call(name=call.name, args=arguments_of(call.arguments), id=call.id))
+        except ValueError as exc:
+            error = f"the arguments are {exc}"
             invalid.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=error))
+            if finish_reason not in CUT_OFF:
+                valid.append(tool_call(name=stand_in(call.name), args={}, id=call.id))
     return valid, invalid
 
 

@@ -20,6 +20,7 @@ from langchain_vllm_local._streamed_calls import StreamedCalls
 from langchain_vllm_local._structured import StructuredOutput
 from langchain_vllm_local._tool_calling import ToolCalling
 from shared_engine.adapting.framework_model import ChatModel
+from shared_engine.adapting.left_calls import with_left_calls
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.params import ChatFields, template_variables
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
     from shared_engine.params import GenerationParams
+    from shared_engine.results import GenerationResult
 
 
 class _Request(TypedDict):
@@ -114,7 +116,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
             with self._media_errors(request):
-                return to_chat_result(self.engine.chat(**request))
+                return _to_chat_result(self.engine.chat(**request), request)
 
     async def _agenerate(
         self,
@@ -126,7 +128,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         with langchain_errors():
             request = await self._arequest(messages, stop, kwargs)
             with self._media_errors(request):
-                return to_chat_result(await self.engine.achat(**request))
+                return _to_chat_result(await self.engine.achat(**request), request)
 
     def _stream(
         self,
@@ -220,3 +222,8 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
                 return self.engine.count_tokens(
                     request["messages"], tools=request["tools"], chat_template_kwargs=variables
                 )
+
+
+def _to_chat_result(result: GenerationResult, request: _Request) -> ChatResult:
+    offered = None if request["tool_choice"] == "none" else request["tools"]
+    return to_chat_result(with_left_calls(result, offered))

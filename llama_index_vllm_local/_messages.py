@@ -18,8 +18,9 @@ from llama_index.core.base.llms.types import (
 )
 
 from llama_index_vllm_local._blocks import Part, any_names_file, to_openai_parts
-from llama_index_vllm_local._tools import openai_arguments, openai_tool_call
+from llama_index_vllm_local._tools import openai_tool_call
 from shared_engine.adapting.media_errors import Wording
+from shared_engine.adapting.tools import sent_arguments
 from shared_engine.errors import InvalidInputError
 
 # LlamaIndex's words for roles that a chat template knows by another name.
@@ -27,6 +28,7 @@ _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant", Mess
 # Sent in other fields of the message; or not at all, as vLLM caches every prefix anyway.
 _SENT_ELSEWHERE = (ThinkingBlock, ToolCallBlock, CachePoint)
 _OPENAIS_FIELDS = ("tool_call_id", "name")
+_OTHER_ARGUMENTS = ("input", "args")  # of a call that has its name beside them
 
 
 class Conversation(NamedTuple):
@@ -92,7 +94,7 @@ def _to_openai_message(message: ChatMessage, position: str) -> tuple[dict[str, A
         sent["reasoning"] = "\n".join(thoughts)
     if calls:
         sent["tool_calls"] = calls
-    sent.update({key: message.additional_kwargs[key] for key in _OPENAIS_FIELDS if _has(message, key)})
+    sent.update({key: str(message.additional_kwargs[key]) for key in _OPENAIS_FIELDS if _has(message, key)})
     return sent, [part.position for part in parts]
 
 
@@ -113,9 +115,15 @@ def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
 
 
 def _tool_calls(message: ChatMessage, position: str) -> list[dict[str, Any]]:
-    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    calls = [
+        openai_tool_call(
+            call.tool_call_id, call.tool_name, sent_arguments(call.tool_kwargs, f"{position}.blocks[{at}]")
+        )
+        for at, call in enumerate(message.blocks)
+        if isinstance(call, ToolCallBlock)
+    ]
     if calls:
-        return [openai_tool_call(call.tool_call_id, call.tool_name, call.tool_kwargs) for call in calls]
+        return calls
     # from a history that another LLM class wrote
     others = message.additional_kwargs.get("tool_calls") or ()
     return [_plain(call, f"{position}.additional_kwargs['tool_calls'][{index}]") for index, call in enumerate(others)]
@@ -126,13 +134,19 @@ def _has(message: ChatMessage, key: str) -> bool:
 
 
 def _plain(call: Any, position: str) -> dict[str, Any]:
-    """A tool call in OpenAI's form; the OpenAI package's objects are pydantic models, Ollama's have a dict in them."""
+    """A tool call in OpenAI's form. The OpenAI package's objects are pydantic models, Ollama's have a dict in them and
+    no id, Anthropic's have ``input``, Gemini's ``args``.
+    """
     form = call.model_dump(exclude_none=True) if hasattr(call, "model_dump") else call
-    function = form.get("function") if isinstance(form, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidInputError(
-            f"{position} is not a call in OpenAI's form, {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}: "
-            f"{call!r:.80}"
-        )
-    arguments = function.get("arguments") or ""
-    return {"type": "function", **form, "function": {**function, "arguments": openai_arguments(arguments)}}
+    if isinstance(form, Mapping):
+        function = next((form for key in _OTHER_ARGUMENTS if key in form), form.get("function"))
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            arguments = next((function[key] for key in ("arguments", *_OTHER_ARGUMENTS) if function.get(key)), "")
+            if isinstance(arguments, (str, Mapping)):
+                call_id = form.get("id")
+                sent = openai_tool_call(None, function["name"], sent_arguments(arguments, position))
+                return {**sent, "id": "" if call_id is None else str(call_id)}
+    raise InvalidInputError(
+        f"{position} is not a call in OpenAI's form, {{'id': ..., 'function': {{'name': ..., 'arguments': ...}}}}: "
+        f"{call!r:.80}"
+    )

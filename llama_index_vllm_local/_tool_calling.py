@@ -111,12 +111,17 @@ class ToolCalling(FunctionCallingLLM):
 
         An answer that has ended gives calls that can be made as they are, or an error.
 
+        Args:
+            error_on_no_tool_call: False, as agents ask: a call whose arguments are not a JSON object is given under a
+                name that no tool has, ``<name>__malformed_arguments``. The agent then tells the model that there is
+                no such tool, and the model tries again.
+
         Raises:
             LengthFinishReasonError: the answer was cut off, within a call or (``error_on_no_tool_call``) before any.
-            ValueError: the arguments of a call are not a JSON object; or the answer has no call, with
-                ``error_on_no_tool_call``.
+            ValueError: with ``error_on_no_tool_call``, the arguments of a call are not a JSON object, or the answer
+                has no call.
         """
-        selections = to_tool_selections(response)
+        selections = to_tool_selections(response, tell_model=not error_on_no_tool_call)
         if error_on_no_tool_call and not selections:
             answer = response.message.content or ""
             reason = finish_reason(response)

@@ -13,7 +13,7 @@ from llama_index.core.llms.utils import parse_partial_json
 from pydantic import PydanticUserError
 
 from shared_engine.adapting.structured import CUT_OFF
-from shared_engine.adapting.tools import to_tool_choice
+from shared_engine.adapting.tools import arguments_of, stand_in, to_tool_choice
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 
 # ---- out
@@ -75,13 +75,8 @@ def to_openai_tool_choice(
     return to_tool_choice(choice, tools)
 
 
-def openai_tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
-    function = {"name": name, "arguments": openai_arguments(arguments)}
-    return {"id": call_id or "", "type": "function", "function": function}
-
-
-def openai_arguments(arguments: Mapping[str, Any] | str) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+def openai_tool_call(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -104,26 +99,37 @@ def in_order_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 # ---- in, for agents
 
 
-def to_tool_selections(response: ChatResponse) -> list[ToolSelection]:
+def to_tool_selections(response: ChatResponse, *, tell_model: bool = False) -> list[ToolSelection]:
     """The tools that an answer calls. While it is under way, with arguments that are read as far as they go.
 
     Once it has ended, nothing is repaired or left out: a tool would run with a number that lacks its last digits, or
-    with its defaults. Nor could the model correct itself: LlamaIndex runs whatever it is given here.
+    with its defaults.
+
+    Args:
+        tell_model: for an agent: a call whose arguments are not a JSON object comes under a name that no tool has
+            (``stand_in``), of which the agent tells the model.
 
     Raises:
         LengthFinishReasonError: the answer was cut off within a call.
-        ValueError: the arguments of a call are not a JSON object.
+        ValueError: the arguments of a call are not a JSON object, and not ``tell_model``.
     """
     calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if _is_under_way(response):
-        arguments = [_read_as_far_as_it_goes(call.tool_kwargs) for call in calls]
-    else:
-        is_cut_off = finish_reason(response) in CUT_OFF
-        arguments = [_read(call, is_cut_off, is_last=call is calls[-1]) for call in calls]
-    return [
-        ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=tool_kwargs)
-        for call, tool_kwargs in zip(calls, arguments, strict=True)
-    ]
+        return [_selection(call, _read_as_far_as_it_goes(call.tool_kwargs)) for call in calls]
+    is_cut_off = finish_reason(response) in CUT_OFF
+    selections = []
+    for call in calls:
+        try:
+            selections.append(_selection(call, _read(call, is_cut_off, is_last=call is calls[-1])))
+        except _MalformedCallError:
+            if not tell_model:
+                raise
+            selections.append(_selection(call, {}, stand_in(call.tool_name)))
+    return selections
+
+
+def _selection(call: ToolCallBlock, arguments: dict[str, Any], name: str | None = None) -> ToolSelection:
+    return ToolSelection(tool_id=call.tool_call_id or "", tool_name=name or call.tool_name, tool_kwargs=arguments)
 
 
 def finish_reason(response: ChatResponse | CompletionResponse) -> str | None:
@@ -136,29 +142,28 @@ def _is_under_way(response: ChatResponse) -> bool:
     return response.delta is not None and finish_reason(response) is None  # a whole answer has no delta
 
 
+class _MalformedCallError(ValueError):
+    """The arguments of a call are not a JSON object."""
+
+
 def _read(call: ToolCallBlock, is_cut_off: bool, is_last: bool) -> dict[str, Any]:
-    """All arguments of a call. Without any, models and servers write nothing, ``{}`` or ``null``."""
+    """All arguments of a call."""
     text = call.tool_kwargs
     if not isinstance(text, str):
         return dict(text)
-    if not text and not (is_cut_off and is_last):
-        return {}
-    try:
-        arguments = json.loads(text, strict=False)  # models write newlines into strings
-        problem = "not a JSON object"
-    except json.JSONDecodeError as exc:
-        arguments, problem = text, f"not valid JSON ({exc})"
-    if arguments is None:
-        return {}
-    if isinstance(arguments, dict):
-        return arguments
+    problem = "missing"
+    if text or not (is_cut_off and is_last):
+        try:
+            return arguments_of(text)
+        except ValueError as exc:
+            problem = str(exc)
     if is_cut_off:
         raise LengthFinishReasonError(
             f"the call of {call.tool_name!r} was cut off and is not made: raise max_tokens, "
             f"or where the model's limit is met, shorten the prompt. Its arguments so far: {text!r:.500}",
             text,
         )
-    raise ValueError(
+    raise _MalformedCallError(
         f"the call of {call.tool_name!r} is not made: its arguments are {problem}: {text!r:.500}. vLLM holds them to "
         "the tool's schema for VLLM(strict=True), and where a call is forced (tool_required, tool_choice)"
     )

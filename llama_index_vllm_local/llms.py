@@ -34,7 +34,8 @@ from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
 from shared_engine.adapting.checks import check_prompt
-from shared_engine.adapting.framework_model import ChatModel
+from shared_engine.adapting.framework_model import ChatModel, without_headers
+from shared_engine.adapting.left_calls import with_left_calls
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.errors import InvalidInputError
@@ -52,6 +53,11 @@ class _Request(NamedTuple):
     tool_choice: str | dict[str, Any] | None = None
     positions: Sequence[Sequence[str]] = ()
     """Of the messages, for each part of their contents: the block that it was made of."""
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools that the model may call."""
+        return None if self.tool_choice == "none" else self.tools
 
 
 class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, CustomLLM, FunctionCallingLLM):
@@ -193,21 +199,23 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
         """The call's parameters over the constructor's. The engine decides the rest."""
         if "image_documents" in call:
             raise InvalidInputError("image_documents: give images to chat, as ImageBlocks of a ChatMessage")
-        return GenerationParams(**merge_parameters(self._request_defaults(), call))
+        return GenerationParams(**merge_parameters(self._request_defaults(), without_headers(call)))
 
     def _answer(self, request: _Request) -> GenerationResult:
         params, messages, prompt, tools, tool_choice, positions = request
         if messages is None:
             return self._engine.generate(prompt, params)
         with media_errors(messages, self._engine.settings, wording(positions)):
-            return self._engine.chat(messages, params, tools=tools, tool_choice=tool_choice)
+            answer = self._engine.chat(messages, params, tools=tools, tool_choice=tool_choice)
+        return with_left_calls(answer, request.offered)
 
     async def _aanswer(self, request: _Request) -> GenerationResult:
         params, messages, prompt, tools, tool_choice, positions = request
         if messages is None:
             return await self._engine.agenerate(prompt, params)
         with media_errors(messages, self._engine.settings, wording(positions)):
-            return await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
+            answer = await self._engine.achat(messages, params, tools=tools, tool_choice=tool_choice)
+        return with_left_calls(answer, request.offered)
 
     def _stream(self, request: _Request) -> Generator[GenerationChunk, None, None]:
         params, messages, prompt, tools, tool_choice, positions = _streamable(request)

@@ -22,6 +22,7 @@ from shared_engine.request.bodies import (
     Tools,
     chat_request,
     completion_request,
+    offered,
     text_tokens_request,
     tokenize_request,
 )
@@ -103,7 +104,8 @@ class Engine(Batches):
         Args:
             messages: in OpenAI's form, ``{"role": "user", "content": "Hello"}``.
             tools: in OpenAI's form, ``{"type": "function", "function": {...}}``.
-            tool_choice: ``auto``, ``none``, ``required`` or ``{"type": "function", "function": {"name": ...}}``.
+            tool_choice: ``auto``, ``none`` (a local engine is not shown the tools), ``required`` or
+                ``{"type": "function", "function": {"name": ...}}``.
         """
         request = self._chat_request(messages, self._params(params, overrides), tools, tool_choice)
         return await self._requests.generate(request)
@@ -272,6 +274,7 @@ class Engine(Batches):
         *,
         stream: bool = False,
     ) -> Request:
+        tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
         return chat_request(check_messages(messages), params, tools=tools, tool_choice=tool_choice, stream=stream)
 
     @property

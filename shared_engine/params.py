@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared_engine.declared import Decides, Setting
 from shared_engine.errors import InvalidInputError
@@ -23,7 +23,9 @@ THINKING_SWITCHES = ("enable_thinking", "thinking")
 class DefaultFields(BaseModel):
     """Parameters whose defaults are settings, with an environment variable each."""
 
-    temperature: Annotated[float | None, Field(ge=0), Setting("VLLM_DEFAULT_TEMPERATURE", Decides.REQUESTS)] = None
+    temperature: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False), Setting("VLLM_DEFAULT_TEMPERATURE", Decides.REQUESTS)
+    ] = None
     """Randomness; 0 is greedy."""
     top_p: Annotated[float | None, Field(gt=0, le=1), Setting("VLLM_DEFAULT_TOP_P", Decides.REQUESTS)] = None
     """Sample from the smallest set of tokens whose probability reaches this."""
@@ -107,6 +109,16 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields):
     timeout: float | None = Field(None, gt=0)
     """Seconds that all of this call may take: the engine's start, every try, all of the answer. The setting of this
     name is the limit of silence instead, which holds beside it."""
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _refuse_a_class(cls, value: Any) -> Any:
+        if isinstance(value, type):
+            raise ValueError(
+                'must be {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}; for a class there are '
+                "ChatVLLM.with_structured_output (LangChain) and VLLM.structured_predict (LlamaIndex)"
+            )
+        return value
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 

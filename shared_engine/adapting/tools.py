@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from shared_engine.errors import InvalidInputError
 
@@ -43,3 +46,64 @@ def _wanted(choice: Mapping[str, Any]) -> Any:
     function = choice.get("function")
     named = function if isinstance(function, Mapping) else choice
     return named.get("name", choice.get("type"))
+
+
+# ---- calls whose arguments are not a JSON object
+
+_MALFORMED = "__malformed_arguments"
+
+
+def stand_in(name: str) -> str:
+    """A name that no tool has, for a call of ``name`` that can't be made: its arguments are not a JSON object.
+
+    Agents answer a call of an unknown tool themselves: the model is told, and tries again. Under its real name the
+    tool might run, with its defaults.
+    """
+    return name + _MALFORMED
+
+
+def is_stand_in(name: str) -> bool:
+    """Whether ``stand_in`` made the name."""
+    return name.endswith(_MALFORMED)
+
+
+def without_stand_in(name: str) -> str:
+    """The name of the tool that the model meant."""
+    return name.removesuffix(_MALFORMED)
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """The arguments of a call, as the model wrote them. Without any, models and servers write nothing, or ``null``.
+
+    Raises:
+        ValueError: they are not a JSON object; says how.
+    """
+    try:
+        arguments = json.loads(text or "{}", strict=False)  # models write newlines into strings
+    except json.JSONDecodeError as exc:
+        raise ValueError(f"not valid JSON ({exc})") from exc
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, dict):
+        raise ValueError("not a JSON object")
+    return arguments
+
+
+def sent_arguments(arguments: Mapping[str, Any] | str, position: str) -> str:
+    """The arguments of a call in the history as a JSON object, which chat templates need.
+
+    What is none, because the model wrote it so, becomes an empty one: servers would refuse the conversation for it, in
+    each turn to come.
+
+    Raises:
+        InvalidInputError: a value has no JSON form; names ``position``.
+    """
+    if isinstance(arguments, str):
+        try:
+            return json.dumps(arguments_of(arguments), ensure_ascii=False)
+        except ValueError:
+            return "{}"
+    try:
+        return json.dumps(to_jsonable_python(arguments), ensure_ascii=False)
+    except ValueError as exc:  # pydantic's PydanticSerializationError is one
+        raise InvalidInputError(f"{position}: the call's arguments can't be written as JSON: {exc}") from exc

@@ -75,18 +75,44 @@ def request_of(path: str, body: Mapping[str, Any], timeout: float | None = None)
     """A request with ``body``, a field of which may be the model's name.
 
     Raises:
-        InvalidInputError: something in the body has no JSON form.
+        InvalidInputError: something in the body has no JSON form; names the field, and of messages and tools which.
     """
+    try:
+        encoded = encode(body)
+    except InvalidInputError as exc:
+        raise InvalidInputError(f"{_unwritable(body)}: {exc}") from exc
     return Request(
         path,
-        encode(body),
+        encoded,
         names_model="model" in body,
         needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
         timeout=timeout,
     )
 
 
+def _unwritable(body: Mapping[str, Any]) -> str:
+    """The first part of the body that has no JSON form."""
+    for name, value in body.items():
+        parts = {f"{name}[{at}]": part for at, part in enumerate(value)} if isinstance(value, list) else {name: value}
+        for position, part in parts.items():
+            try:
+                encode({name: part})
+            except InvalidInputError:
+                return position
+    return "the body"  # a key
+
+
 # ---- generation
+
+
+def offered(
+    tools: Tools | None, tool_choice: ToolChoice | None, *, is_remote: bool
+) -> tuple[Tools | None, ToolChoice | None]:
+    """What is sent of them. With ``none``, a local engine is not shown the tools: a model that sees them may write a
+    call all the same, whose marks vLLM gives back as text. Other people's servers decide that themselves; some want
+    the tools as soon as the history has calls.
+    """
+    return (None, None) if tool_choice == "none" and not is_remote else (tools, tool_choice)
 
 
 def chat_request(

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 from shared_engine.params import GenerationParams
 from shared_engine.request.batches import SPARE_GENERATIONS, gather, max_in_flight
-from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request
+from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, offered
 from shared_engine.request.checks import Message, check_messages, check_prompts
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.lifecycle import Lifecycle
@@ -139,6 +139,7 @@ class Batches(Lifecycle):
         for index, messages in enumerate(conversations):
             check_messages(messages, f"conversations[{index}]")
         merged = self._params(params, overrides)
+        tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
 
         def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
             return self._requests.generate(chat_request(messages, merged, tools=tools, tool_choice=tool_choice))

@@ -10,7 +10,11 @@ import pytest
 from tests.support.remote_server import RemoteServer, running_server
 
 # Agents are in langchain and langgraph, which the environment of the oldest releases does not have.
-collect_ignore = [] if find_spec("langchain") else ["test_langchain_agents.py", "test_agent_threads.py"]
+collect_ignore = (
+    []
+    if find_spec("langchain")
+    else ["test_langchain_agents.py", "test_agent_threads.py", "test_langchain_error_effects.py"]
+)
 
 
 @pytest.fixture

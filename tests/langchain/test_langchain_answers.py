@@ -71,18 +71,24 @@ def test_usage_of_several_choices_adds_up() -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", ["", "{}"])
+@pytest.mark.parametrize("arguments", ["", "{}", "null"])
 def test_tool_call_without_arguments_is_valid(arguments: str) -> None:
     message = to_chat_result(result(Choice(text="", tool_calls=(ToolCall(name="now", arguments=arguments, id="c"),))))
     assert message.generations[0].message.tool_calls == [{"name": "now", "args": {}, "id": "c", "type": "tool_call"}]
 
 
-@pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "null", "no"])
-def test_arguments_that_are_no_object_make_an_invalid_call(arguments: str) -> None:
+@pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "no"])
+@pytest.mark.parametrize("finish_reason", ["tool_calls", "length", "repetition"])
+def test_arguments_that_are_no_object_make_an_invalid_call(arguments: str, finish_reason: str) -> None:
+    """And one that an agent tells the model of, unless it was cut off."""
     calls = (ToolCall(name="add", arguments='{"a": 1}', id="c1"), ToolCall(name="add", arguments=arguments, id="c2"))
-    message = to_chat_result(result(Choice(text="", tool_calls=calls))).generations[0].message
+    choice = Choice(text="", tool_calls=calls, finish_reason=finish_reason)
+    message = to_chat_result(result(choice)).generations[0].message
     assert isinstance(message, AIMessage)
-    assert message.tool_calls == [{"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}]
+    made = [{"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}]
+    if finish_reason == "tool_calls":
+        made.append({"name": "add__malformed_arguments", "args": {}, "id": "c2", "type": "tool_call"})
+    assert message.tool_calls == made
     (invalid,) = message.invalid_tool_calls
     assert (invalid["name"], invalid["args"], invalid["id"]) == ("add", arguments, "c2")
     assert invalid["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -59,7 +60,33 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
             {
                 "role": "assistant",
                 "content": None,
-                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": '{"a"'}}],
+                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+            },
+        ),
+        (  # a call that could not be made, and what stood for it in an agent
+            AIMessage(
+                "",
+                tool_calls=[{"name": "add__malformed_arguments", "args": {}, "id": "c2"}],
+                invalid_tool_calls=[{"name": "add", "args": '{"a"', "id": "c2", "error": "no JSON"}],
+            ),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+            },
+        ),
+        (
+            ToolMessage("no such tool", tool_call_id="c2", name="add__malformed_arguments"),
+            {"role": "tool", "content": "no such tool", "tool_call_id": "c2", "name": "add"},
+        ),
+        (
+            AIMessage("", tool_calls=[{"name": "add", "args": {"day": date(2026, 1, 2)}, "id": "c2"}]),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c2", "type": "function", "function": {"name": "add", "arguments": '{"day": "2026-01-02"}'}}
+                ],
             },
         ),
         (

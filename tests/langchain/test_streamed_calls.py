@@ -52,6 +52,22 @@ def test_arguments_that_never_became_whole_are_invalid(arguments: str) -> None:
     assert str(invalid["args"]).startswith(arguments)
 
 
+@pytest.mark.parametrize("arguments", ['{"a": 1,, "b": 2}', '{"a": oops}', '{"a": 1', "[1]", "3", "<xml>"])
+def test_malformed_arguments_are_invalid_and_an_agent_tells_the_model(arguments: str) -> None:
+    message = streamed(arguments, "tool_calls")
+    assert [(call["name"], call["args"], call["id"]) for call in message.tool_calls] == [
+        ("sub", {"b": 1}, "2"),
+        ("add__malformed_arguments", {}, "1"),
+    ]
+    (invalid,) = message.invalid_tool_calls
+    assert (invalid["name"], invalid["id"]) == ("add", "1")
+
+
+def test_null_is_no_arguments() -> None:
+    made = [(call["name"], call["args"], call["id"]) for call in streamed("null", "tool_calls").tool_calls]
+    assert made == [("sub", {"b": 1}, "2"), ("add", {}, "1")]
+
+
 @pytest.mark.parametrize("arguments", WHOLE)
 @pytest.mark.parametrize("finish_reason", ["tool_calls", "length"])
 def test_whole_arguments_are_not_touched(arguments: str, finish_reason: str) -> None:

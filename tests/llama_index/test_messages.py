@@ -146,6 +146,8 @@ def test_a_message_of_another_kind_is_named_with_its_position() -> None:
     [
         {"function": {"name": "add", "arguments": {"a": 2, "b": 3}}},  # as Ollama's
         {"function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}},
+        {"name": "add", "input": {"a": 2, "b": 3}, "type": "tool_use"},  # as Anthropic's
+        {"name": "add", "args": {"a": 2, "b": 3}},  # as Gemini's
     ],
 )
 def test_a_call_without_an_id_is_sent_with_its_result(call: dict[str, Any]) -> None:
@@ -157,11 +159,12 @@ def test_a_call_without_an_id_is_sent_with_its_result(call: dict[str, Any]) -> N
     sent = VLLM(model="Qwen/Qwen3-4B")._chat_request(messages, {}).messages
     assert sent is not None
     function = {"name": "add", "arguments": '{"a": 2, "b": 3}'}
-    assert sent[1] == {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    called = {"id": "", "type": "function", "function": function}  # vLLM refuses one without
+    assert sent[1] == {"role": "assistant", "content": None, "tool_calls": [called]}
     assert sent[2] == {"role": "tool", "content": "5"}
 
 
-@pytest.mark.parametrize("call", ["add", {"name": "add"}, {"function": {"arguments": "{}"}}])
+@pytest.mark.parametrize("call", ["add", {"name": "add"}, {"function": {"arguments": "{}"}}, {"args": {"a": 1}}])
 def test_what_is_no_call_is_refused_with_its_position(call: Any) -> None:
     message = ChatMessage(role="assistant", blocks=[], additional_kwargs={"tool_calls": [call]})
     with pytest.raises(InvalidInputError, match=r"messages\[0\]\.additional_kwargs\['tool_calls'\]\[0\] is not a call"):

@@ -14,20 +14,21 @@ from aiohttp import web
 from llama_index.core import Document, Settings, SummaryIndex
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.evaluation import BatchEvalRunner, FaithfulnessEvaluator, RelevancyEvaluator
-from llama_index.core.extractors import KeywordExtractor, SummaryExtractor, TitleExtractor
+from llama_index.core.extractors import DocumentContextExtractor, KeywordExtractor, SummaryExtractor, TitleExtractor
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.llms.utils import resolve_llm
 from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen import LLMQuestionGenerator
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, TextNode
 from llama_index.core.selectors import LLMSingleSelector, PydanticMultiSelector, PydanticSingleSelector
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import QueryEngineTool
 
 from llama_index_vllm_local import VLLM, VLLMEmbedding
-from tests.llama_index.scripted import answers, call, flights
+from tests.support.framework_sources import keywords_of
 from tests.support.remote_server import RemoteServer, chat_answer
+from tests.support.scripted import answers, call, flights
 
 SECRET = "sk-very-secret"
 
@@ -294,3 +295,31 @@ def test_a_pipelines_processes_share_the_engines(llm: VLLM, minilm: dict[str, An
     for node, vector in zip(nodes, vectors, strict=True):
         assert node.embedding == pytest.approx(vector, abs=1e-4)
     assert [(engine.status().starts, engine.status().server_pid) for engine in engines] == before
+
+
+# ---- parameters that core passes to any LLM
+
+_ENDPOINTS = [f"{a}{stream}{name}" for a in ("", "a") for stream in ("", "stream_") for name in ("chat", "complete")]
+_WITH_TOOLS = ["chat_with_tools", "achat_with_tools", "stream_chat_with_tools", "astream_chat_with_tools"]
+
+
+def test_what_core_passes_to_any_llm_is_taken() -> None:
+    of_tools = {"tools", "chat_history", "verbose", "allow_parallel_tool_calls", "tool_choice", "tool_required"}
+    known = {"messages", "max_tokens", "extra_headers", *of_tools}
+    methods = [*_ENDPOINTS, *_WITH_TOOLS, "predict_and_call", "apredict_and_call"]
+    assert keywords_of("llama_index.core", methods) <= known, "take or drop it"
+
+
+async def test_each_node_gets_its_context(server: RemoteServer, remote: VLLM, caplog: pytest.LogCaptureFixture) -> None:
+    """Core passes a header for Anthropic's cache of prompts."""
+    caplog.set_level("DEBUG", "shared_engine")
+    answers(server, "About bridges.")
+    document = Document(text="The Norling bridge was opened in 1936.", id_="bridges")
+    store = SimpleDocumentStore()
+    store.add_documents([document])
+    node = TextNode(text="opened in 1936", relationships={NodeRelationship.SOURCE: document.as_related_node_info()})
+    extractor = DocumentContextExtractor(docstore=store, llm=remote, max_output_tokens=9)
+    assert await extractor.aextract([node]) == [{"context": "About bridges."}]
+    ((_, body),) = server.requests
+    assert body["max_tokens"] == 9 and "extra_headers" not in body
+    assert "extra_headers are not sent: anthropic-beta" in caplog.text

@@ -18,7 +18,6 @@ from pydantic import BaseModel
 from llama_index_vllm_local import VLLM
 from llama_index_vllm_local._tools import (
     in_order_of_calls,
-    openai_tool_call,
     to_openai_tool_choice,
     to_openai_tools,
     to_tool_selections,
@@ -166,10 +165,6 @@ def test_a_tool_that_is_called_like_a_word_can_be_chosen() -> None:
 def test_a_tool_choice_that_names_no_tool_is_refused_with_the_nearest(choice: Any) -> None:
     with pytest.raises(InvalidInputError, match="is not the name of a tool; did you mean 'add'"):
         to_openai_tool_choice(choice, [ADD_TOOL])
-
-
-def test_calls_of_a_history_keep_their_letters() -> None:
-    assert openai_tool_call(None, "f", {"city": "Zürich"})["function"]["arguments"] == '{"city": "Zürich"}'
 
 
 def test_results_are_sent_in_the_order_of_their_calls() -> None:

@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from llama_index_vllm_local import VLLM
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 from tests.llama_index.agent_runs import ADD, GET_WEATHER, MULTIPLY
-from tests.llama_index.scripted import answers, call
 from tests.llama_index.ways import alist
 from tests.support.agent_tools import SUM, TWO_CITIES, WEATHER
 from tests.support.remote_server import RemoteServer
+from tests.support.scripted import answers, call
 
 # The four ways to ask, alike: each gives its responses, one, or all pieces of a stream.
 WAYS: dict[str, Callable[..., list[ChatResponse]]] = {
@@ -275,8 +275,10 @@ def test_broken_arguments_are_an_error_and_nothing_is_called(
     server: RemoteServer, remote: VLLM, ask: Callable[..., list[ChatResponse]]
 ) -> None:
     """tiny_chat writes no broken JSON; vLLM sends what a model wrote as its arguments, whatever it is."""
-    broken = call("add")
-    broken["tool_calls"][0]["function"]["arguments"] = '{"a": 12, "b": oops}'
-    answers(server, broken)
+    answers(server, call("add", '{"a": 12, "b": oops}'))
+    answered = ask(remote, [ADD], "1 + 2?")[-1]
     with pytest.raises(ValueError, match="the call of 'add' is not made: its arguments are not valid JSON"):
-        calls_of(remote, ask(remote, [ADD], "1 + 2?")[-1])
+        remote.get_tool_calls_from_response(answered)
+    with pytest.raises(ValueError, match="the call of 'add' is not made: its arguments are not valid JSON"):
+        remote.predict_and_call([ADD], "1 + 2?")
+    assert calls_of(remote, answered) == [("add__malformed_arguments", {})]  # as agents ask
