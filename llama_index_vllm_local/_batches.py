@@ -5,24 +5,17 @@ Each prompt goes through the LLM's own endpoint, so it has its own events, usage
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import contextvars
-import threading
 from abc import abstractmethod
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 
-from shared_engine.adapting.batches import all_in_tasks
+from shared_engine.adapting.batches import all_in_tasks, on_own_loop
 from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from shared_engine import Engine
-
-T = TypeVar("T")
 
 
 class Batches:
@@ -64,7 +57,7 @@ class Batches:
         self, conversations: Sequence[Sequence[ChatMessage]], *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See ``achat_batch``."""
-        return _run(self.achat_batch(conversations, return_exceptions=return_exceptions, **kwargs))
+        return on_own_loop(self.achat_batch(conversations, return_exceptions=return_exceptions, **kwargs))
 
     async def acomplete_batch(
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any
@@ -84,36 +77,10 @@ class Batches:
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See ``acomplete_batch``."""
-        return _run(self.acomplete_batch(prompts, formatted, return_exceptions=return_exceptions, **kwargs))
+        return on_own_loop(self.acomplete_batch(prompts, formatted, return_exceptions=return_exceptions, **kwargs))
 
 
 def _checked(values: Any, name: str, of: str) -> Sequence[Any]:
     if isinstance(values, (str, ChatMessage)) or not isinstance(values, Sequence):
         raise InvalidInputError(f"{name} must be a list {of}, got {type(values).__name__}: {values!r:.80}")
     return values
-
-
-def _run(batch: Coroutine[Any, Any, T]) -> T:
-    """Run on a new event loop in a new thread: an app's callbacks, which may ask an LLM themselves, then block no other
-    request, and this thread's own loop, which runs in a notebook, is not touched.
-    """
-    is_left = threading.Event()
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
-
-    async def cancellable() -> T:
-        task = asyncio.ensure_future(batch)
-        running.append((asyncio.get_running_loop(), task))
-        if is_left.is_set():
-            task.cancel()
-        return await task
-
-    with ThreadPoolExecutor(1) as executor:
-        done = executor.submit(contextvars.copy_context().run, asyncio.run, cancellable())
-        try:
-            return done.result()
-        except BaseException:  # Ctrl-C reaches the thread that waits only
-            is_left.set()
-            for loop, task in running:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
-                    loop.call_soon_threadsafe(task.cancel)
-            raise

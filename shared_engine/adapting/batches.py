@@ -1,21 +1,30 @@
-"""Many calls at once, for the batches of an adapter: in threads, or in tasks of the running event loop.
+"""Many calls at once, for the batches of an adapter: in threads, or in tasks of an event loop.
 
-The calls are an app's code too (callbacks, caches). The first error, Ctrl-C, or leaving the loop early ends the
-requests that are still running. Knows nothing of prompts.
+The calls are an app's code too (callbacks, caches). The first error, Ctrl-C at any moment, or leaving the loop early
+ends the requests that are still running, and is not kept waiting by the app's own code. Knows nothing of prompts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from shared_engine.errors import EngineError
 from shared_engine.request.io_loop import CancelScope
+from shared_engine.request.threads import start_thread
 
 T = TypeVar("T")
+
+LEAVE_S = 0.5
+"""How long threads whose requests were ended may take to leave, before they are left to themselves."""
 
 
 def in_threads(
@@ -25,28 +34,97 @@ def in_threads(
 
     Yields ``(index, value)`` as each call ends. With ``return_exceptions`` an error takes the place of its value;
     without, the first one ends the others.
+
+    Raises:
+        EngineError: not one thread could be started.
     """
     scope = CancelScope()
+    context = contextvars.copy_context()
+    context.run(scope.enter)
+    indexes = iter(range(count))
+    ended: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 
-    def in_scope(index: int) -> T | Exception:
-        scope.enter()
-        try:
-            return call(index)
-        except Exception as exc:
-            if not return_exceptions:
-                raise
-            return exc
+    def work() -> None:
+        for index in indexes:
+            if scope.is_cancelled:
+                return
+            try:
+                ended.put((index, context.copy().run(call, index), None))
+            except BaseException as exc:
+                is_answer = return_exceptions and isinstance(exc, Exception)
+                ended.put((index, exc, None) if is_answer else (index, None, exc))
 
-    with ThreadPoolExecutor(min(limit, count)) as executor:
-        futures = {executor.submit(contextvars.copy_context().run, in_scope, index): index for index in range(count)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            scope.cancel()
+    threads: list[threading.Thread] = []
+    try:
+        _start(work, min(limit, count), threads)
+        for _ in range(count):
+            index, value, error = ended.get()
+            if error is not None:
+                raise error
+            yield index, value
+    except BaseException:
+        scope.cancel()
+        _leave(threads)
+        raise
+
+
+def _start(work: Callable[[], None], count: int, threads: list[threading.Thread]) -> None:
+    try:
+        while len(threads) < count:
+            threads.append(start_thread(work, "vllm-local-batch", "a batch"))
+    except EngineError:
+        if not threads:
             raise
+
+
+def _leave(threads: Iterable[threading.Thread]) -> None:
+    until = time.monotonic() + LEAVE_S
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def on_own_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run on a new event loop in a new thread.
+
+    An app's callbacks, which may ask a model themselves, then block no other request, and this thread's own loop, which
+    runs in a notebook, is not touched.
+
+    Raises:
+        EngineError: no thread could be started.
+    """
+    context = contextvars.copy_context()
+    ended: Future[T] = Future()
+    is_left = threading.Event()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
+
+    async def cancellable() -> T:
+        task = asyncio.ensure_future(coroutine)
+        running.append((asyncio.get_running_loop(), task))
+        if is_left.is_set():
+            task.cancel()
+        return await task
+
+    def work() -> None:
+        try:
+            ended.set_result(context.run(asyncio.run, cancellable()))
+        except BaseException as exc:
+            ended.set_exception(exc)
+
+    threads: list[threading.Thread] = []
+    try:
+        try:
+            _start(work, 1, threads)
+        except EngineError:
+            coroutine.close()
+            raise
+        return ended.result()
+    except BaseException:  # Ctrl-C reaches the thread that waits only
+        is_left.set()
+        for loop, task in running:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+                loop.call_soon_threadsafe(task.cancel)
+        _leave(threads)
+        raise
 
 
 async def in_tasks(

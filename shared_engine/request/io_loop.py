@@ -10,9 +10,10 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared_engine.errors import EngineError, ServerConnectionError
+from shared_engine.request.threads import refuse_at_exit, start_thread
 
 T = TypeVar("T")
 
@@ -29,17 +30,21 @@ def io_loop() -> asyncio.AbstractEventLoop:
     freezes the thread where it stands. What it held open is closed by the kernel, and vLLM ends requests in flight.
 
     Raises:
-        EngineError: Python starts no thread any more.
+        EngineError: no thread or file is left, or the interpreter has stopped all threads.
     """
     global _loop
+    refuse_at_exit()
     with _guard:
         if _loop is None:
-            loop = asyncio.new_event_loop()
             try:
-                threading.Thread(target=loop.run_forever, name="vllm-local-io", daemon=True).start()
-            except RuntimeError as exc:
+                loop = asyncio.new_event_loop()
+            except OSError as exc:  # no file is left
+                raise EngineError(f"no event loop could be made for synchronous requests: {exc.strerror}") from exc
+            try:
+                start_thread(loop.run_forever, "vllm-local-io", "synchronous requests")
+            except EngineError:
                 loop.close()
-                raise EngineError(f"no thread could be started for synchronous requests: {exc}") from exc
+                raise
             _loop = loop
         return _loop
 
@@ -55,60 +60,108 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+class _Call(Generic[T]):
+    """A coroutine for the background loop, and the thread that waits for it.
+
+    ``cancel`` may come at any moment: Ctrl-C does, between any two steps of the waiting thread.
+
+    Raises:
+        EngineError: see ``io_loop``.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        try:
+            self.loop = io_loop()
+        except BaseException:
+            coroutine.close()
+            raise
+        self.future: Future[T] = Future()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        scope = _scope.get()
+        if scope is not None:
+            scope.add(self)
+        self.loop.call_soon_threadsafe(self._begin)
+
+    def cancel(self) -> None:
+        if self.future.cancel():
+            self.loop.call_soon_threadsafe(self._cancel)
+
+    # ---- on the loop
+
+    def _begin(self) -> None:
+        if self.future.cancelled():
+            self._coroutine.close()
+            return
+        self._task = self.loop.create_task(self._coroutine)
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        if self._task is None:
+            self._coroutine.close()
+        else:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.future.cancel()
+        error = None if task.cancelled() else task.exception()
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            self.future.set_result(task.result())
+        else:
+            self.future.set_exception(error)
+
+
 class CancelScope:
     """Cancels what several threads wait for: one call of ``cancel`` ends their waiting and their requests.
 
-    A thread belongs to it from ``enter`` on, in its own context.
+    A context belongs to it from ``enter`` on.
     """
 
     def __init__(self) -> None:
-        self._futures: set[Future[Any]] = set()
-        self._is_cancelled = False
+        self._calls: set[_Call[Any]] = set()
+        self.is_cancelled = False
         self._guard = threading.Lock()
 
     def enter(self) -> None:
         _scope.set(self)
 
-    def add(self, future: Future[Any]) -> None:
+    def add(self, call: _Call[Any]) -> None:
         with self._guard:
-            self._futures.add(future)
-            is_cancelled = self._is_cancelled
-        future.add_done_callback(self._futures.discard)
+            self._calls.add(call)
+            is_cancelled = self.is_cancelled
+        call.future.add_done_callback(lambda _: self._calls.discard(call))
         if is_cancelled:
-            future.cancel()
+            call.cancel()
 
     def cancel(self) -> None:
         """End what is waited for now, and what anybody in here would wait for later."""
+        self.is_cancelled = True
         with self._guard:
-            self._is_cancelled = True
-            futures = list(self._futures)
-        for future in futures:
-            future.cancel()
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
 
 _scope: ContextVar[CancelScope | None] = ContextVar("vllm_local_cancel_scope", default=None)
 
 
-def _begun(coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> Future[T]:
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    scope = _scope.get()
-    if scope is not None:
-        scope.add(future)
-    return future
-
-
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on the background loop and wait. Ctrl-C, or any exception in the waiting thread, cancels it."""
+    """Run on the background loop and wait. Ctrl-C, or any exception in the waiting thread, cancels it.
+
+    Raises:
+        EngineError: the interpreter ends, and has stopped the loop's thread.
+    """
+    call = _Call(coroutine)
     try:
-        loop = io_loop()
+        call.begin()
+        return call.future.result()
     except BaseException:
-        coroutine.close()
-        raise
-    future = _begun(coroutine, loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
+        call.cancel()
         raise
 
 
@@ -129,18 +182,23 @@ def iterate_sync(iterator: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         error = CancelledError() if pumped.cancelled() else pumped.exception()
         items.put(_END if error is None else _Failed(error))
 
-    loop = io_loop()
-    future = _begun(pump(), loop)
-    future.add_done_callback(tell_the_end)
+    call = _Call(pump())
     try:
-        while (item := items.get()) is not _END:
+        call.future.add_done_callback(tell_the_end)
+        call.begin()
+        while (item := _next(items)) is not _END:
             if isinstance(item, _Failed):
                 raise item.error
             yield item
-            if loop is not _loop:  # nobody here would ever put another item
+            if call.loop is not _loop:  # nobody here would ever put another item
                 raise ServerConnectionError("this stream belongs to the process that this one was forked from")
     finally:
-        future.cancel()
+        call.cancel()
+
+
+def _next(items: queue.SimpleQueue[Any]) -> Any:
+    refuse_at_exit()  # nobody would ever put another item
+    return items.get()
 
 
 class _Failed:

@@ -1,14 +1,42 @@
-"""A call that blocks, in a thread of its own, while the event loop goes on."""
+"""Threads: daemons, started as long as Python starts any; a call that blocks in one, while the event loop goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from shared_engine.errors import EngineError
+
 T = TypeVar("T")
+
+
+def refuse_at_exit() -> None:
+    """Refuse what would wait for another thread, where the interpreter has stopped them: in a ``__del__`` at its end.
+
+    Raises:
+        EngineError: it has.
+    """
+    if sys.is_finalizing():
+        raise EngineError("no request can be made any more: the interpreter is shutting down")
+
+
+def start_thread(target: Callable[[], object], name: str, purpose: str) -> threading.Thread:
+    """A daemon thread: it keeps no app from ending.
+
+    Raises:
+        EngineError: Python starts no thread any more.
+    """
+    refuse_at_exit()  # Python 3.11 would wait for ever for the thread to begin
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise EngineError(f"no thread could be started for {purpose}: {exc}") from exc
+    return thread
 
 
 async def in_a_thread(call: Callable[[], T]) -> T:
@@ -16,6 +44,7 @@ async def in_a_thread(call: Callable[[], T]) -> T:
 
     Where this Python starts no thread any more, the call is made here, and the loop waits.
     """
+    refuse_at_exit()
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -37,7 +66,7 @@ async def in_a_thread(call: Callable[[], T]) -> T:
                 loop.call_soon_threadsafe(succeed, value)
 
     try:
-        threading.Thread(target=run, name="vllm-local-thread", daemon=True).start()
-    except RuntimeError:
+        start_thread(run, "vllm-local-thread", "a call that blocks")
+    except EngineError:
         return call()
     return await done

@@ -12,7 +12,9 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
+from shared_engine.errors import EngineError
 from shared_engine.request.io_loop import CancelScope, iterate_sync, run_sync
+from shared_engine.request.threads import in_a_thread
 from tests.support.paths import REPOSITORY
 
 
@@ -90,6 +92,32 @@ def test_the_interpreter_ends_without_a_word() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hi\n", "")
+
+
+def test_a_thread_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a ``__del__`` at the end of the interpreter."""
+    numbers = iterate_sync(_for_ever())
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    calls: list[Callable[[], object]] = [
+        lambda: next(numbers),
+        lambda: run_sync(add(1, 2)),
+        lambda: asyncio.run(in_a_thread(threading.get_ident)),
+    ]
+    for call in calls:
+        with pytest.raises(EngineError, match="shutting down"):
+            call()
+
+
+def test_a_stream_that_has_begun_ends_with_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def two() -> AsyncGenerator[int, None]:
+        yield 1
+        await asyncio.sleep(60)
+
+    numbers = iterate_sync(two())
+    assert next(numbers) == 1
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    with pytest.raises(EngineError, match="shutting down"):
+        next(numbers)
 
 
 async def _for_ever() -> AsyncGenerator[int, None]:

@@ -1,0 +1,47 @@
+"""Ctrl-C at any moment: the caller is back at once, and its requests have ended in the server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.processes import end_of, run_app
+
+BACK_S = 1.0
+
+ENGINE = ["engine.chat", "engine.stream_chat", "engine.generate_batch", "engine.embed"]
+ASYNC_ENGINE = ["engine.achat", "engine.achat_batch", "engine.astream_chat", "engine.aembed"]
+ADAPTERS = [
+    "langchain.invoke", "langchain.stream", "langchain.batch", "langchain.generate", "langchain.text_batch",
+    "langchain.embed", "langchain.rerank", "llama_index.chat", "llama_index.stream_chat",
+    "llama_index.complete_batch", "llama_index.chat_batch", "llama_index.embed", "engine.rerank",
+]  # fmt: skip
+ASYNC_ADAPTERS = [
+    "langchain.ainvoke", "langchain.abatch", "langchain.agenerate", "langchain.astream", "llama_index.achat",
+    "llama_index.achat_batch", "llama_index.astream_chat",
+]  # fmt: skip
+
+
+def worst_moment(name: str, step: int) -> tuple[str, float, int]:
+    """Where Ctrl-C took longest, the seconds, and how many moments were tried."""
+    status, out, err = end_of(run_app("interrupted", name, str(step)), 60)
+    assert status == 0, err
+    worst, _, count = out.strip().rpartition(" ")
+    where, seconds = json.loads(worst)
+    return where, seconds, int(count)
+
+
+@pytest.mark.parametrize("name", [*ENGINE, *ASYNC_ENGINE])
+def test_ctrl_c_brings_the_caller_back_and_ends_its_requests(name: str) -> None:
+    where, seconds, count = worst_moment(name, step=7)
+    assert count >= 5
+    assert seconds < BACK_S, where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ADAPTERS, *ASYNC_ADAPTERS])
+def test_ctrl_c_brings_an_adapters_caller_back(name: str) -> None:
+    where, seconds, count = worst_moment(name, step=7)
+    assert count >= 5
+    assert seconds < BACK_S, where
