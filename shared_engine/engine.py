@@ -157,6 +157,7 @@ class Engine(Batches):
             on_progress: called with the number of texts each time some more are done.
             timeout: seconds that all of it may take, as for every request.
         """
+        deadline = Deadline(timeout)
         checked = check_texts(texts, "texts")
         check_number("dimensions", dimensions, 1)
         check_number("batch_size", batch_size, 1)
@@ -167,7 +168,7 @@ class Engine(Batches):
         prefix = await self._prefix(input_type) if prefix is None else check_text(prefix, "prefix")
         prefixed = [prefix + text for text in checked] if prefix else checked
         embedding = self._pooling.embed(prefixed, options, batch_size, on_progress)
-        return await Deadline(timeout).wait(f"embeddings from {self}", embedding)
+        return await deadline.wait(f"vectors from {self}", embedding)
 
     embed = blocking(aembed)
 
@@ -191,6 +192,7 @@ class Engine(Batches):
                 takes. Default: what is too long is an error, which names it.
             timeout: seconds that all of it may take, as for every request.
         """
+        deadline = Deadline(timeout)
         check_text(query, "query")
         checked = check_texts(documents, "documents")
         check_number("top_n", top_n, 1)
@@ -199,7 +201,7 @@ class Engine(Batches):
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
         options = _given(truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
         ranking = self._pooling.rerank(query, checked, top_n, options)
-        return await Deadline(timeout).wait(f"scores from {self}", ranking)
+        return await deadline.wait(f"scores from {self}", ranking)
 
     rerank = blocking(arerank)
 

@@ -91,7 +91,12 @@ def _user_and_password(value: SecretStr | None) -> SecretStr | None:
 
 
 def _text_values(value: Any) -> Any:
-    """Numbers and the like as they are written in a header or a query."""
+    """Numbers and the like as they are written in a header or a query; a text is the JSON of all."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError("must be a dict, or a JSON object") from None
     if not isinstance(value, Mapping):
         return value
     return {name: str(each) if isinstance(each, (int, float)) else each for name, each in value.items()}

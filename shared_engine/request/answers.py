@@ -62,12 +62,16 @@ class _Message(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None  # the older name
-    reasoning_text: str | None = None
+    reasoning_text: Any = None
+    thinking: Any = None
+    reasoning_details: Any = None  # OpenRouter's, mostly beside the first
     tool_calls: list[ToolPiece] | None = None
 
     @property
     def thought(self) -> str | None:
-        return self.reasoning or self.reasoning_content or self.reasoning_text
+        known = self.reasoning or self.reasoning_content
+        elsewhere = self.reasoning_text or self.thinking or self.reasoning_details
+        return known if known or not elsewhere else dialects.text_of(elsewhere)
 
 
 class AnyChoice(msgspec.Struct):
@@ -205,7 +209,7 @@ def _choice(choice: AnyChoice) -> Choice:
     return Choice(
         text=message.content or "",
         index=choice.index,
-        finish_reason=choice.finish_reason,
+        finish_reason=dialects.reason_of(choice.finish_reason),
         stop_reason=choice.stop_reason,
         tool_calls=tuple(
             ToolCall(

@@ -7,12 +7,14 @@ tests/support/dialects.py speak as they do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 Json = Mapping[str, Any]
+_TGI = re.compile(r"\d+\.\d+\.\d+(-dev\d*)?-(native|sha-)")
 
 
 def answer_of(data: Any) -> dict[str, Any]:
@@ -40,8 +42,47 @@ def error_of(data: Any) -> tuple[str, str | None] | None:
     if not isinstance(error, Mapping):
         return text_of(error) or "", text_of(raw.get("code") or raw.get("error_type"))
     code = next((error[name] for name in ("code", "status", "status_code", "type") if error.get(name)), None)
-    said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
-    return text_of(said) or "", text_of(code)
+    return said_in(error), text_of(code)
+
+
+def said_in(error: Any) -> str:
+    """What a server says in an error: OpenAI's object, FastAPI's detail, a text; empty where it says nothing."""
+    if not isinstance(error, Mapping):
+        return text_of(error) or ""
+    said = next((error[name] for name in ("error", "message", "detail", "errors") if error.get(name)), None)
+    if isinstance(said, Mapping):
+        return said_in(said)
+    if isinstance(said, list):
+        return "; ".join(_complaint(each) for each in said)
+    message = text_of(said) or ""
+    upstream = _mapping(error.get("metadata"))  # OpenRouter's: what the provider behind it said
+    raw = text_of(upstream.get("raw"))
+    return f"{message} ({upstream.get('provider_name') or 'upstream'}: {raw[:500]})" if raw else message
+
+
+def _complaint(each: Any) -> str:
+    """One of FastAPI's: the place and what is wrong there."""
+    if isinstance(each, Mapping) and each.get("msg"):
+        place = ".".join(str(part) for part in _list(each.get("loc")))
+        return f"{place}: {each['msg']}" if place else str(each["msg"])
+    return said_in(each)
+
+
+_REASONS = {
+    "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length",
+    "max_length": "length", "function_call": "tool_calls", "tool_use": "tool_calls",
+}  # fmt: skip
+
+
+def reason_of(finish_reason: str | None) -> str | None:
+    """A finish reason by OpenAI's name; None for an empty one, which some servers send before the end."""
+    return _REASONS.get(finish_reason.lower(), finish_reason) if finish_reason else None
+
+
+def ends_calls_silently(data: Any) -> bool:
+    """True for a chunk of TGI, whose streams of a tool call end without a finish reason, with ``[DONE]`` only."""
+    fingerprint = _mapping(data).get("system_fingerprint")
+    return isinstance(fingerprint, str) and _TGI.match(fingerprint) is not None
 
 
 def _choice_of(raw: Json, position: int) -> dict[str, Any]:
@@ -56,8 +97,8 @@ def _choice_of(raw: Json, position: int) -> dict[str, Any]:
         "text": text_of(raw.get("text")),
         "message": None if message is None else _message_of(message),
         "delta": None if delta is None else _message_of(delta),
-        "finish_reason": text_of(reason),
-        "stop_reason": stop if isinstance(stop, (str, int)) else None,
+        "finish_reason": reason if isinstance(reason, str) else None,
+        "stop_reason": stop if isinstance(stop, (str, int)) and not isinstance(stop, bool) else None,
         "logprobs": logprobs if isinstance(logprobs, dict) else None,
     }
 
@@ -71,7 +112,7 @@ def _message_of(value: Any) -> dict[str, Any]:
         "content": text_of(raw.get("content")),
         "reasoning": text_of(raw.get("reasoning")) or _thinking_in(raw.get("content")),
         "reasoning_content": text_of(raw.get("reasoning_content")),
-        "reasoning_text": text_of(raw.get("reasoning_text")),
+        "reasoning_text": raw.get("reasoning_text") or raw.get("thinking") or raw.get("reasoning_details"),
         "tool_calls": [_call_of(_mapping(each)) for each in _list(calls)],
     }
 
@@ -166,7 +207,8 @@ def text_of(value: Any) -> str | None:
 def _text_in(part: Any) -> str:
     if isinstance(part, str):
         return part
-    text = _mapping(part).get("text")
+    raw = _mapping(part)
+    text = raw.get("text") or raw.get("summary")
     return text if isinstance(text, str) else ""
 
 

@@ -37,10 +37,12 @@ class Endpoint(ABC):
 
     Attributes:
         max_model_len: the server's limit in tokens, once an answer had it; None before.
+        awaited: what ``acquire`` waits for.
         sends_done: whether a stream that ends without ``[DONE]`` was cut off, as vLLM's is.
     """
 
     max_model_len: int | None = None
+    awaited = "the server's list of models"
     sends_done = False
 
     @abstractmethod

@@ -31,6 +31,7 @@ ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 class LocalEndpoint(Endpoint):
     """An engine of this machine. Constructing one reads no file and opens nothing."""
 
+    awaited = "the engine to be ready"
     sends_done = True
 
     def __init__(self, settings: EngineSettings) -> None:

@@ -16,6 +16,8 @@ from shared_engine.request.routes import METRICS
 from shared_engine.supervisor.hangs import read_activity
 
 LOOK_TIMEOUT_S = 2.0
+# One step of the scheduler may take so long: a long prompt on a CPU. What hangs for good is the supervisor's to see.
+STEP_S = 30.0
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ class Patience:
     """What runs inside ``async with`` is cancelled, with a TimeoutError, when nobody works on it any more.
 
     Args:
-        timeout: ``is_working`` is asked after so many seconds, and again each time so many have passed.
+        timeout: ``is_working`` is asked after so many seconds, and again each time so many, or STEP_S, have passed.
     """
 
     def __init__(self, timeout: float, is_working: Callable[[], Awaitable[bool]]) -> None:
@@ -51,7 +53,7 @@ class Patience:
 
     async def _ask(self) -> None:
         while await self._is_working():
-            await asyncio.sleep(self._timeout)
+            await asyncio.sleep(max(self._timeout, STEP_S))
         self._limit.reschedule(self._loop.time())
 
 

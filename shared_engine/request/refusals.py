@@ -32,6 +32,7 @@ from shared_engine.errors import (
     RequestRejectedError,
     ServerError,
 )
+from shared_engine.request import dialects
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
 
 _BY_STATUS: dict[int, type[RequestError]] = {
@@ -43,6 +44,23 @@ _BY_STATUS: dict[int, type[RequestError]] = {
 _TOO_LONG = ("maximum context length", "exceeds model's maximum")
 _CONTEXT_LIMIT = re.compile(r"maximum context length (?:is|\() ?(\d+)|max_model_len=(\d+)")
 _PROMPT_LENGTH = re.compile(r"(?:at least |contains )(\d+) input tokens|Input length \((\d+)\)|(\d+) in the messages")
+# Of SGLang, llama.cpp, TGI, LiteLLM, Ollama.
+_TOO_LONG_ELSEWHERE = (
+    "longer than the model's context length",
+    "exceeds the available context size",
+    "`inputs` tokens + `max_new_tokens` must be",
+    "`inputs` must have less than",
+    "ContextWindowExceededError",
+    "prompt is too long",
+    "exceeds the context length",
+)
+_LIMIT_ELSEWHERE = re.compile(
+    r"(?:maximum context length of|context length \(|context size \(|must be <=|less than|tokens >) ?(\d+)"
+)
+_LENGTH_ELSEWHERE = re.compile(
+    r"(?:input|request) \((\d+) tokens\)|(\d+) tokens from the input|Given: (\d+)|(\d+) tokens >"
+)
+_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _ENGINE_DEAD = ("EngineCore encountered an issue", "EngineDeadError")
 _ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
 _OF_THE_REQUEST = ("invalid_request", "badrequest", "bad_request", "exceed_context", "context_length", "validation")
@@ -94,8 +112,10 @@ def _error(status: int, message: str) -> RequestError:
         if status == 500 and NOT_LOADED.search(message):
             failed.should_retry = False
         return failed
-    if status in (400, 413, 422) and _has(message, _TOO_LONG):
-        return ContextLengthError(message, status, _number(_CONTEXT_LIMIT, message), _number(_PROMPT_LENGTH, message))
+    if status in (400, 413, 422) and _has(message, (*_TOO_LONG, *_TOO_LONG_ELSEWHERE)):
+        limit = _number(_CONTEXT_LIMIT, message) or _number(_LIMIT_ELSEWHERE, message)
+        length = _number(_PROMPT_LENGTH, message) or _number(_LENGTH_ELSEWHERE, message)
+        return ContextLengthError(message, status, limit, length)
     return RequestRejectedError(message, status)
 
 
@@ -140,20 +160,14 @@ def _has(message: str, marks: Sequence[str]) -> bool:
 
 
 def _message(body: bytes) -> str:
-    """The server's words: OpenAI's error object, FastAPI's detail, or the plain text."""
+    """The server's words: in any form of JSON, the title of a page, or the plain text."""
+    text = body.decode(errors="replace").strip()
     try:
-        data = msgspec.json.decode(body)
+        said = dialects.said_in(msgspec.json.decode(body))
     except msgspec.DecodeError:
-        data = None
-    if isinstance(data, dict):
-        error = data.get("error", data)
-        if isinstance(error, dict):
-            said = error.get("message") or error.get("detail")
-            if said:
-                return str(said)
-        elif error:
-            return str(error)
-    return body.decode(errors="replace").strip()[:2000] or "the server gave no reason"
+        title = _TITLE.search(text) if text[:1] == "<" else None
+        said = f"{' '.join(title[1].split())} (a page, not an answer of the model's server)" if title else ""
+    return said or text[:2000] or "the server gave no reason"
 
 
 def _number(pattern: re.Pattern[str], message: str) -> int | None:

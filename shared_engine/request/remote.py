@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 
-from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
+from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, RequestRejectedError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.answers import parse_models
 from shared_engine.request.client import Client
@@ -14,6 +14,8 @@ from shared_engine.request.loop_clients import loop_clients
 from shared_engine.request.routes import MODELS
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
+
+NO_SUCH_ROUTE = (404, 405)
 
 
 class RemoteEndpoint(Endpoint):
@@ -53,8 +55,14 @@ class RemoteEndpoint(Endpoint):
             models = parse_models(await client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
         except ModelNotFoundError:
             models = None
-        if models is None or any(max_model_len is not None for _, max_model_len in models):
+        if models is None:
             await super().check_health(client)
+        elif any(max_model_len is not None for _, max_model_len in models):
+            try:
+                await super().check_health(client)
+            except RequestRejectedError as exc:
+                if exc.status not in NO_SUCH_ROUTE:
+                    raise
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         if isinstance(error, ModelNotFoundError) and not self._is_named and connection.model in error.message:

@@ -12,12 +12,10 @@ from shared_engine.errors import (
     InvalidInputError,
     ModelNotFoundError,
     RequestError,
-    ServerConnectionError,
     VLLMError,
 )
 from shared_engine.request import answers
 from shared_engine.request.bodies import Request, prompt_tokens_request
-from shared_engine.request.client import EventStream
 from shared_engine.request.deadline import Deadline
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
 from shared_engine.request.patience import Patience, WorkWatch
@@ -31,7 +29,6 @@ from shared_engine.runtime.metrics import totals
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-A_SERVER = "a server that is ready"
 TOLD_FROM_S = 1.0
 
 
@@ -80,7 +77,7 @@ class Requests:
         while True:
             has_reached_caller = False
             try:
-                connection = await deadline.wait(A_SERVER, self.endpoint.acquire())
+                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire())
                 try:
                     reader = ChunkReader()
                     where = connection.client.where
@@ -94,10 +91,9 @@ class Requests:
                                 yield chunk
                     finally:
                         events.close()
-                    self._check_whole(reader, events, where)
-                    usage = reader.usage()
-                    if usage is not None:
-                        yield usage
+                    for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
+                        has_reached_caller = True
+                        yield chunk
                     return
                 except RequestError as exc:
                     if deadline.is_over:
@@ -111,13 +107,6 @@ class Requests:
                     raise
                 say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
-
-    def _check_whole(self, reader: ChunkReader, events: EventStream, where: str) -> None:
-        missing = reader.missing()
-        if missing is None and self.endpoint.sends_done and not events.is_done:
-            missing = "[DONE] did not come"
-        if missing is not None:
-            raise ServerConnectionError(f"{where} ended the answer before it was whole: {missing}")
 
     async def count_tokens(self, request: Request) -> int:
         """How many tokens a ``/tokenize`` request has."""
@@ -148,7 +137,7 @@ class Requests:
         retry = Retry(self._max_retries)
         while True:
             try:
-                connection = await deadline.wait(A_SERVER, self.endpoint.acquire())
+                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire())
                 try:
                     return await deadline.wait(f"an answer from {connection.client.where}", call(connection))
                 finally:

@@ -23,11 +23,12 @@ from shared_engine.request.answers import (
     usage_of,
     without_false_zero,
 )
+from shared_engine.request.dialects import ends_calls_silently, reason_of
 from shared_engine.results import GenerationChunk, ToolCallDelta
 
 
 class ChunkReader:
-    """The chunks of one streamed answer, event by event, and at its end the usage."""
+    """The chunks of one streamed answer, event by event; at its end the usage, if the answer is whole."""
 
     def __init__(self) -> None:
         self._begun: set[int] = set()
@@ -37,6 +38,7 @@ class ChunkReader:
         self._usage: Usage | None = None
         self._head: tuple[str, str] = ("", "")
         self._part = b""
+        self._last_event = b"null"
 
     def chunks(self, event: bytes) -> Iterator[GenerationChunk]:
         """Those of one ``data:`` line; none of a keep-alive, or one that says nothing.
@@ -60,23 +62,44 @@ class ChunkReader:
             if not chunk.is_empty:
                 yield chunk
 
-    def usage(self) -> GenerationChunk | None:
-        """The last chunk, which has the usage; None where the server sent none."""
-        usage = usage_of(self._usage)
-        if usage is None:
-            return None
-        if self._has_reasoning:
-            usage = without_false_zero(usage)
-        return GenerationChunk(usage=usage, request_id=self._head[0], model=self._head[1])
+    def end(self, where: str, *, is_done: bool, needs_done: bool) -> Iterator[GenerationChunk]:
+        """The last chunks, when the stream has ended: the usage, where the server sent it.
 
-    def missing(self) -> str | None:
-        """What the stream, which has ended, should have had to be a whole answer; None if it is one."""
+        Args:
+            where: the server, as errors name it.
+            is_done: ``[DONE]`` has come.
+            needs_done: without it the stream was cut off.
+
+        Raises:
+            ServerConnectionError: the answer is not whole.
+        """
+        if self._has_calls_without_an_end(is_done):
+            unfinished = self._begun - self._finished
+            yield from (GenerationChunk(index=index, finish_reason="tool_calls") for index in sorted(unfinished))
+            self._finished |= unfinished
+        missing = self._missing()
+        if missing is None and needs_done and not is_done:
+            missing = "[DONE] did not come"
+        if missing is not None:
+            raise ServerConnectionError(f"{where} ended the answer before it was whole: {missing}")
+        usage = usage_of(self._usage)
+        if usage is not None:
+            usage = without_false_zero(usage) if self._has_reasoning else usage
+            yield GenerationChunk(usage=usage, request_id=self._head[0], model=self._head[1])
+
+    def _missing(self) -> str | None:
         if self._part:
             return f"the last event ends in the middle: {self._part[:80]!r}"
         if not self._begun:
             return "nothing of an answer came"
         unfinished = sorted(self._begun - self._finished)
         return f"choice {unfinished[0]} has no finish_reason" if unfinished else None
+
+    def _has_calls_without_an_end(self, is_done: bool) -> bool:
+        """See ``dialects.ends_calls_silently``."""
+        calls = [self._calls.get(index) for index in self._begun - self._finished]
+        are_whole = bool(calls) and all(each is not None and each.are_whole for each in calls)
+        return is_done and are_whole and ends_calls_silently(msgspec.json.decode(self._last_event))
 
     def _answer(self, event: bytes) -> AnyAnswer | None:
         """None where ``event`` is only the beginning of one: several ``data:`` lines may be one event."""
@@ -89,6 +112,8 @@ class ChunkReader:
             self._part = data
             return None
         self._part = b""
+        if answer.choices:
+            self._last_event = data
         return answer
 
     def _chunk(self, choice: AnyChoice, answer: AnyAnswer) -> GenerationChunk:
@@ -96,7 +121,7 @@ class ChunkReader:
         return GenerationChunk(
             text=said.content or "",
             index=choice.index,
-            finish_reason=choice.finish_reason or None,
+            finish_reason=reason_of(choice.finish_reason) if choice.finish_reason else None,
             stop_reason=choice.stop_reason,
             tool_calls=self._deltas(choice.index, said.tool_calls) if said.tool_calls else (),
             reasoning=said.thought,
@@ -137,6 +162,10 @@ class _Calls:
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._by_index: dict[int, _Call] = {}
+
+    @property
+    def are_whole(self) -> bool:
+        return bool(self._calls) and all(call.is_whole for call in self._calls)
 
     def deltas(self, piece: ToolPiece) -> Iterator[ToolCallDelta]:
         name, arguments = piece.function.name, piece.function.arguments

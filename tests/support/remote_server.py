@@ -126,21 +126,26 @@ class RemoteServer:
 def running_server() -> Iterator[RemoteServer]:
     """A server on a free port of this machine, in a thread of its own."""
     server = RemoteServer()
+    with running_app(server.app()) as server.url:
+        yield server
+
+
+@contextmanager
+def running_app(app: web.Application) -> Iterator[str]:
+    """``app`` on a free port of this machine, in a thread of its own; its URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start() -> web.AppRunner:
-        runner = web.AppRunner(server.app(), handler_cancellation=True, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
     runner = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
-        yield server
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)

@@ -15,6 +15,7 @@ from langchain_vllm_local import VLLM as LangChainVLLM
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import Engine, InvalidInputError, RateLimitError, RequestTimeoutError, ServerConnectionError
+from shared_engine.request import patience
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -150,6 +151,16 @@ def test_a_timeout_that_is_none_is_refused(server: RemoteServer, value: Any) -> 
             ask(HELLO, timeout=value)
 
 
+@pytest.mark.parametrize("value", [0, -1])
+def test_so_it_is_for_vectors_and_scores(server: RemoteServer, value: Any) -> None:
+    engine = Engine(base_url=server.url)
+    with pytest.raises(InvalidInputError, match="timeout"):
+        engine.embed(["Hello"], timeout=value)
+    with pytest.raises(InvalidInputError, match="timeout"):
+        engine.rerank("Hello", ["a"], timeout=value)
+    assert not server.requests
+
+
 def test_a_call_in_time_is_none_the_wiser(server: RemoteServer) -> None:
     engine = Engine(base_url=server.url)
     assert engine.chat(HELLO, timeout=20).text == "Hi"
@@ -159,6 +170,11 @@ def test_a_call_in_time_is_none_the_wiser(server: RemoteServer) -> None:
 
 
 # ---- an answer in one piece, of which nothing comes until it is whole
+
+
+@pytest.fixture
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "STEP_S", 0.1)
 
 
 def works(server: RemoteServer, *, requests: int, steps: list[int], answer_after_s: float | None) -> None:
@@ -176,7 +192,7 @@ def works(server: RemoteServer, *, requests: int, steps: list[int], answer_after
     server.handler, server.metrics = handler, metrics
 
 
-def test_an_answer_is_waited_for_as_long_as_the_server_works_on_it(server: RemoteServer) -> None:
+def test_an_answer_is_waited_for_as_long_as_the_server_works_on_it(server: RemoteServer, short_steps: None) -> None:
     works(server, requests=1, steps=list(range(100)), answer_after_s=1.5)
     assert Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO).text == "Hi"
 
@@ -184,12 +200,19 @@ def test_an_answer_is_waited_for_as_long_as_the_server_works_on_it(server: Remot
 @pytest.mark.parametrize(
     ("requests", "steps"), [(0, list(range(100))), (1, [7])], ids=["it has no request", "it makes no step"]
 )
-def test_a_server_that_does_not_work_is_not_waited_for(server: RemoteServer, requests: int, steps: list[int]) -> None:
+def test_a_server_that_does_not_work_is_not_waited_for(
+    server: RemoteServer, requests: int, steps: list[int], short_steps: None
+) -> None:
     works(server, requests=requests, steps=steps, answer_after_s=None)
     began = time.monotonic()
     with pytest.raises(RequestTimeoutError, match=rf"{server.url} sent nothing for timeout = 0\.2 s"):
         Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO)
     assert time.monotonic() - began < SOON_S
+
+
+def test_one_long_step_is_work(server: RemoteServer) -> None:
+    works(server, requests=1, steps=[7], answer_after_s=1.0)
+    assert Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO).text == "Hi"
 
 
 def test_a_server_without_metrics_is_not_waited_for(server: RemoteServer) -> None:
@@ -199,7 +222,9 @@ def test_a_server_without_metrics_is_not_waited_for(server: RemoteServer) -> Non
     assert server.aborted.wait(5)
 
 
-def test_a_call_that_is_cancelled_while_its_server_is_looked_at_leaves_nothing(server: RemoteServer) -> None:
+def test_a_call_that_is_cancelled_while_its_server_is_looked_at_leaves_nothing(
+    server: RemoteServer, short_steps: None
+) -> None:
     works(server, requests=1, steps=list(range(1000)), answer_after_s=None)
 
     async def cancelled() -> None:

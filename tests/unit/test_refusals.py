@@ -71,3 +71,55 @@ def test_a_missing_route_says_what_the_model_can_not_do() -> None:
     assert explain_missing_route(missing, "/tokenize") is missing
     no_model = ModelNotFoundError("The model `x` does not exist.", 404)
     assert explain_missing_route(no_model, CHAT) is no_model
+
+
+@pytest.mark.parametrize(
+    ("message", "limit", "length"),
+    [
+        ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", 4096, 5000),
+        (
+            "Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of "
+            "5100 tokens: 5000 tokens from the input messages and 100 tokens for the completion.",
+            4096,
+            5000,
+        ),
+        ("request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it", 4096, 5000),
+        ("the request exceeds the available context size, try increasing it", None, None),
+        ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens and 20 ...", 4096, 5000),
+        ("`inputs` must have less than 4096 tokens. Given: 5000", 4096, 5000),
+        ("litellm.ContextWindowExceededError: prompt is too long: 5000 tokens > 4096 maximum", 4096, 5000),
+        ("the input length exceeds the context length", None, None),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_other_servers_have_other_words_for_too_long(
+    message: str, limit: int | None, length: int | None, status: int
+) -> None:
+    error = error_from_response(status, message.encode())
+    assert isinstance(error, ContextLengthError)
+    assert (error.max_model_len, error.prompt_tokens) == (limit, length)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "no"}}', "no"),
+        (b'{"error": "no"}', "no"),
+        (b'{"message": "no"}', "no"),
+        (b'{"detail": "no"}', "no"),
+        (b'{"detail": [{"loc": ["body", "stop"], "msg": "not a list"}, {"msg": "no"}]}', "body.stop: not a list; no"),
+        (b'{"errors": ["no", "never"]}', "no; never"),
+        (b'{"error": {"message": "no", "metadata": {"raw": "why", "provider_name": "P"}}}', "no (P: why)"),
+        (
+            b"<html><head><title>502 Bad\n Gateway</title>",
+            "502 Bad Gateway (a page, not an answer of the model's server)",
+        ),
+        (b"no", "no"),
+        (b"", "the server gave no reason"),
+        (b"{}", "{}"),
+        (b"null", "null"),
+        (b"\xff", "\ufffd"),
+    ],
+)
+def test_what_a_server_says_is_found_in_any_form(body: bytes, said: str) -> None:
+    assert error_from_response(500, body).message == said

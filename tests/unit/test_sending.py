@@ -47,6 +47,7 @@ class LeasedEndpoint:
 
     max_model_len: int | None = None
     sends_done = True
+    awaited = "a lease"
 
     def __init__(self, client: Any) -> None:
         self.client = client
