@@ -14,6 +14,8 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from shared_engine.request.connection_budget import max_connections, take_slot
+
 if TYPE_CHECKING:
     import aiohttp
 
@@ -42,16 +44,27 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
 
 @functools.cache
 def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """aiohttp's connectors, except that a forked child will know the connections, and dropping one is no fault."""
+    """aiohttp's connectors, except that all of them keep within one budget of connections, that a forked child will
+    know the connections, and that dropping a connector is no fault.
+    """
     import aiohttp
 
     class Noting(aiohttp.BaseConnector):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **kwargs, limit=0)
             self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
-        async def connect(self, *args: Any, **kwargs: Any) -> Any:
-            connection = await super().connect(*args, **kwargs)
+        async def connect(self, req: Any, *args: Any, **kwargs: Any) -> Any:
+            # What looks at the server (GET) waits for nobody: there is little of it, and it has to be soon.
+            slot = await take_slot() if req.method == "POST" else None
+            try:
+                connection = await super().connect(req, *args, **kwargs)
+            except BaseException:
+                if slot is not None:
+                    slot.give_back()
+                raise
+            if slot is not None:
+                connection.add_callback(slot.give_back)
             transport = connection.transport
             if transport is not None:
                 is_known = transport in self.noted
@@ -61,6 +74,9 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
                     self.noted.add(transport)
                     keep_alive(transport)
             return connection
+
+        def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+            super()._release(key, protocol, should_close=should_close or len(_connections) > max_connections())
 
         def __del__(self, *_: Any) -> None:
             """See ``abandon``: aiohttp would close the connections, on a loop that may be the parent's."""

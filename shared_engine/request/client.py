@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -55,12 +54,10 @@ class Client:
         self._proxy = "" if proxy is None else f" through the proxy {shown(proxy)}"
         if socket_path is None:
             self.where = base_url + self._proxy
-            self._connector = connectors()[0](
-                limit=_max_connections(), keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url)
-            )
+            self._connector = connectors()[0](keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url))
         else:
             self.where = f"the engine's socket {socket_path}"
-            self._connector = connectors()[1](socket_path, limit=_max_connections())
+            self._connector = connectors()[1](socket_path, keepalive_timeout=KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             headers={"Content-Type": "application/json", **dict(options.headers)},
@@ -259,12 +256,6 @@ def split_events(buffer: bytearray) -> Iterable[bytes]:
             yield line[5:].lstrip()
         elif line.startswith(b"error:"):
             yield b'{"error":' + line[6:] + b"}"
-
-
-def _max_connections() -> int:
-    """Half of the files that this process may have open; 0 for no limit. Requests beyond wait for their turn."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 0 if soft == resource.RLIM_INFINITY else max(1, soft // 2)
 
 
 def retry_after_s(seconds: str, milliseconds: str = "") -> float | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from shared_engine.errors import (
     EngineBusyError,
+    EngineError,
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
@@ -42,8 +46,9 @@ class LocalEndpoint(Endpoint):
         self._socket: str | None = None
 
     async def acquire(self) -> Connection:
-        supervisor = self._supervisor or await self._resolved()
-        record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)
+        with _our_errors():
+            supervisor = self._supervisor or await self._resolved()
+            record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)
         try:
             client = await self._clients_of(record.socket).get()
         except BaseException:
@@ -83,24 +88,39 @@ class LocalEndpoint(Endpoint):
         return error
 
     async def status(self, *, processes: bool) -> EngineInfo:
-        supervisor = await self._resolved()
-        return await in_a_thread(lambda: look_at(supervisor.directory, supervisor.spec, processes=processes))
+        with _our_errors():
+            supervisor = await self._resolved()
+            return await in_a_thread(lambda: look_at(supervisor.directory, supervisor.spec, processes=processes))
 
     async def observer_client(self) -> Client | None:
-        record = current_record((await self._resolved()).directory)
+        with _our_errors():
+            record = current_record((await self._resolved()).directory)
         if record is None or record.state is not EngineState.READY:
             return None
         return await self._clients_of(record.socket).get()
 
     async def evict(self, timeout: float) -> None:
-        await (await self._resolved()).control.evict(timeout)
+        with _our_errors():
+            await (await self._resolved()).control.evict(timeout)
 
     async def shutdown(self, timeout: float, *, force: bool) -> None:
-        await (await self._resolved()).control.shutdown(timeout, force=force)
+        with _our_errors():
+            await (await self._resolved()).control.shutdown(timeout, force=force)
 
     async def close(self) -> None:
         if self._socket is not None:
             await loop_clients(ENGINE_URL, self._socket).close()
+
+
+@contextlib.contextmanager
+def _our_errors() -> Iterator[None]:
+    """What the kernel refuses inside, as without a file left, as our error."""
+    try:
+        yield
+    except OSError as exc:
+        if isinstance(exc, VLLMError):
+            raise
+        raise EngineError(f"the engine can't be asked for: {exc}") from exc
 
 
 async def _load_of(connection: Connection) -> str:
