@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from shared_engine.supervisor.hangs import read_activity
 LOOK_TIMEOUT_S = 2.0
 # One step of the scheduler may take so long: a long prompt on a CPU. What hangs for good is the supervisor's to see.
 STEP_S = 30.0
+SHARED_S = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -58,26 +60,52 @@ class Patience:
 
 
 class WorkWatch:
-    """Whether the server of ``client`` works, by vLLM's metrics; False where it has none.
+    """Whether a server works, by vLLM's metrics; False where it has none.
 
-    It does if it has requests, and has made steps since it was looked at before.
+    It does if it has requests, and has made a step in the last ``timeout`` seconds, or STEP_S. All who ask at about the
+    same time share one look: hundreds of them, as of a batch, would hold up the server.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._steps: float | None = None
+        self._moved_at = 0.0
+        self._look: asyncio.Task[bool] | None = None
+        self._looked_at = 0.0
+        self._waiting = 0
 
-    async def is_working(self) -> bool:
+    async def is_working(self, client: Client, timeout: float) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._look is None or self._look.cancelled() or now - self._looked_at > min(SHARED_S, timeout / 2):
+            self._look, self._looked_at = asyncio.ensure_future(self._has_requests(client)), now
+        look = self._look
+        self._waiting += 1
+        try:
+            has_requests = await asyncio.shield(look)
+        finally:
+            self._waiting -= 1
+            if self._waiting == 0:
+                look.cancel()
+        works = has_requests and now - self._moved_at < max(timeout, STEP_S)
+        if works:
+            logger.info("%s has not answered yet, but works; the wait goes on", client.where)
+        return works
+
+    async def _has_requests(self, client: Client) -> bool:
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
-                text = (await self._client.request("GET", METRICS)).decode(errors="replace")
+                text = (await client.request("GET", METRICS)).decode(errors="replace")
         except (RequestError, TimeoutError):
             return False
         activity = read_activity(text)
         steps = sum(activity.steps.values())
-        has_moved = self._steps is None or steps > self._steps
-        self._steps = steps
-        works = has_moved and sum(activity.requests.values()) > 0
-        if works:
-            logger.info("%s has not answered yet, but works; the wait goes on", self._client.where)
-        return works
+        if steps != self._steps:
+            self._steps, self._moved_at = steps, asyncio.get_running_loop().time()
+        return sum(activity.requests.values()) > 0
+
+
+_watches: weakref.WeakKeyDictionary[Client, WorkWatch] = weakref.WeakKeyDictionary()
+
+
+async def is_working(client: Client, timeout: float) -> bool:
+    """See WorkWatch: each client has one."""
+    return await _watches.setdefault(client, WorkWatch()).is_working(client, timeout)

@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from shared_engine.errors import (
-    ContextLengthError,
-    RequestError,
-    RequestRejectedError,
-    ServerError,
-)
+from shared_engine.errors import ContextLengthError, RequestError, RequestRejectedError, ServerError
 from shared_engine.request.answers import parse_embeddings, parse_rerank
 from shared_engine.request.batches import gather
-from shared_engine.request.bodies import embedding_request, rerank_request, text_tokens_request
+from shared_engine.request.bodies import Request, embedding_request, rerank_request, text_tokens_request
 from shared_engine.request.refusals import remedy_for_texts, says_no_base64
-from shared_engine.request.sending import Requests
+from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
 
 # Below, the API server handles requests instead of texts: 600 texts/s one by one, 2,000-3,400 in 64s, the same in 256s
 # (a BERT of one layer on 2 cores).
 DEFAULT_BATCH_SIZE = 64
+
+MAX_COUNTED_TEXTS = 8
+"""To find the one at fault, the longest first: nearly always it is the first."""
 
 _CUT = "pass truncate_prompt_tokens=-1 to leave out what does not fit"
 
@@ -72,7 +70,7 @@ class Pooling:
         try:
             result = await self._requests.ask(request, parse_embeddings)
         except ContextLengthError as exc:
-            raise await self._naming_text(exc, texts, start) from exc
+            raise await self._naming_text(exc, texts, start, options) from exc
         except RequestRejectedError as exc:
             if encoding_format != "float" and says_no_base64(exc):
                 self._encoding_format = "float"
@@ -93,45 +91,77 @@ class Pooling:
         try:
             result = await self._requests.ask(request, parse_rerank)
         except ContextLengthError as exc:
-            raise await self._naming_document(exc, query, documents) from exc
+            raise await self._naming_document(exc, query, documents, options) from exc
         wanted = min(top_n or len(documents), len(documents))
         ranked = result.results[:wanted]  # not every server knows top_n
         if len({each.index for each in ranked} & set(range(len(documents)))) != wanted:
             raise ServerError(f"the server ranked {len(ranked)} of {len(documents)} documents instead of {wanted}")
         return RerankResult(results=ranked, usage=result.usage, model=result.model)
 
-    # ---- what is at fault
+    # ---- what is at fault. A long text is not counted, which would hold up the server, but sent alone: vLLM refuses it
+    # at once.
 
-    async def _naming_text(self, error: ContextLengthError, texts: Sequence[str], start: int) -> ContextLengthError:
-        for index, count in enumerate(await self._lengths(texts)):
-            if error.max_model_len is not None and count > error.max_model_len:
-                what = f"texts[{start + index}] has {count} tokens, and the model's limit is {error.max_model_len}"
-                return ContextLengthError(f"{what}; {_CUT}", error.status, error.max_model_len, count)
+    async def _naming_text(
+        self, error: ContextLengthError, texts: Sequence[str], start: int, options: Mapping[str, Any]
+    ) -> ContextLengthError:
+        limit = error.max_model_len
+        for index in _longest(texts):
+            text = texts[index]
+            if len(text) > MAX_COUNTED_BYTES:
+                refusal = await self._refusal(embedding_request([text], self._encoding_format, options))
+                if refusal is not None:
+                    what = f"texts[{start + index}] is too long ({len(text)} characters): {refusal.message}"
+                    return ContextLengthError(f"{what}; {_CUT}", *refusal.args[1:])
+                continue
+            count = await self._length(text)
+            if count is None or limit is None:
+                break
+            if count > limit:
+                what = f"texts[{start + index}] has {count} tokens, and the model's limit is {limit}"
+                return ContextLengthError(f"{what}; {_CUT}", error.status, limit, count)
         where = f"texts[{start}]" if len(texts) == 1 else f"one of texts[{start}:{start + len(texts)}]"
         return ContextLengthError(f"{where}: {error.message}; {_CUT}", *error.args[1:])
 
     async def _naming_document(
-        self, error: ContextLengthError, query: str, documents: Sequence[str]
+        self, error: ContextLengthError, query: str, documents: Sequence[str], options: Mapping[str, Any]
     ) -> ContextLengthError:
-        lengths = await self._lengths([query, *documents])
-        if not lengths:
+        longest = _longest(documents)
+        first = documents[longest[0]]
+        if len(query) + len(first) > MAX_COUNTED_BYTES:
+            refusal = await self._refusal(rerank_request(query, [first], None, options))
+            if refusal is not None:
+                lengths = f"({len(first)} characters) with the query ({len(query)} characters)"
+                message = f"documents[{longest[0]}] {lengths} is too long: {refusal.message}; {_CUT}"
+                return ContextLengthError(message, *refusal.args[1:])
+            return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
+        query_tokens = await self._length(query)
+        counts = {index: await self._length(documents[index]) or 0 for index in longest if query_tokens is not None}
+        if not counts:
             return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
         # A pair has tokens of its own between the two, so sums are not exact; but the longest is surely too long.
-        query_tokens, document_tokens = lengths[0], lengths[1:]
-        longest = max(range(len(documents)), key=document_tokens.__getitem__)
+        index = max(counts, key=counts.__getitem__)
         what = (
-            f"documents[{longest}] ({document_tokens[longest]} tokens) with the query ({query_tokens} tokens) exceeds "
-            f"the model's limit of {error.max_model_len}"
+            f"documents[{index}] ({counts[index]} tokens) with the query ({query_tokens} tokens) exceeds the model's "
+            f"limit of {error.max_model_len}"
         )
         return ContextLengthError(f"{what}; {_CUT}", *error.args[1:])
 
-    async def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; empty where the server can't count them."""
-
-        async def count(text: str) -> int:
-            return await self._requests.count_tokens(text_tokens_request(text))
-
+    async def _refusal(self, request: Request) -> ContextLengthError | None:
+        """What the server says about the length of one text alone; None where that is not too long."""
         try:
-            return cast("list[int]", await gather(texts, count, self._max_texts, False))
+            await self._requests.ask(request, lambda _: None)
+        except ContextLengthError as exc:
+            return exc
+        return None
+
+    async def _length(self, text: str) -> int | None:
+        """Tokens of a text; None where the server can't count them."""
+        try:
+            return await self._requests.count_tokens(text_tokens_request(text))
         except RequestError:
-            return []
+            return None
+
+
+def _longest(texts: Sequence[str]) -> list[int]:
+    """Where the longest are, the longest first."""
+    return sorted(range(len(texts)), key=lambda index: -len(texts[index]))[:MAX_COUNTED_TEXTS]

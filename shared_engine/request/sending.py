@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from shared_engine.errors import (
@@ -18,7 +19,7 @@ from shared_engine.request import answers
 from shared_engine.request.bodies import Request, prompt_tokens_request
 from shared_engine.request.deadline import Deadline
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
-from shared_engine.request.patience import Patience, WorkWatch
+from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
 from shared_engine.request.retry import Retry
 from shared_engine.request.routes import METRICS, MODELS
@@ -36,6 +37,11 @@ def say_waiting(error: VLLMError, wait_s: float) -> None:
     """In the log, where a caller would wonder what is going on."""
     if wait_s >= TOLD_FROM_S:
         logger.info("tried again in %.0f s: %s", wait_s, error)
+
+
+MAX_COUNTED_BYTES = 1 << 16
+"""Of a text whose tokens the server is asked for only to make an error say more: some 15 ms of its time. It answers
+nobody else meanwhile, and takes 10 s for 4 MB."""
 
 
 class Requests:
@@ -155,7 +161,7 @@ class Requests:
         if self._timeout is None:
             return await client.request("POST", request.path, body)
         try:
-            async with Patience(self._timeout, WorkWatch(client).is_working):
+            async with Patience(self._timeout, partial(is_working, client, self._timeout)):
                 return await client.request("POST", request.path, body)
         except TimeoutError as exc:
             if isinstance(exc, VLLMError):
@@ -196,9 +202,9 @@ class Requests:
     async def _with_length(
         self, error: ContextLengthError, connection: Connection, request: Request
     ) -> ContextLengthError:
-        """The error with the prompt's exact length: vLLM stops counting one token past the limit."""
+        """The error with the prompt's exact length, for one that is quickly counted: vLLM stops one past the limit."""
         self.endpoint.max_model_len = error.max_model_len or self.endpoint.max_model_len
-        tokenize = prompt_tokens_request(request)
+        tokenize = prompt_tokens_request(request) if len(request.body) <= MAX_COUNTED_BYTES else None
         if tokenize is None:
             return error
         try:

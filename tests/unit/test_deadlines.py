@@ -242,3 +242,20 @@ def test_what_was_cut_says_after_how_long(server: RemoteServer) -> None:
     server.streams("a", then="cut")
     with pytest.raises(ServerConnectionError, match=rf"{server.url} closed the connection before .*, 0\.\d s after"):
         list(Engine(base_url=server.url, max_retries=0).stream_chat(HELLO))
+
+
+async def test_hundreds_that_wait_share_one_look_at_the_server(server: RemoteServer) -> None:
+    looks = 0
+    works(server, requests=1, steps=list(range(1000)), answer_after_s=1.0)
+    metrics = server.metrics
+
+    async def counting(request: web.Request) -> web.StreamResponse:
+        nonlocal looks
+        looks += 1
+        return await metrics(request)
+
+    server.metrics = counting
+    engine = Engine(base_url=server.url, model="served", timeout=0.5)
+    answers = await asyncio.gather(*(engine.achat(HELLO) for _ in range(100)))
+    assert {answer.text for answer in answers} == {"Hi"}
+    assert 1 <= looks <= 3

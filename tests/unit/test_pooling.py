@@ -22,6 +22,7 @@ from shared_engine import (
     RequestRejectedError,
     ServerError,
 )
+from shared_engine.request.sending import MAX_COUNTED_BYTES
 from tests.support.remote_server import RemoteServer, running_server
 
 LIMIT = 10
@@ -196,6 +197,23 @@ def test_a_text_that_is_too_long_is_named(server: RemoteServer, position: int) -
     assert (caught.value.prompt_tokens, caught.value.max_model_len) == (22, LIMIT)
 
 
+def test_a_text_that_would_take_long_to_count_is_named_without(server: RemoteServer) -> None:
+    server.counts_tokens = False
+    texts = ["short"] * 64
+    texts[40] = "long " * MAX_COUNTED_BYTES
+    expected = rf"texts\[40\] is too long \({len(texts[40])} characters\).*limit|maximum.*truncate_prompt_tokens"
+    with pytest.raises(ContextLengthError, match=expected) as caught:
+        Engine(base_url=server.url).embed(texts)
+    assert caught.value.max_model_len == LIMIT
+    assert [len(body["input"]) for body in bodies(server)] == [64, 1]
+
+
+def test_a_long_text_that_fits_is_not_named(server: RemoteServer) -> None:
+    texts = ["x" * (2 * MAX_COUNTED_BYTES), "long " * 20, "short"]
+    with pytest.raises(ContextLengthError, match=r"texts\[1\] has 22 tokens"):
+        Engine(base_url=server.url).embed(texts)
+
+
 @pytest.mark.parametrize(("count", "where"), [(1, r"texts\[0\]:"), (3, r"one of texts\[0:3\]:")])
 def test_a_text_that_is_too_long_is_named_as_well_as_a_server_that_counts_nothing_allows(
     server: RemoteServer, count: int, where: str
@@ -292,6 +310,11 @@ def test_the_document_that_is_too_long_is_named(server: RemoteServer) -> None:
     server.counts_tokens = False
     with pytest.raises(ContextLengthError, match="maximum context length is 10"):
         engine.rerank("two words", ["short", "long " * 20])
+    long = "long " * MAX_COUNTED_BYTES
+    expected = rf"documents\[1\] \({len(long)} characters\) with the query \(9 characters\) is too long"
+    with pytest.raises(ContextLengthError, match=expected):
+        engine.rerank("two words", ["short", long, "long"])
+    assert bodies(server)[-1]["documents"] == [long]
 
 
 # ---- what is not sent

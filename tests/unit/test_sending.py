@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from shared_engine import (
+    ContextLengthError,
     Engine,
     EngineBusyError,
     GenerationChunk,
@@ -28,7 +29,7 @@ from shared_engine import (
 from shared_engine.request.bodies import chat_request, completion_request
 from shared_engine.request.client import Client, retry_after_s
 from shared_engine.request.endpoint import Connection
-from shared_engine.request.sending import Requests
+from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -119,6 +120,18 @@ async def test_an_error_is_explained_by_the_endpoint_and_raised_from_what_the_se
         await requests_to(endpoint, max_retries=0).generate(CHAT)
     assert caught.value.__cause__ is refusal
     assert endpoint.held == 0
+
+
+@pytest.mark.parametrize(("length", "is_counted"), [(100, True), (2 * MAX_COUNTED_BYTES, False)])
+async def test_a_prompt_that_is_too_long_is_counted_only_where_that_is_quick(length: int, is_counted: bool) -> None:
+    """/tokenize holds up everybody else in the server."""
+    refusal = ContextLengthError("too long", 400, 10)
+    client = ScriptedClient(refusal, *([b'{"count": 26}'] if is_counted else []))
+    request = chat_request([{"role": "user", "content": "a b " * (length // 4)}], GenerationParams())
+    with pytest.raises(ContextLengthError) as caught:
+        await requests_to(LeasedEndpoint(client)).generate(request)
+    assert caught.value.prompt_tokens == (26 if is_counted else None)
+    assert [path for path, _ in client.sent] == ["/v1/chat/completions", "/tokenize"][: 1 + is_counted]
 
 
 # ---- Retry-After
