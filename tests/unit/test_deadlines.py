@@ -233,6 +233,8 @@ def test_a_call_that_is_cancelled_while_its_server_is_looked_at_leaves_nothing(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        for _ in range(5):  # what looked at the server hears of it, one after the other
+            await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(cancelled())
