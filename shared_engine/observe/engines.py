@@ -33,8 +33,9 @@ def find_engines() -> list[EngineInfo]:
     """Every engine of this user that has a record, with its processes; the most recently used first."""
     root = runtime_root()
     with contextlib.suppress(OSError):
-        if root.lstat().st_uid != os.getuid():
-            return []  # another user's folder: nothing in it is to be believed
+        status = root.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return []  # another user's folder, or open to them: nothing in it is to be believed
     locks = shared_locks()
     gpu_memory = functools.cache(gpu_memory_by_process)  # asked only where an engine is alive
     found = [
@@ -103,9 +104,9 @@ def _idle_for_s(directory: RuntimeDir, record: Record) -> float | None:
             last_use = read_last_use(file.fileno())
     except OSError:
         return in_state_s
-    unused_s = time.monotonic() - last_use
-    if last_use == 0.0 or unused_s < 0:  # never leased, or not since this boot
+    if last_use == 0.0:
         return in_state_s
+    unused_s = time.monotonic() - last_use
     # The supervisor counts from the end of the start; an engine asleep or in standby has been idle for longer.
     return min(unused_s, in_state_s) if record.state is EngineState.READY else unused_s
 

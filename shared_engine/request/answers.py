@@ -130,7 +130,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], data: bytes, tidy: Callable[[Any
     """
     try:
         return decoder.decode(data)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         raw = _json(data)
     except msgspec.DecodeError as exc:
         raise _no_json(exc, data) from exc
@@ -146,6 +146,8 @@ def _json(data: bytes) -> Any:
         return msgspec.json.decode(data)
     except msgspec.DecodeError as exc:
         raise _no_json(exc, data) from exc
+    except RecursionError as exc:
+        raise _unknown(exc, data) from exc
 
 
 def _no_json(error: msgspec.DecodeError, data: bytes) -> RequestError:

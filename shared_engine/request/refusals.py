@@ -164,7 +164,7 @@ def _message(body: bytes) -> str:
     text = body.decode(errors="replace").strip()
     try:
         said = dialects.said_in(msgspec.json.decode(body))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         title = _TITLE.search(text) if text[:1] == "<" else None
         said = f"{' '.join(title[1].split())} (a page, not an answer of the model's server)" if title else ""
     return said or text[:2000] or "the server gave no reason"

@@ -149,7 +149,7 @@ class _Call:
     def is_whole(self) -> bool:
         try:
             return isinstance(msgspec.json.decode(self.arguments), dict)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return False
 
 

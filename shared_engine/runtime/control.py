@@ -25,7 +25,6 @@ from shared_engine.runtime.messages import (
     MakeRoom,
     NotUnderstood,
     Outcome,
-    ProtocolError,
     Ready,
     Refused,
     Reply,
@@ -182,10 +181,13 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(str(self.directory.control_socket), limit=MAX_LINE_BYTES)
         with contextlib.closing(writer):
             writer.write(encode(request))
-            while (line := await reader.readline()).endswith(b"\n"):
+            while True:
                 try:
+                    line = await reader.readline()
+                    if not line.endswith(b"\n"):
+                        return None  # cut off: the supervisor has ended
                     reply = decode(line)
-                except ProtocolError:
+                except ValueError:  # no message, or a line without end
                     reply = NotUnderstood()
                 if isinstance(reply, NotUnderstood):
                     raise OtherReleaseError(
@@ -195,7 +197,6 @@ class Control:
                 if not isinstance(reply, StartProgress):
                     return cast("Reply", reply)
                 on_progress(reply.progress)
-        return None  # cut off: the supervisor has ended
 
 
 Send = Callable[[Reply], None]
@@ -211,12 +212,12 @@ async def serve_callers(path: Path, handle: Callable[[Request, Send], Awaitable[
                 writer.write(encode(reply))
 
         try:
-            line = await reader.readline()
-            if not line:
-                return
             try:
+                line = await reader.readline()
+                if not line.endswith(b"\n"):
+                    return  # the caller has gone in the middle of it
                 request = decode(line)
-            except ProtocolError:
+            except ValueError:  # no message, or a line without end
                 send(NotUnderstood())
                 return await writer.drain()
             handling = asyncio.ensure_future(handle(request, send))

@@ -27,9 +27,10 @@ def open_lease_file(path: Path) -> int:
 
 
 def read_last_use(fd: int) -> float:
-    """When the last lease ended (time.monotonic()); 0.0 if none ever did."""
+    """When the last lease ended (time.monotonic()); 0.0 if none did since this boot of the machine."""
     data = os.pread(fd, _STAMP.size, 0)
-    return float(_STAMP.unpack(data)[0]) if len(data) == _STAMP.size else 0.0
+    stamp = float(_STAMP.unpack(data)[0]) if len(data) == _STAMP.size else 0.0
+    return stamp if 0.0 <= stamp <= time.monotonic() else 0.0  # of the future: it was written before the boot
 
 
 class Lease:
@@ -97,5 +98,4 @@ class ExclusiveLease:
 
     def last_use(self) -> float:
         """When the last request ended (time.monotonic()); 0.0 if none did since this boot of the machine."""
-        stamp = read_last_use(self._fd)
-        return stamp if stamp <= time.monotonic() else 0.0  # a stamp of the future was written before the boot
+        return read_last_use(self._fd)

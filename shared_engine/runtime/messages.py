@@ -12,7 +12,7 @@ anything else    NotUnderstood: the caller is of another release
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.record import Failure
+from shared_engine.runtime.typed_json import parse, typed
 
 # ---- requests
 
@@ -149,13 +150,6 @@ _TYPES: dict[str, Any] = {
         StartProgress, Ready, StartFailed, Outcome, Gone, Refused, NotUnderstood,
     )
 }  # fmt: skip
-_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "policy": lambda data: KeepPolicy(**data),
-    "progress": Progress.from_json,
-    "failure": lambda data: None if data is None else Failure.from_json(data),
-    "fate": Fate,
-    "refusal": Refusal,
-}
 
 
 def encode(message: Request | Reply) -> bytes:
@@ -170,8 +164,7 @@ def decode(line: bytes) -> Any:
         ProtocolError: it holds none.
     """
     try:
-        fields = json.loads(line)
-        kind = _TYPES[fields.pop("type")]
-        return kind(**{name: _FIELDS[name](value) if name in _FIELDS else value for name, value in fields.items()})
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        fields = parse(line)
+        return typed(_TYPES[fields.pop("type", None)], fields)
+    except (ValueError, KeyError, TypeError) as exc:
         raise ProtocolError(f"not a message of this release: {line[:200]!r}") from exc

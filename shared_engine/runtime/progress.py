@@ -110,10 +110,6 @@ class Progress:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "phase": self.phase.value}
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Progress:
-        return cls(StartPhase(data["phase"]), data["done"], data["total"], data["detail"], data["since"])
-
 
 class ProgressReader:
     """Follows the log of one start; never goes back, as several workers write to one log."""

@@ -5,10 +5,10 @@ States and their transitions live here. Facts that change by the second (is it l
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -16,8 +16,11 @@ from typing import Any
 
 from shared_engine.machine.locks import try_lock, unlock
 from shared_engine.runtime.directory import RuntimeDir
-from shared_engine.runtime.files import write_atomically
+from shared_engine.runtime.files import read_own, write_atomically
 from shared_engine.runtime.progress import Progress
+from shared_engine.runtime.typed_json import parse, typed
+
+_NO_LOCK_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 class EngineState(str, Enum):
@@ -67,10 +70,6 @@ class Failure:
     kind: FailureKind
     message: str
     log_tail: tuple[str, ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Failure:
-        return cls(FailureKind(data["kind"]), data["message"], tuple(data["log_tail"]))
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,10 @@ def is_supervised(directory: RuntimeDir) -> bool:
     """True while a supervisor lives, by its kernel lock."""
     try:
         fd = os.open(directory.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+    except OSError as exc:
+        if exc.errno in _NO_LOCK_FILE:
+            return False
+        raise
     try:
         if not try_lock(fd, fcntl.LOCK_SH):  # shared: those who look don't see each other
             return True
@@ -162,17 +163,10 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record, or None if there is none that can be read (never written, or cut off by a full disk)."""
+    """The record, or None if there is none that can be believed (never written, cut off by a full disk, not ours)."""
     try:
-        data = json.loads(path.read_text())
-        known = {name: data[name] for name in Record.__dataclass_fields__ if name in data}
-        failure = known.get("failure")
-        known["failure"] = None if failure is None else Failure.from_json(failure)
-        known["state"] = EngineState(known["state"])
-        progress = known.get("progress")
-        known["progress"] = None if progress is None else Progress.from_json(progress)
-        for name in ("devices", "shared_files"):
-            known[name] = tuple(known.get(name, ()))
-        return Record(**known)
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = parse(read_own(path))
+        fields["state"]  # the others have defaults
+        return typed(Record, fields, ignore_unknown=True)
+    except (OSError, ValueError, KeyError):
         return None

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from shared_engine.runtime.files import read_own
+from shared_engine.runtime.typed_json import parse, typed
+
 PROTOCOL = 3
 """Version of the messages between client, supervisor and launcher; engines of another version have other keys."""
 
@@ -53,7 +56,6 @@ def read_spec(path: Path) -> EngineSpec:
     """The spec in a file that ``to_json`` was written to.
 
     Raises:
-        OSError, ValueError, TypeError: there is none.
+        OSError, ValueError: there is none.
     """
-    fields = json.loads(path.read_text())
-    return EngineSpec(**{**fields, "argv": tuple(fields["argv"]), "devices": tuple(fields["devices"])})
+    return typed(EngineSpec, parse(read_own(path)))

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from shared_engine.runtime.progress import Progress, ProgressReader, StartPhase
+from shared_engine.runtime.typed_json import typed
 
 API = "(APIServer pid=13332) INFO 11-21 11:36:37 "
 CORE = "(EngineCore pid=13338) INFO 11-21 11:36:37 "
@@ -216,7 +217,7 @@ def test_a_phase_that_the_log_does_not_tell() -> None:
 
 def test_json_carries_all_of_it() -> None:
     progress = Progress(StartPhase.GRAPHS, 3, 25, "FULL", 12.5)
-    assert Progress.from_json(progress.to_json()) == progress
+    assert typed(Progress, progress.to_json()) == progress
 
 
 @pytest.mark.parametrize(
