@@ -57,6 +57,7 @@ class Requests:
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_model_len: tuple[int, int] | None = None
+        self._is_counting = False
 
     async def generate(self, request: Request) -> GenerationResult:
         """A whole answer."""
@@ -202,14 +203,20 @@ class Requests:
     async def _with_length(
         self, error: ContextLengthError, connection: Connection, request: Request
     ) -> ContextLengthError:
-        """The error with the prompt's exact length, for one that is quickly counted: vLLM stops one past the limit."""
+        """The error with the prompt's exact length, where that is known soon: vLLM stops one past the limit.
+
+        One prompt is counted at a time: of a whole batch that is refused, the first ones have to do.
+        """
         self.endpoint.max_model_len = error.max_model_len or self.endpoint.max_model_len
         tokenize = prompt_tokens_request(request) if len(request.body) <= MAX_COUNTED_BYTES else None
-        if tokenize is None:
+        if tokenize is None or self._is_counting:
             return error
+        self._is_counting = True
         try:
             count = answers.parse_token_count(await self._post(tokenize, connection))
         except RequestError:  # a server without that route: its own number has to do
             return error
+        finally:
+            self._is_counting = False
         message = f"the prompt has {count} tokens, and the model's limit is {error.max_model_len}: {error.message}"
         return ContextLengthError(message, error.status, error.max_model_len, count)

@@ -134,6 +134,15 @@ async def test_a_prompt_that_is_too_long_is_counted_only_where_that_is_quick(len
     assert [path for path, _ in client.sent] == ["/v1/chat/completions", "/tokenize"][: 1 + is_counted]
 
 
+async def test_of_a_batch_that_is_refused_one_prompt_is_counted_at_a_time(server: RemoteServer) -> None:
+    server.fails(400, message="This model's maximum context length is 10 tokens.")
+    engine = Engine(base_url=server.url, model="served")
+    outcomes = await engine.agenerate_batch(["a " * 20] * 50, max_tokens=1, return_exceptions=True)
+    counts = [outcome.prompt_tokens for outcome in outcomes if isinstance(outcome, ContextLengthError)]
+    assert len(counts) == 50
+    assert 1 <= counts.count(22) < 50
+
+
 # ---- Retry-After
 
 

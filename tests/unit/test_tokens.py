@@ -130,6 +130,19 @@ def test_vllm_gets_the_servers_flags_and_environment_and_downloads_nothing(
 # ---- what is left to the server
 
 
+def test_other_threads_run_while_a_long_text_is_tokenized(model: Path, python: str) -> None:
+    text = "a b c " * 50_000
+    assert tokens(model, python) == ids("gemma")  # exported
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(tokens, model, python, text)
+        ran = 0
+        while not counting.done():
+            time.sleep(0.001)
+            ran += 1
+    assert counting.result() == ids("gemma", text)
+    assert ran > 10
+
+
 def test_a_remote_server_tokenizes_itself() -> None:
     with running_server() as server:
         assert Engine(base_url=server.url).tokenize("one two three") == [0, 1, 2]
