@@ -58,6 +58,7 @@ class Row:
     lost: int = 0
     left: int = 0
     files: int = 0
+    heard_s: float = 0.0
     next_s: list[float] = field(default_factory=list)
 
     def add(self, *, answered: int = 0, told: int = 0, lost: int = 0, left: int = 0, files: int = 0) -> None:
@@ -80,6 +81,7 @@ class Row:
             self.lost,
             self.left,
             self.files,
+            f"{self.heard_s:.1f}" if self.heard_s else "",
             next_s,
         )
         return f"| {' | '.join(map(str, cells))} |"
@@ -101,22 +103,28 @@ def engine_with(**settings: Any) -> Iterator[Engine]:
 # ---- real vLLM
 
 
-def under_load() -> Iterator[Row]:
-    """A process of the tree is killed or stopped while six requests are in flight."""
+def signals() -> Iterator[Row]:
+    """Each signal to each process of the tree, while the engine does this and that."""
     with engine_with(**REAL) as engine:
-        for name, fault in matrix.FAULTS.items():
-            row = Row(name)
-            for _ in range(ROUNDS):
-                outcome = matrix.suffer(engine, fault)
-                row.add(
-                    answered=outcome.answered,
-                    told=outcome.told,
-                    lost=outcome.lost,
-                    left=outcome.left,
-                    files=outcome.files,
-                )
-                row.next_s.append(outcome.next_answer_s)
-            yield row
+        for activity, act in matrix.ACTIVITIES.items():
+            for fault in matrix.FAULTS:
+                if fault.signal is signal.SIGSTOP and fault.process == "supervisor":
+                    continue  # it is the one who would notice
+                row = Row(f"{fault}, {activity}")
+                for _ in range(ROUNDS):
+                    outcome = act(engine, fault)
+                    row.add(
+                        answered=outcome.answered,
+                        told=outcome.told,
+                        lost=outcome.lost,
+                        left=outcome.left,
+                        files=outcome.files,
+                    )
+                    row.heard_s = max(row.heard_s, outcome.heard_s)
+                    row.next_s.append(outcome.next_answer_s)
+                    for error in outcome.errors:
+                        say(f"  {row.fault}: {error}")
+                yield row
 
 
 def race() -> Row:
@@ -269,7 +277,7 @@ def main() -> int:
         say(str(row))
 
     try:
-        for many in (on_the_fake, under_load, failing_starts):
+        for many in (on_the_fake, signals, failing_starts):
             for row in many():
                 note(row)
         for single in (race, crowd, killed_app):
@@ -282,11 +290,12 @@ def main() -> int:
             "",
             "One run of `make bench-faults`. *Answered*: the caller saw nothing of it. *Told*: the caller got one "
             "of our errors. *Lost*: neither. *Left*: processes of the broken engine still there 15 s later; *files*: "
-            "shared memory it left. *Seconds*: from the fault until the next request was answered, or, where a start "
-            "fails, until all who waited were told; median (at most).",
+            "shared memory it left. *Heard*: seconds until the last caller who was told had heard it, at most. "
+            "*Seconds*: from the fault until the next request was answered, or, where a start fails, until all who "
+            "waited were told; median (at most).",
             "",
-            "| fault | rounds | requests | answered | told | lost | left | files | seconds |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| fault | rounds | requests | answered | told | lost | left | files | heard | seconds |",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *map(str, rows),
             "",
         ]

@@ -10,7 +10,7 @@
     │   ├── EngineStartError                  the engine did not come up; carries its last log lines
     │   │   ├── EngineNotInstalledError       no Python with vLLM was found
     │   │   └── EngineStartTimeoutError       not ready within start_timeout_s
-    │   ├── EngineDiedError                   the engine ended by itself while a request was running
+    │   ├── EngineDiedError                   the engine ended while a request was running
     │   ├── EngineStoppedError                somebody stopped it meanwhile (shutdown(force=True)); not retried
     │   └── EngineBusyError                   its queue is full; or requests in flight forbid what was asked (evict)
     └── RequestError                          a request failed; carries the HTTP status, if there was one
@@ -133,7 +133,19 @@ class EngineStartTimeoutError(EngineStartError):
 
 
 class EngineDiedError(EngineError):
-    """The engine ended while a request was running. The next request starts a new one."""
+    """The engine ended while a request was running. The next request starts a new one.
+
+    Attributes:
+        is_from_outside: somebody else has ended it, or a process of it: it is not this request's doing.
+    """
+
+    def __init__(self, message: str, log_tail: tuple[str, ...] = (), is_from_outside: bool = False) -> None:
+        super().__init__(message, log_tail)
+        self.args = (message, tuple(log_tail), is_from_outside)
+
+    @property
+    def is_from_outside(self) -> bool:
+        return bool(self.args[2])
 
 
 class EngineStoppedError(EngineError):

@@ -258,10 +258,10 @@ class EngineFields(DefaultFields):
     """At most so many engines loaded on the device: idle ones are evicted before this one starts, least recently used
     first; when all are busy or pinned, it waits. None: as many as fit in memory."""
     start_timeout_s: Annotated[Seconds, Setting("VLLM_START_TIMEOUT_SECONDS", Decides.KEEPING)] = 900
-    """How long a caller waits for the engine to be ready, in seconds."""
+    """How long a caller waits for the engine to be ready, in seconds. The start goes on while it makes progress."""
     stall_timeout_s: Annotated[Seconds, Setting("VLLM_STALL_TIMEOUT_SECONDS", Decides.KEEPING)] = 300
-    """Seconds without any progress after which the engine is taken for hung, and ended: in a start no line in the log
-    and no use of the processor, with requests running no step of vLLM's scheduler."""
+    """Seconds without any progress after which the engine is taken for hung, and ended: in a start no line in the log,
+    no byte of a download and no use of the processor, with requests running no step of vLLM's scheduler."""
     show_progress: Annotated[bool, Setting("VLLM_SHOW_PROGRESS", Decides.CALLS)] = True
     """Show a bar on the terminal when a call waits more than a second for a start. Off: log lines only."""
     timeout: Annotated[float | None, Field(gt=0), Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS)] = 600

@@ -12,9 +12,9 @@ from pathlib import Path
 from shared_engine.cli.finding import Finding, fail, ok, warn
 from shared_engine.errors import VLLMError
 from shared_engine.machine.gpu import nvidia_smi
+from shared_engine.machine.hub_cache import hub_cache
 from shared_engine.machine.memory import GIB, read_memory, total_memory
 from shared_engine.machine.nvidia import Driver, ask_driver
-from shared_engine.model_files.folder import hub_cache
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_root
 from shared_engine.settings import EngineSettings
 
@@ -115,7 +115,7 @@ def check_runtime_directory() -> Finding:
 
 def check_model_cache(settings: EngineSettings) -> Finding:
     """Where weights from the hub go."""
-    check, folder = "model cache", Path(settings.download_dir or hub_cache())
+    check, folder = "model cache", Path(settings.download_dir or hub_cache(os.environ))
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         remedy = "set HF_HOME (or download_dir) to a folder you may write to, or use models that are folders"

@@ -35,6 +35,7 @@ from shared_engine.launcher.process import (
     die_with_parent,
     is_orphan_of_its_session,
     print_stack_when_asked,
+    report_ends_of_children,
 )
 
 # A spawned child of the server imports this file again as __mp_main__, a forked one runs the hook: either way
@@ -45,6 +46,7 @@ if __name__ == "__mp_main__":
     die_with_parent()
     allow_amx()
     print_stack_when_asked()
+    report_ends_of_children()
 
 from shared_engine.launcher.api_server import serve
 from shared_engine.launcher.compile_cache import use_safe_cache
@@ -149,6 +151,7 @@ def main() -> int:
     os.register_at_fork(after_in_child=die_with_parent)  # vLLM may fork, even where we leave the choice to it
     allow_amx()
     print_stack_when_asked()
+    report_ends_of_children()
     adopt_orphans()
     # A terminal's Ctrl-C is for the app, not for the engine that others share.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import multiprocessing.popen_fork
+import multiprocessing.process
 import os
 import platform
 import signal
 import sys
+
+from shared_engine.runtime.launcher_messages import ChildEnded, child_ended_line
 
 # Opened here once: a child that was forked while another thread held the dynamic loader's lock can't open anything.
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -51,3 +55,19 @@ def adopt_orphans() -> None:
     """Become the reaper of the server's orphaned children, so that a killed group is really gone, not zombies."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def report_ends_of_children() -> None:
+    """Have the log say how each process that vLLM starts has ended: vLLM does not always say so, nor how."""
+    poll = multiprocessing.popen_fork.Popen.poll
+
+    def reporting_poll(self: multiprocessing.popen_fork.Popen, flag: int = os.WNOHANG) -> int | None:
+        was_known = self.returncode is not None
+        returncode = poll(self, flag)
+        if returncode is not None and not was_known:
+            children = tuple(multiprocessing.process._children)  # type: ignore[attr-defined]
+            name = next((child.name for child in children if getattr(child, "_popen", None) is self), "a-process")
+            os.write(2, child_ended_line(ChildEnded(name, self.pid, returncode)))
+        return returncode
+
+    multiprocessing.popen_fork.Popen.poll = reporting_poll  # type: ignore[method-assign]

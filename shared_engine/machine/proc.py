@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# What people and service managers end processes with; a process that fails by itself is sent others.
+FROM_OUTSIDE = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # POSIX shared memory and semaphores as Python names them; whoever is killed leaves them behind.
@@ -39,6 +41,35 @@ def process_stat(pid: int) -> ProcessStat | None:
         return None
     cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
     return ProcessStat(pid, fields[0] == "Z", int(fields[1]), int(fields[2]), cpu_s)
+
+
+def exit_code_of(pid: int) -> int | None:
+    """How a process that nobody has collected yet has ended: its exit code, or minus the signal's number.
+
+    None while it runs, and once it was collected.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return os.waitstatus_to_exitcode(int(fields[49])) if fields[0] == "Z" else None
+
+
+def title_of(pid: int) -> str:
+    """What a process calls itself; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel of this machine has killed since its boot because memory ran out."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1])
+    return 0
 
 
 def living_processes() -> Iterator[ProcessStat]:
@@ -117,17 +148,22 @@ def shared_files(pids: Iterable[int]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def exit_in_words(returncode: int) -> str:
+def exit_in_words(returncode: int | None, *, memory_ran_out: bool | None = None) -> str:
     """How a process ended that nobody of ours had asked to, to follow its name: ``was killed by SIGKILL ...``.
 
     Args:
-        returncode: minus the number of the signal, where one has ended it.
+        returncode: minus the number of the signal, where one has ended it; None where it is not known.
+        memory_ran_out: whether the kernel has killed processes for that meanwhile; None where it is not known.
     """
+    if returncode is None:
+        return "ended"
     if returncode >= 0:
-        return f"ended by itself with exit code {returncode}"
+        return f"ended with exit code {returncode}"
     try:
         name = signal.Signals(-returncode).name
     except ValueError:
         name = f"signal {-returncode}"
-    by = {"SIGKILL": " (by somebody, or by the kernel when memory ran out)", "SIGTERM": " (by somebody)"}.get(name, "")
-    return f"was killed by {name}{by}"
+    if name == "SIGKILL" and memory_ran_out is not False:
+        or_else = "" if memory_ran_out else "by somebody, or "
+        return f"was killed by {name} ({or_else}by the kernel when memory ran out)"
+    return f"was killed by {name}{' (by somebody)' if -returncode in FROM_OUTSIDE else ''}"

@@ -22,6 +22,19 @@ def can_connect(path: str) -> bool:
         return True
 
 
+def has_listener(path: str) -> bool:
+    """False when nobody listens, or ever will again: the socket is closed, or its file gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # its queue is full
+            return True
+        return True
+
+
 def peer_process(connection: socket.socket) -> int | None:
     """A file descriptor that is readable once the process that listens has ended; None where the kernel has none."""
     if sys.platform != "linux":

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.hub_cache import cached_model
+
 # One of these in config.json; the first that is there counts, as in vllm/config/model.py.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 # vLLM applies the conversation format of these by itself, without a template.
@@ -28,7 +30,7 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    cached = (Path(download_dir).expanduser() if download_dir else hub_cache()) / f"models--{model.replace('/', '--')}"
+    cached = cached_model(model, os.environ, download_dir)
     snapshot = cached / "snapshots" / (revision or "main")
     if snapshot.is_dir():
         return snapshot
@@ -38,12 +40,6 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
         return None
     snapshot = cached / "snapshots" / commit
     return snapshot if commit and snapshot.is_dir() else None
-
-
-def hub_cache() -> Path:
-    """Where the hub's files lie on this machine, as huggingface_hub/constants.py finds it."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
 @lru_cache(maxsize=64)

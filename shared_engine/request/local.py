@@ -11,6 +11,7 @@ from shared_engine.errors import (
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
+    ServerError,
     VLLMError,
 )
 from shared_engine.launch.keeping import keep_policy
@@ -20,7 +21,7 @@ from shared_engine.observe.engines import look_at
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection, Endpoint
 from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
-from shared_engine.request.refusals import says_engine_busy, says_engine_died
+from shared_engine.request.refusals import says_engine_busy
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
 from shared_engine.request.threads import in_a_thread
@@ -78,11 +79,11 @@ class LocalEndpoint(Endpoint):
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         assert self._supervisor is not None
-        if isinstance(error, ServerConnectionError) or says_engine_died(error):
-            return await self._supervisor.death_of(connection.incarnation) or error
         if says_engine_busy(error):
             limit = self._settings.engine_args.get("max_num_queued_reqs")
             return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")
+        if isinstance(error, ServerConnectionError | ServerError):  # vLLM has many words for an engine that is going
+            return await self._supervisor.death_of(connection.incarnation) or error
         if isinstance(error, RequestTimeoutError):
             return RequestTimeoutError(f"{error.message}; {await _load_of(connection)}")
         return error

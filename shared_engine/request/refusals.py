@@ -61,7 +61,6 @@ _LENGTH_ELSEWHERE = re.compile(
     r"(?:input|request) \((\d+) tokens\)|(\d+) tokens from the input|Given: (\d+)|(\d+) tokens >"
 )
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_ENGINE_DEAD = ("EngineCore encountered an issue", "EngineDeadError")
 _ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
 _OF_THE_REQUEST = ("invalid_request", "badrequest", "bad_request", "exceed_context", "context_length", "validation")
 # vllm/multimodal/media/connector.py and aiohttp in it: a fault of the address, reported as one of the server's (500).
@@ -124,11 +123,6 @@ def explain_missing_route(error: RequestError, path: str) -> RequestError:
     if isinstance(error, ModelNotFoundError) and error.message == _NO_ROUTE and path in _WITHOUT:
         return ModelNotFoundError(f"the server has no {path}, so its model {_WITHOUT[path]}", error.status)
     return error
-
-
-def says_engine_died(error: RequestError) -> bool:
-    """True when vLLM answered only to say that its engine process is gone."""
-    return (error.status or 0) >= 500 and _has(error.message, _ENGINE_DEAD)
 
 
 def says_engine_busy(error: RequestError) -> bool:

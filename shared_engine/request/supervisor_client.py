@@ -175,7 +175,7 @@ class SupervisorClient:
             return outcome
         # One that has exited left the record of how its engine ended; one that was killed left it as it ran.
         record = read_record(self.directory.record)
-        left = None if record is None else outcome_of(record, start_number, first_start=0)
+        left = None if record is None else outcome_of(record, start_number, first_start=0, deaths={})
         return None if left == Outcome(Fate.RUNNING) else left
 
     def forget_in_child(self) -> None:
@@ -233,12 +233,15 @@ def end_error(outcome: Outcome | None) -> EngineDiedError | EngineStoppedError |
         outcome: None where the supervisor was killed, and the engine with it.
     """
     if outcome is None:
-        return EngineDiedError("the engine died with its supervisor while the request was running")
+        message = "the engine died with its supervisor while the request was running"
+        return EngineDiedError(message, is_from_outside=True)
     if outcome.fate is Fate.RUNNING:
         return None
     if outcome.fate is Fate.STOPPED:
         return EngineStoppedError("the engine was stopped while the request was running")
     failure = outcome.failure
     if failure is None:
-        return EngineDiedError("the engine ended while the request was running, and was started again")
-    return EngineDiedError(f"the engine died while the request was running: {failure.message}", failure.log_tail)
+        message = "the engine ended while the request was running, and was started again"
+        return EngineDiedError(message, is_from_outside=True)
+    message = f"the engine died while the request was running: {failure.message}"
+    return EngineDiedError(message, failure.log_tail, failure.is_from_outside)

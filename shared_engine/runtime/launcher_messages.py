@@ -5,6 +5,7 @@ library only.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,3 +116,35 @@ def read_event(line: bytes | str) -> Event | None:
 
 def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields).encode() + b"\n"
+
+
+# ---- lines in the log, where the processes that vLLM starts have no other way to say it
+
+
+@dataclass(frozen=True)
+class ChildEnded:
+    """A process that vLLM has started, and collected.
+
+    Attributes:
+        name: as vLLM calls it.
+        returncode: minus the number of the signal, where one has ended it.
+    """
+
+    name: str
+    pid: int
+    returncode: int
+
+
+_CHILD_ENDED = re.compile(r"vllm-local: (\S+), process (\d{1,10}), has ended: (-?\d{1,5})$")
+
+
+def child_ended_line(ended: ChildEnded) -> bytes:
+    """For the log."""
+    name = "-".join(ended.name.split())
+    return f"vllm-local: {name}, process {ended.pid}, has ended: {ended.returncode}\n".encode()
+
+
+def read_child_ended(line: str) -> ChildEnded | None:
+    """What ``child_ended_line`` wrote; None for any other line."""
+    found = _CHILD_ENDED.search(line)
+    return None if found is None else ChildEnded(found[1], int(found[2]), int(found[3]))

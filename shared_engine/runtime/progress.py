@@ -124,6 +124,13 @@ class ProgressReader:
         self.progress = Progress(phase, detail=detail, since=time.time())
         self._counted = [detail]
 
+    def note_fetched(self, fetched_bytes: int) -> None:
+        """So many bytes of the model have come from the hub since the start began."""
+        if fetched_bytes and self.progress.phase in (StartPhase.CONFIG, StartPhase.DOWNLOAD):
+            if self.progress.phase is StartPhase.CONFIG:
+                self.enter(StartPhase.DOWNLOAD)
+            self.progress = replace(self.progress, detail=f"{_size(fetched_bytes)} so far")
+
     def feed(self, text: str) -> bool:
         """Read some of the log; True when the progress is another one now."""
         if self._rank() >= _ORDER[StartPhase.SERVER]:
@@ -164,3 +171,7 @@ class ProgressReader:
             self.progress = replace(now, done=done, total=total, detail=detail)
         elif detail == now.detail and (total, done) > (now.total, now.done):
             self.progress = replace(now, done=done, total=total)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -65,11 +65,13 @@ class Failure:
     Attributes:
         message: what failed and what to do.
         log_tail: the engine's last log lines, oldest first.
+        is_from_outside: somebody has ended the engine, or a process of it, as with a signal: another start may go well.
     """
 
     kind: FailureKind
     message: str
     log_tail: tuple[str, ...] = ()
+    is_from_outside: bool = False
 
 
 @dataclass(frozen=True)

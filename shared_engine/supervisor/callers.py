@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from shared_engine.runtime.control import Send
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -22,8 +21,6 @@ class Callers:
         """Of the last caller."""
         self._waiting: list[KeepPolicy] = []
         self._listeners: set[Send] = set()
-        self._limit: asyncio.Timeout | None = None
-        self._limit_began = 0.0
 
     @property
     def have_asked(self) -> bool:
@@ -45,11 +42,9 @@ class Callers:
         return bool(self._waiting)
 
     def adopt(self, policy: KeepPolicy, environment: Mapping[str, str]) -> None:
-        """Keep the engine as this caller wants, too. A start under way may take as long as it allows."""
+        """Keep the engine as this caller wants, too."""
         self._policy = policy if self._policy is None else self._policy.merged_with(policy)
         self.environment = environment
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(self._limit_began + self._policy.start_timeout_s)
 
     def begin_start(self) -> KeepPolicy:
         """The policy for a new start: of those who wait for it. Others send theirs again."""
@@ -72,17 +67,3 @@ class Callers:
         """Send the start's progress to those who wait."""
         for send in self._listeners:
             send(StartProgress(progress))
-
-    @asynccontextmanager
-    async def start_limit(self) -> AsyncIterator[None]:
-        """Bounds a start, or a wake, by the longest ``start_timeout_s`` of all callers, also of those who come later.
-
-        Raises:
-            TimeoutError: it took longer.
-        """
-        self._limit_began = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self.policy.start_timeout_s) as self._limit:
-                yield
-        finally:
-            self._limit = None  # a limit that is over can't be moved

@@ -9,17 +9,22 @@ from shared_engine.supervisor.work import Work
 
 
 class Stop(Work):
-    """End the server, in whichever state the engine is. The launcher stays on standby, if it is wanted."""
+    """End the server, in whichever state the engine is. The launcher stays on standby, if it is wanted.
 
-    def __init__(self, engine: OwnedEngine, reason: str) -> None:
+    Args:
+        grace_s: how long the server may take to end by itself: vLLM waits for its requests in flight.
+    """
+
+    def __init__(self, engine: OwnedEngine, reason: str, grace_s: float = TERM_GRACE_S) -> None:
         self._engine = engine
         self._reason = reason
+        self._grace_s = grace_s
 
     async def run(self) -> None:
         engine = self._engine
         if not engine.is_at_rest:
             engine.keeper.enter(EngineState.STOPPING, self._reason, progress=None)
-            await engine.process.end_server(TERM_GRACE_S)
+            await engine.process.end_server(self._grace_s)
             engine.enter_rest(
                 EngineState.STANDBY if self._keeps_standby() else EngineState.STOPPED, "the server is gone"
             )
@@ -31,15 +36,18 @@ class Stop(Work):
 
 
 class RecordDeath(Work):
-    """The server died, or hangs: end what is left of it, and record how it died."""
+    """The server died, or hangs, or has to go at once: end what is left of it, and record how it died."""
 
-    def __init__(self, engine: OwnedEngine, how: str) -> None:
+    def __init__(self, engine: OwnedEngine, how: str, *, is_from_outside: bool = False) -> None:
         self._engine = engine
         self._how = how
+        self._is_from_outside = is_from_outside
 
     async def run(self) -> None:
         engine = self._engine
-        failure = Failure(FailureKind.DIED, self._how, engine.log.tail())
-        engine.keeper.publish(failure=failure)  # those whose requests it ends ask why at once
+        if engine.is_at_rest:
+            return
+        failure = Failure(FailureKind.DIED, self._how, engine.log.tail(), self._is_from_outside)
+        engine.keeper.publish_death(failure)  # those whose requests it ends ask why at once
         await engine.process.end_server()
         engine.enter_rest(EngineState.FAILED, self._how, failure)

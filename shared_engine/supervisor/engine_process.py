@@ -13,14 +13,17 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from shared_engine.machine.gpu import wait_released
+from shared_engine.machine.hub_cache import bytes_on_disk, cached_model
 from shared_engine.machine.priority import give_way
 from shared_engine.machine.proc import (
     catches_signal,
     cpu_seconds,
     group_members,
     is_runnable,
+    out_of_memory_kills,
     shared_files,
     waited_seconds,
 )
@@ -33,8 +36,10 @@ from shared_engine.runtime.launcher_messages import ImportFailed
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import Failure, FailureKind
 from shared_engine.runtime.spec import EngineSpec
+from shared_engine.supervisor.ends import End, Exit, end_of, first_exit
 from shared_engine.supervisor.hangs import MAX_GAP_FACTOR, StallWatch, WatchedClock
 from shared_engine.supervisor.launcher_process import LauncherProcess, ServerProcess
+from shared_engine.supervisor.server_tree import ServerTree
 from shared_engine.supervisor.start_failures import NO_GPU, explain, lacks_memory
 from shared_engine.vllm_versions import INSTALLED, matter_of_version
 
@@ -76,6 +81,11 @@ class EngineProcess:
         """The server, from the moment it is forked until it is gone with all it had."""
         self.shared_files: tuple[str, ...] = ()
         """Its shared memory, which a killed process leaves behind."""
+        self._tree: ServerTree | None = None
+        self._cached_model: Path | None = None
+        """Where the hub's files of the model are stored, if it is one of the hub."""
+        self._memory_kills = 0
+        """The kernel's, before the start: one more, and a SIGKILL may be the kernel's."""
 
     @property
     def is_on_standby(self) -> bool:
@@ -95,6 +105,7 @@ class EngineProcess:
         if self.is_on_standby:
             return
         await self.end_launcher()
+        self._memory_kills = out_of_memory_kills()
         self._launcher = self._launch(environment)
         launcher = self._launcher
         stall = self._stall_check(lambda: [launcher.pid], stall_timeout_s)
@@ -103,7 +114,7 @@ class EngineProcess:
             await asyncio.wait([launcher.preloaded], timeout=POLL_S)
         event = launcher.preloaded.result()
         if event is None:
-            raise self._failed(FailureKind.START, "the engine did not start: the process that imports vLLM was killed")
+            raise self._explained(launcher.exit("the process that imports vLLM"))
         if isinstance(event, ImportFailed):
             remedy = "run `vllm-local install`"
             if (matter := matter_of_version(self._spec.vllm_version)) is not None:
@@ -117,6 +128,10 @@ class EngineProcess:
         self._environment = environment
         python = self._spec.python
         variables = {**self._dir.scratch_environment(environment), **self._spec.environment}
+        if not os.path.isabs(self._spec.model):
+            argv = self._spec.argv
+            download_dir = argv[argv.index("--download-dir") + 1] if "--download-dir" in argv else None
+            self._cached_model = cached_model(self._spec.model, variables, download_dir)
         self._dir.clear_scratch()
         try:
             return LauncherProcess(python, variables, self._dir.path, self._read_output)
@@ -137,6 +152,7 @@ class EngineProcess:
         self._log.clear()
         self._dir.clear_scratch()
         self._socket = path
+        self._memory_kills = out_of_memory_kills()
         self._progress.enter(StartPhase.CONFIG)
         try:
             async with asyncio.timeout(stall_timeout_s):
@@ -144,20 +160,40 @@ class EngineProcess:
         except TimeoutError:
             raise self._failed(FailureKind.TIMEOUT, "the process that starts vLLM does not answer") from None
         if server is None:
-            raise self._explained("the process that started vLLM was killed")
+            raise self._explained(launcher.exit("the process that starts vLLM"))
         self.server = server
         forked(server.pid)
         stall = self._stall_check(lambda: [launcher.pid, *group_members(server.pid)], stall_timeout_s)
-        look_at = 0.0
+        look_at, had_bytes = 0.0, self._bytes_on_disk()
         while not can_connect(path):
             if server.ended.done():
                 raise self._explained(server.ended.result())
             await stall()
-            if time.monotonic() >= look_at:  # it may die before it is ready
-                self._note_shared_files(server)
+            if time.monotonic() >= look_at:
+                self._note_shared_files(server)  # it may die before it is ready
+                self._progress.note_fetched(self._bytes_on_disk() - had_bytes)
                 look_at = time.monotonic() + FILES_POLL_S
             await asyncio.sleep(POLL_S)
         self._note_shared_files(server)
+        self._tree = ServerTree(server.pid, server.has_ended, self._lines)
+
+    def _bytes_on_disk(self) -> int:
+        return 0 if self._cached_model is None else bytes_on_disk(self._cached_model)
+
+    def end(self) -> End | None:
+        """How the server has ended; None while it has not."""
+        if self.server is None or not self.server.ended.done():
+            return None
+        return self._end_of(self.server.ended.result(), self._lines())
+
+    def _end_of(self, exit: Exit, lines: list[str]) -> End:
+        return end_of(exit, lines, memory_ran_out=out_of_memory_kills() > self._memory_kills)
+
+    def _lines(self) -> list[str]:
+        """All that was written until now."""
+        if self._launcher is not None:
+            self._launcher.drain_log()
+        return self._log.lines()
 
     def _note_shared_files(self, server: ServerProcess) -> None:
         self.shared_files = tuple({*self.shared_files, *shared_files(group_members(server.pid))})
@@ -171,9 +207,11 @@ class EngineProcess:
         """Return when the server's processes are gone, and their memory and files with them."""
         if self.server is None and self._launcher is not None:
             self.server = await self._launcher.forked_server()  # one that was just being forked
+        if self._tree is not None:
+            self._tree.close()
         if self.server is not None:
             await self._end_group(self.server.pid, grace_s)
-        self.server, self.shared_files = None, ()
+        self.server, self.shared_files, self._tree = None, (), None
         if self._launcher is not None:
             self._launcher.forget_server()
             if not self._launcher.is_ready:
@@ -221,8 +259,8 @@ class EngineProcess:
             look_at = time.monotonic() + poll_s
             now_there = pids()
             used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
-            bytes_fed, is_able = self._log.bytes_fed, partial(is_runnable, now_there)
-            if watch.is_stalled(clock.now(), bytes_fed, used_s, waited_s, limit_s, is_able):
+            written, is_able = self._log.bytes_fed + self._bytes_on_disk(), partial(is_runnable, now_there)
+            if watch.is_stalled(clock.now(), written, used_s, waited_s, limit_s, is_able):
                 message = (
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
                     f"{limit_s:g} s, while it was {self._progress.progress}"
@@ -255,12 +293,15 @@ class EngineProcess:
             dumped = lines
         return dumped
 
-    def _explained(self, how: str) -> StartFailedError:
-        lines = self._log.lines()
-        cause, matter = explain(lines) or how, matter_of_version(self._spec.vllm_version)
+    def _explained(self, exit: Exit) -> StartFailedError:
+        lines = self._lines()
+        end = self._end_of(first_exit(lines) or exit, lines)
+        if end.is_from_outside:
+            return self._failed(FailureKind.START, f"the engine did not start: {end.words}", is_from_outside=True)
+        cause, matter = explain(lines) or end.words, matter_of_version(self._spec.vllm_version)
         kind = FailureKind.NO_GPU if cause.startswith(NO_GPU) else FailureKind.START
         words = f"the engine did not start: {cause}{f' ({matter})' if matter else ''}"
         return self._failed(FailureKind.MEMORY if lacks_memory(lines) else kind, words)
 
-    def _failed(self, kind: FailureKind, message: str) -> StartFailedError:
-        return StartFailedError(Failure(kind, message, self._log.tail()))
+    def _failed(self, kind: FailureKind, message: str, *, is_from_outside: bool = False) -> StartFailedError:
+        return StartFailedError(Failure(kind, message, self._log.tail(), is_from_outside))

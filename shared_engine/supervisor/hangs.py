@@ -153,18 +153,20 @@ def hang_poll_s(limit_s: float) -> float:
 
 
 class StallWatch:
-    """Follows a start: it moves as long as it writes to its log or uses a processor, or would if it had one."""
+    """Follows a start: it moves as long as it writes (a log, files it downloads) or uses a processor, or would if it
+    had one.
+    """
 
     def __init__(self, now: float) -> None:
         self._moved_at = now
-        self._log_bytes = -1
+        self._written_bytes = -1
         self._cpu_s = 0.0
         self._waited_s = 0.0
 
     def is_stalled(
         self,
         now: float,
-        log_bytes: int,
+        written_bytes: int,
         cpu_s: float,
         waited_s: float,
         limit_s: float,
@@ -179,8 +181,8 @@ class StallWatch:
         cpu_use_s = cpu_s - self._cpu_s  # below 0 when a process has ended, which is a sign of life too
         is_used = cpu_use_s < 0 or cpu_use_s > IDLE_CPU_SHARE * max(quiet_s, 1.0)
         is_starved = waited_s - self._waited_s > STARVED_SHARE * quiet_s or (quiet_s >= limit_s and is_runnable())
-        if log_bytes != self._log_bytes or is_used or is_starved:
-            self._moved_at, self._log_bytes, self._cpu_s, self._waited_s = now, log_bytes, cpu_s, waited_s
+        if written_bytes != self._written_bytes or is_used or is_starved:
+            self._moved_at, self._written_bytes, self._cpu_s, self._waited_s = now, written_bytes, cpu_s, waited_s
             return False
         return quiet_s >= limit_s
 

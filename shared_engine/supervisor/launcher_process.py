@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shared_engine.launcher import LAUNCHER
-from shared_engine.machine.proc import exit_in_words
 from shared_engine.machine.process_group import GIVE_UP_S
 from shared_engine.runtime.launcher_messages import (
     Command,
@@ -29,9 +28,11 @@ from shared_engine.runtime.launcher_messages import (
     read_event,
     write_command,
 )
+from shared_engine.supervisor.ends import Exit as ProcessExit
 
 READ_BYTES = 1 << 16
 FORK_TIMEOUT_S = 5.0
+EXIT_CODE_S = 0.2
 DRAIN_BYTES = 1 << 22  # more than a pipe holds: what those who have ended had written
 
 
@@ -40,8 +41,13 @@ class ServerProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """How it ended, in words. An end nobody asked for is a crash, whatever its exit code."""
+        self.ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
+        """Which of its processes has ended first, and how. Whatever the exit code: nobody here asked for it."""
+
+    def has_ended(self, exit: ProcessExit) -> None:
+        """One of its processes has. The first one counts."""
+        if not self.ended.done():
+            self.ended.set_result(exit)
 
 
 class LauncherProcess:
@@ -178,7 +184,7 @@ class LauncherProcess:
             self._server = ServerProcess(event.pid)
             self._starting.set_result(self._server)
         elif isinstance(event, Exited) and self._server is not None and event.pid == self._server.pid:
-            self._server_ended(f"vLLM {exit_in_words(event.returncode)}")
+            self._server_ended(ProcessExit("vLLM", event.returncode, is_leader=True))
 
     def _launcher_ended(self) -> None:
         """Nobody asked it to."""
@@ -189,12 +195,18 @@ class LauncherProcess:
             self.preloaded.set_result(None)
         if self._starting is not None and not self._starting.done():
             self._starting.set_result(None)
-        self._server_ended("the process that started vLLM was killed")
+        self._server_ended(self.exit("the process that started vLLM"))
 
-    def _server_ended(self, how: str) -> None:
+    def exit(self, name: str) -> ProcessExit:
+        """How the launcher itself has ended, which it has just told by closing its pipe, or is about to."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_CODE_S)
+        return ProcessExit(name, self._process.poll())
+
+    def _server_ended(self, exit: ProcessExit) -> None:
         self.drain_log()
-        if self._server is not None and not self._server.ended.done():
-            self._server.ended.set_result(how)
+        if self._server is not None:
+            self._server.has_ended(exit)
 
     def _read_log(self) -> bytes:
         """Take some of what is there; empty when there is nothing (yet, or ever again)."""

@@ -18,7 +18,7 @@ from shared_engine.runtime.spec import read_spec
 from shared_engine.supervisor.backoff import Backoff
 from shared_engine.supervisor.callers import Callers
 from shared_engine.supervisor.changes import Changes
-from shared_engine.supervisor.engine_process import EngineProcess
+from shared_engine.supervisor.engine_process import EngineProcess, StartFailedError
 from shared_engine.supervisor.eviction import DeviceAdmission
 from shared_engine.supervisor.ownership import Ownership
 from shared_engine.supervisor.record_keeper import RecordKeeper
@@ -70,7 +70,11 @@ class OwnedEngine:
 
     @asynccontextmanager
     async def admitted(self, policy: KeepPolicy) -> AsyncIterator[None]:
-        """Waits for room on its devices, then is the only one that starts, or wakes, there."""
+        """Waits for room on its devices, then is the only one that starts, or wakes, there.
+
+        Raises:
+            StartFailedError: nobody waits for the engine any more.
+        """
         while True:
             lock = StartLock(
                 self.directory.path.parent,
@@ -79,6 +83,9 @@ class OwnedEngine:
                 lambda other: self.report_queued(f"{other or 'another engine'} starts"),
             )
             async with lock:
+                if not self.callers.are_waiting:
+                    message = "given up while it waited for the device: nobody waits for the engine any more"
+                    raise StartFailedError(Failure(FailureKind.TIMEOUT, message, is_from_outside=True))
                 if await self.admission.make_room(policy.max_loaded_engines):
                     yield
                     return
@@ -117,11 +124,11 @@ class OwnedEngine:
         self.ready_at = time.monotonic()
         self.lease.give_back()
 
-    def start_timeout_failure(self, limit_s: float, what_now: str = "") -> Failure:
-        """That the engine was not ready in ``limit_s`` seconds, and what it was doing."""
+    def start_timeout_failure(self, limit_s: float) -> Failure:
+        """That a caller has waited for ``limit_s`` seconds, and what the start was doing, which goes on."""
         progress = self.progress.progress
         message = (
             f"the engine was not ready after start_timeout_s = {limit_s:g} s: "
-            f"it was {progress} for {time.time() - progress.since:.1f} s{what_now}"
+            f"it was {progress} for {time.time() - progress.since:.1f} s; the start goes on"
         )
         return Failure(FailureKind.TIMEOUT, message, self.log.tail())

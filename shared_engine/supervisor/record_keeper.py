@@ -11,10 +11,12 @@ from typing import Any
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.files import remove_files
-from shared_engine.runtime.record import EngineState, Record, boot_id, read_record, write_record
+from shared_engine.runtime.record import EngineState, Failure, Record, boot_id, read_record, write_record
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.changes import Changes
 from shared_engine.supervisor.ownership import Ownership
+
+MAX_DEATHS = 100
 
 
 class RecordKeeper:
@@ -38,6 +40,8 @@ class RecordKeeper:
         remove_files(old.shared_files if old.boot_id == boot_id() else ())
         self.first_start = old.start_number + 1
         """Number of the first start of this supervisor; those before were another's."""
+        self.deaths: dict[int, Failure] = {}
+        """How the servers of this supervisor's last starts have died, by the number of the start."""
         self.record = Record(
             start_number=old.start_number,
             model=spec.model,
@@ -75,6 +79,13 @@ class RecordKeeper:
             # A stale record would be believed; with none, every caller asks here.
             self._dir.record.unlink(missing_ok=True)
             self._log.note(f"the record can't be written: {exc}")
+
+    def publish_death(self, failure: Failure) -> None:
+        """Of the server of the last start."""
+        self.deaths[self.record.start_number] = failure
+        while len(self.deaths) > MAX_DEATHS:
+            del self.deaths[next(iter(self.deaths))]
+        self.publish(failure=failure)
 
     def next_start(self) -> dict[str, Any]:
         """Fields of the record for one more start: each has a number, and a socket of its own."""

@@ -8,12 +8,13 @@ from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure
 from shared_engine.supervisor.endings import RecordDeath
+from shared_engine.supervisor.engine_process import StartFailedError
 from shared_engine.supervisor.http import http
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.watch import Watch
 from shared_engine.supervisor.work import Work
 
-TIMEOUT_S = 120.0
+SLEEP_TIMEOUT_S = 120.0
 
 
 class Sleep(Work):
@@ -27,7 +28,7 @@ class Sleep(Work):
 
     async def run(self) -> None:
         engine = self._engine
-        trouble = await _ask_server(engine, "/sleep?level=1")
+        trouble = await _ask_server(engine, "/sleep?level=1", SLEEP_TIMEOUT_S)
         if trouble is None:
             engine.keeper.enter(EngineState.ASLEEP, "idle")
         elif trouble.startswith("HTTP"):
@@ -46,19 +47,15 @@ class Wake(Work):
     def __init__(self, engine: OwnedEngine) -> None:
         self._engine = engine
         self._began = time.monotonic()
-        self._was_asked = False
 
     async def run(self) -> Failure | None:
         engine = self._engine
         engine.progress.enter(StartPhase.WAKE)
         try:
-            async with engine.progress_reported(), engine.callers.start_limit():
+            async with engine.progress_reported():
                 trouble = await self._ask_to_wake(engine.callers.policy)
-        except TimeoutError:
-            failure = engine.start_timeout_failure(engine.callers.policy.start_timeout_s)
-            if self._was_asked:
-                await RecordDeath(engine, "it did not wake up in time").run()
-            return failure
+        except StartFailedError as exc:
+            return exc.failure
         finally:
             engine.keeper.publish(progress=None)
         if trouble is not None:
@@ -72,16 +69,15 @@ class Wake(Work):
         engine = self._engine
         async with engine.admitted(policy):
             engine.progress.enter(StartPhase.WAKE)
-            self._was_asked = True
-            return await _ask_server(engine, "/wake_up")
+            return await _ask_server(engine, "/wake_up", policy.stall_timeout_s)
 
 
-async def _ask_server(engine: OwnedEngine, path: str) -> str | None:
+async def _ask_server(engine: OwnedEngine, path: str, timeout: float) -> str | None:
     """What went wrong; None when the server has done it."""
     try:
-        status, body = await http(engine.keeper.record.socket, "POST", path, TIMEOUT_S)
+        status, body = await http(engine.keeper.record.socket, "POST", path, timeout)
     except TimeoutError:
-        return f"no answer in {TIMEOUT_S:g} s"
+        return f"no answer in {timeout:g} s"
     except OSError as exc:
         return str(exc)
     return None if status == 200 else f"HTTP {status}: {body[:200].decode(errors='replace')}"

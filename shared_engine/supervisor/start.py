@@ -34,10 +34,8 @@ class Start(Work):
         engine.progress.enter(StartPhase.IMPORT)
         engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
         try:
-            async with engine.progress_reported(), engine.callers.start_limit():
+            async with engine.progress_reported():
                 await self._bring_up(policy)
-        except TimeoutError:
-            return await self._give_up(engine.start_timeout_failure(engine.callers.policy.start_timeout_s))
         except StartFailedError as exc:
             return await self._give_up(exc.failure)
         return None
@@ -98,7 +96,10 @@ class Start(Work):
         await engine.process.end_server()
         if failure.kind is FailureKind.NO_GPU:
             await engine.process.end_launcher()  # no start from it will go better
-        engine.backoff.failed()
+        if failure.is_from_outside:
+            engine.backoff.was_killed()
+        else:
+            engine.backoff.failed()
         engine.enter_rest(EngineState.FAILED, failure.message, failure)
         return failure
 

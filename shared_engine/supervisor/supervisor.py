@@ -41,8 +41,10 @@ from shared_engine.runtime.messages import (
     WhatBecameOf,
 )
 from shared_engine.runtime.outcome import outcome_of
+from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.endings import RecordDeath, Stop
+from shared_engine.supervisor.engine_process import TERM_GRACE_S
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.sleep import Sleep, Wake
 from shared_engine.supervisor.start import Start
@@ -51,8 +53,9 @@ from shared_engine.supervisor.work import Work, WorkSlot
 
 FIRST_CALLER_S = 20.0
 CALLER_GRACE_S = 1.0  # the start's own limit comes first, where it is the caller's
-DEATH_NOTICE_S = 2.0
+DEATH_NOTICE_S, DEATH_POLL_S = 2.0, 0.2
 KEEP_FILES_S = 10.0
+MIN_WAIT_S = 0.02
 
 
 class Supervisor:
@@ -64,6 +67,8 @@ class Supervisor:
         self._watch = Watch(self._engine)
         self._work = WorkSlot(self._engine.changes.note, self._crash)
         self._exited = asyncio.Event()
+        self._was_terminated = False
+        """By a signal: those who wait for the engine have another supervisor started."""
 
     # ---- life
 
@@ -93,9 +98,12 @@ class Supervisor:
             seen, wait_s = engine.changes.count, KEEP_FILES_S
             self._keep_files()
             if not self._work.is_busy and engine.is_at_rest:
-                wait_s = 0.0 if engine.is_shutting_down else self._rest_ends_at() - time.monotonic()
-                if wait_s <= 0:
+                if engine.is_shutting_down:
                     return
+                wait_s = self._rest_ends_at() - time.monotonic()
+                if wait_s <= 0 and not engine.callers.are_waiting:
+                    return
+                wait_s = max(wait_s, MIN_WAIT_S)
             await engine.changes.wait_after(seen, min(wait_s, KEEP_FILES_S))
 
     def _rest_ends_at(self) -> float:
@@ -129,9 +137,13 @@ class Supervisor:
             await asyncio.wait(others, timeout=1.0)  # those who get their reply now
 
     def _terminate(self) -> None:
-        """SIGTERM: the machine goes down, or the user wants it gone. Requests in flight do not hold it."""
+        """SIGTERM: the machine goes down, or the service that was the first to use the engine; nobody asked us to stop.
+
+        Requests in flight do not hold it.
+        """
+        self._was_terminated = True
         self._shut_down()
-        self._work.begin_instead(Stop(self._engine, "SIGTERM"))
+        self._work.begin_instead(RecordDeath(self._engine, "its supervisor was sent SIGTERM", is_from_outside=True))
 
     def _shut_down(self) -> None:
         self._engine.is_shutting_down = True
@@ -171,30 +183,35 @@ class Supervisor:
         if keeper.record.progress is not None:
             send(StartProgress(keeper.record.progress))
         with engine.callers.waiting(request.policy, send):
-            return await self._started(request.policy.start_timeout_s)
+            return await self._started(request.policy.start_timeout_s, send)
 
-    async def _started(self, timeout: float) -> Ready | StartFailed | None:
+    async def _started(self, timeout: float, send: Send) -> Ready | StartFailed | None:
         engine = self._engine
         deadline = time.monotonic() + timeout + CALLER_GRACE_S
         while not engine.is_shutting_down:
-            record = engine.keeper.record
+            record, seen = engine.keeper.record, engine.changes.count
             if not self._work.is_busy:
                 if record.state is EngineState.READY:
                     if not engine.keeper.is_written():
                         message = f"{self._dir.path} can't be written to: is the disk full?"
                         return StartFailed(Failure(FailureKind.START, message))
                     return Ready(os.getpid(), record.start_number)
-                if record.failure is not None and engine.backoff.remaining_s() > 0:
-                    return StartFailed(record.failure, engine.backoff.remaining_s())
+                wait_s = engine.backoff.remaining_s()
+                if wait_s > 0:
+                    if record.failure is not None and time.monotonic() + wait_s > deadline:
+                        return StartFailed(record.failure, wait_s)
+                    send(StartProgress(_backing_off(wait_s)))
+                    await engine.changes.wait_after(seen, wait_s)
+                    continue
                 self._work.begin(Wake(engine) if record.state is EngineState.ASLEEP else Start(engine))
             try:
                 async with asyncio.timeout_at(deadline):
                     failure = await self._work.outcome()
             except TimeoutError:
-                goes_on = engine.start_timeout_failure(timeout, "; the start goes on")
+                goes_on = engine.start_timeout_failure(timeout)
                 # A start that is giving up has a better answer, soon.
                 failure = await self._work.outcome() if self._work.is_giving_up else goes_on
-            if failure is not None:
+            if failure is not None and not failure.is_from_outside and not self._was_terminated:
                 return StartFailed(failure)
         return None
 
@@ -203,12 +220,13 @@ class Supervisor:
         keeper = self._engine.keeper
         deadline = time.monotonic() + DEATH_NOTICE_S
         while True:
+            self._engine.changes.note()  # whoever watches it looks now
             seen = self._engine.changes.count
-            outcome = outcome_of(keeper.record, start_number, keeper.first_start)
+            outcome = outcome_of(keeper.record, start_number, keeper.first_start, keeper.deaths)
             left_s = deadline - time.monotonic()
             if outcome.fate is not Fate.RUNNING or left_s <= 0:
                 return outcome
-            await self._engine.changes.wait_after(seen, left_s)
+            await self._engine.changes.wait_after(seen, min(left_s, DEATH_POLL_S))
 
     async def _evict(self) -> Gone | Refused:
         if not self._end_server(force=False):
@@ -235,7 +253,7 @@ class Supervisor:
             return True
         if not force and (engine.callers.are_waiting or not engine.lease.try_take()):
             return False
-        self._work.begin_instead(Stop(engine, "asked to"))
+        self._work.begin_instead(Stop(engine, "asked to", 0.0 if force else TERM_GRACE_S))
         return True
 
     # ---- while it is loaded
@@ -259,10 +277,15 @@ class Supervisor:
             return sight.wait_s
         work: Work
         if sight.step is Step.DEAD:
-            work = RecordDeath(engine, sight.why)
+            work = RecordDeath(engine, sight.why, is_from_outside=sight.is_from_outside)
         elif sight.step is Step.SLEEP:
             work = Sleep(engine, self._watch)
         else:
             work = Stop(engine, sight.why)
         self._work.begin(work)
         return LONGEST_WAIT_S
+
+
+def _backing_off(wait_s: float) -> Progress:
+    detail = f"the last start failed; the next begins in {wait_s:.0f} s"
+    return Progress(StartPhase.QUEUED, detail=detail, since=time.time())

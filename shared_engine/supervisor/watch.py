@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
+from shared_engine.machine.sockets import has_listener
 from shared_engine.runtime.keep_policy import IdleStep, KeepPolicy, idle_step
 from shared_engine.runtime.record import EngineState
 from shared_engine.supervisor.hangs import HangDetector, hang_poll_s
@@ -33,11 +34,13 @@ class Sight:
     Attributes:
         step: SLEEP and EVICT hold the lease exclusively, so that nobody can lease the engine meanwhile.
         why: in words, for the log.
+        is_from_outside: of DEAD: somebody else has ended it.
         wait_s: seconds until the next look.
     """
 
     step: Step
     why: str = ""
+    is_from_outside: bool = False
     wait_s: float = LONGEST_WAIT_S
 
 
@@ -70,14 +73,14 @@ class Watch:
     async def look(self) -> Sight:
         """One look at an engine that is loaded."""
         engine = self._engine
-        server, record = engine.process.server, engine.keeper.record
-        assert server is not None
+        record = engine.keeper.record
         if self._start_seen != record.start_number:
             self._start_seen, self.refuses_to_sleep = record.start_number, False
             self._hang_detector.forget()
-        if server.ended.done():
-            # An engine that dies makes vLLM exit with 0 as well: every end nobody asked for is a crash.
-            return Sight(Step.DEAD, server.ended.result())
+        if (end := engine.process.end()) is not None:
+            return Sight(Step.DEAD, end.words, end.is_from_outside)
+        if not has_listener(record.socket):
+            return Sight(Step.DEAD, "vLLM no longer listens on its socket", is_from_outside=True)
         policy = engine.callers.policy
         if not engine.lease.try_take():
             self._seen_busy_at = time.monotonic()

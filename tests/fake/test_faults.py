@@ -259,12 +259,13 @@ def test_a_longer_storm_of_503_is_a_typed_error_and_passes(fake_engine: MakeEngi
 
 
 @pytest.mark.parametrize("phase", ["import", "start", "ready"])
-def test_a_hang_at_start_ends_in_time_and_leaves_no_process(
+def test_a_hang_at_start_is_told_in_time_and_leaves_no_process(
     fake_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     fault = {"hang_at": phase, "ignore_sigterm": True, "once": str(tmp_path / "once")}
     monkeypatch.setenv("FAKE_VLLM_IMPORT", json.dumps(fault if phase == "import" else {}))
-    engine = fake_engine({} if phase == "import" else fault, start_timeout_s=1.5)
+    engine = fake_engine({} if phase == "import" else fault, start_timeout_s=1.5, stall_timeout_s=4)
+    patient = Engine(engine.settings.model_copy(update={"start_timeout_s": 30}))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(error_of, engine)
         wait_until((tmp_path / "once").exists, 10, "the hang")
@@ -274,8 +275,10 @@ def test_a_hang_at_start_ends_in_time_and_leaves_no_process(
     assert time.monotonic() - began < 4, "the caller is told when its time is over"
     assert isinstance(error, EngineStartTimeoutError)
     assert "start_timeout_s = 1.5 s" in error.message
+    assert error.message.endswith("the start goes on"), "until it has stood still for stall_timeout_s"
+    assert "the start hangs" in str(error_of(patient))
     assert engine.status().server_pid is None
-    assert engine.chat(HELLO).text == ANSWER
+    assert patient.chat(HELLO).text == ANSWER
     everything = [*first, *all_processes(engine)]
     engine.shutdown()
     assert not any_exists(everything)

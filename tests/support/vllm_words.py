@@ -8,7 +8,7 @@ from pathlib import Path
 from shared_engine.adapting import media_errors
 from shared_engine.request import refusals
 from shared_engine.runtime import progress
-from shared_engine.supervisor import hangs, start_failures
+from shared_engine.supervisor import ends, hangs, server_tree, start_failures
 from shared_engine.vllm_versions import release_of
 from tests.support.vllm_sources import fragments, has, texts
 
@@ -62,8 +62,9 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
         start_failures._LACKS_MEMORY.pattern,
         r"Failed core proc\(s\): ",
     ),
+    "ends": (*map(re.escape, ends.FAILED_BY_ITSELF), server_tree.TITLE),
     "refusals": (
-        *map(re.escape, (*refusals._TOO_LONG, *refusals._ENGINE_DEAD, *refusals._ENGINE_BUSY)),
+        *map(re.escape, (*refusals._TOO_LONG, *refusals._ENGINE_BUSY)),
         *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)),
         refusals._CONTEXT_LIMIT.pattern,
         refusals._PROMPT_LENGTH.pattern,

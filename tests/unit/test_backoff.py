@@ -17,6 +17,17 @@ def test_the_first_try_is_free_and_each_after_it_waits_twice_as_long(failures: i
     assert backoff.remaining_s() == wait_s
 
 
+def test_a_start_that_was_killed_may_be_tried_at_once_some_times() -> None:
+    backoff = Backoff(clock=lambda: 100.0)
+    waits = []
+    for _ in range(8):
+        backoff.was_killed()
+        waits.append(backoff.remaining_s())
+    assert waits == [0, 0, 0, 0, 0, 1, 2, 4]
+    backoff.failed()
+    assert backoff.remaining_s() == 0, "the first that failed by itself"
+
+
 def test_the_wait_passes_and_a_success_ends_it() -> None:
     now = [100.0]
     backoff = Backoff(clock=lambda: now[0])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import pytest
-
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.messages import Reply, StartProgress
 from shared_engine.runtime.progress import Progress, StartPhase
@@ -48,20 +44,3 @@ def test_all_who_wait_are_told_and_nobody_else() -> None:
         callers.report(progress)
     callers.report(progress)
     assert told == {"one": [StartProgress(progress)] * 2, "two": [StartProgress(progress)]}
-
-
-async def test_a_start_ends_with_its_limit() -> None:
-    callers = Callers()
-    callers.adopt(SHORT, {})
-    with pytest.raises(TimeoutError):
-        async with callers.start_limit():
-            await asyncio.sleep(10)
-
-
-async def test_a_caller_that_comes_later_extends_the_limit() -> None:
-    callers = Callers()
-    callers.adopt(SHORT, {})
-    async with asyncio.timeout(10), callers.start_limit():
-        callers.adopt(LONG, {})
-        await asyncio.sleep(0.4)
-    callers.adopt(LONG, {})  # a limit that is over is not moved

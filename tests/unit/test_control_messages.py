@@ -125,7 +125,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
     """
     kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        3,
+        4,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -143,7 +143,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
                 "idle_ttl_s", "max_loaded_engines", "pinned", "sleep_after_s", "stall_timeout_s", "standby_ttl_s",
                 "start_timeout_s",
             ],
-            "Failure": ["kind", "log_tail", "message"],
+            "Failure": ["is_from_outside", "kind", "log_tail", "message"],
             "Progress": ["detail", "done", "phase", "since", "total"],
             "Record": [
                 "boot_id", "devices", "failure", "launcher_pid", "model", "pinned", "progress", "server_pid",

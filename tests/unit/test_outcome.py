@@ -9,7 +9,7 @@ from shared_engine.runtime.outcome import outcome_of
 from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record
 
 READY, FAILED, STANDBY = EngineState.READY, EngineState.FAILED, EngineState.STANDBY
-DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 0")
+DIED = Failure(FailureKind.DIED, "vLLM ended with exit code 0")
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,9 @@ DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 0")
     ],
 )
 def test_what_became_of_the_third_start(record: Record, first_start: int, outcome: Outcome) -> None:
-    assert outcome_of(record, 3, first_start) == outcome
+    assert outcome_of(record, 3, first_start, deaths={}) == outcome
+
+
+def test_how_a_start_died_is_known_after_the_next_one() -> None:
+    assert outcome_of(Record(state=READY, start_number=5), 3, 1, {3: DIED}) == Outcome(Fate.DIED, DIED)
+    assert outcome_of(Record(state=READY, start_number=5), 4, 1, {3: DIED}) == Outcome(Fate.REPLACED)

@@ -149,8 +149,8 @@ def test_a_thread_that_runs_is_runnable_and_one_that_sleeps_is_not(run: Run) -> 
 @pytest.mark.parametrize(
     ("returncode", "words"),
     [
-        (0, "ended by itself with exit code 0"),
-        (1, "ended by itself with exit code 1"),
+        (0, "ended with exit code 0"),
+        (1, "ended with exit code 1"),
         (-9, "was killed by SIGKILL (by somebody, or by the kernel when memory ran out)"),
         (-15, "was killed by SIGTERM (by somebody)"),
         (-11, "was killed by SIGSEGV"),

@@ -18,7 +18,7 @@ from shared_engine.runtime.messages import Fate, Outcome, StartFailed
 from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record, write_record
 from shared_engine.runtime.spec import EngineSpec
 
-DIED = Failure(FailureKind.DIED, "vLLM ended by itself with exit code 1", ("a line of the log",))
+DIED = Failure(FailureKind.DIED, "vLLM ended with exit code 1", ("a line of the log",))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_failed_start_that_is_not_tried_again_yet_says_so() -> None:
     ("outcome", "error", "words"),
     [
         (Outcome(Fate.STOPPED), EngineStoppedError, "was stopped while the request was running"),
-        (Outcome(Fate.DIED, DIED), EngineDiedError, "died while the request was running: vLLM ended by itself"),
+        (Outcome(Fate.DIED, DIED), EngineDiedError, "died while the request was running: vLLM ended with exit code 1"),
         (Outcome(Fate.REPLACED), EngineDiedError, "ended while the request was running, and was started again"),
         (None, EngineDiedError, "died with its supervisor"),
     ],

@@ -17,7 +17,7 @@ ROWS = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| `")]
 LISTED = [name for row in ROWS for name in re.findall(r"`([a-z_/]+(?:\.py|/))`", row)]
 # Words of vLLM's log, errors, metrics and modules. A file that has one of them breaks when vLLM changes it.
 WORDS = (
-    "maximum context length", "EngineCore encountered", "EngineDeadError", "currently busy and cannot accept",
+    "maximum context length", "EngineCore encountered", "currently busy and cannot accept",
     "prefill token backlog", "does not support Matryoshka", "cannot be empty", "is not a multimodal model",
     "At most (", "Failed to fetch media", "cannot identify image", "is not a local folder",
     "No available memory for the cache", "Free memory on device", "Starting to load model", "Loading weights took",
