@@ -53,6 +53,14 @@ def _absolute_path(value: str | None) -> str | None:
     return None if value is None else os.path.abspath(os.path.expanduser(value))
 
 
+def _length_or_auto(value: object) -> object:
+    if value is None or value in ("auto", -1, "-1"):  # -1 is vLLM's own word for it
+        return None if value is None else "auto"
+    if isinstance(value, int | str) and not isinstance(value, bool) and str(value).isdigit() and int(value) > 0:
+        return int(value)
+    raise ValueError("must be a number of tokens greater than 0, or 'auto'")
+
+
 def _http_url(value: str | None) -> str | None:
     if value is None:
         return None
@@ -201,9 +209,12 @@ class EngineFields(DefaultFields):
     ] = 0.9
     """Share of the GPU's memory for weights, activations and KV cache."""
     max_model_len: Annotated[
-        int | None, Field(gt=0), Setting("VLLM_MAX_MODEL_LEN", Decides.ENGINE, "--max-model-len")
+        int | Literal["auto"] | None,
+        BeforeValidator(_length_or_auto),
+        Setting("VLLM_MAX_MODEL_LEN", Decides.ENGINE, "--max-model-len"),
     ] = None
-    """Longest prompt and answer together, in tokens. Default: the model's own."""
+    """Longest prompt and answer together, in tokens. ``"auto"``: the model's own, or as much as fits in memory.
+    Default: the model's own; on a CPU ``"auto"``."""
     tensor_parallel_size: Annotated[
         int, Field(ge=1), Setting("VLLM_TENSOR_PARALLEL_SIZE", Decides.ENGINE, "--tensor-parallel-size")
     ] = 1
@@ -388,8 +399,10 @@ class EngineSettings(EngineFields):
 
     def context_window(self) -> int | None:
         """Tokens of prompt and answer together, as far as that is known without asking a server."""
+        if isinstance(self.max_model_len, int):
+            return self.max_model_len
         folder = self.model_folder()
-        return self.max_model_len or (None if folder is None else context_window(folder))
+        return None if folder is None else context_window(folder)
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

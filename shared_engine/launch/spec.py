@@ -63,6 +63,8 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         else:
             argv.append("--enable-sleep-mode")
     argv += _cpu_memory_flags(settings, interpreter)
+    if is_cpu and settings.max_model_len is None:
+        argv += ["--max-model-len", "auto"]  # long contexts rarely fit in the KV cache that is the default here
     if is_cpu and settings.engine_args.get("max_num_seqs") is None:
         # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]

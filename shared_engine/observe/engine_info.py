@@ -30,6 +30,7 @@ class EngineInfo:
         progress: how far a start or a wake has come; None while none is under way.
         starts: how often it was started.
         start_s: how long the last start took, in seconds.
+        max_model_len: longest prompt and answer together, in tokens, as the server of the last start says itself.
         idle_for_s: seconds since the last request ended; None while requests run, and where nothing is loaded.
         last_used: seconds since the epoch.
         lease_holders: PIDs of the processes that have requests in flight.
@@ -50,6 +51,7 @@ class EngineInfo:
     progress: Progress | None = None
     starts: int = 0
     start_s: float | None = None
+    max_model_len: int | None = None
     idle_for_s: float | None = None
     last_used: float | None = None
     lease_holders: tuple[int, ...] = ()

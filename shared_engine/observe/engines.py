@@ -79,6 +79,7 @@ def _info(
         progress=record.progress if is_alive else None,
         starts=record.start_number,
         start_s=record.start_s,
+        max_model_len=record.max_model_len,
         idle_for_s=_idle_for_s(directory, record) if is_alive and not lease_holders else None,
         last_used=max(record.state_since, _modified(directory.lease)) or None,
         lease_holders=lease_holders,

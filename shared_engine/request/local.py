@@ -55,6 +55,7 @@ class LocalEndpoint(Endpoint):
         except BaseException:
             supervisor.release()
             raise
+        self.max_model_len = record.max_model_len or self.max_model_len
         return Connection(client, supervisor.spec.model, record.start_number)
 
     def release(self, connection: Connection) -> None:  # noqa: ARG002

@@ -91,6 +91,8 @@ class Record:
     boot_id: str = ""
     state_since: float = 0.0
     """When the state was entered, seconds since the epoch."""
+    max_model_len: int | None = None
+    """Longest prompt and answer together of the server that was started last, in tokens, as it says itself."""
     start_s: float | None = None
     """How long the last start took, in seconds."""
     progress: Progress | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +11,11 @@ from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.engine_process import StartFailedError
+from shared_engine.supervisor.http import http
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.work import Work
+
+REPORT_TIMEOUT_S = 10.0
 
 
 class Start(Work):
@@ -50,7 +54,7 @@ class Start(Work):
                 self.is_giving_up = True
                 await engine.process.end_server()  # before the next engine starts, which measures the memory
                 raise
-            self._be_ready()
+            self._be_ready(await max_model_len(engine.keeper.record.socket))
 
     async def _serve_or_make_room(self, policy: KeepPolicy) -> None:
         """One more try, where memory was short and idle engines have left the device."""
@@ -77,7 +81,7 @@ class Start(Work):
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
         await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, forked)
 
-    def _be_ready(self) -> None:
+    def _be_ready(self, max_model_len: int | None) -> None:
         engine = self._engine
         assert engine.process.server is not None
         engine.process.server.ended.add_done_callback(lambda _: engine.changes.note())
@@ -87,7 +91,8 @@ class Start(Work):
         took_s = round(time.monotonic() - self._began, 3)
         files = engine.process.shared_files
         reason = f"the server answers after {took_s} s"
-        engine.keeper.enter(EngineState.READY, reason, start_s=took_s, progress=None, shared_files=files)
+        changes = {"start_s": took_s, "progress": None, "shared_files": files, "max_model_len": max_model_len}
+        engine.keeper.enter(EngineState.READY, reason, **changes)
 
     async def _give_up(self, failure: Failure) -> Failure:
         """End what is left of a start that failed."""
@@ -102,6 +107,16 @@ class Start(Work):
             engine.backoff.failed()
         engine.enter_rest(EngineState.FAILED, failure.message, failure)
         return failure
+
+
+async def max_model_len(socket: str) -> int | None:
+    """What a server that is ready reports; None where it does not."""
+    try:
+        status, body = await http(socket, "GET", "/v1/models", REPORT_TIMEOUT_S)
+        models = json.loads(body)["data"] if status == 200 else []
+        return next((length for model in models if isinstance(length := model.get("max_model_len"), int)), None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # its own limit is all that is missing then
+        return None
 
 
 def naming_those_that_stay(failure: Failure, refused: Mapping[str, str]) -> Failure:

@@ -30,8 +30,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
      "the model needs its own code, which is run only with trust_remote_code=True: {what}"),
     (r"(?P<what>User-specified max_model_len .* is greater than the derived.*)", "max_model_len is too large: {what}"),
     (r"^(?P<what>.*estimated maximum model length is.*)",
-     "the KV cache is too small for max_model_len: lower max_model_len or raise gpu_memory_utilization "
-     "(on CPU: engine_args={{'kv_cache_memory_bytes': ...}}): {what}"),
+     "the KV cache is too small for max_model_len: lower it ('auto' takes the longest that fits) or raise "
+     "gpu_memory_utilization (on CPU: engine_args={{'kv_cache_memory_bytes': ...}}): {what}"),
     (r"(?P<what>No available memory for the cache blocks.*)",
      "no memory left for the KV cache: raise gpu_memory_utilization or lower max_model_len: {what}"),
     (r"(?P<what>Free memory on device .* is less than desired.*)",

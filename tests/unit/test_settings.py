@@ -73,6 +73,7 @@ def test_an_argument_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "")
     assert EngineSettings(model="org/name").max_model_len is None
+    assert {EngineSettings(model="org/name", max_model_len=v).max_model_len for v in ("auto", -1, "-1")} == {"auto"}
 
 
 def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,10 @@ def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
     [
         ({"gpu_memory_utilization": 1.5}, ["gpu_memory_utilization", "1.5", "less than or equal to 1"]),
         ({"gpu_memory_utilization": 0}, ["gpu_memory_utilization", "greater than 0"]),
-        ({"max_model_len": 0}, ["max_model_len", "greater than 0"]),
+        *(
+            ({"max_model_len": wrong}, ["max_model_len", "greater than 0, or 'auto'"])
+            for wrong in (0, -5, 1.5, "12k", True)
+        ),
         ({"tensor_parallel_size": 0}, ["tensor_parallel_size", "greater than or equal to 1"]),
         ({"dtype": "int3"}, ["dtype", "int3", "bfloat16"]),
         ({"idle_ttl_s": -1}, ["idle_ttl_s", "-1", "greater than 0"]),

@@ -79,6 +79,15 @@ def test_each_setting_becomes_its_flag(python: str, values: dict[str, Any], want
     assert not has(flags(python), *wanted)
 
 
+def test_the_longest_context_that_fits_is_the_default_of_a_cpu_alone(python: str, other_version: OtherVersion) -> None:
+    auto, cpu = ("--max-model-len", "auto"), other_version("0.32.0")
+    assert not has(flags(python), "--max-model-len")
+    assert has(flags(python, max_model_len="auto"), *auto)
+    assert has(flags(cpu), *auto)
+    assert has(flags(cpu, max_model_len=512), "--max-model-len", "512")
+    assert not has(flags(cpu, max_model_len=512), *auto)
+
+
 def test_code_that_comes_with_a_model_is_not_run_by_default(python: str) -> None:
     assert "--trust-remote-code" not in flags(python)
 
