@@ -20,6 +20,7 @@ from shared_engine.cli.machine_checks import (
     check_model_cache,
     check_ram,
     check_runtime_directory,
+    check_service,
     check_shared_memory,
 )
 from shared_engine.cli.selftest import IMPORT_TIMEOUT_S, SmokeTest, import_vllm
@@ -28,12 +29,15 @@ from shared_engine.launch.fit import misfit_of
 from shared_engine.launch.install import MARK, fitting_build
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
 from shared_engine.launch.spec import engine_spec, launch_environment
+from shared_engine.launcher import compiler
 from shared_engine.machine.proc import exit_in_words
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
 from shared_engine.settings import ENVIRONMENT, EngineSettings
 from shared_engine.vllm_versions import INSTALLED, RANGE, Age, age_of, matter_of_version
 
+COMPILER_TIMEOUT_S = 20.0
+_COMPILE_REFUSAL = "import runpy, sys; print(runpy.run_path(sys.argv[1])['compile_refusal']() or '')"
 NO_MODEL = "no/model"  # settings want one; nothing is looked up under this name
 
 
@@ -66,10 +70,15 @@ def _diagnose(model: str | None, smoke: bool, say: Callable[[str], None]) -> Ite
     is_cpu = interpreter is not None and interpreter.build == "cpu"
     if not is_cpu:
         yield from check_gpus(settings)
+    elif interpreter is not None:
+        yield check_compiler(interpreter)
     yield check_ram(is_cpu=is_cpu)
     yield check_shared_memory(settings)
     runtime = check_runtime_directory()
     yield runtime
+    service = check_service()
+    if service is not None:
+        yield service
     yield check_model_cache(settings)
     yield check_engines()
     yield check_leftovers()
@@ -155,6 +164,20 @@ def check_build(interpreter: Interpreter, settings: EngineSettings) -> Finding:
     if misfit is not None:
         return fail(check, f"the CUDA build; {misfit.reason}", misfit.remedy)
     return ok(check, "the CUDA build, which the NVIDIA driver here can run")
+
+
+def check_compiler(interpreter: Interpreter) -> Finding:
+    """Whether the CPU build can compile models, which makes them faster."""
+    check = "compiler"
+    command = [interpreter.path, "-I", "-c", _COMPILE_REFUSAL, compiler.__file__]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        return warn(check, f"{interpreter.path} did not say: {exc}", "models run, perhaps uncompiled")
+    refusal = done.stdout.strip()
+    if refusal:
+        return warn(check, refusal, "`apt-get install g++ python3-dev`: models run uncompiled until then, and slower")
+    return ok(check, "models can be compiled")
 
 
 # ---- engines

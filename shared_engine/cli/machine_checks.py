@@ -15,6 +15,7 @@ from shared_engine.machine.gpu import nvidia_smi
 from shared_engine.machine.hub_cache import hub_cache
 from shared_engine.machine.memory import GIB, read_memory, total_memory
 from shared_engine.machine.nvidia import Driver, ask_driver
+from shared_engine.machine.systemd import new_scope, service_of_this_process
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_root
 from shared_engine.settings import EngineSettings
 
@@ -111,6 +112,17 @@ def check_runtime_directory() -> Finding:
     if free < MIN_RUNTIME_BYTES:
         return warn(check, f"{root}: {gib(free)} free", f"make room: logs may get lost; or set {ROOT_VARIABLE}")
     return ok(check, f"{root}: private, local, {gib(free)} free")
+
+
+def check_service() -> Finding | None:
+    """Whether engines that are started from here end with the service this runs in; None outside of services."""
+    service = service_of_this_process()
+    if service is None:
+        return None
+    if new_scope("doctor", os.environ) is not None:
+        return ok("systemd", f"engines started by {service} get a scope of their own")
+    remedy = f"`loginctl enable-linger {os.environ.get('USER') or os.getuid()}` gives this user a systemd of its own"
+    return warn("systemd", f"engines that {service} is the first to use end when it is restarted", remedy)
 
 
 def check_model_cache(settings: EngineSettings) -> Finding:

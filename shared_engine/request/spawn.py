@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import shared_engine
 from shared_engine.errors import EngineStartError
 from shared_engine.launch.spec import launch_environment
+from shared_engine.machine.systemd import new_scope, service_of_this_process
 from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.control import Control
 from shared_engine.runtime.engine_log import TAIL_LINES
 from shared_engine.runtime.files import write_atomically
 from shared_engine.runtime.record import is_supervised
 from shared_engine.runtime.spec import EngineSpec
+
+_log = logging.getLogger(__name__)
 
 SUPERVISOR_START_S = 30.0
 POLL_S = 0.02
@@ -80,10 +85,13 @@ class Spawner:
             log = os.open(directory.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as exc:
             raise EngineStartError(f"{directory.path} can't be written to: {exc.strerror}") from exc
-        try:
+        command = [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(root), str(directory.path)]
+        environment = launch_environment(os.environ)
+
+        def run(prefix: Sequence[str], variables: Mapping[str, str]) -> int:
             done = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(root), str(directory.path)],
-                env=launch_environment(os.environ),
+                [*prefix, *command],
+                env={**environment, **variables},
                 cwd=directory.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -92,6 +100,16 @@ class Spawner:
                 check=False,
                 timeout=SUPERVISOR_START_S,
             )
+            return done.returncode
+
+        try:
+            service = service_of_this_process()
+            scope = None if service is None else new_scope(directory.path.name[:8], environment)
+            returncode = 1 if scope is None else run(scope.prefix, scope.variables)
+            if returncode != 0:
+                if service is not None:
+                    _log.info("the engine shares the cgroup of %s, and ends when that service does", service)
+                returncode = run((), {})
         except subprocess.TimeoutExpired as exc:
             raise EngineStartError(f"{sys.executable} did not come up as Python in {SUPERVISOR_START_S:g} s") from exc
         except OSError as exc:
@@ -100,7 +118,7 @@ class Spawner:
             raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
         finally:
             os.close(log)
-        if done.returncode != 0:
+        if returncode != 0:
             raise EngineStartError(f"{sys.executable} failed to supervise the engine", self.log_tail())
         # The child that stays takes the lock right away; wait for it, or for another's.
         limit = time.monotonic() + SUPERVISOR_START_S

@@ -72,6 +72,7 @@ def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
         "vLLM version",
         "build",
         "vLLM import",
+        "compiler",
         "RAM",
         "/dev/shm",
         "runtime directory",
@@ -82,6 +83,14 @@ def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
     assert not [finding for finding in found.values() if finding.outcome is Outcome.FAIL]
     assert found["vLLM import"].detail.startswith("vLLM 0.32.0 in ")
     assert all(finding.remedy for finding in found.values() if finding.outcome is not Outcome.OK)
+
+
+def test_a_machine_that_can_not_compile_is_told_so(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = findings()["compiler"]
+    assert found.outcome is Outcome.WARN
+    assert "no-such-compiler" in found.detail
+    assert "g++" in found.remedy
 
 
 def test_without_vllm_it_fails_and_starts_nothing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

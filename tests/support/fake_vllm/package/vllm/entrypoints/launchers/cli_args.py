@@ -10,7 +10,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument("--uds", required=True)
-    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--max-model-len", type=lambda text: 2048 if text == "auto" else int(text), default=2048)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--enable-sleep-mode", action="store_true")
     parser.add_argument("--fake", default="{}")
