@@ -64,7 +64,7 @@ def new_scope(name: str, environment: Mapping[str, str]) -> Scope | None:
         return None
     user_directory = environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     unit = f"--unit=vllm-local-{name}-{time.monotonic_ns()}"
-    options = ("--scope", "--quiet", "--collect", unit, "--")
+    options = ("--scope", "--quiet", "--collect", unit, "--description=vLLM engine of vllm-local", "--")
     if Path(user_directory, "systemd", "private").exists():
         return Scope((tool, "--user", *options), {"XDG_RUNTIME_DIR": user_directory})
     if os.getuid() == 0 and Path("/run/systemd/private").exists():
