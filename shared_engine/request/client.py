@@ -95,6 +95,7 @@ class Client:
         url = self._base_url + path + self._query
         while True:
             sent_at = time.monotonic()
+            is_used_again.set(False)  # as long as there is no connection
             try:
                 response = await self._session.request(method, url, data=body, timeout=limits, allow_redirects=False)
                 break

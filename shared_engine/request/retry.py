@@ -5,7 +5,9 @@ Safe means: nothing of an answer has reached the caller, which the caller of ``w
 
 from __future__ import annotations
 
+import math
 import random
+import time
 
 from shared_engine.errors import EngineBusyError, EngineDiedError, RequestError, ServerConnectionError, VLLMError
 from shared_engine.request.endpoint import AnotherModelError
@@ -25,10 +27,13 @@ class Retry:
 
     Args:
         max_retries: how often it is tried again.
+        patience_s: how long, whatever the number, while it is somebody else who ends the engine; None for ever.
     """
 
-    def __init__(self, max_retries: int) -> None:
+    def __init__(self, max_retries: int, patience_s: float | None) -> None:
         self._max_retries = max_retries
+        self._patience_s = math.inf if patience_s is None else patience_s
+        self._began = time.monotonic()
         self._retries = 0
 
     def wait_s(self, error: VLLMError, left_s: float | None = None) -> float | None:
@@ -38,6 +43,10 @@ class Retry:
         together. A server that says when to come (Retry-After) is not asked before; where that is more than
         MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all.
         """
+        if isinstance(error, EngineDiedError) and error.is_from_outside and self._max_retries:
+            wait_s = FIRST_WAIT_S * random.uniform(0.5, 1)
+            left_s = math.inf if left_s is None else left_s
+            return wait_s if wait_s < min(left_s, self._began + self._patience_s - time.monotonic()) else None
         if self._retries >= self._limit(error):
             return None
         refused = isinstance(error, RequestError) and error.status is not None

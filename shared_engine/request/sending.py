@@ -80,7 +80,7 @@ class Requests:
         It is the only asynchronous generator of a stream. With one inside another, a loop that shuts down would close
         both at once, and the garbage collector would end the inner one after the lease.
         """
-        retry, deadline = Retry(self._max_retries), Deadline(request.timeout)
+        retry, deadline = Retry(self._max_retries, self._timeout), Deadline(request.timeout)
         while True:
             has_reached_caller = False
             try:
@@ -141,7 +141,7 @@ class Requests:
             return {}
 
     async def _with_connection(self, call: Callable[[Connection], Awaitable[T]], deadline: Deadline) -> T:
-        retry = Retry(self._max_retries)
+        retry = Retry(self._max_retries, self._timeout)
         while True:
             try:
                 connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire())

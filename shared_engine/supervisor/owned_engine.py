@@ -83,12 +83,12 @@ class OwnedEngine:
                 lambda other: self.report_queued(f"{other or 'another engine'} starts"),
             )
             async with lock:
-                if not self.callers.are_waiting:
-                    message = "given up while it waited for the device: nobody waits for the engine any more"
-                    raise StartFailedError(Failure(FailureKind.TIMEOUT, message, is_from_outside=True))
                 if await self.admission.make_room(policy.max_loaded_engines):
                     yield
                     return
+            if not self.callers.are_waiting:
+                message = "given up while it waited for the device: nobody waits for the engine any more"
+                raise StartFailedError(Failure(FailureKind.TIMEOUT, message, is_from_outside=True))
             # Without the lock meanwhile: an engine that must go first may need it to wake, and be used.
             await asyncio.sleep(ROOM_POLL_S)
 

@@ -7,10 +7,11 @@ import gc
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from shared_engine.errors import RequestError
+from shared_engine.errors import RequestError, ServerUnreachableError
 from shared_engine.request.client import Client, split_events
 from shared_engine.request.loop_clients import loop_clients
 
@@ -104,3 +105,23 @@ def test_events_are_taken_whole_from_any_cut_of_the_bytes() -> None:
             events += list(split_events(buffer))
         assert events == [b'{"a": 1}', b'{"b": "\xc3\xa9"}', b"[DONE]"]
         assert not buffer
+
+
+async def test_a_server_that_goes_with_its_connections_is_told_of_once_asked_again(tmp_path: Path) -> None:
+    path, gone = str(tmp_path / "socket"), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await reader.readuntil(b"\r\n\r\n")  # the second request: its answer is the end
+        server.close()
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_unix_server(handle, path)
+    client = Client("http://engine", path)
+    assert await client.request("GET", "/") == b"{}"
+    with pytest.raises(ServerUnreachableError):
+        await client.request("GET", "/")
+    assert gone.is_set()
+    await client.close()

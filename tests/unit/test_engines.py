@@ -133,6 +133,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "progress",
         "starts",
         "start_s",
+        "max_model_len",
         "idle_for_s",
         "last_used",
         "lease_holders",
