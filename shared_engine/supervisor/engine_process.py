@@ -180,11 +180,14 @@ class EngineProcess:
     def _bytes_on_disk(self) -> int:
         return 0 if self._cached_model is None else bytes_on_disk(self._cached_model)
 
-    def end(self) -> End | None:
-        """How the server has ended; None while it has not."""
-        if self.server is None or not self.server.ended.done():
+    async def end_within(self, timeout: float) -> End | None:
+        """How the server has ended; None where it has not in ``timeout`` seconds."""
+        server = self.server
+        if server is None:
             return None
-        return self._end_of(self.server.ended.result(), self._lines())
+        if timeout > 0:
+            await asyncio.wait([server.ended], timeout=timeout)
+        return self._end_of(server.ended.result(), self._lines()) if server.ended.done() else None
 
     def _end_of(self, exit: Exit, lines: list[str]) -> End:
         return end_of(exit, lines, memory_ran_out=out_of_memory_kills() > self._memory_kills)

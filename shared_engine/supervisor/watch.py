@@ -15,6 +15,7 @@ from shared_engine.supervisor.owned_engine import OwnedEngine
 BUSY_POLL_S = 1.0
 MIN_POLL_S = 0.05
 LEASE_GRACE_S = 1.0
+END_GRACE_S = 1.0
 LONGEST_WAIT_S = 3600.0
 
 
@@ -77,9 +78,12 @@ class Watch:
         if self._start_seen != record.start_number:
             self._start_seen, self.refuses_to_sleep = record.start_number, False
             self._hang_detector.forget()
-        if (end := engine.process.end()) is not None:
+        is_listening = has_listener(record.socket)
+        # A process that ends closes its sockets first; vLLM that was asked to end may go on without for minutes.
+        end = await engine.process.end_within(0.0 if is_listening else END_GRACE_S)
+        if end is not None:
             return Sight(Step.DEAD, end.words, end.is_from_outside)
-        if not has_listener(record.socket):
+        if not is_listening:
             return Sight(Step.DEAD, "vLLM no longer listens on its socket", is_from_outside=True)
         policy = engine.callers.policy
         if not engine.lease.try_take():
