@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u 
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-imports bench-gpu install clean
+.PHONY: help demo test test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-imports bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -22,6 +22,8 @@ help:
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
+	@echo "make bench-neighbours  how long a small request waits beside somebody else's large one: 3 minutes"
+	@echo "make bench-soak        three apps, and a signal to a random process of their engine every few seconds; MINUTES=10"
 	@echo "make bench-imports     what importing and constructing cost"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make format  let ruff rewrite the code"
@@ -124,6 +126,13 @@ bench-imports: .venv/dev
 
 bench-faults: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/faults.py
+
+bench-neighbours: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/neighbours.py
+
+MINUTES := 10
+bench-soak: .venv/dev install
+	@$(CLEAN_ENV) MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py
 
 bench-gpu: install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)

@@ -1,0 +1,237 @@
+"""One app of the soak: threads and tasks that ask without a pause, in ways chosen at random, until stdin ends.
+
+Prints one JSON line for each request: when it began and ended (time.monotonic()), its way, and what came of it. Answers
+are compared with those that the engine gave at rest, which come as the second argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+from langchain_vllm_local import ChatVLLM
+from llama_index_vllm_local import VLLM
+from shared_engine import Engine, VLLMError
+from shared_engine.request.retry import Retry
+
+THREADS, TASKS = 4, 4
+PROMPTS = ["Hello", "What is 2 + 3?", "What is the weather in Paris?", "Add 12 and 30.", "Tell me about Berlin."]
+LENGTHS = [4, 16, 64, 200]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "extra_body": {"ignore_eos": True}}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather for a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 64, "tools": TOOLS}
+
+Answer = tuple[str, int | None]
+"""Its text, and how many tokens it has; None where the way does not tell."""
+
+
+def key(prompt: str, length: int) -> str:
+    return f"{length} {prompt}"
+
+
+def messages(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def called(engine: Engine) -> str:
+    (call,) = engine.chat(messages(PROMPTS[2]), **CALLING).tool_calls
+    return f"{call.name} {call.arguments}"
+
+
+def right_answers(engine: Engine) -> dict[str, str]:
+    """What the engine says when nobody disturbs it."""
+    right = {
+        key(prompt, length): engine.chat(messages(prompt), max_tokens=length, **GREEDY).text
+        for prompt in PROMPTS
+        for length in LENGTHS
+    }
+    return {**right, "tools": called(engine)}
+
+
+class App:
+    """The ways to ask, and what they are held against."""
+
+    def __init__(self, settings: dict[str, Any], right: dict[str, str], seed: int) -> None:
+        self.engine = Engine(**settings)
+        self.chat = ChatVLLM(**settings, **GREEDY)
+        self.llm = VLLM(**settings, **GREEDY)
+        self.right = right
+        self.seed = seed
+        self.retried = 0
+        self._guard = threading.Lock()
+        self._count_retries()
+
+    def _count_retries(self) -> None:
+        """Each try that the caller does not see."""
+        wait_s = Retry.wait_s
+
+        def counting(retry: Retry, *arguments: Any) -> float | None:
+            waits = wait_s(retry, *arguments)
+            self.retried += waits is not None
+            return waits
+
+        Retry.wait_s = counting  # type: ignore[method-assign, assignment]
+
+    # ---- the ways
+
+    def sync_ways(self) -> dict[str, Callable[[str, int], list[Answer]]]:
+        engine, chat, llm = self.engine, self.chat, self.llm
+
+        def whole(prompt: str, length: int) -> list[Answer]:
+            result = engine.chat(messages(prompt), max_tokens=length, **GREEDY)
+            return [(result.text, result.usage.completion_tokens)]
+
+        def stream(prompt: str, length: int) -> list[Answer]:
+            chunks = list(engine.stream_chat(messages(prompt), max_tokens=length, **GREEDY))
+            usage = chunks[-1].usage
+            return [("".join(chunk.text for chunk in chunks), usage.completion_tokens if usage else 0)]
+
+        def batch(prompt: str, length: int) -> list[Answer]:
+            results = engine.chat_batch([messages(prompt)] * 4, max_tokens=length, **GREEDY)
+            return [(each.text, each.usage.completion_tokens) for each in results]
+
+        return {
+            "chat": whole,
+            "stream": stream,
+            "batch": batch,
+            "langchain.invoke": lambda prompt, length: [_of_message(chat.invoke(prompt, max_tokens=length))],
+            "langchain.stream": lambda prompt, length: [
+                ("".join(chunk.text for chunk in chat.stream(prompt, max_tokens=length)), None)
+            ],
+            "langchain.batch": lambda prompt, length: [
+                _of_message(each) for each in chat.batch([prompt] * 4, max_tokens=length)
+            ],
+            "llama_index.chat_batch": lambda prompt, length: [
+                (each.message.content, None)
+                for each in llm.chat_batch([_llama_messages(prompt)] * 4, max_tokens=length)
+            ],
+            "llama_index.stream_chat": lambda prompt, length: [
+                (
+                    "".join(chunk.delta or "" for chunk in llm.stream_chat(_llama_messages(prompt), max_tokens=length)),
+                    None,
+                )
+            ],
+            "tools": lambda _, __: [(called(engine), None)],
+        }
+
+    def async_ways(self) -> dict[str, Callable[[str, int], Awaitable[list[Answer]]]]:
+        engine, chat = self.engine, self.chat
+
+        async def whole(prompt: str, length: int) -> list[Answer]:
+            result = await engine.achat(messages(prompt), max_tokens=length, **GREEDY)
+            return [(result.text, result.usage.completion_tokens)]
+
+        async def stream(prompt: str, length: int) -> list[Answer]:
+            chunks = [chunk async for chunk in engine.astream_chat(messages(prompt), max_tokens=length, **GREEDY)]
+            usage = chunks[-1].usage
+            return [("".join(chunk.text for chunk in chunks), usage.completion_tokens if usage else 0)]
+
+        async def batch(prompt: str, length: int) -> list[Answer]:
+            return [_of_message(each) for each in await chat.abatch([prompt] * 4, max_tokens=length)]
+
+        async def langchain_stream(prompt: str, length: int) -> list[Answer]:
+            return [("".join([chunk.text async for chunk in chat.astream(prompt, max_tokens=length)]), None)]
+
+        return {"achat": whole, "astream": stream, "langchain.abatch": batch, "langchain.astream": langchain_stream}
+
+    # ---- one request
+
+    def choose(self, chance: random.Random, ways: dict[str, Any]) -> tuple[str, str, int]:
+        return chance.choice(list(ways)), chance.choice(PROMPTS), chance.choice(LENGTHS)
+
+    def note(self, way: str, began: float, outcome: str, detail: str = "") -> None:
+        line = json.dumps(
+            {"way": way, "began": began, "ended": time.monotonic(), "outcome": outcome, "detail": detail[:300]}
+        )
+        with self._guard:
+            print(line, flush=True)
+
+    def judge(self, way: str, prompt: str, length: int, answers: list[Answer]) -> tuple[str, str]:
+        right = self.right["tools"] if way == "tools" else self.right[key(prompt, length)]
+        for text, tokens in answers:
+            if text == right:
+                continue
+            if (tokens is not None and tokens < length) or right.startswith(text):
+                return "cut short", f"{len(text)} of {len(right)} characters: {text!r}"
+            return "another text", f"{text!r} in place of {right!r}"
+        return "answered", ""
+
+    def failed(self, way: str, began: float, error: BaseException) -> None:
+        first = (str(error).splitlines() or [""])[0]
+        kind = "typed" if isinstance(error, VLLMError) else "untyped"
+        self.note(way, began, kind, f"{type(error).__name__}: {first}")
+
+    def run_thread(self, number: int, is_over: threading.Event) -> None:
+        chance = random.Random(f"{self.seed} thread {number}")
+        ways = self.sync_ways()
+        while not is_over.is_set():
+            way, prompt, length = self.choose(chance, ways)
+            began = time.monotonic()
+            try:
+                answers = ways[way](prompt, length)
+            except BaseException as exc:
+                self.failed(way, began, exc)
+            else:
+                self.note(way, began, *self.judge(way, prompt, length, answers))
+
+    async def run_task(self, number: int, is_over: threading.Event) -> None:
+        chance = random.Random(f"{self.seed} task {number}")
+        ways = self.async_ways()
+        while not is_over.is_set():
+            way, prompt, length = self.choose(chance, ways)
+            began = time.monotonic()
+            try:
+                answers = await ways[way](prompt, length)
+            except Exception as exc:
+                self.failed(way, began, exc)
+            else:
+                self.note(way, began, *self.judge(way, prompt, length, answers))
+
+    async def run_tasks(self, is_over: threading.Event) -> None:
+        await asyncio.gather(*(self.run_task(number, is_over) for number in range(TASKS)))
+
+
+def _of_message(message: Any) -> Answer:
+    return message.text, message.usage_metadata["output_tokens"]
+
+
+def _llama_messages(prompt: str) -> list[Any]:
+    from llama_index.core.llms import ChatMessage
+
+    return [ChatMessage(prompt)]
+
+
+def main() -> None:
+    app = App(json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    is_over = threading.Event()
+    threads = [threading.Thread(target=app.run_thread, args=(number, is_over)) for number in range(THREADS)]
+    threads.append(threading.Thread(target=lambda: asyncio.run(app.run_tasks(is_over))))
+    for thread in threads:
+        thread.start()
+    sys.stdin.read()
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"retried": app.retried}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
