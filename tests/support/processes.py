@@ -67,14 +67,15 @@ def all_processes(engine: Engine) -> list[int]:
     return [status.supervisor_pid, *map(int, children), *group]
 
 
-def run_app(name: str, *arguments: str) -> subprocess.Popen[str]:
+def run_app(name: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
     """One of tests/support/apps/, a process of its own."""
-    return run_code((APPS / f"{name}.py").read_text(), *arguments)
+    return run_code((APPS / f"{name}.py").read_text(), *arguments, stdin=stdin)
 
 
-def run_code(code: str, *arguments: str) -> subprocess.Popen[str]:
+def run_code(code: str, *arguments: str, stdin: int | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
