@@ -7,7 +7,7 @@ one before):
                              RequestTimeoutError
     2. here                  an answer of 400 or more, or an error in place of an answer: ``error_from_response``
     3. ``sending``           a missing route shows what the model can't do (``explain_missing_route``); a prompt that
-                             is too long gets its exact length
+                             is too long gets its exact length where that is quick
     4. ``Endpoint.explain``  local: has the engine died or been stopped, is its queue full, what did a request wait for
                              that timed out; remote: does the server have another model now
     5. ``retry``             tried again where that can help and nothing of an answer has reached the caller

@@ -19,6 +19,7 @@ from shared_engine.machine.sockets import can_read, peer_process
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.messages import (
+    LAST_REPLIES,
     EnsureReady,
     Evict,
     Gone,
@@ -189,14 +190,15 @@ class Control:
                     reply = decode(line)
                 except ValueError:  # no message, or a line without end
                     reply = NotUnderstood()
-                if isinstance(reply, NotUnderstood):
+                if isinstance(reply, StartProgress):
+                    on_progress(reply.progress)
+                elif isinstance(reply, LAST_REPLIES[type(request)]):
+                    return reply
+                else:
                     raise OtherReleaseError(
                         f"the supervisor of {self.name} is of another release of vllm-local, which ends it; "
                         f"see {self.directory.log}"
                     )
-                if not isinstance(reply, StartProgress):
-                    return cast("Reply", reply)
-                on_progress(reply.progress)
 
 
 Send = Callable[[Reply], None]

@@ -136,6 +136,15 @@ class NotUnderstood:
 
 Reply = StartProgress | Ready | StartFailed | Outcome | Gone | Refused | NotUnderstood
 
+LAST_REPLIES: dict[type[Request], tuple[type[Reply], ...]] = {
+    EnsureReady: (Ready, StartFailed),
+    WhatBecameOf: (Outcome,),
+    Evict: (Gone, Refused),
+    MakeRoom: (Gone, Refused),
+    Shutdown: (Gone, Refused),
+}
+"""Those that end the wait for a request."""
+
 # ---- the line
 
 

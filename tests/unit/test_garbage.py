@@ -149,7 +149,7 @@ async def test_a_listener_survives_whatever_is_sent(directory: RuntimeDir, caplo
 
 
 @pytest.mark.parametrize(
-    "said", [b"x" * (1 << 25), b"[" * 100_000 + b"\n", b"{}\n", encode(Evict())[:-2] + b"\n"], ids=len
+    "said", [b"x" * (1 << 25), b"[" * 100_000 + b"\n", b"{}\n", encode(Evict())[:-2] + b"\n", encode(Gone())], ids=len
 )
 async def test_a_caller_survives_whatever_is_replied(directory: RuntimeDir, said: bytes) -> None:
     async def reply(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
