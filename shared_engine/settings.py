@@ -123,11 +123,18 @@ def _without_credentials(url: Any) -> tuple[Any, str | None]:
     """A URL, and the ``user:password`` that it carried; also where it is not a valid one: it will be shown."""
     if not isinstance(url, str):
         return url, None
-    found = re.match(r"(\s*(?:[\w.+-]+://)?)([^/?#]*)@(.*)", url, re.DOTALL)
-    if found is None:
+    scheme, separator, rest = url.strip().partition("://") if "://" in url else ("", "", url.strip())
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    port = authority.rpartition(":")[2] if ":" in authority else ""
+    if "@" in authority:
+        credentials, _, host = authority.rpartition("@")
+        bare = host + rest[len(authority) :]
+    elif "@" in rest and port and not port.isdigit():  # a password with a slash in it
+        credentials, _, bare = rest.rpartition("@")
+    else:
         return url.strip(), None
-    user, colon, password = found[2].partition(":")
-    return (found[1] + found[3]).strip(), f"{unquote(user)}{colon or ':'}{unquote(password)}"
+    user, colon, password = credentials.partition(":")
+    return scheme + separator + bare, f"{unquote(user)}{colon or ':'}{unquote(password)}"
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]

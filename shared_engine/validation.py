@@ -15,6 +15,7 @@ OTHER_NAMES = {
     "vllm_kwargs": "engine_args", "additional_kwargs": "extra_body", "model_kwargs": "extra_body",
     "stop_sequences": "stop", "thinking": "enable_thinking", "guided_json": "structured_outputs",
     "model_name": "model", "model_path": "model", "cache_dir": "download_dir", "normalize": "extra_body",
+    "openai_proxy": "proxy", "headers": "default_headers", "verify": "ssl_verify", "verify_ssl": "ssl_verify",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ LOOK_TIMEOUT_S = 2.0
 # One step of the scheduler may take so long: a long prompt on a CPU. What hangs for good is the supervisor's to see.
 STEP_S = 30.0
 SHARED_S = 1.0
+ARRIVAL_S = 0.5
 logger = logging.getLogger(__name__)
 
 
@@ -91,16 +92,20 @@ class WorkWatch:
         return works
 
     async def _has_requests(self, client: Client) -> bool:
-        try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
-                text = (await client.request("GET", METRICS)).decode(errors="replace")
-        except (RequestError, TimeoutError):
-            return False
-        activity = read_activity(text)
-        steps = sum(activity.steps.values())
-        if steps != self._steps:
-            self._steps, self._moved_at = steps, asyncio.get_running_loop().time()
-        return sum(activity.requests.values()) > 0
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
+                    text = (await client.request("GET", METRICS)).decode(errors="replace")
+            except (RequestError, TimeoutError):
+                return False
+            activity = read_activity(text)
+            steps = sum(activity.steps.values())
+            if steps != self._steps:
+                self._steps, self._moved_at = steps, asyncio.get_running_loop().time()
+            if sum(activity.requests.values()) > 0:
+                return True
+            await asyncio.sleep(ARRIVAL_S)  # vLLM counts a request some time after it came
+        return False
 
 
 _watches: weakref.WeakKeyDictionary[Client, WorkWatch] = weakref.WeakKeyDictionary()

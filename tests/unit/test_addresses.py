@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.llms import ChatMessage
 
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
@@ -66,6 +67,18 @@ def test_user_and_password_of_the_url_are_basic_auth(server: RemoteServer) -> No
     sent = server.requests[-1][0]["Authorization"]
     assert sent == "Basic " + b64encode(f"us@er:{WORD}:1".encode()).decode()
     assert EngineSettings(base_url=server.url).basic_auth is None
+
+
+@pytest.mark.parametrize("word", ["p@ss", "p/ss", "p%2Fss", "p:ss", "p?s#s"])
+def test_a_password_may_have_any_character(server: RemoteServer, word: str) -> None:
+    Engine(base_url=server.url.replace("://", f"://user:{word}@")).chat(HELLO)
+    sent = server.requests[-1][0]["Authorization"]
+    assert sent == "Basic " + b64encode(f"user:{word.replace('%2F', '/')}".encode()).decode()
+
+
+def test_an_at_in_the_path_is_no_password() -> None:
+    assert EngineSettings(base_url="http://host:8000/team@home/v1").base_url == "http://host:8000/team@home"
+    assert EngineSettings(base_url="http://host/team@home").basic_auth is None
 
 
 def test_a_user_without_a_password_is_sent_as_such(server: RemoteServer) -> None:
@@ -132,6 +145,8 @@ def test_another_process_reads_the_secrets_from_its_environment(monkeypatch: pyt
     [
         {"base_url": f"ftp://user:{WORD}@host"},
         {"base_url": f"user:{WORD}@host:8000"},
+        {"base_url": f"http://user:a/{WORD}@host:99x"},
+        {"base_url": f"ftp://user:a/{WORD}@host"},
         {"base_url": f"http://user:{WORD}@host:99x"},
         {"base_url": f"http://user:{WORD}@"},
         {"base_url": "http://host", "proxy": f"socks5://user:{WORD}@proxy"},
@@ -163,15 +178,23 @@ def test_an_error_of_a_request_shows_no_secret() -> None:
     assert WORD not in str(caught.value)
 
 
-def test_headers_and_query_go_with_every_request(server: RemoteServer) -> None:
-    engine = Engine(
+@pytest.mark.parametrize("kind", [Engine, ChatVLLM, VLLM])
+def test_headers_and_query_go_with_every_request(server: RemoteServer, kind: Any) -> None:
+    made = kind(
         base_url=server.url + "/v1?api-version=1",
         api_key="k",
         default_headers={"X-Tenant": "a", "X-Number": 5},
         default_query={"b": "c d"},
     )
-    engine.chat(HELLO)
-    list(engine.stream_chat(HELLO))
+    message = [ChatMessage(content="Hello")]
+    match made:
+        case Engine():
+            made.chat(HELLO), list(made.stream_chat(HELLO))
+        case ChatVLLM():
+            made.invoke("Hello"), list(made.stream("Hello"))
+        case VLLM():
+            made.chat(message), list(made.stream_chat(message))
+    assert len(server.requests) == 2
     for headers, _ in server.requests:
         assert (headers["X-Tenant"], headers["X-Number"], headers["Authorization"]) == ("a", "5", "Bearer k")
     assert server.queries == [{"api-version": "1", "b": "c d"}] * 2

@@ -109,6 +109,7 @@ def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
         ({"mode": "local", "base_url": "http://x"}, ["mode='local'", "http://x"]),
         ({"max_model_leng": 5}, ["max_model_leng", "did you mean 'max_model_len'"]),
         ({"api_base": "http://x"}, ["api_base", "did you mean 'base_url'"]),
+        ({"openai_proxy": "http://x"}, ["openai_proxy", "did you mean 'proxy'"]),
         ({"vllm_kwargs": {}}, ["vllm_kwargs", "did you mean 'engine_args'"]),
         ({"best_of": 1}, ["best_of", "known: api_key, base_url"]),
         ({"engine_args": {"--max-model-len": 5}}, ["engine_args", "setting of its own", "max_model_len="]),
