@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from shared_engine import ContextLengthError, Engine, GenerationParams, GenerationResult, RequestRejectedError
+from shared_engine import (
+    ContextLengthError,
+    Engine,
+    GenerationParams,
+    GenerationResult,
+    RequestRejectedError,
+    RequestTimeoutError,
+)
 from tests.support.engines import settings_of
+from tests.support.in_flight import wait_quiet
 from tests.support.processes import run_app
 from tests.support.waiting import wait_until
 
@@ -180,3 +188,24 @@ def test_sampling_defaults_of_the_settings_are_used(tiny_chat: dict[str, Any]) -
     engine = Engine(**tiny_chat, max_tokens=3)
     assert engine.chat(COUNT).usage.completion_tokens == 3
     assert engine.chat(COUNT, max_tokens=4).usage.completion_tokens == 4
+
+
+def test_an_answer_in_one_piece_may_outlast_the_limit_of_silence(tiny_chat: dict[str, Any]) -> None:
+    engine = Engine(**{**tiny_chat, "timeout": 0.05, "max_retries": 0})
+    result = engine.generate("Count", max_tokens=800, ignore_eos=True)
+    assert (result.finish_reason, result.usage.completion_tokens) == ("length", 800)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_whose_time_is_over_is_aborted_in_vllm(quiet_engine: Engine, stream: bool) -> None:
+    ask = quiet_engine.stream_generate if stream else quiet_engine.generate
+    with pytest.raises(RequestTimeoutError, match=r"the call's timeout of 0\.5 s is over: it waited .* for "):
+        tuple(ask("Count", max_tokens=2000, ignore_eos=True, timeout=0.5))  # type: ignore[arg-type]
+    wait_quiet(quiet_engine)
+    assert quiet_engine.chat(HELLO, timeout=60).finish_reason == "stop"
+
+
+def test_each_of_several_streamed_choices_has_its_finish_reason(engine: Engine) -> None:
+    chunks = list(engine.stream_chat(COUNT, n=3, temperature=0.8, seed=1))
+    assert sorted(chunk.index for chunk in chunks if chunk.finish_reason) == [0, 1, 2]
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
