@@ -107,12 +107,11 @@ def deeds(engine: Engine) -> dict[str, Callable[[], object]]:
     return {
         "nothing": lambda: time.sleep(QUIET_S),
         "a batch of 256 chats of 64 tokens": lambda: engine.chat_batch([HELLO] * 256, max_tokens=64, **long),
-        "a prompt of 4 MB, which is refused": lambda: refused("a b " * 1_000_000),
-        "a prompt of 50 MB, which is refused": lambda: refused("a b " * 12_500_000),
+        "a prompt of 4 MB": lambda: engine.generate("a b " * 1_000_000, max_tokens=1),
+        "a prompt of 50 MB": lambda: engine.generate("a b " * 12_500_000, max_tokens=1),
         "200 prompts of 25 kB, which are refused": lambda: refused("a b " * 6_250, 200),
-        "2,000 tools, which are refused": lambda: _suppressed(
-            lambda: engine.chat(HELLO, tools=[tool(number) for number in range(2000)], max_tokens=1)
-        ),
+        "200 prompts of 2.5 kB": lambda: engine.generate_batch(["a b " * 625] * 200, max_tokens=1),
+        "2,000 tools": lambda: chat(tools=[tool(number) for number in range(2000)], max_tokens=1),
         "n = 100, 16 tokens each": lambda: chat(n=100, max_tokens=16, temperature=1.0, **long),
         "20 logprobs of 1,000 tokens": lambda: chat(max_tokens=1000, logprobs=20, **long),
         "20 logprobs of 1,000 tokens, streamed": lambda: list(
@@ -127,11 +126,6 @@ def deeds(engine: Engine) -> dict[str, Callable[[], object]]:
         "stats() without a pause": lambda: polled(engine.stats),
         "status(processes=True) without a pause": lambda: polled(lambda: engine.status(processes=True)),
     }
-
-
-def _suppressed(call: Callable[[], object]) -> None:
-    with contextlib.suppress(VLLMError):
-        call()
 
 
 # ---- the table
@@ -160,7 +154,10 @@ def main() -> int:
                         continue
                     time.sleep(1)
                     began = time.monotonic()
-                    caller.submit(deed).result()
+                    try:
+                        caller.submit(deed).result()
+                    except VLLMError as exc:
+                        name += f" (refused: HTTP {getattr(exc, 'status', None)})"
                     ended = time.monotonic()
                     time.sleep(1)
                     cells = [name, f"{ended - began:.1f}"]
