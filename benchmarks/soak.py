@@ -33,12 +33,14 @@ from soak_app import right_answers
 from shared_engine import Engine, VLLMError
 from tests.support import failure_matrix as matrix
 from tests.support.processes import wait_gone
+from tests.support.waiting import wait_until
 
 MINUTES = float(os.environ.get("MINUTES", "10"))
 SEED = int(os.environ.get("SEED", "14"))
 EVERY_S = float(os.environ.get("EVERY_S", "8"))
 APPS = 3
 LEFT_AFTER_S = 15.0
+BEGIN_S = 120.0
 DRAIN_S = 180.0
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP, signal.SIGHUP)
 SETTINGS: dict[str, Any] = {
@@ -154,7 +156,7 @@ def report(apps: Apps, deeds: list[Deed], hung: int, left: int, files: int) -> s
         (first - deed.at, deed) for deed in deeds if (first := _first_after(began_after, deed.at)) is not None
     ]
     slowest = max(recoveries, key=lambda pair: pair[0], default=(0.0, Deed(0, "nobody", "nothing")))
-    delays = [(_since_deed(each, deeds), each) for each in requests if each["outcome"] in ("typed", "untyped")]
+    delays = [(_since_deed(each, deeds), each) for each in requests if "typed" in each["outcome"]]
     longest = max((each["ended"] - each["began"] for each in requests), default=0.0)
     gap = max((later - sooner for sooner, later in itertools.pairwise(answered)), default=0.0)
     lines = [
@@ -168,7 +170,8 @@ def report(apps: Apps, deeds: list[Deed], hung: int, left: int, files: int) -> s
         f"| requests (a batch is one) | {len(requests):,} |",
         f"| answered, the right text | {outcomes['answered']:,} |",
         f"| tries that no caller saw | {retried:,} |",
-        f"| typed errors | {outcomes['typed']:,} |",
+        f"| typed errors of requests that had shown nothing | {outcomes['typed']:,} |",
+        f"| typed errors in the middle of a stream | {outcomes['typed, in mid-stream']:,} |",
         f"| untyped errors | {outcomes['untyped']:,} |",
         f"| cut short without an error | {outcomes['cut short']:,} |",
         f"| another text (greedy, but in a batch of another size) | {outcomes['another text']:,} |",
@@ -182,11 +185,14 @@ def report(apps: Apps, deeds: list[Deed], hung: int, left: int, files: int) -> s
         "",
         "## Errors",
         "",
-        "| how many | error | after |",
-        "|---|---|---|",
+        "| how many | kind | error | after |",
+        "|---|---|---|---|",
     ]
-    kinds = Counter((_without_paths(each["detail"]), str(_deed_before(each, deeds))) for _, each in delays)
-    lines += [f"| {count} | {detail.replace('|', '/')} | {deed} |" for (detail, deed), count in kinds.most_common(60)]
+    kinds = Counter(
+        (each["outcome"], _without_paths(each["detail"]), str(_deed_before(each, deeds))) for _, each in delays
+    )
+    for (outcome, detail, deed), count in kinds.most_common(60):
+        lines.append(f"| {count} | {outcome} | {detail.replace('|', '/')} | {deed} |")
     lines += ["", "## Signals", "", "| signal | times | errors after it | next answer, s: middle | slowest |"]
     lines += ["|---|---|---|---|---|"]
     after = Counter(str(_deed_before(each, deeds)) for _, each in delays)
@@ -230,6 +236,7 @@ def main() -> int:
         deeds: list[Deed] = []
         hung = APPS
         try:
+            wait_until(lambda: apps.told, BEGIN_S, "the apps to ask")
             for deed in deeds_of(engine, time.monotonic() + MINUTES * 60):
                 deeds.append(deed)
                 print(f"{time.strftime('%H:%M:%S')} {deed}, {len(apps.told)} requests so far", flush=True)

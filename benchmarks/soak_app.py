@@ -43,6 +43,10 @@ Answer = tuple[str, int | None]
 """Its text, and how many tokens it has; None where the way does not tell."""
 
 
+Shown = list[Any]
+"""The pieces of a stream that have reached its caller."""
+
+
 def key(prompt: str, length: int) -> str:
     return f"{length} {prompt}"
 
@@ -92,63 +96,73 @@ class App:
 
     # ---- the ways
 
-    def sync_ways(self) -> dict[str, Callable[[str, int], list[Answer]]]:
+    def sync_ways(self) -> dict[str, Callable[[str, int, Shown], list[Answer]]]:
         engine, chat, llm = self.engine, self.chat, self.llm
 
-        def whole(prompt: str, length: int) -> list[Answer]:
+        def whole(prompt: str, length: int, _: Shown) -> list[Answer]:
             result = engine.chat(messages(prompt), max_tokens=length, **GREEDY)
             return [(result.text, result.usage.completion_tokens)]
 
-        def stream(prompt: str, length: int) -> list[Answer]:
-            chunks = list(engine.stream_chat(messages(prompt), max_tokens=length, **GREEDY))
-            usage = chunks[-1].usage
-            return [("".join(chunk.text for chunk in chunks), usage.completion_tokens if usage else 0)]
+        def stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
+            shown.extend(engine.stream_chat(messages(prompt), max_tokens=length, **GREEDY))
+            return [_of_chunks(shown)]
 
-        def batch(prompt: str, length: int) -> list[Answer]:
+        def batch(prompt: str, length: int, _: Shown) -> list[Answer]:
             results = engine.chat_batch([messages(prompt)] * 4, max_tokens=length, **GREEDY)
             return [(each.text, each.usage.completion_tokens) for each in results]
+
+        def langchain_invoke(prompt: str, length: int, _: Shown) -> list[Answer]:
+            return [_of_message(chat.invoke(prompt, max_tokens=length))]
+
+        def langchain_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
+            shown.extend(chat.stream(prompt, max_tokens=length))
+            return [("".join(chunk.text for chunk in shown), None)]
+
+        def langchain_batch(prompt: str, length: int, _: Shown) -> list[Answer]:
+            return [_of_message(each) for each in chat.batch([prompt] * 4, max_tokens=length)]
+
+        def llama_index_batch(prompt: str, length: int, _: Shown) -> list[Answer]:
+            answers = llm.chat_batch([_llama_messages(prompt)] * 4, max_tokens=length)
+            return [(each.message.content, None) for each in answers]
+
+        def llama_index_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
+            shown.extend(llm.stream_chat(_llama_messages(prompt), max_tokens=length))
+            return [("".join(chunk.delta or "" for chunk in shown), None)]
+
+        def tools(_: str, __: int, ___: Shown) -> list[Answer]:
+            return [(called(engine), None)]
 
         return {
             "chat": whole,
             "stream": stream,
             "batch": batch,
-            "langchain.invoke": lambda prompt, length: [_of_message(chat.invoke(prompt, max_tokens=length))],
-            "langchain.stream": lambda prompt, length: [
-                ("".join(chunk.text for chunk in chat.stream(prompt, max_tokens=length)), None)
-            ],
-            "langchain.batch": lambda prompt, length: [
-                _of_message(each) for each in chat.batch([prompt] * 4, max_tokens=length)
-            ],
-            "llama_index.chat_batch": lambda prompt, length: [
-                (each.message.content, None)
-                for each in llm.chat_batch([_llama_messages(prompt)] * 4, max_tokens=length)
-            ],
-            "llama_index.stream_chat": lambda prompt, length: [
-                (
-                    "".join(chunk.delta or "" for chunk in llm.stream_chat(_llama_messages(prompt), max_tokens=length)),
-                    None,
-                )
-            ],
-            "tools": lambda _, __: [(called(engine), None)],
+            "langchain.invoke": langchain_invoke,
+            "langchain.stream": langchain_stream,
+            "langchain.batch": langchain_batch,
+            "llama_index.chat_batch": llama_index_batch,
+            "llama_index.stream_chat": llama_index_stream,
+            "tools": tools,
         }
 
-    def async_ways(self) -> dict[str, Callable[[str, int], Awaitable[list[Answer]]]]:
+    def async_ways(self) -> dict[str, Callable[[str, int, Shown], Awaitable[list[Answer]]]]:
         engine, chat = self.engine, self.chat
 
-        async def whole(prompt: str, length: int) -> list[Answer]:
+        async def whole(prompt: str, length: int, _: Shown) -> list[Answer]:
             result = await engine.achat(messages(prompt), max_tokens=length, **GREEDY)
             return [(result.text, result.usage.completion_tokens)]
 
-        async def stream(prompt: str, length: int) -> list[Answer]:
-            chunks = [chunk async for chunk in engine.astream_chat(messages(prompt), max_tokens=length, **GREEDY)]
-            usage = chunks[-1].usage
-            return [("".join(chunk.text for chunk in chunks), usage.completion_tokens if usage else 0)]
+        async def stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
+            async for chunk in engine.astream_chat(messages(prompt), max_tokens=length, **GREEDY):
+                shown.append(chunk)
+            return [_of_chunks(shown)]
 
-        async def batch(prompt: str, length: int) -> list[Answer]:
+        async def batch(prompt: str, length: int, _: Shown) -> list[Answer]:
             return [_of_message(each) for each in await chat.abatch([prompt] * 4, max_tokens=length)]
 
-        async def langchain_stream(prompt: str, length: int) -> list[Answer]:
-            return [("".join([chunk.text async for chunk in chat.astream(prompt, max_tokens=length)]), None)]
+        async def langchain_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
+            async for chunk in chat.astream(prompt, max_tokens=length):
+                shown.append(chunk)
+            return [("".join(chunk.text for chunk in shown), None)]
 
         return {"achat": whole, "astream": stream, "langchain.abatch": batch, "langchain.astream": langchain_stream}
 
@@ -174,9 +188,9 @@ class App:
             return "another text", f"{text!r} in place of {right!r}"
         return "answered", ""
 
-    def failed(self, way: str, began: float, error: BaseException) -> None:
+    def failed(self, way: str, began: float, error: BaseException, shown: Shown) -> None:
         first = (str(error).splitlines() or [""])[0]
-        kind = "typed" if isinstance(error, VLLMError) else "untyped"
+        kind = "untyped" if not isinstance(error, VLLMError) else "typed, in mid-stream" if shown else "typed"
         self.note(way, began, kind, f"{type(error).__name__}: {first}")
 
     def run_thread(self, number: int, is_over: threading.Event) -> None:
@@ -184,11 +198,11 @@ class App:
         ways = self.sync_ways()
         while not is_over.is_set():
             way, prompt, length = self.choose(chance, ways)
-            began = time.monotonic()
+            began, shown = time.monotonic(), Shown()
             try:
-                answers = ways[way](prompt, length)
+                answers = ways[way](prompt, length, shown)
             except BaseException as exc:
-                self.failed(way, began, exc)
+                self.failed(way, began, exc, shown)
             else:
                 self.note(way, began, *self.judge(way, prompt, length, answers))
 
@@ -197,16 +211,21 @@ class App:
         ways = self.async_ways()
         while not is_over.is_set():
             way, prompt, length = self.choose(chance, ways)
-            began = time.monotonic()
+            began, shown = time.monotonic(), Shown()
             try:
-                answers = await ways[way](prompt, length)
+                answers = await ways[way](prompt, length, shown)
             except Exception as exc:
-                self.failed(way, began, exc)
+                self.failed(way, began, exc, shown)
             else:
                 self.note(way, began, *self.judge(way, prompt, length, answers))
 
     async def run_tasks(self, is_over: threading.Event) -> None:
         await asyncio.gather(*(self.run_task(number, is_over) for number in range(TASKS)))
+
+
+def _of_chunks(chunks: Shown) -> Answer:
+    usage = chunks[-1].usage
+    return "".join(chunk.text for chunk in chunks), usage.completion_tokens if usage else 0
 
 
 def _of_message(message: Any) -> Answer:
