@@ -11,16 +11,14 @@ from tests.support.processes import end_of, run_app
 # Some hundredths of a second, but where others have the processor. What is not interrupted waits for ever here.
 BACK_S = 4.0
 
-ENGINE = ["engine.chat", "engine.stream_chat", "engine.generate_batch", "engine.embed"]
-ASYNC_ENGINE = ["engine.achat", "engine.achat_batch", "engine.astream_chat", "engine.aembed"]
-ADAPTERS = [
+QUICK = ["engine.chat", "engine.stream_chat", "engine.generate_batch", "engine.achat_batch"]
+OTHERS = [
+    "engine.embed", "engine.rerank", "engine.achat", "engine.astream_chat", "engine.aembed",
     "langchain.invoke", "langchain.stream", "langchain.batch", "langchain.generate", "langchain.text_batch",
-    "langchain.embed", "langchain.rerank", "llama_index.chat", "llama_index.stream_chat",
-    "llama_index.complete_batch", "llama_index.chat_batch", "llama_index.embed", "engine.rerank",
-]  # fmt: skip
-ASYNC_ADAPTERS = [
-    "langchain.ainvoke", "langchain.abatch", "langchain.agenerate", "langchain.astream", "llama_index.achat",
-    "llama_index.achat_batch", "llama_index.astream_chat",
+    "langchain.embed", "langchain.rerank", "langchain.ainvoke", "langchain.abatch", "langchain.agenerate",
+    "langchain.astream", "llama_index.chat", "llama_index.stream_chat", "llama_index.complete_batch",
+    "llama_index.chat_batch", "llama_index.embed", "llama_index.achat", "llama_index.achat_batch",
+    "llama_index.astream_chat",
 ]  # fmt: skip
 
 
@@ -33,16 +31,8 @@ def worst_moment(name: str, step: int) -> tuple[str, float, int]:
     return where, seconds, int(count)
 
 
-@pytest.mark.parametrize("name", [*ENGINE, *ASYNC_ENGINE])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_ctrl_c_brings_the_caller_back_and_ends_its_requests(name: str) -> None:
-    where, seconds, count = worst_moment(name, step=7)
-    assert count >= 5
-    assert seconds < BACK_S, where
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*ADAPTERS, *ASYNC_ADAPTERS])
-def test_ctrl_c_brings_an_adapters_caller_back(name: str) -> None:
     where, seconds, count = worst_moment(name, step=7)
     assert count >= 5
     assert seconds < BACK_S, where
