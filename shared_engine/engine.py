@@ -47,7 +47,7 @@ class Engine(Batches):
 
     Equal settings share one engine process, whatever object, thread, event loop or OS process asks. It starts on the
     first request (or ``warmup``) and leaves memory ``idle_ttl_s`` seconds after the end of the last one. Objects are
-    cheap, thread-safe, and pickle (without ``api_key``: the other process reads VLLM_API_KEY).
+    cheap, thread-safe, and pickle (without secrets: the other process reads VLLM_API_KEY, ...).
 
     Request parameters are given as GenerationParams, as keywords, or both, where keywords win; the settings'
     defaults are below them.

@@ -107,8 +107,8 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields):
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
     timeout: float | None = Field(None, gt=0)
-    """Seconds that all of this call may take: the engine's start, every try, all of the answer. The setting of this
-    name is the limit of silence instead, which holds beside it."""
+    """Seconds that all of this call may take: the engine's start, every try, all of the answer; in a batch, each
+    item from its sending on. The setting of this name is the limit of silence instead, which holds beside it."""
 
     @field_validator("response_format", mode="before")
     @classmethod

@@ -196,6 +196,9 @@ def parse_result(data: bytes) -> GenerationResult:
             raise ServerConnectionError(f"the server's answer is not whole: choice {choice.index} has no finish_reason")
         if choice.finish_reason in NOT_FINISHED:
             raise stopped(choice.finish_reason, data)
+    if len({choice.index for choice in answer.choices}) < len(answer.choices):  # a server that leaves it out
+        for index, choice in enumerate(answer.choices):
+            choice.index = index
     choices = tuple(_choice(choice) for choice in answer.choices)
     usage = usage_of(answer.usage) or TokenUsage()
     return GenerationResult(

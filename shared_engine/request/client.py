@@ -227,6 +227,8 @@ class EventStream:
                     self._events.append(data)  # a whole answer, or a page: of a server that does not stream
                     break
             self._has_begun = True
+            if b"\r" in data:  # CRLF, or CR alone; none is within a line, where JSON has it escaped
+                data = data.replace(b"\r", b"\n")
             self._buffer += data or b"\n"  # at the end: a last line without its end
             self._events.extend(split_events(self._buffer))
             if not data and not self._events:

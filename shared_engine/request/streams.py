@@ -49,8 +49,10 @@ class ChunkReader:
         answer = self._answer(event)
         if answer is None:
             return
-        if answer.usage is not None:  # of all that come the last one counts: some servers send it in every chunk
-            self._usage, self._head = answer.usage, (answer.id, answer.model)
+        usage = answer.usage
+        if usage is not None and (self._usage is None or usage.prompt_tokens or usage.completion_tokens):
+            # Of all that come the last one counts: some servers send it in every chunk.
+            self._usage, self._head = usage, (answer.id, answer.model)
         for choice in answer.choices:
             self._begun.add(choice.index)
             if choice.finish_reason:

@@ -161,10 +161,11 @@ def test_a_comment_is_a_sign_of_life() -> None:
         assert ask(Engine(base_url=server.url, model="served", timeout=0.5, max_retries=0), stream=True) == "Hi"
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_proxy_may_cut_and_join_as_it_likes(size: int) -> None:
-    """What was sent as events comes all at once, or byte by byte."""
-    events = event(piece("H")) + event(piece("é")) + event(piece("i", "stop")) + DONE
+def test_a_proxy_may_cut_and_join_as_it_likes(size: int, end: bytes) -> None:
+    """What was sent as events comes all at once, or byte by byte; its lines may end in each of three ways."""
+    events = (event(piece("H")) + event(piece("é")) + event(piece("i", "stop")) + DONE).replace(b"\n", end)
     pieces = [events[start : start + size] for start in range(0, len(events), size)]
 
     async def script(conversation: Conversation) -> None:

@@ -299,3 +299,19 @@ def test_what_no_one_understands_is_a_typed_error_or_nothing(parse: Any) -> None
     ):
         with contextlib.suppress(RequestError):
             assert parse(data) is not None
+
+
+def test_choices_without_an_index_are_numbered() -> None:
+    choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in "ab"]
+    result = parse_result(json.dumps({"choices": choices}).encode())
+    assert [(choice.index, choice.text) for choice in result.choices] == [(0, "a"), (1, "b")]
+
+
+def test_the_last_usage_that_counts_something_is_the_answers() -> None:
+    reader = ChunkReader()
+    for usage in ({"prompt_tokens": 3}, {"prompt_tokens": 3, "completion_tokens": 5}, {"prompt_tokens": 0}, None):
+        choice = {"delta": {"content": "a"}, "finish_reason": "stop"}
+        list(reader.chunks(json.dumps({"choices": [choice], "usage": usage}).encode()))
+    (last,) = reader.end("here", is_done=True, needs_done=True)
+    assert last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (3, 5)
