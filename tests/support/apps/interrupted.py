@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 COUNT = 4
-WAITING_S = 0.3
+WAITING_S, AGAIN_S = 0.3, 3.0
 DELAYS_S = [0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256]
 STEP = int(sys.argv[2])
 OURS = tuple(str(REPOSITORY / name) for name in ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local"))
@@ -134,17 +134,25 @@ ASYNC: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
 
 
 class Interruption:
-    """Raises KeyboardInterrupt at the ``number``th line, or by SIGINT where the thread waits before that."""
+    """Raises KeyboardInterrupt at the ``number``th line, or by SIGINT where the thread waits before that.
+
+    SIGINT comes again if need be, as a user presses the keys: where it meets a weak reference's callback, Python drops
+    it.
+    """
 
     def __init__(self, number: int) -> None:
         self._left = number
-        self._timer = threading.Timer(WAITING_S, self._signal)
+        self._is_back = threading.Event()
+        self._signals = threading.Thread(target=self._signal)
         self.at: str | None = None
         self.began = 0.0
 
     def _signal(self) -> None:
-        self.at, self.began = "waiting", time.monotonic()
-        os.kill(os.getpid(), signal.SIGINT)
+        wait_s = WAITING_S
+        while not self._is_back.wait(wait_s):
+            wait_s = AGAIN_S
+            self.at, self.began = "waiting", time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(TRACED):
@@ -158,13 +166,14 @@ class Interruption:
         return self._trace
 
     def __enter__(self) -> Interruption:
-        self._timer.start()
+        self._signals.start()
         sys.settrace(self._trace)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_back.set()
         sys.settrace(None)
-        self._timer.cancel()
+        self._signals.join()
 
 
 def sync_moments(ask: Callable[[], Any]) -> list[tuple[str, float]]:
