@@ -45,13 +45,14 @@ class Release:
 _OLD_SERVER, _OLD_CLI_ARGS = "vllm.entrypoints.openai.api_server", "vllm.entrypoints.openai.cli_args"
 
 RELEASES = (
-    Release("0.26", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs",),
+    Release("0.26", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
-    Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs",),
+    Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
-    Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs",), lacks_parsers=("deepseek_v41",)),
-    Release("0.29"),
-    Release("0.30"),
+    Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
+            lacks_parsers=("deepseek_v41",)),
+    Release("0.29", lacks_args=("tool_strict_level",)),
+    Release("0.30", lacks_args=("tool_strict_level",)),
     Release("0.31"),
     Release("0.32"),
     Release("0.33", cli_args="vllm.entrypoints.common.cli_args", startup="vllm.entrypoints.common.startup"),

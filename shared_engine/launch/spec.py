@@ -26,6 +26,9 @@ _log = logging.getLogger("shared_engine")
 
 # Sequences at once, where nobody says otherwise: what vllm.LLM takes, and vLLM's API server on most GPUs.
 DEFAULT_MAX_NUM_SEQS = 256
+# Holds a call to the form of the model's calls, with any JSON for arguments: so that it can be read. To hold it to the
+# tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
+CALL_LEVEL = "tool_strict_level"
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
 _APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 # What decides which tokenizer a server loads: these settings, and all engine_args but those known to have no say in it.
@@ -36,7 +39,7 @@ _NO_SAY_IN_TOKENIZERS = frozenset({
     "disable_uvicorn_access_log", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_prefix_caching",
     "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes", "limit_mm_per_prompt", "log_level",
     "max_logprobs", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "override_generation_config",
-    "pipeline_parallel_size", "reasoning_parser", "swap_space", "tool_call_parser",
+    "pipeline_parallel_size", "reasoning_parser", "swap_space", "tool_call_parser", "tool_strict_level",
 })  # fmt: skip
 
 
@@ -68,7 +71,10 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     if is_cpu and settings.engine_args.get("max_num_seqs") is None:
         # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
-    argv += _flags(choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers))
+    args = choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers)
+    if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
+        args = {CALL_LEVEL: "function", **args}
+    argv += _flags(args)
     return EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,

@@ -328,13 +328,16 @@ def test_the_users_choice_wins(tmp_path: Path) -> None:
     assert choose_parsers(model, {"enable_auto_tool_choice": False})["enable_auto_tool_choice"] is False
 
 
+CALLS = ("--tool-call-parser", "hermes", "--tool-strict-level", "function")
+
+
 @pytest.mark.parametrize(
     ("switched_off", "left"),
     [
         (("tool_call_parser", "reasoning_parser"), []),
         (("tool_call_parser",), ["--reasoning-parser", "qwen3"]),
-        (("reasoning_parser",), ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]),
-        ((), ["--enable-auto-tool-choice", "--reasoning-parser", "qwen3", "--tool-call-parser", "hermes"]),
+        (("reasoning_parser",), ["--enable-auto-tool-choice", *CALLS]),
+        ((), ["--enable-auto-tool-choice", "--reasoning-parser", "qwen3", *CALLS]),
     ],
 )
 def test_none_switches_a_parser_off(tmp_path: Path, switched_off: tuple[str, ...], left: list[str]) -> None:

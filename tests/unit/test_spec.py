@@ -179,6 +179,21 @@ def test_a_parser_that_this_vllm_lacks_is_not_chosen(other_version: OtherVersion
         assert ("kimi_k3" in argv) is is_chosen
 
 
+def test_calls_are_held_to_their_form_where_vllm_can_and_the_user_may_say_otherwise(
+    other_version: OtherVersion,
+) -> None:
+    def level(python: str, model: str = "Qwen/Qwen3-4B", **engine_args: Any) -> str | None:
+        argv = list(engine_spec(EngineSettings(model=model, python=python, engine_args=engine_args)).argv)
+        return argv[argv.index("--tool-strict-level") + 1] if "--tool-strict-level" in argv else None
+
+    newest = other_version("0.32.0")
+    assert level(newest) == level(other_version("0.31.0")) == "function"
+    assert level(other_version("0.30.0")) is None
+    assert level(newest, tool_strict_level="auto") == "auto"
+    assert level(newest, tool_call_parser=None) is None
+    assert level(newest, model="org/unknown") is None
+
+
 def test_a_build_that_nobody_tried_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rocm = make_interpreter(tmp_path / "rocm", "vllm-0.32.0+rocm700")
     for _ in range(3):
