@@ -12,7 +12,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._tools import to_openai_tool_choice, to_openai_tools
-from shared_engine.adapting.tools import with_strict_arguments
+from shared_engine.adapting.tools import named_once, with_strict_arguments
 
 if TYPE_CHECKING:
     from langchain_core.language_models.base import LanguageModelInput
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
+    from shared_engine import Engine
+
 
 class ToolCalling(BaseChatModel):
     """Mixed into a chat model whose requests take ``tools``, ``tool_choice`` and ``parallel_tool_calls``."""
 
-    if TYPE_CHECKING:  # of Capabilities
+    if TYPE_CHECKING:  # of the model, and of Capabilities
+
+        @property
+        def engine(self) -> Engine: ...
 
         def _check_calls_are_read(self) -> None: ...
 
@@ -32,10 +37,12 @@ class ToolCalling(BaseChatModel):
         """Take the tools out of the keywords of a call; return them, and which of them the model is to use.
 
         Raises:
-            InvalidInputError: no tool-call parser is known for the model, so vLLM would not recognise its calls; or
-                ``tool_choice`` names none of the tools.
+            InvalidInputError: no tool-call parser is known for the model, so vLLM would not recognise its calls; a tool
+                is not a function, or has the name of another; or ``tool_choice`` names none of the tools.
         """
         tools = to_openai_tools(call.pop("tools", None) or ())
+        if not self.engine.settings.is_remote:  # other people's servers have tools of their own kinds
+            tools = named_once(tools)
         if tools and call.get("tool_choice") != "none":
             self._check_calls_are_read()
         tool_choice = to_openai_tool_choice(call.pop("tool_choice", None), tools)

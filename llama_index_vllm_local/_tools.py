@@ -13,7 +13,7 @@ from llama_index.core.llms.utils import parse_partial_json
 from pydantic import PydanticUserError
 
 from shared_engine.adapting.structured import CUT_OFF
-from shared_engine.adapting.tools import arguments_of, stand_in, to_tool_choice
+from shared_engine.adapting.tools import arguments_of, named_once, stand_in, to_tool_choice
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 
 # ---- out
@@ -28,28 +28,13 @@ def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[di
     Raises:
         InvalidInputError: naming the position of what is not a tool, or shares its name with a different one.
     """
-    sent: dict[str, dict[str, Any]] = {}
-    for index, tool in enumerate(tools):
-        form = _to_openai_tool(tool, f"tools[{index}]")
-        name = form["function"]["name"]
-        if sent.setdefault(name, form) != form:
-            raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call would be ambiguous")
+    sent = named_once(
+        tool if isinstance(tool, Mapping) else _form_of_metadata(tool, f"tools[{index}]")
+        for index, tool in enumerate(tools)
+    )
     if strict is None:
-        return list(sent.values())
-    return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in sent.values()]
-
-
-def _to_openai_tool(tool: Any, position: str) -> dict[str, Any]:
-    form = dict(tool) if isinstance(tool, Mapping) else _form_of_metadata(tool, position)
-    function = form.get("function")
-    if not isinstance(function, Mapping) or form.get("type", "function") != "function":
-        raise InvalidInputError(
-            f"{position} is not a tool in OpenAI's form, {{'type': 'function', 'function': {{'name': ...}}}}: "
-            f"{tool!r:.80}"
-        )
-    if not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInputError(f"{position} has no name for the model to call it by")
-    return form
+        return sent
+    return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in sent]
 
 
 def _form_of_metadata(tool: Any, position: str) -> dict[str, Any]:

@@ -24,6 +24,29 @@ def with_strict_arguments(tools: Iterable[Tool]) -> list[dict[str, Any]]:
     ]
 
 
+def named_once(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """The tools, of which each comes once.
+
+    Raises:
+        InvalidInputError: naming the position of what is not a function with a name, or shares its name with a
+            different one.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+            raise InvalidInputError(
+                f"tools[{index}] is not a tool in OpenAI's form, {{'type': 'function', 'function': {{'name': ...}}}}: "
+                f"{dict(tool)!r:.80}"
+            )
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(f"tools[{index}] has no name for the model to call it by")
+        if known.setdefault(name, dict(tool)) != tool:
+            raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call would be ambiguous")
+    return list(known.values())
+
+
 def to_tool_choice(choice: str | Mapping[str, Any], tools: Sequence[Tool]) -> str | dict[str, Any]:
     """``auto``, ``none``, ``required`` (also: ``any``), or the one tool to call: by its name, in the form of OpenAI's
     chats or Responses, or in Anthropic's.

@@ -308,3 +308,27 @@ def test_one_object_serves_one_event_loop_after_another(server: RemoteServer) ->
         return await llm.ainvoke("Hi")
 
     assert [asyncio.run(ask()).content for _ in range(3)] == ["Hi"] * 3
+
+
+# ---- tools
+
+
+SEARCH = {"type": "web_search"}
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        ([add, {"type": "function", "function": {"name": "add"}}], r"tools\[1\] has the name of another tool, 'add'"),
+        ([add, SEARCH], r"tools\[1\] is not a tool in OpenAI's form"),
+    ],
+)
+def test_a_local_engine_takes_functions_whose_names_differ(tools: list[Any], problem: str) -> None:
+    llm = ChatVLLM(model="Qwen/Qwen3-4B")
+    with pytest.raises(InvalidInputError, match=problem):
+        llm.bind_tools(tools).invoke("Hi")
+
+
+def test_another_server_may_have_tools_of_its_own(server: RemoteServer) -> None:
+    chat(server).bind_tools([add, SEARCH]).invoke("Hi")
+    assert sent(server)["tools"][1] == SEARCH
