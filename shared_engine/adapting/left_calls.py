@@ -19,7 +19,7 @@ from shared_engine.results import Choice, GenerationResult, ToolCall
 
 _MARK = "<tool_call>"
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_NAME = re.compile(r'\{\s*"name"\s*:\s*"([^"]+)"')
+_NAME = re.compile(r'\{\s*"name"\s*:\s*"([^"]+)')
 _ARGUMENTS = re.compile(r'"arguments"\s*:\s*(.*)', re.DOTALL)
 
 
@@ -34,16 +34,18 @@ def with_left_calls(result: GenerationResult, tools: Sequence[Tool] | None) -> G
 def _with_calls(choice: Choice, names: Collection[str]) -> Choice:
     if choice.tool_calls or choice.finish_reason in CUT_OFF:
         return choice
-    calls = [_call(text, names) for text in _CALL.findall(choice.text)]
+    is_one = choice.text.lstrip().startswith(_MARK)
+    calls = [_call(text, None if is_one else names) for text in _CALL.findall(choice.text)]
     found = [call for call in calls if call is not None]
     if not found or len(found) < len(calls):  # words about calls
         return choice
     return replace(choice, text=choice.text.partition(_MARK)[0].rstrip(), tool_calls=tuple(found))
 
 
-def _call(text: str, names: Collection[str]) -> ToolCall | None:
+def _call(text: str, names: Collection[str] | None) -> ToolCall | None:
+    """The call, if it is one of the tools with these names; None: whatever it names."""
     named = _NAME.search(text)
-    if named is None or named[1] not in names:
+    if named is None or (names is not None and named[1] not in names):
         return None
     return ToolCall(id=f"call_{uuid4().hex}", name=named[1], arguments=_arguments(text))
 

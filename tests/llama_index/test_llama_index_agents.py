@@ -301,7 +301,7 @@ async def test_tiny_chat_hands_over_when_it_is_told_to_whom(llm: VLLM, streaming
     math = FunctionAgent(name="math", description="Adds.", llm=llm, streaming=streaming, tools=[ADD], can_handoff_to=[])
     workflow = AgentWorkflow(agents=[clerk, math], root_agent="clerk")
     done = await run(workflow, "Call handoff with to_agent math, reason sums.")
-    ((name, arguments, _),) = done.results
+    (name, arguments, _), *_ = done.results
     assert (name, arguments) == ("handoff", {"to_agent": "math", "reason": "sums"})
     assert done.output.current_agent_name == "math"
 

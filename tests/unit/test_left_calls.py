@@ -35,12 +35,20 @@ def call(text: str) -> str:
         (call('{"name": "now", "arguments": null}'), [("now", "null")]),
     ],
 )
-def test_they_are_calls_again_as_the_model_wrote_them(text: str, calls: list[tuple[str, str]]) -> None:
-    choice = with_left_calls(result(f"Well.\n{text}"), TOOLS).choices[0]
+@pytest.mark.parametrize("before", ["Well.", ""])
+def test_they_are_calls_again_as_the_model_wrote_them(text: str, calls: list[tuple[str, str]], before: str) -> None:
+    choice = with_left_calls(result(f"{before}\n{text}"), TOOLS).choices[0]
     assert [(one.name, one.arguments) for one in choice.tool_calls] == calls
-    assert choice.text == "Well."
+    assert choice.text == before
     assert len({one.id for one in choice.tool_calls}) == len(calls)
     assert all(one.id for one in choice.tool_calls)
+
+
+@pytest.mark.parametrize("text", [call('{"name": "unknown", "arguments": {}}'), '<tool_call>\n{"name": "unknown'])
+def test_an_answer_that_begins_with_the_mark_is_a_call_of_whatever_it_names(text: str) -> None:
+    """An agent tells the model that there is no such tool."""
+    choice = with_left_calls(result(text), TOOLS).choices[0]
+    assert [one.name for one in choice.tool_calls] == ["unknown"]
 
 
 @pytest.mark.parametrize(
@@ -48,8 +56,9 @@ def test_they_are_calls_again_as_the_model_wrote_them(text: str, calls: list[tup
     [
         result("Hello!"),
         result("A call begins with <tool_call>."),
-        result(call('{"name": "unknown", "arguments": {}}')),
-        result(call('{"name": "add", "arguments": {}}') + " such as <tool_call>"),
+        result("So: " + call('{"name": "unknown", "arguments": {}}')),
+        result("<tool_call> begins a call."),
+        result("So: " + call('{"name": "add", "arguments": {}}') + " such as <tool_call>"),
         result(call('{"name": "add", "arguments": {"a'), finish_reason="length"),
         result("<tool_call>", tool_calls=(ToolCall(name="add", arguments="{}", id="1"),)),
     ],
