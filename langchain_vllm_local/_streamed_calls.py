@@ -6,6 +6,7 @@ valid, with a number that lacks its last digits. Works on the engine's chunks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 
@@ -46,8 +47,7 @@ class StreamedCalls:
         for index, call in self._calls.items():
             if _core_reads(call.arguments) and (call.arguments or not is_cut_off):
                 continue
-            if not _is_json(call.arguments):
-                yield ToolCallDelta(index=index, arguments=_end_that_stays_invalid(call.arguments))
+            yield ToolCallDelta(index=index, arguments=_end_that_stays_invalid(call.arguments))
             if not is_cut_off:
                 yield ToolCallDelta(index=free, id=call.id, name=_name_for_agents(call), arguments="{}")
                 free += 1
@@ -69,20 +69,15 @@ def _name_for_agents(call: ToolCall) -> str:
     return call.name  # ``null``, of which core makes an invalid call
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, strict=False)
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
 def _end_that_stays_invalid(arguments: str) -> str:
-    return next((end for end in _ENDS if not _would_be_repaired(arguments + end)), "")
+    return next((end for end in _ENDS if _stays_invalid(arguments + end)), "")
 
 
-def _would_be_repaired(arguments: str) -> bool:
-    try:
-        return isinstance(parse_partial_json(arguments), dict)
-    except json.JSONDecodeError:
+def _stays_invalid(arguments: str) -> bool:
+    """Whether core makes an invalid call of it. Of JSON that is not an object its newer streams make a call, and fail."""
+    with contextlib.suppress(json.JSONDecodeError):
+        json.loads(arguments)
         return False
+    with contextlib.suppress(json.JSONDecodeError):
+        return not isinstance(parse_partial_json(arguments), dict)
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import reduce
 
 import pytest
@@ -61,6 +62,16 @@ def test_malformed_arguments_are_invalid_and_an_agent_tells_the_model(arguments:
     ]
     (invalid,) = message.invalid_tool_calls
     assert (invalid["name"], invalid["id"]) == ("add", "1")
+
+
+@pytest.mark.parametrize("arguments", [*CUT, "[1]", "[1", "3", "null", '"a"', "<xml>"])
+@pytest.mark.parametrize("finish_reason", ["tool_calls", "length"])
+def test_what_is_no_object_is_no_json_either_in_the_end(arguments: str, finish_reason: str) -> None:
+    """Of other JSON the streams of version 3 would make a call, with which they fail."""
+    (call,) = [chunk for chunk in streamed(arguments, finish_reason).tool_call_chunks if chunk["index"] == 0]
+    if arguments or finish_reason == "length":
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(call["args"] or "")
 
 
 def test_null_is_no_arguments() -> None:
