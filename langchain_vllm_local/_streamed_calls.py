@@ -74,7 +74,7 @@ def _end_that_stays_invalid(arguments: str) -> str:
 
 
 def _stays_invalid(arguments: str) -> bool:
-    """Whether core makes an invalid call of it. Of JSON that is not an object its newer streams make a call, and fail."""
+    """Whether core makes an invalid call of it. Of JSON that is no object its newer streams make a call, and fail."""
     with contextlib.suppress(json.JSONDecodeError):
         json.loads(arguments)
         return False

@@ -5,17 +5,20 @@ The forms of tools and calls are in _tools.py.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 
 from llama_index_vllm_local._tools import finish_reason, to_openai_tool_choice, to_openai_tools, to_tool_selections
 from shared_engine.adapting.structured import CUT_OFF, cut_off_message
 from shared_engine.adapting.tools import with_strict_arguments
-from shared_engine.errors import LengthFinishReasonError
+from shared_engine.errors import LengthFinishReasonError, VLLMError
 
 if TYPE_CHECKING:
     from llama_index.core.chat_engine.types import AgentChatResponse
@@ -87,19 +90,28 @@ class ToolCalling(FunctionCallingLLM):
 
     def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
         """As of every FunctionCallingLLM. Tools that can't be sent are described in the prompt, as for a ReActAgent."""
-        return super().predict_and_call(*args, **{**self._react_parts(), **kwargs})
+        if self.metadata.is_function_calling_model:
+            return super().predict_and_call(*args, **kwargs)
+        llm, failures = self._with_failures()
+        response = super(ToolCalling, llm).predict_and_call(*args, **{**_react_parts(), **kwargs})
+        failures.check()
+        return response
 
     async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
         """See ``predict_and_call``."""
-        return await super().apredict_and_call(*args, **{**self._react_parts(), **kwargs})
-
-    def _react_parts(self) -> dict[str, Any]:
-        """What core needs to describe tools: it looks for them among the keywords, and fails without."""
         if self.metadata.is_function_calling_model:
-            return {}
-        from llama_index.core.agent.react import ReActChatFormatter, ReActOutputParser
+            return await super().apredict_and_call(*args, **kwargs)
+        llm, failures = self._with_failures()
+        response = await super(ToolCalling, llm).apredict_and_call(*args, **{**_react_parts(), **kwargs})
+        failures.check()
+        return response
 
-        return {"react_chat_formatter": ReActChatFormatter.from_defaults(), "output_parser": ReActOutputParser()}
+    def _with_failures(self) -> tuple[ToolCalling, _Failures]:
+        """This LLM, with a handler that keeps the errors of which core would make an answer."""
+        failures, llm = _Failures(), copy.copy(self)
+        llm.callback_manager = CallbackManager()
+        llm.callback_manager.handlers = [failures, *self.callback_manager.handlers]  # the global one is among these
+        return llm, failures
 
     def get_tool_calls_from_response(
         self,
@@ -129,3 +141,42 @@ class ToolCalling(FunctionCallingLLM):
                 raise LengthFinishReasonError(f"{cut_off_message(reason)}. It reads so far: {answer!r:.500}", answer)
             raise ValueError(f"the model called no tool; it answered: {answer!r:.500}")
         return selections
+
+
+def _react_parts() -> dict[str, Any]:
+    """What core needs to describe tools: it looks for them among the keywords, and fails without."""
+    from llama_index.core.agent.react import ReActChatFormatter, ReActOutputParser
+
+    return {"react_chat_formatter": ReActChatFormatter.from_defaults(), "output_parser": ReActOutputParser()}
+
+
+class _Failures(BaseCallbackHandler):
+    """Of calls of a model: what is wrong with the set-up, or a request, and not with an answer."""
+
+    def __init__(self) -> None:
+        super().__init__(event_starts_to_ignore=[], event_ends_to_ignore=[])
+        self._errors: list[VLLMError] = []
+
+    def check(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+    def on_event_end(
+        self,
+        event_type: CBEventType,  # noqa: ARG002
+        payload: dict[str, Any] | None = None,
+        event_id: str = "",  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        error = (payload or {}).get(EventPayload.EXCEPTION)
+        if isinstance(error, VLLMError) and not isinstance(error, ValueError):
+            self._errors.append(error)
+
+    def on_event_start(self, event_type: CBEventType, *_: Any, event_id: str = "", **__: Any) -> str:  # noqa: ARG002
+        return event_id
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        pass
+
+    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
+        pass

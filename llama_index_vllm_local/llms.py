@@ -70,7 +70,8 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
 
     The settings of shared_engine.EngineSettings are arguments, under their own names, with their environment
     variables. A request's parameters (shared_engine.GenerationParams; ``seed`` is one of them) are keywords of every
-    call, and all but ``n`` and ``response_format`` arguments too, as defaults. ``chat`` and ``complete`` both use the model's own chat template::
+    call, and all but ``n`` and ``response_format`` arguments too, as defaults. ``chat`` and ``complete`` both use the
+    model's own chat template::
 
         from llama_index_vllm_local import VLLM
 

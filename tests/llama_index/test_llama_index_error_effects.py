@@ -31,10 +31,16 @@ from pydantic import BaseModel, ValidationError
 from llama_index_vllm_local import VLLM
 from shared_engine import errors
 from shared_engine.runtime.directory import ROOT_VARIABLE
+from tests.llama_index.agent_runs import ADD
 from tests.support.framework_sources import caught_round
 from tests.support.interpreters import make_interpreter
 from tests.support.remote_server import RemoteServer
 from tests.support.scripted import answers, call
+
+pytestmark = [  # ReActAgent
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning:inspect"),
+    pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
+]
 
 # ---- the table
 
@@ -90,8 +96,8 @@ EFFECTS: dict[tuple[str, str], str] = {
     },
     ("tools.calling:call_tool", "Exception"): TOLD,
     ("tools.calling:acall_tool", "Exception"): TOLD,
-    ("llms.llm:LLM.predict_and_call", "Exception"): "its words are the answer",
-    ("llms.llm:LLM.apredict_and_call", "Exception"): "its words are the answer",
+    ("llms.llm:LLM.predict_and_call", "Exception"): "its words are the answer: overridden",
+    ("llms.llm:LLM.apredict_and_call", "Exception"): "its words are the answer: overridden",
     ("async_utils:run_async_tasks", "Exception"): "run again without a progress bar",
     ("llama_dataset.base:BaseLlamaDataset.amake_predictions_with", "Exception"): "raised, in other words",
     ("utils:retry_on_exceptions_with_backoff", "exception_class_tuples"): "tried again, as the app says",
@@ -213,6 +219,11 @@ def program(llm: VLLM) -> Any:
     return made()
 
 
+def described(llm: VLLM) -> VLLM:
+    """To whom core describes its tools in the prompt. It makes an answer of any error then."""
+    return llm.model_copy(update={"is_function_calling_model": False})
+
+
 FLOWS: dict[str, Callable[[VLLM], Any]] = {
     **{
         mode.value: by_engine(response_mode=mode)
@@ -238,6 +249,8 @@ FLOWS: dict[str, Callable[[VLLM], Any]] = {
     "retriever router": retriever_router,
     "structured_predict": lambda llm: llm.structured_predict(Person, PromptTemplate("Who?")),
     "program": program,
+    "described tools": lambda llm: described(llm).predict_and_call([ADD], "1 + 2?"),
+    "adescribed tools": lambda llm: asyncio.run(described(llm).apredict_and_call([ADD], "1 + 2?")),
 }
 
 
