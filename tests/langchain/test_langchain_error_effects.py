@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware
-from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError
+from langchain.agents.structured_output import ProviderStrategy, StructuredOutputValidationError, ToolStrategy
 from langchain_core.exceptions import OutputParserException
 from langchain_core.runnables import RunnableLambda
 from langgraph.types import RetryPolicy
@@ -247,3 +247,10 @@ def test_a_call_that_was_cut_off_has_no_stand_in(server: RemoteServer, llm: Chat
         done = create_agent(llm.model_copy(update={"streaming": streaming}), [add]).invoke(ask("12 + 30?"))
         assert not done["messages"][-1].tool_calls
         assert done["messages"][-1].invalid_tool_calls
+
+
+@pytest.mark.parametrize("tools", [[add], []], ids=["beside a tool", "alone"])
+def test_a_malformed_answer_by_a_tool_is_given_again(server: RemoteServer, llm: ChatVLLM, tools: list[Any]) -> None:
+    answers(server, call("Person", '{"name": "Anna", "age": }'), call("Person", ANNA.model_dump_json()))
+    done = create_agent(llm, tools, response_format=ToolStrategy(Person)).invoke(ask("Who?"), {"recursion_limit": 6})
+    assert done["structured_response"] == ANNA
