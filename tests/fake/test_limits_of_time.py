@@ -13,7 +13,6 @@ from tests.support.callers import ANSWER, HELLO
 SOON_S = 5.0
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_whose_time_is_over_leaves_the_start_alone(fake_engine: MakeEngine, stream: bool) -> None:
     engine = fake_engine({"start_delay_s": 3, "weights": 3})

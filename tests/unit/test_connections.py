@@ -140,7 +140,7 @@ def test_silence_between_two_pieces_is_no_error_below_the_limit() -> None:
     async def script(conversation: Conversation) -> None:
         await conversation.request()
         await conversation.send(CHUNKED + chunked(event(piece("H"))))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.7)
         await conversation.send(chunked(event(piece("i", "stop")), DONE) + LAST_CHUNK)
 
     with raw_server(script) as server:

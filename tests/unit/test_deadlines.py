@@ -103,9 +103,12 @@ WAYS = [
     "llama_complete",
 ]
 STREAMS = [way for way in WAYS if "stream" in way]
+QUICK = ("chat", "stream_chat", "embed", "invoke", "llama_stream")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [*QUICK, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way not in QUICK)]
+)
 def test_a_calls_timeout_ends_it_whatever_it_waits_for(server: RemoteServer, way: str) -> None:
     server.streams(then="hang")
     began = time.monotonic()

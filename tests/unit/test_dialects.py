@@ -38,7 +38,12 @@ def say(what: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": what}]
 
 
-@pytest.fixture(params=list(DIALECTS))
+QUICK = ("vllm", "litellm", "tgi-1", "loose")
+
+
+@pytest.fixture(
+    params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in DIALECTS if name not in QUICK)]
+)
 def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
     dialect = DIALECTS[request.param]
