@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,
     "engine_args": {"kv_cache_memory_bytes": 256 << 20, "tool_call_parser": "hermes"},
     "stall_timeout_s": 10,
-    "start_timeout_s": 120,
+    "start_timeout_s": 300,
     "timeout": 120,
     "show_progress": False,
 }
@@ -230,20 +230,18 @@ def _since_deed(request: dict[str, Any], deeds: list[Deed]) -> float:
 def main() -> int:
     with runtime_directory() as root:
         engine = Engine(**SETTINGS)
-        right = right_answers(engine)
-        files = matrix.shared_memory_of(engine)
-        apps = Apps(right)
         deeds: list[Deed] = []
-        hung = APPS
         try:
-            wait_until(lambda: apps.told, BEGIN_S, "the apps to ask")
-            for deed in deeds_of(engine, time.monotonic() + MINUTES * 60):
-                deeds.append(deed)
-                print(f"{time.strftime('%H:%M:%S')} {deed}, {len(apps.told)} requests so far", flush=True)
+            apps = Apps(right_answers(engine))
+            files = matrix.shared_memory_of(engine)
+            try:
+                wait_until(lambda: apps.told, BEGIN_S, "the apps to ask")
+                for deed in deeds_of(engine, time.monotonic() + MINUTES * 60):
+                    deeds.append(deed)
+                    print(f"{time.strftime('%H:%M:%S')} {deed}, {len(apps.told)} requests so far", flush=True)
+            finally:
+                hung = apps.end()
         finally:
-            hung = apps.end()
-            with contextlib.suppress(VLLMError):
-                files |= matrix.shared_memory_of(engine)
             with contextlib.suppress(VLLMError):
                 engine.shutdown(force=True)
         left = wait_gone(processes_below(root), LEFT_AFTER_S)
