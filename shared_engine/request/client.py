@@ -147,8 +147,10 @@ class Client:
                 raise ServerUnreachableError(message) from exc
             raise self.silent(timeout) from exc
         except aiohttp.ClientSSLError as exc:
+            # Before aiohttp 3.14 the error of a certificate has no os_error.
+            why = exc.certificate_error if isinstance(exc, aiohttp.ClientConnectorCertificateError) else exc.os_error
             error = ServerUnreachableError(
-                f"{self.where} can't be reached by TLS: {exc.os_error or exc}; for a certificate of your own "
+                f"{self.where} can't be reached by TLS: {why}; for a certificate of your own "
                 "authority pass ssl_ca_certs"
             )
             error.should_retry = False
