@@ -251,7 +251,8 @@ class EngineFields(DefaultFields):
     trust_remote_code: Annotated[bool, Setting("VLLM_TRUST_REMOTE_CODE", Decides.ENGINE, "--trust-remote-code")] = False
     """Run Python code that comes with the model. Off: that is the user's decision."""
     visible_devices: Annotated[str | None, Setting("VLLM_VISIBLE_DEVICES", Decides.ENGINE)] = None
-    """CUDA_VISIBLE_DEVICES of the engine, such as ``"0,1"``. Default: the environment's."""
+    """CUDA_VISIBLE_DEVICES of the engine, such as ``"0,1"``. Default: the environment's; without it, of several GPUs
+    those with the most free memory."""
     engine_args: Annotated[
         dict[str, Any],
         AfterValidator(_normalize_engine_args),

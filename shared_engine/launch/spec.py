@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import EngineNotInstalledError, SettingsError
+from shared_engine.launch.free_gpus import on_free_gpus
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import total_memory
@@ -75,7 +76,7 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
     if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
         args = {CALL_LEVEL: "function", **args}
     argv += _flags(args)
-    return EngineSpec(
+    spec = EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,
         vllm_version=interpreter.version,
@@ -85,6 +86,8 @@ def engine_spec(settings: EngineSettings) -> EngineSpec:
         memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
         memory_bytes=_memory_bytes(argv, model) if is_cpu else 0,
     )
+    is_free_to_choose = interpreter.build == "cuda" and "CUDA_VISIBLE_DEVICES" not in spec.environment
+    return on_free_gpus(spec) if is_free_to_choose else spec
 
 
 def _check_version(interpreter: Interpreter) -> None:

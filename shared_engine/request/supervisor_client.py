@@ -6,11 +6,14 @@ to skip the asking when the engine is ready, and only while holding the lease, w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from shared_engine.errors import (
     EngineDiedError,
@@ -38,6 +41,9 @@ from shared_engine.runtime.spec import EngineSpec
 
 MAX_SPAWNS = 10
 OUTCOME_TIMEOUT_S = 10.0
+SIGN_OF_LIFE_S = 10.0
+
+_log = logging.getLogger("shared_engine")
 
 
 class SupervisorClient:
@@ -53,6 +59,7 @@ class SupervisorClient:
         self._sent: set[tuple[KeepPolicy, Ready]] = set()
         """Which policies the supervisor got since the engine became ready."""
         self._asking = SharedTasks()
+        self._told_of: set[tuple[str, ...]] = set()
 
     async def acquire(self, policy: KeepPolicy, *, show_progress: bool) -> Record:
         """Return the record of a ready engine, with a lease on it: give it back with ``release``.
@@ -122,11 +129,33 @@ class SupervisorClient:
             if isinstance(reply, StartFailed):
                 raise start_error(reply)
             self._sent = {sent for sent in self._sent if sent[1] == reply} | {(policy, reply)}
+            self._tell_of_evictions(reply)
         except BaseException as exc:
             error = exc
             raise
         finally:
             reporter.close(error)
+
+    def _tell_of_evictions(self, ready: Ready) -> None:
+        """Once for each set of engines: an app that uses them in turn would start one of them at each change."""
+        record = self._current_record()
+        if record is None or record.start_number != ready.start_number or not record.made_room:
+            return
+        gone, spec = ", ".join(record.made_room), self.spec
+        if spec.memory_share:
+            remedy = f"lower gpu_memory_utilization of each (it is {spec.memory_share:g} here)"
+        else:
+            remedy = "lower engine_args={'kv_cache_memory_bytes': ...} of each"
+        if record.made_room not in self._told_of:
+            self._told_of.add(record.made_room)
+            _log.warning(
+                "%s made room for %s: %s has not enough memory for both. An app that uses them in turn starts one at "
+                "each change; to keep both loaded, %s",
+                gone,
+                Path(spec.model).name,
+                ", ".join(spec.devices),
+                remedy,
+            )
 
     def _refuse_misfit(self) -> None:
         """Before anything of an engine is there: what can't run here would tell so only after seconds."""
@@ -144,7 +173,8 @@ class SupervisorClient:
         environment = launch_environment(os.environ)
         for _ in range(MAX_SPAWNS):  # one may exit, because somebody else asked it to, just when it is asked
             try:
-                reply = await self.control.ensure_ready(policy, environment, deadline - time.monotonic(), report)
+                async with self._watched(policy.stall_timeout_s):
+                    reply = await self.control.ensure_ready(policy, environment, deadline - time.monotonic(), report)
             except TimeoutError:
                 raise EngineStartTimeoutError(
                     f"the supervisor of {self.spec.model} did not reply in time; see {self.directory.log}"
@@ -157,6 +187,45 @@ class SupervisorClient:
             f"see {self.directory.log}",
             self._spawner.log_tail(),
         )
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, stall_timeout_s: float) -> AsyncIterator[None]:
+        """Meanwhile the supervisor is asked now and then whether it lives: one that is stopped would never reply.
+
+        Raises:
+            EngineStartTimeoutError: it did not for ``stall_timeout_s`` seconds.
+        """
+        waiting = asyncio.current_task()
+        assert waiting is not None
+        is_silent = False
+
+        async def watch() -> None:
+            nonlocal is_silent
+            heard_at = time.monotonic()
+            while time.monotonic() - heard_at < stall_timeout_s:
+                await asyncio.sleep(min(SIGN_OF_LIFE_S, stall_timeout_s / 2))
+                with contextlib.suppress(TimeoutError, OSError, EngineError):
+                    await self.control.what_became_of(0, min(SIGN_OF_LIFE_S, stall_timeout_s / 2))
+                    heard_at = time.monotonic()
+            is_silent = True
+            waiting.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not is_silent:
+                raise
+            waiting.uncancel()
+            record = self._current_record()
+            pid = 0 if record is None else record.supervisor_pid
+            raise EngineStartTimeoutError(
+                f"the supervisor of {self.spec.model} (process {pid}) has not replied for stall_timeout_s = "
+                f"{stall_timeout_s:g} s: it hangs, or was stopped by a signal. `kill -CONT {pid}` lets it go on, "
+                f"`kill -KILL {pid}` ends it with its engine; the next request starts another one"
+            ) from None
+        finally:
+            watching.cancel()
 
     async def death_of(self, start_number: int) -> EngineDiedError | EngineStoppedError | None:
         """After a request lost its connection: the end of that engine, or None where it has not ended."""

@@ -101,6 +101,8 @@ class Record:
     """What it runs on: ``cpu``, or ``cuda:0``, ..."""
     pinned: bool = False
     """Never evicted to make room for another engine."""
+    made_room: tuple[str, ...] = ()
+    """Engines that were evicted as memory was short for the last start, by name."""
     shared_files: tuple[str, ...] = ()
     """Shared memory of the server's processes, which a killed process leaves behind."""
     failure: Failure | None = None

@@ -97,6 +97,8 @@ class DeviceAdmission:
         self._need = need
         self._on_wait = on_wait
         self._log = log
+        self.made_room: tuple[str, ...] = ()
+        """Engines that were evicted because memory was short, since the start began."""
         self.refused: dict[str, str] = {}
         """Engines that were asked to make room and stay, with the reason."""
 
@@ -120,7 +122,7 @@ class DeviceAdmission:
         lack = await shortfall(self._devices, self._need)
         if lack is not None and self._others():
             self._on_wait(lack)
-            await self._evict_until(self._fits, lack)
+            self.made_room += tuple(await self._evict_until(self._fits, lack))
         return True
 
     async def evict_all_idle(self) -> bool:
@@ -129,7 +131,9 @@ class DeviceAdmission:
         async def is_enough() -> bool:
             return False
 
-        return await self._evict_until(is_enough, "not enough memory", wait_s=0.0)
+        evicted = await self._evict_until(is_enough, "not enough memory", wait_s=0.0)
+        self.made_room += tuple(evicted)
+        return bool(evicted)
 
     def _others(self) -> list[LoadedEngine]:
         return others_loaded(self._dir, self._devices)
@@ -137,8 +141,10 @@ class DeviceAdmission:
     async def _fits(self) -> bool:
         return await shortfall(self._devices, self._need) is None
 
-    async def _evict_until(self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = FREED_S) -> bool:
-        """True if at least one was evicted.
+    async def _evict_until(
+        self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = FREED_S
+    ) -> list[str]:
+        """The names of those that were evicted.
 
         Args:
             wait_s: how long to wait after each for its memory to come back.
@@ -161,4 +167,4 @@ class DeviceAdmission:
                 await asyncio.sleep(POLL_S)
         if evicted:
             self._log(f"{why}: evicted {', '.join(evicted)}")
-        return bool(evicted)
+        return evicted

@@ -35,6 +35,7 @@ class Start(Work):
         if previous is not None and previous.kind is not FailureKind.DIED:
             # The caller may have fixed the cause there: a token, a proxy.
             await engine.process.end_launcher_of_another(engine.callers.environment)
+        engine.admission.made_room = ()
         engine.progress.enter(StartPhase.IMPORT)
         engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
         try:
@@ -91,8 +92,15 @@ class Start(Work):
         took_s = round(time.monotonic() - self._began, 3)
         files = engine.process.shared_files
         reason = f"the server answers after {took_s} s"
-        changes = {"start_s": took_s, "progress": None, "shared_files": files, "max_model_len": max_model_len}
-        engine.keeper.enter(EngineState.READY, reason, **changes)
+        engine.keeper.enter(
+            EngineState.READY,
+            reason,
+            start_s=took_s,
+            progress=None,
+            shared_files=files,
+            max_model_len=max_model_len,
+            made_room=engine.admission.made_room,
+        )
 
     async def _give_up(self, failure: Failure) -> Failure:
         """End what is left of a start that failed."""

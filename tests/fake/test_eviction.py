@@ -131,6 +131,28 @@ def test_a_sleeping_neighbour_leaves_too(neighbour: Neighbour) -> None:
     assert transitions(first)[-2:] == ["asleep -> stopping", "stopping -> standby"]
 
 
+def test_who_uses_two_in_turn_that_do_not_fit_together_is_told_once(
+    neighbour: Neighbour, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = {"memory": str(tmp_path / "device")}
+    first, second = neighbour("first", memory), neighbour("second", memory, gpu_memory_utilization=0.8)
+    for engine in (first, second, first, second, first):
+        assert hello(engine) == ANSWER
+    told = [record.getMessage() for record in caplog.records if "made room" in record.getMessage()]
+    assert len(told) == 2, "each of the two is said once"
+    assert "first made room for second: " in told[0]
+    assert "lower gpu_memory_utilization of each (it is 0.8 here)" in told[0]
+    assert "second made room for first: " in told[1]
+
+
+def test_a_limit_of_engines_that_the_user_has_set_is_nothing_to_tell(
+    neighbour: Neighbour, caplog: pytest.LogCaptureFixture
+) -> None:
+    for engine in (neighbour("first"), neighbour("second", max_loaded_engines=1)):
+        assert hello(engine) == ANSWER
+    assert "made room" not in caplog.text
+
+
 def test_a_start_that_lacked_memory_is_tried_again_as_soon_as_the_neighbour_is_gone(neighbour: Neighbour) -> None:
     first = neighbour("first")
     first.warmup()

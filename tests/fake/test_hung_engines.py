@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.support.callers import (
     log_of,
     server_group,
     server_pid,
+    supervisor_pid,
     wait_for,
 )
 from tests.support.processes import any_exists, processes_of_group
@@ -148,6 +151,22 @@ def test_a_start_that_works_or_talks_is_no_stall(fake_engine: MakeEngine, life: 
     error = error_of(engine)
     assert isinstance(error, EngineStartTimeoutError)
     assert "start_timeout_s = 2.5 s: it was loading weights" in error.message
+
+
+def test_a_supervisor_that_stands_still_is_named_with_what_to_do(fake_engine: MakeEngine) -> None:
+    engine = fake_engine(stall_timeout_s=2)
+    assert hello(engine) == ANSWER
+    engine.evict()
+    supervisor = supervisor_pid(engine)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        error = error_of(engine)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    assert isinstance(error, EngineStartTimeoutError)
+    assert f"(process {supervisor}) has not replied for stall_timeout_s = 2 s" in error.message
+    assert f"kill -KILL {supervisor}" in error.message
+    assert hello(engine) == ANSWER
 
 
 # ---- deadlines

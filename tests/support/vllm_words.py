@@ -20,6 +20,7 @@ OF_OTHERS = {
     ("error: argument ",),
     ("MemoryError",),
     ("No such file or directory: ",),
+    ("No space left on device",),
     ("Cannot allocate memory",),
     ("OutOfMemoryError",),
     ("no NVIDIA driver",),

@@ -146,9 +146,9 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "Failure": ["is_from_outside", "kind", "log_tail", "message"],
             "Progress": ["detail", "done", "phase", "since", "total"],
             "Record": [
-                "boot_id", "devices", "failure", "launcher_pid", "max_model_len", "model", "pinned", "progress",
-                "server_pid", "shared_files", "socket", "start_number", "start_s", "state", "state_since",
-                "supervisor_pid", "vllm_version",
+                "boot_id", "devices", "failure", "launcher_pid", "made_room", "max_model_len", "model", "pinned",
+                "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
+                "state_since", "supervisor_pid", "vllm_version",
             ],
         },
     )  # fmt: skip

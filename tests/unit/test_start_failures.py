@@ -48,6 +48,8 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             "weights are damaged",
         ),
         (["MemoryError", LAST], "weights are damaged"),
+        (["OSError: [Errno 28] No space left on device: '/root/.cache/vllm/x'", LAST], "a disk is full, of the model"),
+        (["RuntimeError: Data processing error: I/O error: No space left on device (os error 28)", LAST], "is full"),
         (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", LAST], "out of GPU memory"),
         (["(EngineCore pid=1) ERROR 11-21 09:00:00 [core.py:1] KeyError: 'lm_head'", LAST], "KeyError: 'lm_head'"),
         (

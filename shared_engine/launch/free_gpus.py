@@ -1,0 +1,69 @@
+"""Which of several GPUs an engine runs on, where the user has not said.
+
+The one with the most free memory when it is started; later, whichever it is on: equal settings share one engine, so an
+engine that is alive decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from shared_engine.machine.memory import GIB, read_memory
+from shared_engine.runtime.directory import RuntimeDir, runtime_root
+from shared_engine.runtime.record import is_supervised
+from shared_engine.runtime.spec import EngineSpec, read_spec
+
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+# nvidia-smi counts GPUs by their bus, CUDA by default by their speed.
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+
+
+def on_free_gpus(spec: EngineSpec) -> EngineSpec:
+    """``spec`` on the GPUs to use; as it is where there are not more of them than it needs."""
+    if not _has_more_than(len(spec.devices)):
+        return spec
+    alive = next(_alive_elsewhere(spec), None)
+    if alive is not None:
+        return alive
+    free = {name: memory.free // GIB for name, memory in read_memory().items() if name.removeprefix("cuda:").isdigit()}
+    if len(free) <= len(spec.devices):
+        return spec
+    # By whole GiB, and the first of equal ones: processes that choose at the same time choose the same.
+    chosen = sorted(free, key=lambda name: (-free[name], _number(name)))[: len(spec.devices)]
+    numbers = sorted(map(_number, chosen))
+    values = (",".join(map(str, numbers)), "PCI_BUS_ID")
+    devices = tuple(f"cuda:{number}" for number in numbers)
+    return replace(
+        spec, devices=devices, environment={**spec.environment, **dict(zip(_VARIABLES, values, strict=True))}
+    )
+
+
+def _has_more_than(count: int) -> bool:
+    try:
+        return sum(1 for _ in NVIDIA_GPUS.iterdir()) > count
+    except OSError:
+        return False
+
+
+def _number(device: str) -> int:
+    return int(device.removeprefix("cuda:"))
+
+
+def _alive_elsewhere(spec: EngineSpec) -> Iterator[EngineSpec]:
+    """Engines that are alive and differ in their GPUs only."""
+    root = runtime_root()
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        directory = RuntimeDir(path)
+        try:
+            other = read_spec(directory.spec)
+            if _without_gpus(other) == _without_gpus(spec) and is_supervised(directory):
+                yield other
+        except (OSError, ValueError, TypeError):  # another release's, or half removed
+            continue
+
+
+def _without_gpus(spec: EngineSpec) -> EngineSpec:
+    environment = {name: value for name, value in spec.environment.items() if name not in _VARIABLES}
+    return replace(spec, devices=(), environment=environment)
