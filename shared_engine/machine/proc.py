@@ -23,11 +23,13 @@ class ProcessStat:
     """One line of ``/proc/<pid>/stat``.
 
     Attributes:
+        is_stopped: somebody has sent it SIGSTOP, or one of its kin.
         cpu_s: processor time used so far, in seconds.
     """
 
     pid: int
     is_zombie: bool
+    is_stopped: bool
     parent: int
     group: int
     cpu_s: float
@@ -40,7 +42,7 @@ def process_stat(pid: int) -> ProcessStat | None:
     except OSError:
         return None
     cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    return ProcessStat(pid, fields[0] == "Z", int(fields[1]), int(fields[2]), cpu_s)
+    return ProcessStat(pid, fields[0] == "Z", fields[0] == "T", int(fields[1]), int(fields[2]), cpu_s)
 
 
 def exit_code_of(pid: int) -> int | None:
@@ -85,6 +87,11 @@ def is_alive(pid: int) -> bool:
     """True for a running process; False for a zombie."""
     stat = process_stat(pid)
     return stat is not None and not stat.is_zombie
+
+
+def is_any_stopped(pids: Iterable[int]) -> bool:
+    """True when somebody has stopped one of these processes, as with SIGSTOP."""
+    return any(stat.is_stopped for pid in pids if (stat := process_stat(pid)) is not None)
 
 
 def group_members(pgid: int) -> list[int]:

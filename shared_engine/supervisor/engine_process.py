@@ -22,6 +22,7 @@ from shared_engine.machine.proc import (
     catches_signal,
     cpu_seconds,
     group_members,
+    is_any_stopped,
     is_runnable,
     out_of_memory_kills,
     shared_files,
@@ -158,7 +159,9 @@ class EngineProcess:
             async with asyncio.timeout(stall_timeout_s):
                 server = await launcher.start_server([*self._spec.argv, "--uds", path])
         except TimeoutError:
-            raise self._failed(FailureKind.TIMEOUT, "the process that starts vLLM does not answer") from None
+            message = "the process that starts vLLM does not answer"
+            stopped = is_any_stopped([launcher.pid])
+            raise self._failed(FailureKind.TIMEOUT, message, is_from_outside=stopped) from None
         if server is None:
             raise self._explained(launcher.exit("the process that starts vLLM"))
         self.server = server
@@ -188,6 +191,10 @@ class EngineProcess:
         if timeout > 0:
             await asyncio.wait([server.ended], timeout=timeout)
         return self._end_of(server.ended.result(), self._lines()) if server.ended.done() else None
+
+    def was_stopped(self) -> bool:
+        """Whether somebody has stopped a process of the server, as with SIGSTOP."""
+        return self.server is not None and is_any_stopped(group_members(self.server.pid))
 
     def _end_of(self, exit: Exit, lines: list[str]) -> End:
         return end_of(exit, lines, memory_ran_out=out_of_memory_kills() > self._memory_kills)
@@ -268,7 +275,9 @@ class EngineProcess:
                     f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
                     f"{limit_s:g} s, while it was {self._progress.progress}"
                 )
-                raise StartFailedError(Failure(FailureKind.TIMEOUT, message, await self._lines_and_stacks(now_there)))
+                stopped = is_any_stopped(now_there)
+                lines = await self._lines_and_stacks(now_there)
+                raise StartFailedError(Failure(FailureKind.TIMEOUT, message, lines, stopped))
 
         return check
 

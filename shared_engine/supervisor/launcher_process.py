@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shared_engine.launcher import LAUNCHER
+from shared_engine.machine.proc import is_any_stopped
 from shared_engine.machine.process_group import GIVE_UP_S
 from shared_engine.runtime.launcher_messages import (
     Command,
@@ -112,7 +113,7 @@ class LauncherProcess:
         """True when it can fork a server at once."""
         is_preloaded = self.preloaded.done() and isinstance(self.preloaded.result(), Preloaded)
         is_forking = self._starting is not None and not self._starting.done()
-        return is_preloaded and not is_forking and not self.has_ended
+        return is_preloaded and not is_forking and not self.has_ended and not is_any_stopped([self.pid])
 
     async def forked_server(self) -> ServerProcess | None:
         """The server it has forked, after waiting for one that is just being forked; None if there is none."""

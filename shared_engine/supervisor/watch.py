@@ -90,9 +90,8 @@ class Watch:
             self._seen_busy_at = time.monotonic()
             if record.state is EngineState.READY and await self._is_hung(record.socket, record.model, policy):
                 limit_s = policy.stall_timeout_s
-                return Sight(
-                    Step.DEAD, f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s"
-                )
+                why = f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s"
+                return Sight(Step.DEAD, why, is_from_outside=engine.process.was_stopped())
             poll_s = min(policy.idle_ttl_s, policy.sleep_after_s, policy.stall_timeout_s, BUSY_POLL_S)
             return Sight(Step.WAIT, wait_s=max(MIN_POLL_S, poll_s))
         self._hang_detector.forget()

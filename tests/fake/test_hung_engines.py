@@ -28,7 +28,7 @@ from tests.support.callers import (
     supervisor_pid,
     wait_for,
 )
-from tests.support.processes import any_exists, processes_of_group
+from tests.support.processes import all_processes, any_exists, processes_of_group
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -167,6 +167,29 @@ def test_a_supervisor_that_stands_still_is_named_with_what_to_do(fake_engine: Ma
     assert f"(process {supervisor}) has not replied for stall_timeout_s = 2 s" in error.message
     assert f"kill -KILL {supervisor}" in error.message
     assert hello(engine) == ANSWER
+
+
+def test_a_launcher_that_stands_still_is_replaced_unseen(fake_engine: MakeEngine) -> None:
+    engine = fake_engine(stall_timeout_s=20)
+    assert hello(engine) == ANSWER
+    engine.evict()
+    launcher = all_processes(engine)[1]
+    os.kill(launcher, signal.SIGSTOP)
+    assert hello(engine) == ANSWER
+    assert not any_exists([launcher])
+
+
+def test_servers_that_somebody_stops_again_and_again_are_replaced_unseen(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"token_delay_s": 0.1}, stall_timeout_s=1)
+    engine.warmup()
+    with calls(engine) as waiting:
+        stopped: set[int | None] = {None}
+        while len(stopped) <= 3:
+            wait_until(lambda: engine.is_ready() and engine.status().server_pid not in stopped, 20, "a start")
+            wait_until(lambda: engine.stats().get("num_requests_running") == 1, 10, "the request")
+            stopped.add(server_pid(engine))
+            os.kill(server_pid(engine), signal.SIGSTOP)
+    assert waiting[0].result() == ANSWER
 
 
 # ---- deadlines
