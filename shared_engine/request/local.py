@@ -83,7 +83,9 @@ class LocalEndpoint(Endpoint):
         if says_engine_busy(error):
             limit = self._settings.engine_args.get("max_num_queued_reqs")
             return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")
-        if isinstance(error, ServerConnectionError | ServerError):  # vLLM has many words for an engine that is going
+        # vLLM has many words for an engine that is going, and some for requests that it reports as its own fault.
+        is_of_request = isinstance(error, ServerError) and error.should_retry is False
+        if isinstance(error, ServerConnectionError | ServerError) and not is_of_request:
             return await self._supervisor.death_of(connection.incarnation) or error
         if isinstance(error, RequestTimeoutError):
             return RequestTimeoutError(f"{error.message}; {await _load_of(connection)}")
