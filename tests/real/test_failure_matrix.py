@@ -28,14 +28,14 @@ HEARD_WITHIN_S = 5.0
 STALL_TIMEOUT_S = 4.0
 IN_CI = {
     "nothing shown yet": (
-        *(Fault(SIGKILL, process) for process in ("APIServer", "EngineCore", "Worker", "launcher", "supervisor")),
-        *(Fault(SIGTERM, process) for process in ("APIServer", "EngineCore", "Worker", "supervisor")),
-        *(Fault(SIGSTOP, process) for process in ("APIServer", "EngineCore", "Worker")),
+        *(Fault(SIGKILL, process) for process in ("APIServer", "Worker", "launcher", "supervisor")),
+        *(Fault(SIGTERM, process) for process in ("APIServer", "EngineCore")),
+        Fault(SIGSTOP, "EngineCore"),
     ),
-    "in mid-stream": (Fault(SIGTERM, "APIServer"), Fault(SIGKILL, "EngineCore"), Fault(SIGKILL, "Worker")),
-    "idle": (Fault(SIGTERM, "APIServer"), Fault(SIGKILL, "Worker")),
-    "starting": (Fault(SIGKILL, "EngineCore"), Fault(SIGTERM, "APIServer"), Fault(SIGHUP, "launcher")),
-    "stopping": (Fault(SIGKILL, "supervisor"),),
+    "in mid-stream": (Fault(SIGTERM, "APIServer"), Fault(SIGKILL, "EngineCore")),
+    "idle": (Fault(SIGKILL, "Worker"),),
+    "starting": (Fault(SIGKILL, "EngineCore"), Fault(SIGTERM, "APIServer")),
+    "stopping": (Fault(SIGHUP, "launcher"),),
 }
 CASES = [
     (activity, fault)
