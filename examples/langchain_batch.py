@@ -20,5 +20,5 @@ for index, answer in llm.batch_as_completed(questions[:4]):
     print(index, answer.text)
 
 # One input that can't be answered, being too long for the model, leaves the others alone.
-for result in llm.batch([questions[0], "word " * 100_000, questions[1]], return_exceptions=True):
+for result in llm.batch([questions[0], "word " * 10_000, questions[1]], return_exceptions=True):
     print(f"{type(result).__name__}: {result}" if isinstance(result, Exception) else result.text)

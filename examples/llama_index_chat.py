@@ -36,5 +36,5 @@ async def main() -> None:
 asyncio.run(main())
 
 # As many at once as the engine takes, in order; one that can't be answered, being too long, leaves the others alone.
-for result in llm.complete_batch(["What is the capital of Japan?", "word " * 100_000], return_exceptions=True):
+for result in llm.complete_batch(["What is the capital of Japan?", "word " * 10_000], return_exceptions=True):
     print(f"{type(result).__name__}: {result}" if isinstance(result, Exception) else result.text)

@@ -209,14 +209,17 @@ class Requests:
         """
         self.endpoint.max_model_len = error.max_model_len or self.endpoint.max_model_len
         tokenize = prompt_tokens_request(request) if len(request.body) <= MAX_COUNTED_BYTES else None
-        if tokenize is None or self._is_counting:
+        count, said = error.prompt_tokens, "at least "
+        if tokenize is not None and not self._is_counting:
+            self._is_counting = True
+            try:
+                count, said = answers.parse_token_count(await self._post(tokenize, connection)), ""
+            except RequestError:  # a server without that route: its own number has to do
+                pass
+            finally:
+                self._is_counting = False
+        if count is None or error.max_model_len is None:
             return error
-        self._is_counting = True
-        try:
-            count = answers.parse_token_count(await self._post(tokenize, connection))
-        except RequestError:  # a server without that route: its own number has to do
-            return error
-        finally:
-            self._is_counting = False
-        message = f"the prompt has {count} tokens, and the model's limit is {error.max_model_len}: {error.message}"
-        return ContextLengthError(message, error.status, error.max_model_len, count)
+        limit = error.max_model_len
+        message = f"the prompt has {said}{count} tokens, and the model's limit is {limit}: {error.message}"
+        return ContextLengthError(message, error.status, limit, count)

@@ -146,7 +146,7 @@ def test_the_code_in_the_docs_of_langchain_runs(
         "['reasoning', 'text']",
         "['AIMessage', 'AIMessage', 'AIMessage', 'ContextLengthError']",
         "2048 True True",
-        "100012 2048",
+        "10012 2048",
         "The Rhine flows through Basel.",
         "The capital of France is Paris.",
     ):
@@ -175,7 +175,7 @@ def test_the_code_in_the_docs_of_llama_index_runs(
         "['The capital of France is Paris.', 'The capital of Italy is Rome.', 'The capital of Spain is Madrid.']",
         "['CompletionResponse', 'CompletionResponse', 'CompletionResponse', 'ContextLengthError']",
         *("The capital of France is Paris | True", "19", "2048 True"),
-        "100012 2048",
+        "10012 2048",
         "The capital of France is Paris.",
     ]
 
@@ -189,7 +189,7 @@ def test_the_code_in_the_docs_of_the_engine_runs(tiny_chat: dict[str, Any]) -> N
         f"{CAPITALS[0]} stop 11",
         CAPITALS[0],
         f"8 {{'{CAPITALS[0]}'}}",
-        "100002 2048",
+        "10002 2048",
         "19 ready",
     ]
 
@@ -286,7 +286,7 @@ def test_llama_index_chat_example(example: Callable[..., str]) -> None:
     assert chat.startswith("Your name is Ann. {'prompt_tokens': 39, 'completion_tokens': 9, 'total_tokens': 48")
     assert streamed.replace("|", "") == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"
     assert streamed.count("|") > 5
-    assert re.match(r"ContextLengthError: .* 100012 tokens, and the model's limit is 2048", too_long)
+    assert re.match(r"ContextLengthError: .* 10012 tokens, and the model's limit is 2048", too_long)
 
 
 def test_langchain_rag_example(example: Callable[..., str], minilm: dict[str, Any]) -> None:
