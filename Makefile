@@ -101,7 +101,7 @@ vllm: .venv/made
 
 test-oldest: .venv-oldest/made
 	@echo "== the oldest frameworks, without an engine"
-	@$(CLEAN_ENV) $(OLDEST)/python -m pytest -q -m "not engine and not fault" tests/unit tests/langchain tests/llama_index
+	@$(CLEAN_ENV) $(OLDEST)/python $(PYTEST) -q -m "not (engine or fault or slow)" tests/unit tests/langchain tests/llama_index
 
 test-faults: .venv/dev install
 	@$(CLEAN_ENV) FAULT_ROUNDS=5 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
