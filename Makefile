@@ -104,7 +104,7 @@ test-oldest: .venv-oldest/made
 	@$(CLEAN_ENV) $(OLDEST)/python $(PYTEST) -q -m "not (engine or fault or slow)" tests/unit tests/langchain tests/llama_index
 
 test-faults: .venv/dev install
-	@$(CLEAN_ENV) FAULT_ROUNDS=5 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
+	@$(CLEAN_ENV) FAULT_ROUNDS=1 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
 
 # Makes an environment for each release, once, in the user's cache folder: 2 to 4 GB each.
 VERSIONS := 0.26.0 0.28.0 0.30.0 0.31.0 0.32.0
