@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from shared_engine import Engine
 from tests.support.in_flight import running
-from tests.support.processes import end_of, run_app
+from tests.support.processes import end_of, press_ctrl_c_until_back, run_app
 from tests.support.waiting import wait_until
 
 DELAYS_S = [0.0, 0.05, 0.2, 1.0]
@@ -39,9 +38,6 @@ def test_ctrl_c_at_any_moment_of_a_batch(app: subprocess.Popen[str], quiet_engin
             app.stdin.flush()
             assert app.stdout.readline() == "begins\n"
             time.sleep(delay_s)
-            app.send_signal(signal.SIGINT)
-            began = time.monotonic()
-            assert app.stdout.readline() == "back\n", (way, delay_s)
-            seen.append((time.monotonic() - began, way, delay_s))
+            seen.append((press_ctrl_c_until_back(app), way, delay_s))
             wait_until(lambda: running(quiet_engine) == 0, ABORTED_S, f"{way} to end, left after {delay_s:g} s")
     assert max(seen) < (BACK_S,), sorted(seen)[-5:]

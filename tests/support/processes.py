@@ -5,16 +5,20 @@ Read here on their own, not with the product's functions, which are what is test
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shared_engine import Engine
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import POLL_S
 
+PRESS_AGAIN_S = 5.0
 APPS = REPOSITORY / "tests" / "support" / "apps"
 
 
@@ -91,3 +95,20 @@ def end_of(app: subprocess.Popen[str], timeout_s: float = 30.0) -> tuple[int, st
         app.kill()
         out, err = app.communicate()
     return app.returncode, out, err
+
+
+def press_ctrl_c_until_back(app: subprocess.Popen[str]) -> float:
+    """Seconds until the app says that it is back, by the last signal.
+
+    Python drops one that lands where exceptions are ignored, as in a weak reference's callback: people press again.
+    """
+    assert app.stdout
+    with ThreadPoolExecutor(1) as pool:
+        line = pool.submit(app.stdout.readline)
+        for _ in range(5):
+            app.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                assert line.result(PRESS_AGAIN_S) == "back\n"
+                break
+    return time.monotonic() - began

@@ -33,7 +33,8 @@ def on_own_loop() -> None:
     assert len(asyncio.run(engine.achat_batch(BATCH))) == COUNT
 
 
-threading.Thread(target=watch, daemon=True).start()
+watching = threading.Thread(target=watch, daemon=True)
+watching.start()
 try:
     assert len(engine.chat_batch(BATCH)) == COUNT
     on_own_loop()
@@ -43,7 +44,9 @@ try:
     for thread in threads:
         thread.join()
     is_over.set()
+    watching.join()
     print(most)
+    engine.close()  # connections that are idle would be closed some seconds later, and leave their files to others
     held = []
     with contextlib.suppress(OSError):
         while True:
@@ -51,3 +54,5 @@ try:
     Engine(base_url=f"{sys.argv[1]}/v1", model="served", max_retries=0, default_headers={"X-A": "b"}).chat(BATCH[0])
 except VLLMError as exc:
     print(type(exc).__name__)
+    if not is_over.is_set():
+        raise
