@@ -1,4 +1,4 @@
-"""How long a small request waits while somebody else's large one is served: the worst wait of two neighbours.
+"""How long a small request waits while another caller's large one is served: the worst wait of two neighbours.
 
 Both ask "Hello" for one token every 20 ms: one in a process of its own, one in a thread of the process that does the
 large thing, which then shares its interpreter and its event loop. Real vLLM on tiny_chat. Writes

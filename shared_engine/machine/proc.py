@@ -171,6 +171,6 @@ def exit_in_words(returncode: int | None, *, memory_ran_out: bool | None = None)
     except ValueError:
         name = f"signal {-returncode}"
     if name == "SIGKILL" and memory_ran_out is not False:
-        or_else = "" if memory_ran_out else "by somebody, or "
+        or_else = "" if memory_ran_out else "from outside, or "
         return f"was killed by {name} ({or_else}by the kernel when memory ran out)"
-    return f"was killed by {name}{' (by somebody)' if -returncode in FROM_OUTSIDE else ''}"
+    return f"was killed by {name}{' (from outside)' if -returncode in FROM_OUTSIDE else ''}"

@@ -52,7 +52,6 @@ from shared_engine.supervisor.watch import LONGEST_WAIT_S, Step, Watch
 from shared_engine.supervisor.work import Work, WorkSlot
 
 FIRST_CALLER_S = 20.0
-CALLER_GRACE_S = 1.0  # the start's own limit comes first, where it is the caller's
 DEATH_NOTICE_S, DEATH_POLL_S = 2.0, 0.2
 KEEP_FILES_S = 10.0
 MIN_WAIT_S = 0.02
@@ -187,7 +186,7 @@ class Supervisor:
 
     async def _started(self, timeout: float, send: Send) -> Ready | StartFailed | None:
         engine = self._engine
-        deadline = time.monotonic() + timeout + CALLER_GRACE_S
+        deadline = time.monotonic() + timeout
         while not engine.is_shutting_down:
             record, seen = engine.keeper.record, engine.changes.count
             if not self._work.is_busy:

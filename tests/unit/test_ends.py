@@ -13,11 +13,11 @@ CORE, SERVER = "vLLM's EngineCore", "vLLM"
 @pytest.mark.parametrize(
     ("exit", "log", "memory_ran_out", "end"),
     [
-        (Exit(CORE, -9), [], False, End(f"{CORE} was killed by SIGKILL (by somebody)", is_from_outside=True)),
+        (Exit(CORE, -9), [], False, End(f"{CORE} was killed by SIGKILL (from outside)", is_from_outside=True)),
         (Exit(CORE, -9), [], True, End(f"{CORE} was killed by SIGKILL (by the kernel when memory ran out)")),
-        (Exit(CORE, -15), [], False, End(f"{CORE} was killed by SIGTERM (by somebody)", is_from_outside=True)),
-        (Exit(CORE, -2), [], False, End(f"{CORE} was killed by SIGINT (by somebody)", is_from_outside=True)),
-        (Exit(CORE, -1), [], False, End(f"{CORE} was killed by SIGHUP (by somebody)", is_from_outside=True)),
+        (Exit(CORE, -15), [], False, End(f"{CORE} was killed by SIGTERM (from outside)", is_from_outside=True)),
+        (Exit(CORE, -2), [], False, End(f"{CORE} was killed by SIGINT (from outside)", is_from_outside=True)),
+        (Exit(CORE, -1), [], False, End(f"{CORE} was killed by SIGHUP (from outside)", is_from_outside=True)),
         (Exit(CORE, -11), [], False, End(f"{CORE} was killed by SIGSEGV")),
         (Exit(CORE, -6), [], False, End(f"{CORE} was killed by SIGABRT")),
         (Exit(CORE, 1), [], False, End(f"{CORE} ended with exit code 1")),
@@ -27,7 +27,7 @@ CORE, SERVER = "vLLM's EngineCore", "vLLM"
         (Exit("vLLM's Worker", 0), ["WorkerProc failed."], False, End("vLLM's Worker ended with exit code 0")),
         (Exit(CORE, 0), ["EngineCore encountered a fatal error."], False, End(f"{CORE} ended with exit code 0")),
         (Exit(SERVER, 0, is_leader=True), [], False, End(f"{SERVER} ended with exit code 0")),
-        (Exit(SERVER, -9, is_leader=True), [], False, End("vLLM was killed by SIGKILL (by somebody)", True)),
+        (Exit(SERVER, -9, is_leader=True), [], False, End("vLLM was killed by SIGKILL (from outside)", True)),
     ],
 )
 def test_end(exit: Exit, log: list[str], memory_ran_out: bool, end: End) -> None:

@@ -151,8 +151,8 @@ def test_a_thread_that_runs_is_runnable_and_one_that_sleeps_is_not(run: Run) -> 
     [
         (0, "ended with exit code 0"),
         (1, "ended with exit code 1"),
-        (-9, "was killed by SIGKILL (by somebody, or by the kernel when memory ran out)"),
-        (-15, "was killed by SIGTERM (by somebody)"),
+        (-9, "was killed by SIGKILL (from outside, or by the kernel when memory ran out)"),
+        (-15, "was killed by SIGTERM (from outside)"),
         (-11, "was killed by SIGSEGV"),
         (-99, "was killed by signal 99"),
     ],

@@ -79,8 +79,11 @@ def test_the_cause_is_told_not_the_last_line(lines: list[str], part: str) -> Non
 @pytest.mark.parametrize(
     ("cores", "cause"),
     [
-        ("{'EngineCore': -15}", "vLLM's EngineCore was killed by SIGTERM (by somebody)"),
-        ("{'EngineCore_DP0': 1, 'EngineCore_DP1': -9}", "vLLM's EngineCore_DP1 was killed by SIGKILL (by somebody, or"),
+        ("{'EngineCore': -15}", "vLLM's EngineCore was killed by SIGTERM (from outside)"),
+        (
+            "{'EngineCore_DP0': 1, 'EngineCore_DP1': -9}",
+            "vLLM's EngineCore_DP1 was killed by SIGKILL (from outside, or",
+        ),
         ("{'EngineCore': 1}", None),
     ],
 )
