@@ -14,7 +14,7 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from shared_engine.request.connection_budget import max_connections, take_slot
+from shared_engine.request.connection_budget import Slot, max_connections, take_slot
 
 if TYPE_CHECKING:
     import aiohttp
@@ -53,6 +53,7 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs, limit=0)
             self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+            self._slots: weakref.WeakValueDictionary[Any, Slot] = weakref.WeakValueDictionary()  # by protocol
 
         async def connect(self, req: Any, *args: Any, **kwargs: Any) -> Any:
             # What looks at the server (GET) waits for nobody: there is little of it, and it has to be soon.
@@ -64,7 +65,7 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
                     slot.give_back()
                 raise
             if slot is not None:
-                connection.add_callback(slot.give_back)
+                connection.slot = self._slots[connection.protocol] = slot  # dropped with the connection at the latest
             transport = connection.transport
             if transport is not None:
                 is_known = transport in self.noted
@@ -77,6 +78,13 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
 
         def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
             super()._release(key, protocol, should_close=should_close or len(_connections) > max_connections())
+            slot = self._slots.pop(protocol, None)
+            if slot is None:
+                return
+            if protocol.transport is None and not self._loop.is_closed():
+                self._loop.call_soon(slot.give_back)  # after the file is closed, which the loop does next
+            else:
+                slot.give_back()
 
         def __del__(self, *_: Any) -> None:
             """See ``abandon``: aiohttp would close the connections, on a loop that may be the parent's."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 from aiohttp import web
 
-from shared_engine.request import connection_budget
+from shared_engine import Engine
+from shared_engine.request import aiohttp_quirks, connection_budget
 from shared_engine.request.connection_budget import Budget, Slot
 from tests.support.processes import end_of, run_app
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
@@ -110,6 +113,37 @@ def slow_server() -> Iterator[RemoteServer]:
     with running_server() as server:
         server.handler = answer
         yield server
+
+
+@pytest.mark.parametrize("closed_by", ["server", "client"])
+async def test_a_slot_is_given_back_once_its_file_is_closed(
+    slow_server: RemoteServer, monkeypatch: pytest.MonkeyPatch, closed_by: str
+) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        if closed_by == "client":
+            await asyncio.sleep(10)
+        return web.json_response(chat_answer(), headers={"Connection": "close"})
+
+    slow_server.handler = answer
+    opened: list[socket.socket] = []
+    monkeypatch.setattr(aiohttp_quirks, "keep_alive", lambda it: opened.append(it.get_extra_info("socket")))
+    open_then: list[int] = []
+
+    class NotedSlot(Slot):
+        def give_back(self) -> None:
+            if self._budget is not None:
+                open_then.append(sum(each.fileno() >= 0 for each in opened))
+            super().give_back()
+
+        __del__ = give_back
+
+    monkeypatch.setattr(connection_budget, "Slot", NotedSlot)
+    engine = Engine(base_url=slow_server.url, model="served")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(engine.achat([{"role": "user", "content": "Hello"}]), 5 if closed_by == "server" else 0.5)
+    await asyncio.sleep(0.05)
+    assert (len(opened), open_then) == (1, [0])
+    await engine.aclose()
 
 
 @pytest.mark.parametrize("limit", [128, 256])
