@@ -36,9 +36,9 @@ PARAMETERS = """
 ## Parameters of a request
 
 Fields of `GenerationParams`, and keywords of every request of `Engine` and both adapters; in the adapters all but `n`,
-`response_format` and `timeout` are also arguments of the constructor, where `timeout` is the setting of that name. What
-is not given is not sent: the defaults above apply, then the model's generation_config. A call's parameter replaces a
-default that contradicts it; two in one call are refused.
+`response_format` and the last three are also arguments of the constructor, where `timeout` and `max_retries` are the
+settings of these names. What is not given is not sent: the defaults above apply, then the model's generation_config. A
+call's parameter replaces a default that contradicts it; two in one call are refused.
 
 | parameter | what it does |
 |---|---|
@@ -84,7 +84,10 @@ def page() -> Iterator[str]:
             yield CPU
     yield PARAMETERS
     by_class = (params.DefaultFields, params.SamplingFields, params.ChatFields, params.GenerationParams)
-    for name in dict.fromkeys(name for kind in by_class for name in kind.model_fields):
+    names = dict.fromkeys(
+        name for kind in by_class for name in kind.model_fields if name not in params.CallParams.model_fields
+    )
+    for name in (*names, *params.CallParams.model_fields):
         yield f"| `{name}` | {in_cell(of_params[name])} |\n"
 
 

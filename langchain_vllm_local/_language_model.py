@@ -14,7 +14,7 @@ from pydantic import model_validator
 
 from langchain_vllm_local._engine_model import PROVIDER, LangChainModel
 from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import GenerationModel, without_aliases, without_headers
+from shared_engine.adapting.framework_model import GenerationModel, without_aliases
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import GenerationParams, merge_parameters
 from shared_engine.settings import SECRET, EngineFields
@@ -49,7 +49,7 @@ class LanguageModel(LangChainModel, GenerationModel):
         Raises:
             InvalidInputError: a parameter is unknown, out of range, or can't be combined with the others.
         """
-        given = with_own_names(without_headers(call))
+        given = with_own_names(call)
         given.pop("stream", None)  # core's own switch between invoke and stream
         body = self._other_model(given.pop("model", None))
         if stop is not None:

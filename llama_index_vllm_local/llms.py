@@ -34,7 +34,7 @@ from llama_index_vllm_local._structured import StructuredPrediction
 from llama_index_vllm_local._tool_calling import ToolCalling
 from llama_index_vllm_local._tools import in_order_of_calls
 from shared_engine.adapting.checks import check_prompt
-from shared_engine.adapting.framework_model import ChatModel, without_headers
+from shared_engine.adapting.framework_model import ChatModel
 from shared_engine.adapting.left_calls import with_left_calls
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.adapting.tools import with_strict_arguments
@@ -200,7 +200,7 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
         """The call's parameters over the constructor's. The engine decides the rest."""
         if "image_documents" in call:
             raise InvalidInputError("image_documents: give images to chat, as ImageBlocks of a ChatMessage")
-        return GenerationParams(**merge_parameters(self._request_defaults(), without_headers(call)))
+        return GenerationParams(**merge_parameters(self._request_defaults(), call))
 
     def _answer(self, request: _Request) -> GenerationResult:
         params, messages, prompt, tools, tool_choice, positions = request

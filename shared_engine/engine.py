@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.folder import text_prefixes
-from shared_engine.params import GenerationParams
+from shared_engine.params import CallParams, GenerationParams
 from shared_engine.request.answers import parse_tokens
 from shared_engine.request.batches import SPARE_TEXTS, max_in_flight
 from shared_engine.request.bodies import (
@@ -26,8 +26,8 @@ from shared_engine.request.bodies import (
     text_tokens_request,
     tokenize_request,
 )
+from shared_engine.request.call import Call
 from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
-from shared_engine.request.deadline import Deadline
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
@@ -142,6 +142,8 @@ class Engine(Batches):
         on_progress: Callable[[int], object] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        max_retries: int | None = None,
+        extra_headers: Mapping[str, str] | None = None,
     ) -> EmbeddingResult:
         """One vector for each text, in order; as requests of ``batch_size`` texts, several in flight.
 
@@ -155,9 +157,9 @@ class Engine(Batches):
             truncate_prompt_tokens: use only so many tokens of a text; -1: as many as the model takes. Default: a text
                 that is too long is an error, which names it.
             on_progress: called with the number of texts each time some more are done.
-            timeout: seconds that all of it may take, as for every request.
+            timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
-        deadline = Deadline(timeout)
+        call = Call.begin(CallParams(timeout=timeout, max_retries=max_retries, extra_headers=extra_headers))
         checked = check_texts(texts, "texts")
         check_number("dimensions", dimensions, 1)
         check_number("batch_size", batch_size, 1)
@@ -165,10 +167,10 @@ class Engine(Batches):
         if not checked:
             return EmbeddingResult(embeddings=[], usage=TokenUsage(), model=self.settings.model or "")
         options = _given(dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
-        prefix = await self._prefix(input_type) if prefix is None else check_text(prefix, "prefix")
-        prefixed = [prefix + text for text in checked] if prefix else checked
-        embedding = self._pooling.embed(prefixed, options, batch_size, on_progress)
-        return await deadline.wait(f"vectors from {self}", embedding)
+        if prefix is None:
+            prefix = await call.deadline.wait("the model's own prefix", self._prefix(input_type))
+        prefixed = [prefix + text for text in checked] if check_text(prefix, "prefix") else checked
+        return await self._pooling.embed(prefixed, options, batch_size, on_progress, call)
 
     embed = blocking(aembed)
 
@@ -181,6 +183,8 @@ class Engine(Batches):
         truncate_prompt_tokens: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        max_retries: int | None = None,
+        extra_headers: Mapping[str, str] | None = None,
     ) -> RerankResult:
         """The ``top_n`` documents (default: all) that fit the query best, best first.
 
@@ -190,9 +194,9 @@ class Engine(Batches):
         Args:
             truncate_prompt_tokens: use only so many tokens of a query and document together; -1: as many as the model
                 takes. Default: what is too long is an error, which names it.
-            timeout: seconds that all of it may take, as for every request.
+            timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
-        deadline = Deadline(timeout)
+        call = Call.begin(CallParams(timeout=timeout, max_retries=max_retries, extra_headers=extra_headers))
         check_text(query, "query")
         checked = check_texts(documents, "documents")
         check_number("top_n", top_n, 1)
@@ -200,8 +204,7 @@ class Engine(Batches):
         if not checked:
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
         options = _given(truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
-        ranking = self._pooling.rerank(query, checked, top_n, options)
-        return await deadline.wait(f"scores from {self}", ranking)
+        return await self._pooling.rerank(query, checked, top_n, options, call)
 
     rerank = blocking(arerank)
 

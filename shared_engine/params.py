@@ -1,8 +1,9 @@
 """The parameters of a request: each declared once, and merged by one rule.
 
 A class of fields for each place that has them: the settings and every request (``DefaultFields``), requests and the
-adapters' language models (``SamplingFields``), requests and their chat models (``ChatFields``), requests alone.
-A field is sent under its own name unless request/bodies.py says otherwise: a new one is one line here, and its test.
+adapters' language models (``SamplingFields``), requests and their chat models (``ChatFields``), requests alone; and
+``CallParams``, which say how a call is made and are in no body. A field is sent under its own name unless
+request/bodies.py says otherwise: a new one is one line here, and its test.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shared_engine.declared import Decides, Setting
 from shared_engine.errors import InvalidInputError
-from shared_engine.validation import describe_invalid
+from shared_engine.validation import Headers, describe_invalid
 
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Names of the chat template's variable that turns thinking on and off."""
@@ -91,7 +92,36 @@ class ChatFields(BaseModel):
     """Chat only: further variables of the chat template."""
 
 
-class GenerationParams(DefaultFields, SamplingFields, ChatFields):
+class CallParams(BaseModel):
+    """How one call is made, whatever it asks for.
+
+    Raises:
+        InvalidInputError: on construction, for a value out of range or an unknown name; names the nearest known one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout: float | None = Field(None, gt=0)
+    """Seconds that all of this call may take: the engine's start, every try, all of the answer; in a batch, each
+    item from its sending on. The setting of this name is the limit of silence instead, which holds beside it."""
+    max_retries: int | None = Field(None, ge=0)
+    """How often a request of this call is tried again; None: as the setting of this name says."""
+    extra_headers: Headers = None
+    """HTTP headers of this call's requests to a remote server, beside the setting ``default_headers`` and instead of
+    those of the same name. Nothing to a local engine. Given as pydantic's ``SecretStr``, a value is not shown by the
+    frameworks' traces either."""
+
+    if not TYPE_CHECKING:  # checkers and editors see the fields instead
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as exc:
+                known = type(self).model_fields
+                raise InvalidInputError(describe_invalid(exc, known, "parameter", ("extra_headers",))) from None
+
+
+class GenerationParams(DefaultFields, SamplingFields, ChatFields, CallParams):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
 
     None means: not sent, so the engine's settings decide, then the model's own generation_config.
@@ -100,15 +130,10 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields):
         InvalidInputError: on construction, for a value out of range or an unknown name; names the nearest known one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     n: int | None = Field(None, ge=1)
     """Number of choices to generate."""
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
-    timeout: float | None = Field(None, gt=0)
-    """Seconds that all of this call may take: the engine's start, every try, all of the answer; in a batch, each
-    item from its sending on. The setting of this name is the limit of silence instead, which holds beside it."""
 
     @field_validator("response_format", mode="before")
     @classmethod
@@ -119,14 +144,6 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields):
                 "ChatVLLM.with_structured_output (LangChain) and VLLM.structured_predict (LlamaIndex)"
             )
         return value
-
-    if not TYPE_CHECKING:  # checkers and editors see the fields instead
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as exc:
-                raise InvalidInputError(describe_invalid(exc, type(self).model_fields, "parameter")) from None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -154,7 +171,8 @@ def template_variables(params: GenerationParams) -> dict[str, Any]:
 
 _THINKING = ("enable_thinking", "reasoning_effort")
 _FORMS = ("response_format", "structured_outputs")
-_JOINED = ("chat_template_kwargs", "extra_body")
+_OF_BODY = ("chat_template_kwargs", "extra_body")
+_JOINED = (*_OF_BODY, "extra_headers")
 _TAKEN_FROM_BODY = (*_FORMS, *_THINKING, "n")
 _RELATED = frozenset((*_THINKING, *_FORMS, *_JOINED))
 
@@ -163,7 +181,8 @@ def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters by name, of which a later layer (a call) wins over an earlier one (a model's or an engine's defaults).
 
     What a layer has replaces what contradicts it below, also under another name: two parameters hold an answer to a
-    form, and three switch thinking. ``chat_template_kwargs`` and ``extra_body`` are joined. None takes a value away.
+    form, and three switch thinking. ``chat_template_kwargs``, ``extra_body`` and ``extra_headers`` are joined.
+    None takes a value away.
 
     Raises:
         InvalidInputError: one layer constrains the answer twice.
@@ -203,7 +222,7 @@ def _with_own_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     variables = {**(values.get("chat_template_kwargs") or {}), **(body.get("chat_template_kwargs") or {})}
     rest = {name: value for name, value in body.items() if name not in own and name != "chat_template_kwargs"}
     return {
-        **{name: value for name, value in values.items() if name not in _JOINED},
+        **{name: value for name, value in values.items() if name not in _OF_BODY},
         **own,
         **({"chat_template_kwargs": variables} if variables else {}),
         **({"extra_body": rest} if rest else {}),

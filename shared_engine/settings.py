@@ -20,7 +20,7 @@ from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.params import DefaultFields
-from shared_engine.validation import describe_invalid
+from shared_engine.validation import Headers, describe_invalid, text_values
 
 SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
 """Never shown, dumped or pickled: another process reads them from its environment."""
@@ -98,27 +98,6 @@ def _user_and_password(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-def _text_values(value: Any) -> Any:
-    """Numbers and the like as they are written in a header or a query; a text is the JSON of all."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError("must be a dict, or a JSON object") from None
-    if not isinstance(value, Mapping):
-        return value
-    return {name: str(each) if isinstance(each, (int, float)) else each for name, each in value.items()}
-
-
-def _headers(value: dict[str, SecretStr] | None) -> dict[str, SecretStr] | None:
-    for name, secret in (value or {}).items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            raise ValueError(f"{name!r} is not the name of a header")
-        if re.search(r"[\r\n\0]", secret.get_secret_value()):
-            raise ValueError(f"the value of {name!r} has a line break in it")
-    return value
-
-
 def _without_credentials(url: Any) -> tuple[Any, str | None]:
     """A URL, and the ``user:password`` that it carried; also where it is not a valid one: it will be shown."""
     if not isinstance(url, str):
@@ -169,16 +148,12 @@ class EngineFields(DefaultFields):
     ] = None
     """``user:password``, sent to ``base_url`` instead of a bearer token."""
     default_headers: Annotated[
-        dict[str, SecretStr] | None,
-        BeforeValidator(_text_values),
-        AfterValidator(_headers),
-        Field(exclude=True),
-        Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True),
+        Headers, Field(exclude=True), Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True)
     ] = None
     """Headers of every request to ``base_url``, such as ``{"X-Tenant": "a"}``. Their values are kept secret."""
     default_query: Annotated[
         dict[str, str] | None,
-        BeforeValidator(_text_values),
+        BeforeValidator(text_values),
         Setting("VLLM_DEFAULT_QUERY", Decides.CALLS, is_json=True),
     ] = None
     """Query of every request to ``base_url``, such as ``{"api-version": "1"}``. Not for secrets: it is shown."""

@@ -1,11 +1,14 @@
-"""How a refused setting or parameter is described: which name, which value, what is allowed, and what may be meant."""
+"""What settings and parameters have in common: the form of headers, and how what is refused is described."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 
 # What the classes are called from which people come, for the same thing.
 OTHER_NAMES = {
@@ -17,6 +20,31 @@ OTHER_NAMES = {
     "model_name": "model", "model_path": "model", "cache_dir": "download_dir", "normalize": "extra_body",
     "openai_proxy": "proxy", "headers": "default_headers", "verify": "ssl_verify", "verify_ssl": "ssl_verify",
 }  # fmt: skip
+
+
+def text_values(value: Any) -> Any:
+    """Numbers and the like as they are written in a header or a query; a text is the JSON of all."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError("must be a dict, or a JSON object") from None
+    if not isinstance(value, Mapping):
+        return value
+    return {name: str(each) if isinstance(each, (int, float)) else each for name, each in value.items()}
+
+
+def _headers(value: dict[str, SecretStr] | None) -> dict[str, SecretStr] | None:
+    for name, secret in (value or {}).items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError(f"{name!r} is not the name of a header")
+        if re.search(r"[\r\n\0]", secret.get_secret_value()):
+            raise ValueError(f"the value of {name!r} has a line break in it")
+    return value
+
+
+Headers = Annotated[dict[str, SecretStr] | None, BeforeValidator(text_values), AfterValidator(_headers)]
+"""Headers of requests, by name; their values may be secret, and are not shown."""
 
 
 def say_unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ Mixed into the frameworks' base classes, which are pydantic models. Knows no fra
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -21,8 +20,6 @@ from shared_engine.validation import say_unknown
 
 if TYPE_CHECKING:
     from typing import Self
-
-_log = logging.getLogger(__name__)
 
 
 class EngineModel(EngineFields):
@@ -179,17 +176,6 @@ def _checker(cls: type[EngineModel], name: str) -> TypeAdapter[Any] | None:
         return TypeAdapter(annotation)
     except PydanticSchemaGenerationError:  # of a user's own class, with a type that pydantic does not know
         return None
-
-
-def without_headers(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's parameters without ``extra_headers``: frameworks give HTTP headers for other servers to any model
-    (LlamaIndex's DocumentContextExtractor, a fallback of LangChain's), and a request here has none of its own.
-    """
-    given = dict(call)
-    headers = given.pop("extra_headers", None)
-    if headers:
-        _log.debug("extra_headers are not sent: %s", ", ".join(map(str, headers)))
-    return given
 
 
 def without_aliases(values: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
             # What looks at the server (GET) waits for nobody: there is little of it, and it has to be soon.
             slot = await take_slot() if req.method == "POST" else None
             try:
-                connection = await super().connect(req, *args, **kwargs)
+                connection: Any = await super().connect(req, *args, **kwargs)
             except BaseException:
                 if slot is not None:
                     slot.give_back()

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import ChatFields, GenerationParams, template_variables
+from shared_engine.params import CallParams, ChatFields, GenerationParams, template_variables
 from shared_engine.request.checks import Message, check_messages
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
 
@@ -23,7 +23,8 @@ ToolChoice = str | Mapping[str, Any]
 
 CHAT_ONLY = tuple(ChatFields.model_fields)
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
-_SENT_OTHERWISE = frozenset((*CHAT_ONLY, "stop", "logprobs", "extra_body", "timeout"))
+_SENT_OTHERWISE = frozenset((*CHAT_ONLY, *CallParams.model_fields, "stop", "logprobs", "extra_body"))
+_AS_SET = CallParams()
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Request:
         path: the route.
         body: a JSON object with at least one field.
         names_model: ``body`` has the model's name already: the user chose one of a remote server's.
-        timeout: seconds that all of the call may take; None for no limit.
+        params: how the call is made.
         needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
             limit is to be sent, which it cuts to what the prompt leaves.
     """
@@ -43,7 +44,7 @@ class Request:
     body: bytes
     names_model: bool = False
     needs_max_tokens: bool = False
-    timeout: float | None = None
+    params: CallParams = _AS_SET
 
     def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
         """The bytes to send to the server that calls its model ``model``.
@@ -71,7 +72,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
 
 
-def request_of(path: str, body: Mapping[str, Any], timeout: float | None = None) -> Request:
+def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET) -> Request:
     """A request with ``body``, a field of which may be the model's name.
 
     Raises:
@@ -86,7 +87,7 @@ def request_of(path: str, body: Mapping[str, Any], timeout: float | None = None)
         encoded,
         names_model="model" in body,
         needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
-        timeout=timeout,
+        params=params,
     )
 
 
@@ -129,7 +130,7 @@ def chat_request(
         InvalidInputError: a tool_choice without tools; or something has no JSON form.
     """
     body = chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
-    return request_of(CHAT, body, params.timeout)
+    return request_of(CHAT, body, params)
 
 
 def completion_request(prompt: str, params: GenerationParams, *, stream: bool = False) -> Request:
@@ -138,7 +139,7 @@ def completion_request(prompt: str, params: GenerationParams, *, stream: bool = 
     Raises:
         InvalidInputError: a parameter is one of the chat template; or something has no JSON form.
     """
-    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream), params.timeout)
+    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream), params)
 
 
 def chat_body(

@@ -6,6 +6,7 @@ Knows nothing of leases or settings. aiohttp's exceptions end here: callers see 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from urllib.parse import urlencode
 
 from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
 from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, is_used_again, response_class
-from shared_engine.request.http_options import DEFAULT, HttpOptions
+from shared_engine.request.http_options import DEFAULT, HeaderPairs, HttpOptions
 from shared_engine.request.proxies import proxy_of, shown, with_credentials
 from shared_engine.request.refusals import error_from_response
 
@@ -47,6 +48,8 @@ class Client:
     def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
         import aiohttp
 
+        self._base: Client | None = None
+        self._headers: HeaderPairs = ()
         self._base_url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
         self._connector: Any
@@ -65,6 +68,19 @@ class Client:
             read_bufsize=1 << 18,
             response_class=response_class(),
         )
+
+    def with_headers(self, headers: HeaderPairs) -> Client:
+        """A client over the same connections, whose requests have ``headers`` too; it must not be closed."""
+        if not headers:
+            return self
+        client = copy.copy(self)
+        client._base, client._headers = self.base, headers
+        return client
+
+    @property
+    def base(self) -> Client:
+        """The client whose connections these are."""
+        return self._base or self
 
     async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
         """The body of a 2xx answer.
@@ -93,11 +109,14 @@ class Client:
 
         limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
         url = self._base_url + path + self._query
+        headers = dict(self._headers)
         while True:
             sent_at = time.monotonic()
             is_used_again.set(False)  # as long as there is no connection
             try:
-                response = await self._session.request(method, url, data=body, timeout=limits, allow_redirects=False)
+                response = await self._session.request(
+                    method, url, data=body, headers=headers, timeout=limits, allow_redirects=False
+                )
                 break
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if not is_used_again.get() or time.monotonic() - sent_at > STALE_WITHIN_S:
@@ -178,7 +197,8 @@ class Client:
         # Still open here means that its loop is gone: ended without closing its generators, at the interpreter's end,
         # or left behind in the parent by a fork.
         with contextlib.suppress(AttributeError):
-            abandon(self._session)
+            if self._base is None:
+                abandon(self._session)
 
 
 class EventStream:

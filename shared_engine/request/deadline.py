@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
-from shared_engine.errors import InvalidInputError, RequestTimeoutError
+from shared_engine.errors import RequestTimeoutError
 
 T = TypeVar("T")
 
@@ -17,14 +17,9 @@ class Deadline:
 
     Args:
         timeout: seconds; None for no limit.
-
-    Raises:
-        InvalidInputError: there is no time at all.
     """
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not timeout > 0:
-            raise InvalidInputError(f"timeout = {timeout!r}: must be more than 0 seconds, or None")
         self._timeout = timeout
         self._began = time.monotonic()
 

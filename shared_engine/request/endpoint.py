@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
+from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.routes import HEALTH
 
 PROBE_TIMEOUT_S = 10.0
@@ -46,8 +47,11 @@ class Endpoint(ABC):
     sends_done = False
 
     @abstractmethod
-    async def acquire(self) -> Connection:
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         """A connection to a server that is ready, for one request; give it back with ``release``.
+
+        Args:
+            headers: of the call, for all that is asked over this connection; only a remote server gets them.
 
         Raises:
             VLLMError: no server is available.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from pydantic import SecretStr
 
 from shared_engine.errors import SettingsError
 
+HeaderPairs = tuple[tuple[str, str], ...]
 logger = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -21,7 +25,7 @@ class HttpOptions:
         proxy_auth: ``user:password``.
     """
 
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: HeaderPairs = field(default=(), repr=False)
     query: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     proxy: str | None = None
     proxy_auth: str | None = field(default=None, repr=False)
@@ -59,6 +63,15 @@ class HttpOptions:
                 _warned.add(url)
                 logger.warning("%s: its certificate is not checked (ssl_verify=False): anybody may answer for it", url)
         return context
+
+
+def header_pairs(*layers: Mapping[str, SecretStr] | None) -> HeaderPairs:
+    """Names and values as they are sent; a later one of the same name, in whatever case, is sent instead."""
+    headers: dict[str, tuple[str, str]] = {}
+    for layer in layers:
+        for name, value in (layer or {}).items():
+            headers[name.lower()] = name, value.get_secret_value()
+    return tuple(headers.values())
 
 
 DEFAULT = HttpOptions()

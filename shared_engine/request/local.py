@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from shared_engine.errors import (
@@ -20,6 +21,7 @@ from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import look_at
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection, Endpoint
+from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
 from shared_engine.request.refusals import says_engine_busy
 from shared_engine.request.shared_tasks import SharedTasks
@@ -28,6 +30,8 @@ from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState, current_record
 from shared_engine.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 2.0
 ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
@@ -46,7 +50,9 @@ class LocalEndpoint(Endpoint):
         self._resolving = SharedTasks()
         self._socket: str | None = None
 
-    async def acquire(self) -> Connection:
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        if headers:  # of other services, which frameworks give to any model; or of a model that was remote until now
+            logger.debug("a local engine gets no extra_headers: %s", ", ".join(name for name, _ in headers))
         with _our_errors():
             supervisor = self._supervisor or await self._resolved()
             record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)

@@ -112,5 +112,5 @@ _watches: weakref.WeakKeyDictionary[Client, WorkWatch] = weakref.WeakKeyDictiona
 
 
 async def is_working(client: Client, timeout: float) -> bool:
-    """See WorkWatch: each client has one."""
-    return await _watches.setdefault(client, WorkWatch()).is_working(client, timeout)
+    """See WorkWatch: each server has one."""
+    return await _watches.setdefault(client.base, WorkWatch()).is_working(client, timeout)

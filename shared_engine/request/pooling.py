@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from shared_engine.errors import ContextLengthError, RequestError, RequestRejectedError, ServerError
-from shared_engine.request.answers import parse_embeddings, parse_rerank
+from shared_engine.request.answers import parse_embeddings, parse_rerank, parse_token_count
 from shared_engine.request.batches import gather
 from shared_engine.request.bodies import Request, embedding_request, rerank_request, text_tokens_request
+from shared_engine.request.call import Call
 from shared_engine.request.refusals import remedy_for_texts, says_no_base64
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
@@ -45,36 +46,39 @@ class Pooling:
         options: Mapping[str, Any],
         batch_size: int,
         on_progress: Callable[[int], object] | None,
+        call: Call,
     ) -> EmbeddingResult:
         """One vector for each text, in order; the first refused request ends the others."""
         size = min(batch_size, max(1, self._max_texts // 4))
 
-        async def call(start: int) -> EmbeddingResult:
+        async def embed(start: int) -> EmbeddingResult:
             chunk = texts[start : start + size]
-            result = await self._embed_chunk(chunk, start, options)
+            result = await self._embed_chunk(chunk, start, options, call)
             if on_progress is not None:
                 on_progress(len(chunk))
             return result
 
         starts = range(0, len(texts), size)
-        results = cast("list[EmbeddingResult]", await gather(starts, call, max(1, self._max_texts // size), False))
+        results = cast("list[EmbeddingResult]", await gather(starts, embed, max(1, self._max_texts // size), False))
         return EmbeddingResult(
             embeddings=[vector for result in results for vector in result.embeddings],
             usage=TokenUsage(prompt_tokens=sum(result.usage.prompt_tokens for result in results)),
             model=results[0].model,
         )
 
-    async def _embed_chunk(self, texts: Sequence[str], start: int, options: Mapping[str, Any]) -> EmbeddingResult:
+    async def _embed_chunk(
+        self, texts: Sequence[str], start: int, options: Mapping[str, Any], call: Call
+    ) -> EmbeddingResult:
         encoding_format = self._encoding_format
         request = embedding_request(texts, encoding_format, options)
         try:
-            result = await self._requests.ask(request, parse_embeddings)
+            result = await self._requests.ask(request, parse_embeddings, call)
         except ContextLengthError as exc:
-            raise await self._naming_text(exc, texts, start, options) from exc
+            raise await self._naming_text(exc, texts, start, options, call) from exc
         except RequestRejectedError as exc:
             if encoding_format != "float" and says_no_base64(exc):
                 self._encoding_format = "float"
-                return await self._embed_chunk(texts, start, options)
+                return await self._embed_chunk(texts, start, options, call)
             remedy = remedy_for_texts(exc, texts, start)
             if remedy is None:
                 raise
@@ -84,14 +88,14 @@ class Pooling:
         return result
 
     async def rerank(
-        self, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]
+        self, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any], call: Call
     ) -> RerankResult:
         """The documents' scores, best first. One request: some models score each document in view of the others."""
         request = rerank_request(query, documents, top_n, options)
         try:
-            result = await self._requests.ask(request, parse_rerank)
+            result = await self._requests.ask(request, parse_rerank, call)
         except ContextLengthError as exc:
-            raise await self._naming_document(exc, query, documents, options) from exc
+            raise await self._naming_document(exc, query, documents, options, call) from exc
         wanted = min(top_n or len(documents), len(documents))
         ranked = result.results[:wanted]  # not every server knows top_n
         if len({each.index for each in ranked} & set(range(len(documents)))) != wanted:
@@ -102,18 +106,18 @@ class Pooling:
     # at once.
 
     async def _naming_text(
-        self, error: ContextLengthError, texts: Sequence[str], start: int, options: Mapping[str, Any]
+        self, error: ContextLengthError, texts: Sequence[str], start: int, options: Mapping[str, Any], call: Call
     ) -> ContextLengthError:
         limit = error.max_model_len
         for index in _longest(texts):
             text = texts[index]
             if len(text) > MAX_COUNTED_BYTES:
-                refusal = await self._refusal(embedding_request([text], self._encoding_format, options))
+                refusal = await self._refusal(embedding_request([text], self._encoding_format, options), call)
                 if refusal is not None:
                     what = f"texts[{start + index}] is too long ({len(text)} characters): {refusal.message}"
                     return ContextLengthError(f"{what}; {_CUT}", *refusal.args[1:])
                 continue
-            count = await self._length(text)
+            count = await self._length(text, call)
             if count is None or limit is None:
                 break
             if count > limit:
@@ -123,19 +127,21 @@ class Pooling:
         return ContextLengthError(f"{where}: {error.message}; {_CUT}", *error.args[1:])
 
     async def _naming_document(
-        self, error: ContextLengthError, query: str, documents: Sequence[str], options: Mapping[str, Any]
+        self, error: ContextLengthError, query: str, documents: Sequence[str], options: Mapping[str, Any], call: Call
     ) -> ContextLengthError:
         longest = _longest(documents)
         first = documents[longest[0]]
         if len(query) + len(first) > MAX_COUNTED_BYTES:
-            refusal = await self._refusal(rerank_request(query, [first], None, options))
+            refusal = await self._refusal(rerank_request(query, [first], None, options), call)
             if refusal is not None:
                 lengths = f"({len(first)} characters) with the query ({len(query)} characters)"
                 message = f"documents[{longest[0]}] {lengths} is too long: {refusal.message}; {_CUT}"
                 return ContextLengthError(message, *refusal.args[1:])
             return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
-        query_tokens = await self._length(query)
-        counts = {index: await self._length(documents[index]) or 0 for index in longest if query_tokens is not None}
+        query_tokens = await self._length(query, call)
+        counts = {
+            index: await self._length(documents[index], call) or 0 for index in longest if query_tokens is not None
+        }
         if not counts:
             return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
         # A pair has tokens of its own between the two, so sums are not exact; but the longest is surely too long.
@@ -146,18 +152,18 @@ class Pooling:
         )
         return ContextLengthError(f"{what}; {_CUT}", *error.args[1:])
 
-    async def _refusal(self, request: Request) -> ContextLengthError | None:
+    async def _refusal(self, request: Request, call: Call) -> ContextLengthError | None:
         """What the server says about the length of one text alone; None where that is not too long."""
         try:
-            await self._requests.ask(request, lambda _: None)
+            await self._requests.ask(request, lambda _: None, call)
         except ContextLengthError as exc:
             return exc
         return None
 
-    async def _length(self, text: str) -> int | None:
+    async def _length(self, text: str, call: Call) -> int | None:
         """Tokens of a text; None where the server can't count them."""
         try:
-            return await self._requests.count_tokens(text_tokens_request(text))
+            return await self._requests.ask(text_tokens_request(text), parse_token_count, call)
         except RequestError:
             return None
 

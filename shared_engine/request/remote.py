@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from base64 import b64encode
 
+from pydantic import SecretStr
+
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, RequestRejectedError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.answers import parse_models
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint
-from shared_engine.request.http_options import HttpOptions
+from shared_engine.request.http_options import HeaderPairs, HttpOptions, header_pairs
 from shared_engine.request.loop_clients import loop_clients
 from shared_engine.request.routes import MODELS
 from shared_engine.runtime.record import EngineState
@@ -29,8 +31,8 @@ class RemoteEndpoint(Endpoint):
         self._model = settings.model
         self._times_renamed = 0
 
-    async def acquire(self) -> Connection:
-        client = await self._clients.get()
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        client = (await self._clients.get()).with_headers(headers)
         if self._model is None:
             self._model = await self._first_model(client)
         return Connection(client, self._model, self._times_renamed)
@@ -94,17 +96,14 @@ class RemoteEndpoint(Endpoint):
 
 def http_options(settings: EngineSettings) -> HttpOptions:
     """How the settings want a server to be reached."""
-    headers = {}
+    authorization = {}
     if settings.api_key:
-        headers["Authorization"] = f"Bearer {settings.api_key.get_secret_value()}"
+        authorization["Authorization"] = SecretStr(f"Bearer {settings.api_key.get_secret_value()}")
     if settings.basic_auth:
-        headers["Authorization"] = f"Basic {b64encode(settings.basic_auth.get_secret_value().encode()).decode()}"
-    for name, value in (settings.default_headers or {}).items():
-        for taken in [known for known in headers if known.lower() == name.lower()]:
-            del headers[taken]
-        headers[name] = value.get_secret_value()
+        encoded = b64encode(settings.basic_auth.get_secret_value().encode()).decode()
+        authorization["Authorization"] = SecretStr(f"Basic {encoded}")
     return HttpOptions(
-        headers=tuple(headers.items()),
+        headers=header_pairs(authorization, settings.default_headers),
         query=tuple((settings.default_query or {}).items()),
         proxy=settings.proxy,
         proxy_auth=settings.proxy_auth.get_secret_value() if settings.proxy_auth else None,

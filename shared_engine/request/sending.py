@@ -15,9 +15,10 @@ from shared_engine.errors import (
     RequestError,
     VLLMError,
 )
+from shared_engine.params import CallParams
 from shared_engine.request import answers
 from shared_engine.request.bodies import Request, prompt_tokens_request
-from shared_engine.request.deadline import Deadline
+from shared_engine.request.call import Call
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
@@ -49,7 +50,7 @@ class Requests:
 
     Args:
         timeout: seconds a request may go without receiving a byte; None for no limit.
-        max_retries: how often a request is tried again.
+        max_retries: how often a request is tried again, unless its call says otherwise.
     """
 
     def __init__(self, endpoint: Endpoint, timeout: float | None, max_retries: int) -> None:
@@ -63,16 +64,20 @@ class Requests:
         """A whole answer."""
         return await self.ask(request, answers.parse_result)
 
-    async def ask(self, request: Request, parse: Callable[[bytes], T]) -> T:
-        """What ``parse`` makes of the answer's body."""
+    async def ask(self, request: Request, parse: Callable[[bytes], T], call: Call | None = None) -> T:
+        """What ``parse`` makes of the answer's body.
 
-        async def call(connection: Connection) -> T:
+        Args:
+            call: that this request is one of; without, it is one of its own.
+        """
+
+        async def post(connection: Connection) -> T:
             try:
                 return parse(await self._post(request, connection))
             except RequestError as exc:
                 await self._raise(exc, connection, request)
 
-        return await self._with_connection(call, Deadline(request.timeout))
+        return await self._with_connection(post, call or Call.begin(request.params))
 
     async def stream(self, request: Request) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this ends the request, and gives its lease back, before it returns.
@@ -80,11 +85,12 @@ class Requests:
         It is the only asynchronous generator of a stream. With one inside another, a loop that shuts down would close
         both at once, and the garbage collector would end the inner one after the lease.
         """
-        retry, deadline = Retry(self._max_retries, self._timeout), Deadline(request.timeout)
+        call = Call.begin(request.params)
+        retry, deadline = self._retry(call), call.deadline
         while True:
             has_reached_caller = False
             try:
-                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire())
+                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
                 try:
                     reader = ChunkReader()
                     where = connection.client.where
@@ -122,13 +128,13 @@ class Requests:
     async def check_health(self) -> None:
         """Return when the server is ready."""
 
-        async def call(connection: Connection) -> None:
+        async def check(connection: Connection) -> None:
             try:
                 await self.endpoint.check_health(connection.client)
             except RequestError as exc:
                 await self._raise(exc, connection)
 
-        await self._with_connection(call, Deadline(None))
+        await self._with_connection(check, Call.begin(CallParams()))
 
     async def metrics(self) -> dict[str, float]:
         """vLLM's metrics, read without a lease; empty if no server is up, or one that has none."""
@@ -140,13 +146,13 @@ class Requests:
         except ModelNotFoundError:
             return {}
 
-    async def _with_connection(self, call: Callable[[Connection], Awaitable[T]], deadline: Deadline) -> T:
-        retry = Retry(self._max_retries, self._timeout)
+    async def _with_connection(self, ask: Callable[[Connection], Awaitable[T]], call: Call) -> T:
+        retry, deadline = self._retry(call), call.deadline
         while True:
             try:
-                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire())
+                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
                 try:
-                    return await deadline.wait(f"an answer from {connection.client.where}", call(connection))
+                    return await deadline.wait(f"an answer from {connection.client.where}", ask(connection))
                 finally:
                     self.endpoint.release(connection)
             except VLLMError as exc:
@@ -155,6 +161,9 @@ class Requests:
                     raise
                 say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
+
+    def _retry(self, call: Call) -> Retry:
+        return Retry(self._max_retries if call.max_retries is None else call.max_retries, self._timeout)
 
     async def _post(self, request: Request, connection: Connection) -> bytes:
         body = await self._body(request, connection)

@@ -255,6 +255,26 @@ def test_a_longer_storm_of_503_is_a_typed_error_and_passes(fake_engine: MakeEngi
     assert engine.status().starts == 1
 
 
+def test_of_a_local_engine_too_a_call_decides_how_often_it_is_tried_again(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"storm_503": 3}, max_retries=0)
+    with pytest.raises(ServerError, match="overloaded"):
+        engine.chat(HELLO, max_retries=1)
+    assert engine.chat(HELLO, max_retries=1).text == ANSWER
+
+
+def test_headers_of_a_call_do_no_harm_and_are_not_shown(
+    fake_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LlamaIndex's DocumentContextExtractor gives every LLM a header for Anthropic's servers."""
+    caplog.set_level("DEBUG", "shared_engine")
+    engine = fake_engine()
+    headers = {"anthropic-beta": "hush-4711", "Authorization": "hush-4711"}
+    assert engine.chat(HELLO, extra_headers=headers).text == ANSWER
+    assert "".join(chunk.text for chunk in engine.stream_chat(HELLO, extra_headers=headers)) == ANSWER
+    assert "a local engine gets no extra_headers: anthropic-beta, Authorization" in caplog.text
+    assert "hush-4711" not in caplog.text
+
+
 # ---- hangs
 
 

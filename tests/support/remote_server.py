@@ -39,6 +39,8 @@ class RemoteServer:
         self.url = ""
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.queries: list[dict[str, str]] = []
+        self.looks: list[tuple[str, dict[str, str]]] = []
+        """What else it was asked for: routes, and the headers."""
         self.aborted = threading.Event()
         self.counts_tokens = True
         self.models: list[dict[str, Any]] = [{"id": "served", "max_model_len": 2048}]
@@ -94,6 +96,7 @@ class RemoteServer:
         return await self.handler(request)
 
     async def _tokenize(self, request: web.Request) -> web.StreamResponse:
+        self.looks.append((request.path, dict(request.headers)))
         if not self.counts_tokens:
             raise web.HTTPNotFound
         body = await request.json()
@@ -101,12 +104,14 @@ class RemoteServer:
         return web.json_response({"count": count, "tokens": list(range(count))})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
+        self.looks.append((request.path, dict(request.headers)))
         return web.json_response({"data": self.models})
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response()
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        self.looks.append((request.path, dict(request.headers)))
         return await self.metrics(request)
 
     def app(self) -> web.Application:

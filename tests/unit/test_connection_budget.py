@@ -140,7 +140,9 @@ async def test_a_slot_is_given_back_once_its_file_is_closed(
     monkeypatch.setattr(connection_budget, "Slot", NotedSlot)
     engine = Engine(base_url=slow_server.url, model="served")
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(engine.achat([{"role": "user", "content": "Hello"}]), 5 if closed_by == "server" else 0.5)
+        await asyncio.wait_for(
+            engine.achat([{"role": "user", "content": "Hello"}]), 5 if closed_by == "server" else 0.5
+        )
     await asyncio.sleep(0.05)
     assert (len(opened), open_then) == (1, [0])
     await engine.aclose()

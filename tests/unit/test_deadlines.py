@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from llama_index.core.llms import ChatMessage
 
-from langchain_vllm_local import VLLM as LangChainVLLM
 from langchain_vllm_local import ChatVLLM
-from llama_index_vllm_local import VLLM
 from shared_engine import Engine, InvalidInputError, RateLimitError, RequestTimeoutError, ServerConnectionError
 from shared_engine.request import patience
+from tests.support.calls import CALLS, HELLO, QUICK, STREAMS, ask
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
-HELLO = [{"role": "user", "content": "Hello"}]
 LIMIT_S = 0.4
 SOON_S = 3.0
 
@@ -42,88 +39,30 @@ def slow_stream(server: RemoteServer, gap_s: float) -> None:
     server.handler = handler
 
 
-def call(way: str, url: str, timeout: float) -> None:
-    settings: dict[str, Any] = {"base_url": url, "model": "served", "max_retries": 0}
-    limit: dict[str, Any] = {"timeout": timeout}
-    message = [ChatMessage(content="Hello")]
-    match way:
-        case "chat":
-            Engine(**settings).chat(HELLO, **limit)
-        case "generate":
-            Engine(**settings).generate("Hello", max_tokens=5, **limit)
-        case "stream_chat":
-            list(Engine(**settings).stream_chat(HELLO, **limit))
-        case "stream_generate":
-            list(Engine(**settings).stream_generate("Hello", max_tokens=5, **limit))
-        case "chat_batch":
-            Engine(**settings).chat_batch([HELLO, HELLO], **limit)
-        case "achat":
-            asyncio.run(Engine(**settings).achat(HELLO, **limit))
-        case "embed":
-            Engine(**settings).embed(["Hello"], **limit)
-        case "rerank":
-            Engine(**settings).rerank("Hello", ["a"], **limit)
-        case "invoke":
-            ChatVLLM(**settings).invoke("Hello", **limit)
-        case "request_timeout":
-            ChatVLLM(**settings).invoke("Hello", request_timeout=timeout)
-        case "bound":
-            ChatVLLM(**settings).bind(**limit).invoke("Hello")
-        case "stream":
-            list(ChatVLLM(**settings).stream("Hello", **limit))
-        case "batch":
-            ChatVLLM(**settings).batch(["Hello"] * 2, **limit)
-        case "text":
-            LangChainVLLM(**settings).invoke("Hello", max_tokens=5, **limit)
-        case "llama_chat":
-            VLLM(**settings).chat(message, **limit)
-        case "llama_stream":
-            list(VLLM(**settings).stream_chat(message, **limit))
-        case "llama_complete":
-            VLLM(**settings).complete("Hello", **limit)
-
-
-WAYS = [
-    "chat",
-    "generate",
-    "stream_chat",
-    "stream_generate",
-    "chat_batch",
-    "achat",
-    "embed",
-    "rerank",
-    "invoke",
-    "request_timeout",
-    "bound",
-    "stream",
-    "batch",
-    "text",
-    "llama_chat",
-    "llama_stream",
-    "llama_complete",
-]
-STREAMS = [way for way in WAYS if "stream" in way]
-QUICK = ("chat", "stream_chat", "embed", "invoke", "llama_stream")
-
-
 @pytest.mark.parametrize(
-    "way", [*QUICK, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way not in QUICK)]
+    "way", [*QUICK, *(pytest.param(way, marks=pytest.mark.slow) for way in CALLS if way not in QUICK)]
 )
 def test_a_calls_timeout_ends_it_whatever_it_waits_for(server: RemoteServer, way: str) -> None:
     server.streams(then="hang")
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=rf"timeout of {LIMIT_S:g} s is over: it waited .* s for .*{server.url}"):
-        call(way, server.url, LIMIT_S)
+        ask(way, server.url, {"max_retries": 0}, timeout=LIMIT_S)
     assert LIMIT_S <= time.monotonic() - began < SOON_S
     assert server.aborted.wait(5), "the server still works"
 
 
-@pytest.mark.parametrize("way", STREAMS)
+def test_langchains_own_name_of_it_is_taken(server: RemoteServer) -> None:
+    server.streams(then="hang")
+    with pytest.raises(TimeoutError, match=r"timeout of 0\.2 s is over"):
+        ChatVLLM(base_url=server.url, model="served").invoke("Hello", request_timeout=0.2)
+
+
+@pytest.mark.parametrize("way", ["stream_chat", *(pytest.param(way, marks=pytest.mark.slow) for way in STREAMS[1:])])
 def test_a_calls_timeout_ends_a_stream_that_flows(server: RemoteServer, way: str) -> None:
     slow_stream(server, 0.05)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"waited .* for more of the answer from"):
-        call(way, server.url, LIMIT_S)
+        ask(way, server.url, {"max_retries": 0}, timeout=LIMIT_S)
     assert LIMIT_S <= time.monotonic() - began < SOON_S
 
 
@@ -137,11 +76,12 @@ def test_the_setting_is_the_limit_of_silence_and_not_of_the_whole(server: Remote
     assert got == 20
 
 
-def test_a_retry_is_within_the_calls_timeout(server: RemoteServer) -> None:
+@pytest.mark.parametrize("way", ["chat", "stream_chat", "embed", "rerank"])
+def test_a_retry_is_within_the_calls_timeout(server: RemoteServer, way: str) -> None:
     server.fails(429, headers={"Retry-After": "60"})
     began = time.monotonic()
     with pytest.raises(RateLimitError):
-        Engine(base_url=server.url, max_retries=3).chat(HELLO, timeout=2)
+        ask(way, server.url, {"max_retries": 3}, timeout=2)
     assert time.monotonic() - began < 1.5, "nobody waits for what can't come in time"
     assert len(server.requests) == 1
 
@@ -149,9 +89,9 @@ def test_a_retry_is_within_the_calls_timeout(server: RemoteServer) -> None:
 @pytest.mark.parametrize("value", [0, -1, "soon"])
 def test_a_timeout_that_is_none_is_refused(server: RemoteServer, value: Any) -> None:
     engine = Engine(base_url=server.url)
-    for ask in (engine.chat, engine.stream_chat):
+    for asking in (engine.chat, engine.stream_chat):
         with pytest.raises(InvalidInputError, match="timeout"):
-            ask(HELLO, timeout=value)
+            asking(HELLO, timeout=value)
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -162,6 +102,15 @@ def test_so_it_is_for_vectors_and_scores(server: RemoteServer, value: Any) -> No
     with pytest.raises(InvalidInputError, match="timeout"):
         engine.rerank("Hello", ["a"], timeout=value)
     assert not server.requests
+
+
+def test_the_start_that_a_prefix_waits_for_is_within_the_calls_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(engine: Engine) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Engine, "awarmup", never)
+    with pytest.raises(RequestTimeoutError, match=r"timeout of 0\.1 s is over"):
+        Engine(model="someone/not-here").embed(["Hello"], input_type="query", timeout=0.1)
 
 
 def test_a_call_in_time_is_none_the_wiser(server: RemoteServer) -> None:

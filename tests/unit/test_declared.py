@@ -9,12 +9,13 @@ import sys
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from shared_engine import EngineSettings, GenerationParams
 from shared_engine.adapting.framework_model import ChatModel, GenerationModel
 from shared_engine.declared import Decides
 from shared_engine.launch.keeping import keep_policy
-from shared_engine.params import ChatFields, DefaultFields, SamplingFields
+from shared_engine.params import CallParams, ChatFields, DefaultFields, SamplingFields
 from shared_engine.request.bodies import CHAT_ONLY, chat_body
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.settings import FLAGS, SETTINGS
@@ -80,9 +81,10 @@ def test_a_parameter_is_sent_under_its_own_name(name: str) -> None:
         "stop_token_ids": [3],
         "bad_words": ["x"],
         "logit_bias": {7: -100.0},
+        "extra_headers": {"X-A": SecretStr("b")},
     }
     value = values.get(name, 1)
     params = GenerationParams(**{name: value})
-    sent = {} if name == "timeout" else {name: getattr(params, name)}  # a matter between the caller and us
+    sent = {} if name in CallParams.model_fields else {name: getattr(params, name)}  # those say how it is sent
     assert chat_body(HELLO, params) == {"messages": HELLO, **sent}
     assert getattr(params, name) == value

@@ -29,6 +29,7 @@ from shared_engine import (
 from shared_engine.request.bodies import chat_request, completion_request
 from shared_engine.request.client import Client, retry_after_s
 from shared_engine.request.endpoint import Connection
+from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -56,7 +57,7 @@ class LeasedEndpoint:
         self.start = 1
         self.explained: list[RequestError] = []
 
-    async def acquire(self) -> Connection:
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.held += 1
         return Connection(self.client, f"model-{self.start}", self.start)
 
