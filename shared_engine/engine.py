@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.folder import text_prefixes
@@ -36,6 +36,9 @@ from shared_engine.request.twins import blocking, iterating
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
+
+if TYPE_CHECKING:
+    import openai
 
 
 class Engine(Batches):
@@ -267,6 +270,34 @@ class Engine(Batches):
         check_text(text, "text")
         here = self._tokens_here(text, add_special_tokens=False)  # as in count_tokens: called for each word
         return run_sync(self._ask_for_tokens(text)) if here is None else here
+
+    # ---- an openai client
+
+    def openai_client(self, **options: Any) -> openai.OpenAI:
+        """A client of the package ``openai``, whose requests go to this engine: for whatever takes such a client.
+
+        It starts nothing. The first request starts the engine, and each keeps it loaded until its answer was read or
+        closed. No port is opened. ``model="default"`` is the engine's model, as are its name in the settings and its
+        folder's; any other name is sent as it is. Needs the extra ``openai``.
+
+        The settings ``timeout`` and ``max_retries`` hold here too. A ``timeout`` given to the client or to a call is
+        openai's: seconds that the engine may take to be ready, and then seconds without a byte.
+
+        Args:
+            options: any keyword of ``openai.OpenAI``, but those that say where requests go.
+
+        What the server refuses raises openai's error for the status. Where there is no answer, that is
+        ``openai.APIConnectionError`` (``APITimeoutError``) with our words and our error as ``__cause__``.
+        """
+        from shared_engine.openai_client.clients import make_client
+
+        return make_client(self.settings, self._requests.endpoint, options)
+
+    def async_openai_client(self, **options: Any) -> openai.AsyncOpenAI:
+        """The asynchronous form of ``openai_client``; any number of event loops may use it."""
+        from shared_engine.openai_client.clients import make_async_client
+
+        return make_async_client(self.settings, self._requests.endpoint, options)
 
     # ---- one request
 

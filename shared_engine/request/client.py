@@ -100,27 +100,8 @@ class Client:
         return EventStream(self, path, body, timeout)
 
     async def begin(self, method: str, path: str, body: bytes | None, timeout: float | None) -> aiohttp.ClientResponse:
-        """A 2xx answer, whose body is still to be read; inside ``our_errors``.
-
-        A connection that was used before may have been closed by the server just when it was used again: then the
-        request is sent again, on another one. Nobody counts that as a retry.
-        """
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
-        url = self._base_url + path + self._query
-        headers = dict(self._headers)
-        while True:
-            sent_at = time.monotonic()
-            is_used_again.set(False)  # as long as there is no connection
-            try:
-                response = await self._session.request(
-                    method, url, data=body, headers=headers, timeout=limits, allow_redirects=False
-                )
-                break
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not is_used_again.get() or time.monotonic() - sent_at > STALE_WITHIN_S:
-                    raise
+        """A 2xx answer, whose body is still to be read; inside ``our_errors``."""
+        response = await self.send(method, path, body, timeout)
         if response.status >= 300:
             try:
                 await self._refuse(response)
@@ -128,13 +109,53 @@ class Client:
                 response.release()
         return response
 
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: float | None,
+        headers: HeaderPairs = (),
+    ) -> aiohttp.ClientResponse:
+        """An answer with any status, whose body is still to be read; inside ``our_errors``.
+
+        A connection that was used before may have been closed by the server just when it was used again: then the
+        request is sent again, on another one. Nobody counts that as a retry.
+
+        Args:
+            headers: beside those of all requests to this server, and over them.
+        """
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
+        query = self._query.replace("?", "&", 1) if "?" in path else self._query
+        url = self._base_url + path + query
+        sent = {**dict(self._headers), **dict(headers)}
+        while True:
+            sent_at = time.monotonic()
+            is_used_again.set(False)  # as long as there is no connection
+            try:
+                return await self._session.request(
+                    method, url, data=body, headers=sent, timeout=limits, allow_redirects=False
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not is_used_again.get() or time.monotonic() - sent_at > STALE_WITHIN_S:
+                    raise
+
+    def through(self, status: int) -> str:
+        """What to put after a server's words where the answer may be a proxy's."""
+        return self._proxy if status in OFTEN_A_PROXYS else ""
+
+    def redirect(self, response: aiohttp.ClientResponse) -> RequestError:
+        """The error of an answer with status 3xx: redirects are not followed."""
+        target = response.headers.get("Location", "nowhere")
+        return RequestError(f"{self.where} redirects to {target}: use that as base_url", response.status)
+
     async def _refuse(self, response: aiohttp.ClientResponse) -> NoReturn:
         headers = response.headers
         if response.status < 400:
-            target = headers.get("Location", "nowhere")
-            raise RequestError(f"{self.where} redirects to {target}: use that as base_url", response.status)
-        through = self._proxy if response.status in OFTEN_A_PROXYS else ""
-        error = error_from_response(response.status, await response.read(), through)
+            raise self.redirect(response)
+        error = error_from_response(response.status, await response.read(), self.through(response.status))
         error.retry_after_s = retry_after_s(headers.get("Retry-After", ""), headers.get("retry-after-ms", ""))
         said = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
         error.should_retry = error.should_retry if said is None else said

@@ -247,6 +247,15 @@ def test_readme_names_only_make_targets_that_exist() -> None:
             ("64 answers, ", "3 The capital of Japan is Tokyo.", "ContextLengthError: ", "limit is 2048"),
         ),
         (
+            "openai_client",
+            (
+                "The capital of France is Paris.\n",
+                "Function(arguments='{\"a\": 2, \"b\": 3}', name='add')\n",
+                "\nname='Anna Smith' age=31\n400 ",
+                "maximum context length is 2048",
+            ),
+        ),
+        (
             "llama_index_agent",
             ("add({'a': 12, 'b': 30}) = 42\nmultiply({'a': 42, 'b': 7}) = 294\nThe result is 294.\n2 tool calls\n",),
         ),

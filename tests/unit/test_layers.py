@@ -20,6 +20,7 @@ ORDER = (
     "cli",
     "adapting",
     "engine",
+    "openai_client",
     "token_count",
     "request",
     "launch",
