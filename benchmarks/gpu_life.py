@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from device_memory import MIB, how_read, memory
+from device_memory import MIB, memory
 from figures import say
 from gpu_run import GPU_ONLY, Run, ask, engine_of, last_match, log_of, wait_until
 from servers import MODEL, plain_server
 
 from shared_engine import Engine, EngineSettings, EngineState
 from shared_engine.cli.selftest import import_vllm
+from shared_engine.gpu import GPUMonitor
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import GIB, total_memory
@@ -35,9 +36,8 @@ def machine(run: Run) -> None:
     run.say("machine", f"{os.cpu_count()} processors, {total_memory() / GIB:.0f} GiB RAM, {os.uname().release}")
     if not run.is_cpu:
         used, total = memory(is_cpu=False)
-        run.say(
-            f"GPU memory, by {how_read()}", f"{total // MIB:,} MiB, {used // MIB:,} MiB in use before anything starts"
-        )
+        run.say("GPU memory", f"{total // MIB:,} MiB, {used // MIB:,} MiB in use before anything starts")
+        run.say("GPUMonitor", GPUMonitor().summary().replace("\n", "; "))
     os.environ[START_VARIABLE] = "fork"
     began = time.monotonic()
     done, events = import_vllm(interpreter)

@@ -18,6 +18,10 @@ from shared_engine.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shared_engine.engine import Engine as Engine
+    from shared_engine.gpu import GPUAlert as GPUAlert
+    from shared_engine.gpu import GPUMonitor as GPUMonitor
+    from shared_engine.gpu import GPUProcess as GPUProcess
+    from shared_engine.gpu import GPUStats as GPUStats
     from shared_engine.observe.engine_info import EngineInfo as EngineInfo
     from shared_engine.params import GenerationParams as GenerationParams
     from shared_engine.results import Choice as Choice
@@ -41,6 +45,10 @@ _MODULE_OF = {
     "EngineInfo": "observe.engine_info",
     "EngineSettings": "settings",
     "EngineState": "runtime.record",
+    "GPUAlert": "gpu",
+    "GPUMonitor": "gpu",
+    "GPUProcess": "gpu",
+    "GPUStats": "gpu",
     "GenerationChunk": "results",
     "GenerationParams": "params",
     "GenerationResult": "results",

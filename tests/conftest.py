@@ -17,6 +17,7 @@ import pytest
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.settings import ENVIRONMENT
 from tests.support.engines import end_engines
+from tests.support.fake_nvml import FakeNvml, compiled
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.vision_model import make_vision_model, vision_settings
 
@@ -91,6 +92,18 @@ def tiny_chat(runtime_root: Path) -> dict[str, Any]:
         "idle_ttl_s": 600,
         "standby_ttl_s": 600,
     }
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver's libraries, as a fake of them in C."""
+    return compiled(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def fake_gpus(fake_driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A machine with a driver, and the GPUs that a test describes: ``fake_gpus.show(gpu(A), ...)``."""
+    return FakeNvml(fake_driver, tmp_path / "gpus.txt", monkeypatch)
 
 
 @pytest.fixture(scope="session")

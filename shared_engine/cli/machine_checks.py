@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from shared_engine.cli.finding import Finding, fail, ok, warn
 from shared_engine.errors import VLLMError
-from shared_engine.machine.gpu import nvidia_smi
+from shared_engine.machine.gpu import find_gpus, look_at_gpus
 from shared_engine.machine.hub_cache import hub_cache
-from shared_engine.machine.memory import GIB, read_memory, total_memory
-from shared_engine.machine.nvidia import Driver, ask_driver
+from shared_engine.machine.memory import GIB, ram, total_memory
+from shared_engine.machine.nvidia import driver_release
+from shared_engine.machine.nvml import NvmlError
 from shared_engine.machine.systemd import new_scope, service_of_this_process
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_root
 from shared_engine.settings import EngineSettings
@@ -27,31 +27,35 @@ MIN_CACHE_BYTES = 10 * GIB
 
 def check_gpus(settings: EngineSettings) -> Iterator[Finding]:
     """One finding for each GPU, or one that says why there is none."""
-    rows = nvidia_smi("--query-gpu=index,name,driver_version,memory.total,memory.free")
-    if not rows:
-        yield from _gpus_of_the_driver()
-    for index, name, driver, total, free in rows:
-        detail = f"{index}: {name}, driver {driver}, {free} of {total} MiB free"
-        with contextlib.suppress(ValueError):  # "[N/A]" where the GPU shares the machine's memory
-            share = int(free) / max(1, int(total))
-            if share < settings.gpu_memory_utilization:
-                yield warn(
-                    "GPU",
-                    f"{detail}: less than gpu_memory_utilization = {settings.gpu_memory_utilization:g} of it",
-                    "end what holds it (`vllm-local status`, `nvidia-smi`), or lower gpu_memory_utilization",
-                )
-                continue
+    gpus, release = find_gpus(), driver_release()
+    for gpu in gpus:
+        detail = f"{gpu.index}: {gpu.name}, driver {release}"
+        if gpu.is_in_mig_mode:
+            yield ok("GPU", f"{detail}, in MIG mode, {len(gpu.instances)} instances")
+            continue
+        if gpu.memory_total is None or gpu.memory_free is None:
+            yield ok("GPU", f"{detail}; it shares the machine's memory")
+            continue
+        detail += f", {gpu.memory_free >> 20} of {gpu.memory_total >> 20} MiB free"
+        if gpu.memory_free < settings.gpu_memory_utilization * gpu.memory_total:
+            yield warn(
+                "GPU",
+                f"{detail}: less than gpu_memory_utilization = {settings.gpu_memory_utilization:g} of it",
+                "end what holds it (`vllm-local status`, `nvidia-smi`), or lower gpu_memory_utilization",
+            )
+            continue
         yield ok("GPU", detail)
+    if not gpus:
+        yield _no_gpu(release)
 
 
-def _gpus_of_the_driver() -> Iterator[Finding]:
-    """Where there is no nvidia-smi, or it fails."""
-    driver = ask_driver(sys.executable, os.environ) or Driver()
-    for index, name in enumerate(driver.gpus):
-        yield ok("GPU", f"{index}: {name}, driver {driver.release}; nvidia-smi does not tell its memory")
-    if not driver.gpus:
-        why = f"the NVIDIA driver {driver.release} shows none" if driver.release else "there is no NVIDIA driver"
-        yield warn("GPU", f"none: {why}", "only the CPU build of vLLM runs without one")
+def _no_gpu(release: str) -> Finding:
+    try:
+        look_at_gpus()
+        why = f"the NVIDIA driver {release} shows none".replace("  ", " ")
+    except NvmlError as exc:
+        why = str(exc)
+    return warn("GPU", f"none: {why}", "only the CPU build of vLLM runs without one")
 
 
 def check_ram(*, is_cpu: bool) -> Finding:
@@ -70,7 +74,7 @@ def check_ram(*, is_cpu: bool) -> Finding:
 def _available_memory(limit: int) -> int:
     """MemAvailable, or what the container has left, where that is less."""
     free = limit
-    if (memory := read_memory().get("cpu")) is not None:
+    if (memory := ram()) is not None:
         free = min(free, memory.free)
     with contextlib.suppress(OSError, ValueError):
         free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))

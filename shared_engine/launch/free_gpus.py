@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from shared_engine.machine.memory import GIB, read_memory
+from shared_engine.machine.gpu import BY_BUS, ORDER, VISIBLE, find_gpus
+from shared_engine.machine.memory import GIB
 from shared_engine.runtime.directory import RuntimeDir, runtime_root
 from shared_engine.runtime.record import is_supervised
 from shared_engine.runtime.spec import EngineSpec, read_spec
 
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
-# nvidia-smi counts GPUs by their bus, CUDA by default by their speed.
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+# The driver counts GPUs by their bus, CUDA by default by their speed.
+_VARIABLES = (VISIBLE, ORDER)
 
 
 def on_free_gpus(spec: EngineSpec) -> EngineSpec:
@@ -27,13 +28,14 @@ def on_free_gpus(spec: EngineSpec) -> EngineSpec:
     alive = next(_alive_elsewhere(spec), None)
     if alive is not None:
         return alive
-    free = {name: memory.free // GIB for name, memory in read_memory().items() if name.removeprefix("cuda:").isdigit()}
+    # A GPU in MIG mode has no memory of its own to give: who wants an instance names it.
+    whole = [gpu for gpu in find_gpus() if not gpu.is_in_mig_mode]
+    free = {gpu.index: gpu.memory_free // GIB for gpu in whole if gpu.memory_free is not None}
     if len(free) <= len(spec.devices):
         return spec
     # By whole GiB, and the first of equal ones: processes that choose at the same time choose the same.
-    chosen = sorted(free, key=lambda name: (-free[name], _number(name)))[: len(spec.devices)]
-    numbers = sorted(map(_number, chosen))
-    values = (",".join(map(str, numbers)), "PCI_BUS_ID")
+    numbers = sorted(sorted(free, key=lambda number: (-free[number], number))[: len(spec.devices)])
+    values = (",".join(map(str, numbers)), BY_BUS)
     devices = tuple(f"cuda:{number}" for number in numbers)
     return replace(
         spec, devices=devices, environment={**spec.environment, **dict(zip(_VARIABLES, values, strict=True))}
@@ -45,10 +47,6 @@ def _has_more_than(count: int) -> bool:
         return sum(1 for _ in NVIDIA_GPUS.iterdir()) > count
     except OSError:
         return False
-
-
-def _number(device: str) -> int:
-    return int(device.removeprefix("cuda:"))
 
 
 def _alive_elsewhere(spec: EngineSpec) -> Iterator[EngineSpec]:

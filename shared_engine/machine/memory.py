@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared_engine.machine.gpu import nvidia_smi
+from shared_engine.machine.gpu import device_named, find_gpus, in_cuda_order
+from shared_engine.machine.nvml import Gpu
 
 GIB = 1 << 30
 
@@ -34,11 +35,20 @@ class MemoryNeed:
         return max(int(self.share * memory.total), self.size)
 
 
-async def shortfall(devices: Sequence[str], need: MemoryNeed) -> str | None:
-    """Which device lacks how much, in words; None if the start fits, or if nothing is known of the device."""
-    known = await asyncio.to_thread(read_memory)
-    for device in devices:
-        memory = known.get(device)
+async def shortfall(devices: Sequence[str], need: MemoryNeed, device_order: str | None = None) -> str | None:
+    """Which device lacks how much, in words; None if the start fits, or if nothing is known of the device.
+
+    Args:
+        devices: ``cpu``, or GPUs as CUDA_VISIBLE_DEVICES names them: ``cuda:0``, ``cuda:GPU-...``, ``cuda:MIG-...``.
+        device_order: CUDA_DEVICE_ORDER, which decides what their numbers mean; None where it is not set.
+    """
+
+    def look() -> dict[str, Memory | None]:
+        is_on_gpus = any(device.startswith("cuda") for device in devices)
+        gpus = in_cuda_order(find_gpus(), device_order) if is_on_gpus else ()
+        return {device: _memory_of(device, gpus) for device in devices}
+
+    for device, memory in (await asyncio.to_thread(look)).items():
         if memory is not None and memory.free < need.of(memory):
             return (
                 f"{device} has {memory.free / GIB:.2f} of {memory.total / GIB:.2f} GiB free, "
@@ -47,20 +57,23 @@ async def shortfall(devices: Sequence[str], need: MemoryNeed) -> str | None:
     return None
 
 
-def read_memory() -> dict[str, Memory]:
-    """Memory by device: ``cpu``, and each GPU by its number (``cuda:0``) and its UUID (``cuda:GPU-...``)."""
-    found: dict[str, Memory] = {}
+def _memory_of(device: str, gpus: Sequence[Gpu]) -> Memory | None:
+    if device == "cpu":
+        return ram()
+    gpu = device_named(device, gpus)
+    if gpu is None or gpu.memory_free is None or gpu.memory_total is None:  # it shares the machine's memory
+        return None
+    return Memory(gpu.memory_free, gpu.memory_total)
+
+
+def ram() -> Memory | None:
+    """The machine's own; None where it is not told."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
-        found["cpu"] = Memory(sizes["MemAvailable"], sizes["MemTotal"])
+        return Memory(sizes["MemAvailable"], sizes["MemTotal"])
     except (OSError, KeyError, ValueError):
-        pass  # not Linux as we know it: then vLLM has to find out by itself
-    for index, uuid, free, total in nvidia_smi("--query-gpu=index,uuid,memory.free,memory.total"):
-        if free.isdigit() and total.isdigit():  # "[N/A]" on a GPU that shares the machine's memory
-            memory = Memory(int(free) << 20, int(total) << 20)
-            found[f"cuda:{index}"] = found[f"cuda:{uuid}"] = memory
-    return found
+        return None  # not Linux as we know it: then vLLM has to find out by itself
 
 
 def total_memory() -> int:

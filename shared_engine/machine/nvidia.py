@@ -35,6 +35,7 @@ class Driver:
         cuda_code: how its library for computing came up, 0 for well; None where there is no such library.
         cuda: the newest CUDA that it runs, such as ``(13, 0)``; None if that is not known.
         usable: how many devices CUDA may use, under CUDA_VISIBLE_DEVICES.
+        uuids: of the GPUs of these devices, in CUDA's order.
     """
 
     release: str = ""
@@ -44,11 +45,13 @@ class Driver:
     cuda_code: int | None = None
     cuda: tuple[int, int] | None = None
     usable: int = 0
+    uuids: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Driver:
         cuda = data.get("cuda")
-        return cls(**{**data, "gpus": tuple(data.get("gpus", ())), "cuda": None if cuda is None else tuple(cuda)})
+        lists = {name: tuple(data.get(name, ())) for name in ("gpus", "uuids")}
+        return cls(**{**data, **lists, "cuda": None if cuda is None else tuple(cuda)})
 
 
 def ask_driver(python: str, environment: Mapping[str, str]) -> Driver | None:

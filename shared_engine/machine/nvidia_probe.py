@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 NAME_BYTES = 96
+UUID_BYTES = 16
 Load = Callable[[str], Any]
 
 
@@ -56,8 +58,17 @@ def _ask_cuda(cuda: Any) -> dict[str, Any]:
     code = cuda.cuInit(ctypes.c_uint(0))
     if code == 0:
         cuda.cuDeviceGetCount(ctypes.byref(count))
+    uuids = [_cuda_uuid(cuda, number) for number in range(count.value)]
     newest = [version.value // 1000, version.value % 1000 // 10] if version.value else None
-    return {"cuda_code": code, "cuda": newest, "usable": count.value}
+    return {"cuda_code": code, "cuda": newest, "usable": count.value, "uuids": uuids}
+
+
+def _cuda_uuid(cuda: Any, number: int) -> str:
+    """Of a device, or of the GPU that it is an instance of."""
+    device, found = ctypes.c_int(), (ctypes.c_ubyte * UUID_BYTES)()
+    if cuda.cuDeviceGet(ctypes.byref(device), ctypes.c_int(number)) != 0:
+        return ""
+    return f"GPU-{uuid.UUID(bytes=bytes(found))}" if cuda.cuDeviceGetUuid(found, device) == 0 else ""
 
 
 if __name__ == "__main__":

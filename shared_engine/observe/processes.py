@@ -23,7 +23,7 @@ class ProcessNode:
     Attributes:
         name: ``supervisor``, ``launcher``, ``server``, or what the process calls itself (``EngineCore``).
         memory_bytes: its share of RAM (PSS; RSS where the kernel has no PSS); None when it has just ended.
-        gpu_memory_bytes: on all GPUs; None where nvidia-smi does not list it.
+        gpu_memory_bytes: on all GPUs; None where the driver does not list it.
     """
 
     pid: int

@@ -82,6 +82,7 @@ class DeviceAdmission:
         need: what its start asks of each device.
         on_wait: called with what is being waited for, in words.
         log: called with what was done.
+        device_order: CUDA_DEVICE_ORDER of the engine.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class DeviceAdmission:
         need: MemoryNeed,
         on_wait: Callable[[str], None],
         log: Callable[[str], None],
+        device_order: str | None = None,
     ) -> None:
         self._dir = directory
         self._devices = devices
         self._need = need
         self._on_wait = on_wait
         self._log = log
+        self._order = device_order
         self.made_room: tuple[str, ...] = ()
         """Engines that were evicted because memory was short, since the start began."""
         self.refused: dict[str, str] = {}
@@ -119,7 +122,7 @@ class DeviceAdmission:
                 names = ", ".join(f"{name} is {why}" for name, why in self.refused.items())
                 self._on_wait(f"max_loaded_engines = {max_loaded_engines}: {names}")
                 return False
-        lack = await shortfall(self._devices, self._need)
+        lack = await shortfall(self._devices, self._need, self._order)
         if lack is not None and self._others():
             self._on_wait(lack)
             self.made_room += tuple(await self._evict_until(self._fits, lack))
@@ -139,7 +142,7 @@ class DeviceAdmission:
         return others_loaded(self._dir, self._devices)
 
     async def _fits(self) -> bool:
-        return await shortfall(self._devices, self._need) is None
+        return await shortfall(self._devices, self._need, self._order) is None
 
     async def _evict_until(
         self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = FREED_S

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from shared_engine.machine.gpu import ORDER
 from shared_engine.machine.memory import MemoryNeed
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
@@ -49,7 +51,8 @@ class OwnedEngine:
         self.keeper = RecordKeeper(directory, self.spec, Ownership(directory, lock_fd), self.log, self.changes)
         self.process = EngineProcess(directory, self.spec, self.log, self.progress)
         need = MemoryNeed(self.spec.memory_share, self.spec.memory_bytes)
-        self.admission = DeviceAdmission(directory, self.spec.devices, need, self.report_queued, self.log.note)
+        order = self.spec.environment.get(ORDER, os.environ.get(ORDER))
+        self.admission = DeviceAdmission(directory, self.spec.devices, need, self.report_queued, self.log.note, order)
         self.is_shutting_down = False
         """Once the engine has ended there will be no standby, and no other start."""
         self.ready_at = 0.0

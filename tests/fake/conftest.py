@@ -12,6 +12,7 @@ import pytest
 
 from shared_engine import Engine
 from tests.support.engines import ended_engines
+from tests.support.fake_nvml import FakeNvml
 from tests.support.fake_vllm.environment import make_environment
 from tests.support.paths import TINY_CHAT
 
@@ -65,15 +66,9 @@ def fake_engine(fake_python: str, fake_model: str, runtime_root: Path) -> Iterat
 
 
 @pytest.fixture
-def slow_to_end(
-    fake_engine: MakeEngine, fake_cuda_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> MakeEngine:
+def slow_to_end(fake_engine: MakeEngine, fake_cuda_python: str, fake_gpus: FakeNvml) -> MakeEngine:
     """Makes engines whose memory the driver gives back only after 0.7 s, or so it seems."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\ncase $1 in *compute-apps*) exec sleep 0.7;; esac\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(smi.parent), prepend=":")
+    fake_gpus.show("sleep 0.7")
 
     def make(faults: dict[str, Any] | None = None, **settings: Any) -> Engine:
         return fake_engine(faults, **{"python": fake_cuda_python, **settings})

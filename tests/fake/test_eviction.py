@@ -32,6 +32,7 @@ from tests.support.callers import (
     transitions,
     wait_for,
 )
+from tests.support.fake_nvml import GIB, A, B, FakeNvml, gpu
 from tests.support.paths import TINY_CHAT
 from tests.support.processes import all_processes
 from tests.support.waiting import wait_until
@@ -235,27 +236,29 @@ def served_or_refused(engine: Engine) -> str:
     return ""
 
 
-def test_what_a_device_is_known_to_lack_is_made_before_the_start(
-    neighbour: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, full = tmp_path / "bin", tmp_path / "full"
-    folder.mkdir()
-    script = f'case $1 in *free*) test -e {full} && free=1000 || free=80000; echo "0, GPU-x, $free, 81559";; esac'
-    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    old, idle, last = (neighbour(name, visible_devices="GPU-x") for name in ("old", "idle", "last"))
+def test_what_a_device_is_known_to_lack_is_made_before_the_start(neighbour: Neighbour, fake_gpus: FakeNvml) -> None:
+    other, full, free = gpu(B, "NVIDIA L4"), gpu(A, free=1 * GIB), gpu(A, free=79 * GIB)
+    fake_gpus.show(other, free)
+    old, idle, last = (neighbour(name, visible_devices=A) for name in ("old", "idle", "last"))
     assert hello(old) == hello(idle) == ANSWER
     assert old.status().state is READY
-    full.touch()
+    fake_gpus.show(other, full)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(hello, last)
         wait_for(old, STANDBY)
-        full.unlink()
+        fake_gpus.show(other, free)
         assert waiting.result() == ANSWER
     assert last.status().starts == 1, "no start was tried in vain"
     assert idle.status().state is READY, "one was enough"
-    assert "cuda:GPU-x has 0.98 of 79.65 GiB free, 71.68 are needed: evicted old" in log_of(last)
+    assert f"cuda:{A} has 1.00 of 80.00 GiB free, 72.00 are needed: evicted old" in log_of(last)
+
+
+def test_a_number_means_the_device_that_cuda_gives_it_to(neighbour: Neighbour, fake_gpus: FakeNvml) -> None:
+    """CUDA counts the fastest first, the driver by the bus: number 0 is the second one here."""
+    fake_gpus.show(gpu(B, "NVIDIA L4", free=79 * GIB), gpu(A, free=1 * GIB), f"cuda {A}", f"cuda {B}")
+    old, last = (neighbour(name, visible_devices="0") for name in ("old", "last"))
+    assert hello(old) == hello(last) == ANSWER
+    assert "cuda:0 has 1.00 of 80.00 GiB free, 72.00 are needed: evicted old" in log_of(last)
 
 
 # ---- max_loaded_engines

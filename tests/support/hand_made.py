@@ -107,12 +107,3 @@ def own_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlt-", dir="/tmp") as folder:
         monkeypatch.setenv(ROOT_VARIABLE, f"{folder}/root")
         yield Path(folder) / "root"
-
-
-def fake_nvidia_smi(folder: Path, output: str, code: int = 0) -> str:
-    """A PATH with an nvidia-smi that says this, whatever it is asked."""
-    folder.mkdir()
-    script = folder / "nvidia-smi"
-    script.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit {code}\n")
-    script.chmod(0o755)
-    return f"{folder}:/usr/bin:/bin"

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.hand_made import KEY, HandMade, MakeEngine, fake_nvidia_smi, own_root
+from shared_engine.machine import nvml
+from tests.support.hand_made import KEY, HandMade, MakeEngine, own_root
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "no-gpu", "", 9))
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(nvml, "LIBRARY", "no-driver.so")
     with own_root(monkeypatch) as folder:
         yield folder
 

@@ -21,14 +21,16 @@ from shared_engine.cli.main import main
 from shared_engine.cli.tiny_model import write_tiny_model
 from shared_engine.launch import fit, install
 from shared_engine.launch.interpreter import Interpreter, inspect_interpreter
+from shared_engine.machine import nvml
 from shared_engine.machine.nvidia import Driver
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
 from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
 from shared_engine.settings import EngineSettings
 from tests.support.engines import end_engines
+from tests.support.fake_nvml import A, B, C, FakeNvml, gpu, instance
 from tests.support.fake_vllm.environment import make_environment
-from tests.support.hand_made import fake_nvidia_smi, own_root
+from tests.support.hand_made import own_root
 from tests.support.interpreters import make_interpreter
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.waiting import wait_until
@@ -44,7 +46,7 @@ def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """Folders of this test's own, no GPU, no settings; no engine is left at the end."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "no-gpu", "", 9))
+    monkeypatch.setattr(nvml, "LIBRARY", "no-driver.so")
     with own_root(monkeypatch) as root:
         yield root
         end_engines(root)
@@ -164,15 +166,19 @@ def test_the_build_must_fit_the_machine(
     assert (found.outcome.value, found.detail) == (outcome, words)
 
 
-def test_gpus_are_named_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([H200, Driver("580.65.06"), None])
-    monkeypatch.setattr(machine_checks, "ask_driver", lambda *_: next(answers))
-    told = [check.detail for _ in range(3) for check in machine_checks.check_gpus(EngineSettings(model="no/model"))]
-    assert told == [
-        "0: NVIDIA H200, driver 580.65.06; nvidia-smi does not tell its memory",
-        "none: the NVIDIA driver 580.65.06 shows none",
-        "none: there is no NVIDIA driver",
+def test_why_there_is_no_gpu(fake_gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "driver_release", lambda: "580.1")
+
+    def told() -> list[str]:
+        return [check.detail for check in machine_checks.check_gpus(EngineSettings(model="no/model"))]
+
+    assert told() == ["none: the NVIDIA driver 580.1 shows none"]
+    fake_gpus.show("init 18")
+    assert told() == [
+        "none: the NVIDIA driver was updated, and the kernel still runs the one before: restart the machine"
     ]
+    monkeypatch.setattr(nvml, "LIBRARY", "no-driver.so")
+    assert told() == ["none: there is no NVIDIA driver here (no-driver.so can't be loaded)"]
 
 
 def test_what_to_do_about_an_environment_that_can_not_be_imported(fake_python: str) -> None:
@@ -185,12 +191,20 @@ def test_what_to_do_about_an_environment_that_can_not_be_imported(fake_python: s
     assert findings()["vLLM import"].remedy.startswith(f"`rm -r {folder}`, then run `vllm-local install`")
 
 
-def test_gpus_with_too_little_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = "0, NVIDIA H200, 580.1, 143771, 143000\n1, NVIDIA H200, 580.1, 143771, 1000\n2, GB10, 580.1, [N/A], [N/A]"
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", gpus))
-    free, full, shared = machine_checks.check_gpus(EngineSettings(model="no/model"))
-    assert (free.outcome, full.outcome, shared.outcome) == (Outcome.OK, Outcome.WARN, Outcome.OK)
+def test_gpus_with_too_little_free_memory(fake_gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "driver_release", lambda: "580.1")
+    fake_gpus.show(
+        gpu(A, total=143771 << 20, free=143000 << 20),
+        gpu(B, total=143771 << 20, free=1000 << 20),
+        gpu(C, "GB10", total=-1),
+        gpu("GPU-d", free=0, mig=True),
+        instance("MIG-1"),
+    )
+    free, full, shared, split = machine_checks.check_gpus(EngineSettings(model="no/model"))
+    assert [each.outcome for each in (free, full, shared, split)] == [Outcome.OK, Outcome.WARN, Outcome.OK, Outcome.OK]
     assert free.detail == "0: NVIDIA H200, driver 580.1, 143000 of 143771 MiB free"
+    assert "shares the machine's memory" in shared.detail
+    assert split.detail.endswith("in MIG mode, 1 instances")
 
 
 @pytest.mark.parametrize(("total", "available"), [(64 << 30, 1 << 30), (2 << 30, 1 << 30)])

@@ -24,7 +24,8 @@ from shared_engine.observe.processes import program_of
 from shared_engine.runtime.lease import Lease, open_lease_file
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
-from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine, fake_nvidia_smi
+from tests.support.fake_nvml import A, B, FakeNvml, gpu, instance
+from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine
 from tests.support.waiting import wait_until
 
 
@@ -244,22 +245,22 @@ def test_looking_disturbs_nobody(hand_made: MakeEngine) -> None:
 # ---- GPU memory
 
 
-def test_gpu_memory_is_summed_over_gpus(hand_made: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_summed_over_gpus(hand_made: MakeEngine, fake_gpus: FakeNvml) -> None:
     made = hand_made()
     pid = made.child_pid
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", f"{pid}, 1000\n{pid}, 24\n{made.pid}, [N/A]\n1, 9"))
+    first = [gpu(A), f"process {pid} {1000 << 20}", f"process {made.pid} -1"]
+    second = [gpu(B, mig=True), f"process {pid} {24 << 20}", instance("MIG-1"), f"process {pid} {24 << 20}"]
+    fake_gpus.show(*first, *second, "process 1 9")
     engine = the_engine()
     assert engine.gpu_memory_bytes == 1024 << 20
     assert engine.processes is not None
     assert [each.gpu_memory_bytes for each in engine.processes.walk()] == [None, 1024 << 20]
 
 
-@pytest.mark.parametrize(("output", "code"), [("No devices were found", 0), ("1, 2", 9), ("", 0)])
-def test_without_gpus_their_memory_is_not_known(
-    hand_made: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, code: int
-) -> None:
+@pytest.mark.parametrize("machine", [[], ["init 9"], [gpu(A)], ["lost"]])
+def test_without_gpus_their_memory_is_not_known(hand_made: MakeEngine, fake_gpus: FakeNvml, machine: list[str]) -> None:
     hand_made()
-    monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", output, code))
+    fake_gpus.show(*machine)
     assert the_engine().gpu_memory_bytes is None
 
 

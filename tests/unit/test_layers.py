@@ -30,6 +30,7 @@ ORDER = (
     "validation",
     "results",
     "model_files",
+    "gpu",
     "observe",
     "supervisor",
     "launcher",
@@ -40,6 +41,7 @@ ORDER = (
 )
 # What runs beside each engine, or in vLLM's own Python, needs no packages.
 STANDARD_LIBRARY_ONLY = (
+    "gpu",
     "observe",
     "supervisor",
     "runtime",
@@ -123,6 +125,10 @@ def test_public_names() -> None:
         "EngineStartTimeoutError",
         "EngineState",
         "EngineStoppedError",
+        "GPUAlert",
+        "GPUMonitor",
+        "GPUProcess",
+        "GPUStats",
         "GenerationChunk",
         "GenerationParams",
         "GenerationResult",

