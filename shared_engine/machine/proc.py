@@ -45,6 +45,16 @@ def process_stat(pid: int) -> ProcessStat | None:
     return ProcessStat(pid, fields[0] == "Z", fields[0] == "T", int(fields[1]), int(fields[2]), cpu_s)
 
 
+def is_stopped(process: int) -> bool:
+    """True for a process, by its file descriptor, that was sent SIGSTOP or one of its kin."""
+    try:
+        fields = dict(line.split(":\t", 1) for line in Path(f"/proc/self/fdinfo/{process}").read_text().splitlines())
+    except OSError:
+        return False
+    stat = process_stat(int(fields["Pid"]))
+    return stat is not None and stat.is_stopped
+
+
 def exit_code_of(pid: int) -> int | None:
     """How a process that nobody has collected yet has ended: its exit code, or minus the signal's number.
 

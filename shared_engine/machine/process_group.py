@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 END_POLL_S = 0.01
@@ -28,6 +30,26 @@ def signal_group(pgid: int, number: signal.Signals) -> None:
     """Send a signal to every process of the group, if any is left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pgid, number)
+
+
+def kill_marked(pids: Iterable[int], variable: str) -> None:
+    """SIGKILL to those of ``pids`` that have ``variable`` (``NAME=value``) in their environment.
+
+    A PID may be another process's by now. So each is held by a file descriptor before it is looked at.
+    """
+    for pid in pids:
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:  # it has ended
+            continue
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if os.fsencode(variable) in environment:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        except OSError:  # it has ended, or is another user's
+            continue
+        finally:
+            os.close(process)
 
 
 def reap_children() -> None:

@@ -94,7 +94,9 @@ class LocalEndpoint(Endpoint):
         if isinstance(error, ServerConnectionError | ServerError) and not is_of_request:
             return await self._supervisor.death_of(connection.incarnation) or error
         if isinstance(error, RequestTimeoutError):
-            return RequestTimeoutError(f"{error.message}; {await _load_of(connection)}")
+            load = await _load_of(connection)
+            died = None if load is not None else await self._supervisor.death_of(connection.incarnation)
+            return died or RequestTimeoutError(f"{error.message}; {load or 'the API server does not answer either'}")
         return error
 
     async def status(self, *, processes: bool) -> EngineInfo:
@@ -133,12 +135,12 @@ def _our_errors() -> Iterator[None]:
         raise EngineError(f"the engine can't be asked for: {exc}") from exc
 
 
-async def _load_of(connection: Connection) -> str:
-    """What a request that had no answer in time waited for."""
+async def _load_of(connection: Connection) -> str | None:
+    """What a request that had no answer in time waited for; None where the server answers nothing else either."""
     try:
         text = await connection.client.request("GET", "/metrics", timeout=LOAD_TIMEOUT_S)
     except RequestError:
-        return "the API server does not answer either"
+        return None
     counts = totals(text.decode())
     running, waiting = (int(counts.get(f"num_requests_{what}", 0)) for what in ("running", "waiting"))
     return f"the engine has {running} requests running and {waiting} waiting in its queue"

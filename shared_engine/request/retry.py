@@ -27,7 +27,8 @@ class Retry:
 
     Args:
         max_retries: how often it is tried again.
-        patience_s: how long, whatever the number, while it is somebody else who ends the engine; None for ever.
+        patience_s: how long, whatever the number, while it is somebody else who ends the engine; None for ever. Of a
+            request that found out only when that was over, one more try is made all the same.
     """
 
     def __init__(self, max_retries: int, patience_s: float | None) -> None:
@@ -45,8 +46,9 @@ class Retry:
         """
         if isinstance(error, EngineDiedError) and error.is_from_outside and self._max_retries:
             wait_s = FIRST_WAIT_S * random.uniform(0.5, 1)
-            left_s = math.inf if left_s is None else left_s
-            return wait_s if wait_s < min(left_s, self._began + self._patience_s - time.monotonic()) else None
+            limit_s = math.inf if left_s is None else left_s
+            if wait_s < min(limit_s, self._began + self._patience_s - time.monotonic()):
+                return wait_s
         if self._retries >= self._limit(error):
             return None
         refused = isinstance(error, RequestError) and error.status is not None

@@ -173,6 +173,7 @@ class SupervisorClient:
         environment = launch_environment(os.environ)
         for _ in range(MAX_SPAWNS):  # one may exit, because somebody else asked it to, just when it is asked
             try:
+                reply = None
                 async with self._watched(policy.stall_timeout_s):
                     reply = await self.control.ensure_ready(policy, environment, deadline - time.monotonic(), report)
             except TimeoutError:
@@ -181,6 +182,7 @@ class SupervisorClient:
                 ) from None
             if reply is not None:
                 return reply
+            # It has exited, or was stopped by a signal and has been ended for that.
             await self._spawner.ensure_listening(deadline)
         raise EngineStartError(
             f"{MAX_SPAWNS} supervisors of {self.spec.model} in a row exited before they replied; "
@@ -190,10 +192,11 @@ class SupervisorClient:
 
     @contextlib.asynccontextmanager
     async def _watched(self, stall_timeout_s: float) -> AsyncIterator[None]:
-        """Meanwhile the supervisor is asked now and then whether it lives: one that is stopped would never reply.
+        """Meanwhile the supervisor is asked now and then whether it lives. One that was stopped by a signal would never
+        reply: it is ended, and what happens inside is left.
 
         Raises:
-            EngineStartTimeoutError: it did not for ``stall_timeout_s`` seconds.
+            EngineStartTimeoutError: another one did not for ``stall_timeout_s`` seconds.
         """
         waiting = asyncio.current_task()
         assert waiting is not None
@@ -217,12 +220,13 @@ class SupervisorClient:
             if not is_silent:
                 raise
             waiting.uncancel()
+            if await self._end_stopped():
+                return
             record = self._current_record()
             pid = 0 if record is None else record.supervisor_pid
             raise EngineStartTimeoutError(
                 f"the supervisor of {self.spec.model} (process {pid}) has not replied for stall_timeout_s = "
-                f"{stall_timeout_s:g} s: it hangs, or was stopped by a signal. `kill -CONT {pid}` lets it go on, "
-                f"`kill -KILL {pid}` ends it with its engine; the next request starts another one"
+                f"{stall_timeout_s:g} s: `kill -KILL {pid}` ends it and its engine; the next request starts another"
             ) from None
         finally:
             watching.cancel()
@@ -238,7 +242,9 @@ class SupervisorClient:
         """None where the supervisor was killed."""
         try:
             outcome = await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
-        except (OSError, EngineError):  # it can't be asked (TimeoutError is one): the request's own error says more
+        except TimeoutError:
+            return None if await self._end_stopped() else Outcome(Fate.RUNNING)
+        except (OSError, EngineError):  # it can't be asked: the request's own error says more
             return Outcome(Fate.RUNNING)
         if outcome is not None:
             return outcome
@@ -246,6 +252,12 @@ class SupervisorClient:
         record = read_record(self.directory.record)
         left = None if record is None else outcome_of(record, start_number, first_start=0, deaths={})
         return None if left == Outcome(Fate.RUNNING) else left
+
+    async def _end_stopped(self) -> bool:
+        is_ended = await self.control.end_stopped()
+        if is_ended:
+            _log.warning("the supervisor of %s was stopped by a signal, and was ended", Path(self.spec.model).name)
+        return is_ended
 
     def forget_in_child(self) -> None:
         """After a fork, in the child: start with no lease."""

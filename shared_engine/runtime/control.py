@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from shared_engine.errors import EngineBusyError, EngineError
+from shared_engine.machine.proc import is_stopped
 from shared_engine.machine.sockets import can_read, peer_process
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -43,6 +45,7 @@ from shared_engine.runtime.record import is_supervised, read_record
 BACKLOG = 256
 MAX_LINE_BYTES = 1 << 24  # a request carries the caller's environment, a reply the log's last lines
 POLL_S = 0.02
+STOPPED_POLL_S = 0.5
 EXIT_S = 30.0  # how long a supervisor that has agreed may take to end what it owns
 _NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED)
 # Of a listener whose queue is full: asyncio takes the socket for connected, and the first use of it fails.
@@ -117,15 +120,39 @@ class Control:
             EngineError: the supervisor does not reply, or does not exit.
         """
         supervisor = await self._process()
+        watching = asyncio.create_task(self._end_when_stopped()) if force else None
         try:
             await self._end(Shutdown(force), timeout)
-            deadline = time.monotonic() + EXIT_S
-            # Its lock is free a moment before its process has ended.
-            while supervisor is not None and not can_read(supervisor) and time.monotonic() < deadline:
-                await asyncio.sleep(POLL_S)
+            if supervisor is not None:
+                await _ended(supervisor)  # its lock is free a moment before its process has ended
         finally:
+            if watching is not None:
+                watching.cancel()
             if supervisor is not None:
                 os.close(supervisor)
+
+    async def end_stopped(self) -> bool:
+        """End a supervisor that was stopped by a signal, and would never reply; its engine goes with it.
+
+        Returns:
+            True where that was so.
+        """
+        supervisor = await self._process()
+        if supervisor is None:
+            return False
+        try:
+            if not is_stopped(supervisor):
+                return False
+            signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+            await _ended(supervisor)
+            return True
+        finally:
+            os.close(supervisor)
+
+    async def _end_when_stopped(self) -> None:
+        while True:
+            await self.end_stopped()
+            await asyncio.sleep(STOPPED_POLL_S)
 
     async def _process(self) -> int | None:
         """A file descriptor of the supervisor's process; None where there is none."""
@@ -199,6 +226,13 @@ class Control:
                         f"the supervisor of {self.name} is of another release of vllm-local, which ends it; "
                         f"see {self.directory.log}"
                     )
+
+
+async def _ended(process: int) -> None:
+    """Return when a process, by its file descriptor, has ended; or after EXIT_S seconds."""
+    deadline = time.monotonic() + EXIT_S
+    while not can_read(process) and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_S)
 
 
 Send = Callable[[Reply], None]

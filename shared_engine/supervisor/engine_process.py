@@ -215,6 +215,8 @@ class EngineProcess:
 
     async def end_server(self, grace_s: float = 0.0) -> None:
         """Return when the server's processes are gone, and their memory and files with them."""
+        if self._launcher is not None and self._launcher.is_stopped:
+            await self.end_launcher()
         if self.server is None and self._launcher is not None:
             self.server = await self._launcher.forked_server()  # one that was just being forked
         if self._tree is not None:

@@ -113,7 +113,7 @@ class LauncherProcess:
         """True when it can fork a server at once."""
         is_preloaded = self.preloaded.done() and isinstance(self.preloaded.result(), Preloaded)
         is_forking = self._starting is not None and not self._starting.done()
-        return is_preloaded and not is_forking and not self.has_ended and not is_any_stopped([self.pid])
+        return is_preloaded and not is_forking and not self.has_ended and not self.is_stopped
 
     async def forked_server(self) -> ServerProcess | None:
         """The server it has forked, after waiting for one that is just being forked; None if there is none."""
@@ -133,10 +133,15 @@ class LauncherProcess:
         while read < DRAIN_BYTES and (data := self._read_log()):
             read += len(data)
 
+    @property
+    def is_stopped(self) -> bool:
+        """By a signal: it does nothing any more, and does not collect the server either."""
+        return is_any_stopped([self.pid])
+
     async def end(self, grace_s: float) -> None:
         """See it gone; it kills its server on the way out. One that the kernel holds is left after GIVE_UP_S."""
         self._send(Exit())
-        kill_at = time.monotonic() + grace_s
+        kill_at = time.monotonic() + (0.0 if self.is_stopped else grace_s)
         while self._process.poll() is None and time.monotonic() < kill_at + GIVE_UP_S:
             if time.monotonic() > kill_at:
                 self._process.kill()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.proc import living_processes
+from shared_engine.machine.process_group import kill_marked
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.files import remove_files
@@ -37,7 +40,11 @@ class RecordKeeper:
         self.entered_at = time.monotonic()
         """When the state was entered."""
         old = read_record(directory.record) or Record()
-        remove_files(old.shared_files if old.boot_id == boot_id() else ())
+        if old.boot_id == boot_id():
+            if old.server_pid and sys.platform == "linux":
+                # The kernel ends a server with its supervisor, but not all of vLLM's helpers: one that is stopped stays.
+                kill_marked((stat.pid for stat in living_processes()), f"TMPDIR={directory.scratch}")
+            remove_files(old.shared_files)
         self.first_start = old.start_number + 1
         """Number of the first start of this supervisor; those before were another's."""
         self.deaths: dict[int, Failure] = {}

@@ -212,6 +212,7 @@ class Supervisor:
                 failure = await self._work.outcome() if self._work.is_giving_up else goes_on
             if failure is not None and not failure.is_from_outside and not self._was_terminated:
                 return StartFailed(failure)
+        await self._exited.wait()  # then its caller may have another supervisor started, and not before
         return None
 
     async def _what_became_of(self, start_number: int) -> Outcome:

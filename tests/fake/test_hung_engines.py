@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineStartError, EngineStartTimeoutError, EngineState
+from shared_engine.machine.locks import try_lock
 from shared_engine.runtime.progress import StartPhase
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
@@ -20,6 +24,7 @@ from tests.support.callers import (
     HELLO,
     calls,
     complaints,
+    directory_of,
     error_of,
     hello,
     log_of,
@@ -153,20 +158,80 @@ def test_a_start_that_works_or_talks_is_no_stall(fake_engine: MakeEngine, life: 
     assert "start_timeout_s = 2.5 s: it was loading weights" in error.message
 
 
-def test_a_supervisor_that_stands_still_is_named_with_what_to_do(fake_engine: MakeEngine) -> None:
+def test_a_supervisor_that_was_stopped_is_replaced_unseen(fake_engine: MakeEngine) -> None:
     engine = fake_engine(stall_timeout_s=2)
     assert hello(engine) == ANSWER
     engine.evict()
-    supervisor = supervisor_pid(engine)
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        error = error_of(engine)
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
-    assert isinstance(error, EngineStartTimeoutError)
-    assert f"(process {supervisor}) has not replied for stall_timeout_s = 2 s" in error.message
-    assert f"kill -KILL {supervisor}" in error.message
+    everything = all_processes(engine)
+    os.kill(supervisor_pid(engine), signal.SIGSTOP)
     assert hello(engine) == ANSWER
+    assert not any_exists(everything)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_server_whose_supervisor_was_stopped_too_is_replaced_unseen(
+    fake_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("shared_engine.request.supervisor_client.OUTCOME_TIMEOUT_S", 1.0)
+    engine = fake_engine(timeout=2, max_retries=5)
+    assert hello(engine) == ANSWER
+    everything = all_processes(engine)
+    os.kill(supervisor_pid(engine), signal.SIGSTOP)
+    os.kill(server_pid(engine), number)
+    assert hello(engine) == ANSWER
+    wait_until(lambda: not any_exists(everything), 5, "all of it to end")
+
+
+def test_a_forced_shutdown_ends_a_supervisor_that_was_stopped(fake_engine: MakeEngine) -> None:
+    engine = fake_engine()
+    assert hello(engine) == ANSWER
+    everything = all_processes(engine)
+    os.kill(supervisor_pid(engine), signal.SIGSTOP)
+    engine.shutdown(force=True)
+    wait_until(lambda: not any_exists(everything), 5, "all of it to end")
+
+
+def test_a_supervisor_that_hangs_and_was_not_stopped_is_named(fake_engine: MakeEngine) -> None:
+    """This process takes its place, and says nothing."""
+    engine = fake_engine(stall_timeout_s=1)
+    directory = directory_of(engine)
+    directory.prepare()
+    with open(directory.lock, "w") as lock, socket.socket(socket.AF_UNIX) as listening:
+        assert try_lock(lock.fileno(), fcntl.LOCK_EX)
+        listening.bind(str(directory.control_socket))
+        listening.listen()
+        error = error_of(engine)
+    assert isinstance(error, EngineStartTimeoutError)
+    assert "has not replied for stall_timeout_s = 1 s: `kill -KILL " in error.message
+    assert hello(engine) == ANSWER
+
+
+def test_callers_wait_for_the_end_of_a_supervisor_that_was_sent_sigterm(fake_engine: MakeEngine) -> None:
+    engine = fake_engine()
+    assert hello(engine) == ANSWER
+    first = supervisor_pid(engine)
+    os.kill(all_processes(engine)[1], signal.SIGSTOP)  # it does not collect the server, nor exit when it is asked to
+    with calls(*[engine] * 5) as waiting:
+        os.kill(first, signal.SIGTERM)
+    assert {call.result() for call in waiting} == {ANSWER}
+    assert hello(engine) == ANSWER
+    assert supervisor_pid(engine) != first
+
+
+def test_what_is_left_of_an_engine_whose_supervisor_was_killed_is_ended(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"spawn_core": True})
+    assert hello(engine) == ANSWER
+    helper = subprocess.Popen(["sleep", "600"], env={"TMPDIR": str(directory_of(engine).scratch)})
+    other = subprocess.Popen(["sleep", "600"])
+    helper.send_signal(signal.SIGSTOP)
+    everything = all_processes(engine)
+    os.kill(supervisor_pid(engine), signal.SIGKILL)
+    wait_until(lambda: not any_exists(everything), 10, "the engine to end")
+    assert hello(engine) == ANSWER
+    assert helper.wait(5) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_launcher_that_stands_still_is_replaced_unseen(fake_engine: MakeEngine) -> None:
