@@ -42,7 +42,7 @@ class RecordKeeper:
         old = read_record(directory.record) or Record()
         if old.boot_id == boot_id():
             if old.server_pid and sys.platform == "linux":
-                # The kernel ends a server with its supervisor, but not all of vLLM's helpers: one that is stopped stays.
+                # The kernel ends a server with its supervisor, but not all helpers of vLLM: one that is stopped stays.
                 kill_marked((stat.pid for stat in living_processes()), f"TMPDIR={directory.scratch}")
             remove_files(old.shared_files)
         self.first_start = old.start_number + 1
