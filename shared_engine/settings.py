@@ -131,8 +131,9 @@ class EngineFields(DefaultFields):
         str | None, Field(min_length=1), BeforeValidator(_path), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")
     ] = None
     """Folder of a model, or its id on the Hugging Face hub."""
-    mode: Annotated[Literal["local", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
-    """``local``: a shared engine of this machine; ``remote``: the server at ``base_url``. Default: by base_url."""
+    mode: Annotated[Literal["local", "direct", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
+    """``local``: a shared engine of this machine; ``direct``: one under this process alone, with vLLM in the app's own
+    Python; ``remote``: the server at ``base_url``. Default: by base_url."""
     base_url: Annotated[str | None, AfterValidator(_server_root), Setting("VLLM_API_URL", Decides.CALLS)] = None
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
@@ -338,7 +339,9 @@ class EngineSettings(EngineFields):
     @classmethod
     def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = {**_from_environment(values), **values}
-        if values.get("mode") == "local" and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
+        if values.get("mode") in ("local", "direct") and values.get("base_url") == os.environ.get(
+            ENVIRONMENT["base_url"]
+        ):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         return values
 
@@ -346,8 +349,8 @@ class EngineSettings(EngineFields):
     def _check_endpoint(self) -> EngineSettings:
         if self.seed is not None and "seed" in self.engine_args:
             raise ValueError("seed is given twice: as a setting and in engine_args")
-        if self.mode == "local" and self.base_url is not None:
-            raise ValueError(f"mode='local' contradicts base_url={self.base_url!r}: leave one of them out")
+        if self.mode in ("local", "direct") and self.base_url is not None:
+            raise ValueError(f"mode={self.mode!r} contradicts base_url={self.base_url!r}: leave one of them out")
         if self.mode == "remote" and self.base_url is None:
             raise ValueError("mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
         if self.api_key is not None and self.basic_auth is not None:

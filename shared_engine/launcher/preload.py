@@ -37,8 +37,12 @@ def server_modules(version: str) -> tuple[str, ...]:
     return release.api_server, release.cli_args, release.startup
 
 
-def import_vllm() -> tuple[str, str | None]:
-    """Import vLLM and all that a server needs; return its version and why forking is off (None: it is on)."""
+def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
+    """Import vLLM and all that a server needs; return its version and why forking is off (None: it is on).
+
+    Args:
+        with_server: False for a process that has no API server, but an EngineCore only.
+    """
     import vllm
 
     version = str(vllm.__version__)
@@ -46,7 +50,7 @@ def import_vllm() -> tuple[str, str | None]:
     refusal = fork_refusal(version)
     if refusal is None:
         use_fork_inside_vllm()
-    for name in server_modules(version) + PRELOAD + (PRELOAD_CPU if is_cpu else ()):
+    for name in (server_modules(version) if with_server else ()) + PRELOAD + (PRELOAD_CPU if is_cpu else ()):
         importlib.import_module(name)
     for name in PRELOAD_REQUESTS:
         with contextlib.suppress(ImportError):

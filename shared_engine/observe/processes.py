@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,20 @@ class ProcessNode:
 
 def process_tree(record: Record, gpu_memory: Mapping[int, int]) -> ProcessNode | None:
     """An engine's supervisor and all below it; None where there is no such process."""
+    roles = {record.supervisor_pid: "supervisor", record.launcher_pid: "launcher", record.server_pid: "server"}
+    return next(iter(_trees([record.supervisor_pid], roles, gpu_memory)), None)
+
+
+def tree_in_app(pids: Sequence[int], gpu_memory: Mapping[int, int]) -> ProcessNode | None:
+    """This process, of which no memory is counted, above an engine's ``pids`` and all below them."""
+    below = _trees(pids, dict.fromkeys(pids, "EngineCore"), gpu_memory)
+    return ProcessNode(os.getpid(), "app", children=below) if below else None
+
+
+def _trees(pids: Sequence[int], roles: Mapping[int, str], gpu_memory: Mapping[int, int]) -> tuple[ProcessNode, ...]:
     children: dict[int, list[int]] = {}
     for stat in living_processes():
         children.setdefault(stat.parent, []).append(stat.pid)
-    roles = {record.supervisor_pid: "supervisor", record.launcher_pid: "launcher", record.server_pid: "server"}
 
     def describe(pid: int, above: str) -> ProcessNode:
         name = roles.get(pid) or _title(pid)
@@ -53,7 +63,7 @@ def process_tree(record: Record, gpu_memory: Mapping[int, int]) -> ProcessNode |
         below = tuple(describe(child, name) for child in sorted(children.get(pid, ())))
         return ProcessNode(pid, name, memory_bytes(pid), gpu_memory.get(pid), below)
 
-    return describe(record.supervisor_pid, "") if is_alive(record.supervisor_pid) else None
+    return tuple(describe(pid, "") for pid in pids if is_alive(pid))
 
 
 def _title(pid: int) -> str:

@@ -1,4 +1,5 @@
-"""HTTP to one vLLM server, over a Unix socket or a URL. One I/O path, asynchronous, bound to its event loop.
+"""Requests to one vLLM server. One I/O path, asynchronous, bound to its event loop; HttpClient's is HTTP over a Unix
+socket or a URL, in_process.py has the other one.
 
 Knows nothing of leases or settings. aiohttp's exceptions end here: callers see ours.
 """
@@ -9,11 +10,12 @@ import contextlib
 import copy
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
@@ -34,21 +36,136 @@ OFTEN_A_PROXYS = frozenset((407, 502, 503, 504))
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class Client:
-    """A pool of connections to one server, for one event loop.
+class Answer(Protocol):
+    """An answer that has begun. aiohttp's ClientResponse is one."""
 
-    Args:
-        base_url: the server's root, without ``/v1``. For a socket any host will do.
-        socket_path: Unix socket to connect to; None for TCP.
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Found by names in any case."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    @property
+    def content(self) -> Any:
+        """Has ``readany``: what has come of the body, and nothing at its end."""
+
+    async def read(self) -> bytes:
+        """All of the body."""
+
+    def release(self) -> Any:
+        """Nothing more is read; what was not read to its end is ended."""
+
+    def close(self) -> Any:
+        """As ``release``; what carried the answer is not used again."""
+
+
+class Client(ABC):
+    """Requests to one vLLM server, from one event loop.
 
     Attributes:
         where: the server, as errors name it.
     """
 
+    where: str
+
+    @property
+    def base(self) -> Client:
+        """The client whose connections these are."""
+        return self
+
+    async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
+        """The body of a 2xx answer.
+
+        Raises:
+            RequestError: see errors.py.
+        """
+        with self.our_errors(timeout, time.monotonic()):
+            response = await self.begin(method, path, body, timeout)
+            try:
+                return await response.read()
+            finally:
+                response.release()
+
+    def stream(self, path: str, body: bytes, timeout: float | None = None) -> EventStream:
+        """The ``data:`` lines of a server-sent stream, until ``[DONE]``; to be opened, and closed."""
+        return EventStream(self, path, body, timeout)
+
+    async def begin(self, method: str, path: str, body: bytes | None, timeout: float | None) -> Answer:
+        """A 2xx answer, whose body is still to be read; inside ``our_errors``.
+
+        Raises:
+            RequestError: see errors.py.
+        """
+        response = await self.send(method, path, body, timeout)
+        if response.status >= 300:
+            try:
+                if response.status < 400:
+                    raise self.redirect(response)
+                raise refusal(response, await response.read(), self.through(response.status))
+            finally:
+                response.release()
+        return response
+
+    @abstractmethod
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: float | None,
+        headers: HeaderPairs = (),
+    ) -> Answer:
+        """An answer with any status, whose body is still to be read; inside ``our_errors``.
+
+        Args:
+            headers: beside those of all requests to this server, and over them.
+        """
+
+    def through(self, status: int) -> str:  # noqa: ARG002
+        """What to put after a server's words where the answer may be a proxy's."""
+        return ""
+
+    def redirect(self, response: Answer) -> RequestError:
+        """The error of an answer with status 3xx: redirects are not followed."""
+        target = response.headers.get("Location", "nowhere")
+        return RequestError(f"{self.where} redirects to {target}: use that as base_url", response.status)
+
+    def silent(self, timeout: float | None) -> RequestTimeoutError:
+        """The error of a server that has sent nothing for ``timeout`` seconds."""
+        return RequestTimeoutError(f"{self.where} sent nothing for timeout = {timeout or 0:g} s")
+
+    @abstractmethod
+    def our_errors(
+        self, timeout: float | None, began: float, *, has_begun: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """What is raised inside by whatever carries the requests, as our errors.
+
+        Args:
+            began: when the request was sent, by time.monotonic().
+            has_begun: whether the answer has.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Nothing is sent any more."""
+
+
+class HttpClient(Client):
+    """A pool of connections to one server, for one event loop.
+
+    Args:
+        base_url: the server's root, without ``/v1``. For a socket any host will do.
+        socket_path: Unix socket to connect to; None for TCP.
+    """
+
     def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
         import aiohttp
 
-        self._base: Client | None = None
+        self._base: HttpClient | None = None
         self._headers: HeaderPairs = ()
         self._base_url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
@@ -69,7 +186,7 @@ class Client:
             response_class=response_class(),
         )
 
-    def with_headers(self, headers: HeaderPairs) -> Client:
+    def with_headers(self, headers: HeaderPairs) -> HttpClient:
         """A client over the same connections, whose requests have ``headers`` too; it must not be closed."""
         if not headers:
             return self
@@ -78,36 +195,8 @@ class Client:
         return client
 
     @property
-    def base(self) -> Client:
-        """The client whose connections these are."""
+    def base(self) -> HttpClient:
         return self._base or self
-
-    async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
-        """The body of a 2xx answer.
-
-        Raises:
-            RequestError: see errors.py.
-        """
-        with self.our_errors(timeout, time.monotonic()):
-            response = await self.begin(method, path, body, timeout)
-            try:
-                return await response.read()
-            finally:
-                response.release()
-
-    def stream(self, path: str, body: bytes, timeout: float | None = None) -> EventStream:
-        """The ``data:`` lines of a server-sent stream, until ``[DONE]``; to be opened, and closed."""
-        return EventStream(self, path, body, timeout)
-
-    async def begin(self, method: str, path: str, body: bytes | None, timeout: float | None) -> aiohttp.ClientResponse:
-        """A 2xx answer, whose body is still to be read; inside ``our_errors``."""
-        response = await self.send(method, path, body, timeout)
-        if response.status >= 300:
-            try:
-                await self._refuse(response)
-            finally:
-                response.release()
-        return response
 
     async def send(
         self,
@@ -117,13 +206,10 @@ class Client:
         timeout: float | None,
         headers: HeaderPairs = (),
     ) -> aiohttp.ClientResponse:
-        """An answer with any status, whose body is still to be read; inside ``our_errors``.
+        """See Client.
 
         A connection that was used before may have been closed by the server just when it was used again: then the
         request is sent again, on another one. Nobody counts that as a retry.
-
-        Args:
-            headers: beside those of all requests to this server, and over them.
         """
         import aiohttp
 
@@ -143,36 +229,10 @@ class Client:
                     raise
 
     def through(self, status: int) -> str:
-        """What to put after a server's words where the answer may be a proxy's."""
         return self._proxy if status in OFTEN_A_PROXYS else ""
-
-    def redirect(self, response: aiohttp.ClientResponse) -> RequestError:
-        """The error of an answer with status 3xx: redirects are not followed."""
-        target = response.headers.get("Location", "nowhere")
-        return RequestError(f"{self.where} redirects to {target}: use that as base_url", response.status)
-
-    async def _refuse(self, response: aiohttp.ClientResponse) -> NoReturn:
-        headers = response.headers
-        if response.status < 400:
-            raise self.redirect(response)
-        error = error_from_response(response.status, await response.read(), self.through(response.status))
-        error.retry_after_s = retry_after_s(headers.get("Retry-After", ""), headers.get("retry-after-ms", ""))
-        said = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
-        error.should_retry = error.should_retry if said is None else said
-        raise error
-
-    def silent(self, timeout: float | None) -> RequestTimeoutError:
-        """The error of a server that has sent nothing for ``timeout`` seconds."""
-        return RequestTimeoutError(f"{self.where} sent nothing for timeout = {timeout or 0:g} s")
 
     @contextlib.contextmanager
     def our_errors(self, timeout: float | None, began: float, *, has_begun: bool = False) -> Iterator[None]:
-        """What aiohttp raises inside, as our errors.
-
-        Args:
-            began: when the request was sent, by time.monotonic().
-            has_begun: whether the answer has.
-        """
         import aiohttp
 
         def passed() -> str:
@@ -241,7 +301,7 @@ class EventStream:
         self._body = body
         self._timeout = timeout
         self._began = time.monotonic()
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Answer | None = None
         self._buffer = bytearray()
         self._events: deque[bytes] = deque()
         self._has_begun = False
@@ -302,6 +362,15 @@ def split_events(buffer: bytearray) -> Iterable[bytes]:
             yield line[5:].lstrip()
         elif line.startswith(b"error:"):
             yield b'{"error":' + line[6:] + b"}"
+
+
+def refusal(answer: Answer, body: bytes, through: str) -> RequestError:
+    """The error of an answer with status 400 or more."""
+    error, headers = error_from_response(answer.status, body, through), answer.headers
+    error.retry_after_s = retry_after_s(headers.get("Retry-After", ""), headers.get("retry-after-ms", ""))
+    said = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
+    error.should_retry = error.should_retry if said is None else said
+    return error
 
 
 def retry_after_s(seconds: str, milliseconds: str = "") -> float | None:

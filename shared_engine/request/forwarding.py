@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from shared_engine.errors import EngineBusyError, RequestError, RequestTimeoutError, ServerConnectionError, VLLMError
 from shared_engine.request.answers import parse_result
-from shared_engine.request.client import split_events
+from shared_engine.request.client import Answer, split_events
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.patience import Patience, is_working
@@ -29,9 +29,6 @@ from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
 from shared_engine.request.streams import ChunkReader
 from shared_engine.settings import EngineSettings
-
-if TYPE_CHECKING:
-    import aiohttp
 
 T = TypeVar("T")
 
@@ -153,7 +150,7 @@ class Forwarding:
 
         return await (begun() if silence_s else self._patiently(connection, begun))
 
-    def _reader(self, request: ForwardedRequest, response: aiohttp.ClientResponse) -> ChunkReader | None:
+    def _reader(self, request: ForwardedRequest, response: Answer) -> ChunkReader | None:
         """What sees whether a stream of an engine of ours is whole."""
         is_judged = self._endpoint.sends_done and request.route in _TEXT_ROUTES and response.status == 200
         return ChunkReader() if is_judged and _is_stream(response) else None
@@ -207,7 +204,7 @@ class ForwardedAnswer:
         self,
         endpoint: Endpoint,
         connection: Connection,
-        response: aiohttp.ClientResponse,
+        response: Answer,
         reader: ChunkReader | None,
         silence_s: float | None,
     ) -> None:
@@ -285,7 +282,7 @@ class ForwardedAnswer:
         """
         client = self._connection.client
         with client.our_errors(self._silence_s, self._began, has_begun=True):
-            piece = await self._response.content.readany()
+            piece: bytes = await self._response.content.readany()
         if self._reader is not None:
             self._buffer += piece
             for event in split_events(self._buffer):
@@ -322,12 +319,12 @@ class ForwardedAnswer:
     __del__ = close  # dropped without having been read
 
 
-def _let_go(response: aiohttp.ClientResponse, endpoint: Endpoint, connection: Connection) -> None:
+def _let_go(response: Answer, endpoint: Endpoint, connection: Connection) -> None:
     response.close()
     endpoint.release(connection)
 
 
-def _is_stream(response: aiohttp.ClientResponse) -> bool:
+def _is_stream(response: Answer) -> bool:
     """False for JSON: that is read whole, so that a failure in the middle can still be retried."""
     return response.status < 400 and "json" not in response.content_type
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
-from shared_engine.request.local import LocalEndpoint
-from shared_engine.request.remote import RemoteEndpoint
+from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.sending import Requests
 from shared_engine.request.twins import blocking
 from shared_engine.runtime.record import EngineState
@@ -46,8 +45,7 @@ class Lifecycle:
     def _requests(self) -> Requests:
         # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
         if self._made_requests is None:
-            endpoint = RemoteEndpoint(self.settings) if self.settings.is_remote else LocalEndpoint(self.settings)
-            self._made_requests = Requests(endpoint, self.settings.timeout, self.settings.max_retries)
+            self._made_requests = Requests(endpoint_of(self.settings), self.settings.timeout, self.settings.max_retries)
         return self._made_requests
 
     @property

@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 
-from shared_engine.errors import (
-    EngineBusyError,
-    EngineError,
-    RequestError,
-    RequestTimeoutError,
-    ServerConnectionError,
-    ServerError,
-    VLLMError,
-)
+from shared_engine.errors import EngineDiedError, EngineError, EngineStoppedError, VLLMError
 from shared_engine.launch.keeping import keep_policy
 from shared_engine.launch.spec import engine_spec
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import look_at
 from shared_engine.request.client import Client
-from shared_engine.request.endpoint import Connection, Endpoint
+from shared_engine.request.endpoint import Connection
+from shared_engine.request.engine_endpoint import EngineEndpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
-from shared_engine.request.refusals import says_engine_busy
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
 from shared_engine.request.threads import in_a_thread
-from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState, current_record
 from shared_engine.settings import EngineSettings
 
-logger = logging.getLogger(__name__)
-
-LOAD_TIMEOUT_S = 2.0
 ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 
 
-class LocalEndpoint(Endpoint):
+class LocalEndpoint(EngineEndpoint):
     """An engine of this machine. Constructing one reads no file and opens nothing."""
 
-    awaited = "the engine to be ready"
-    sends_done = True
-
     def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._policy = keep_policy(settings)
         self._supervisor: SupervisorClient | None = None
         self._resolving = SharedTasks()
         self._socket: str | None = None
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
-        if headers:  # of other services, which frameworks give to any model; or of a model that was remote until now
-            logger.debug("a local engine gets no extra_headers: %s", ", ".join(name for name, _ in headers))
+        self.leave_out(headers)
         with _our_errors():
             supervisor = self._supervisor or await self._resolved()
             record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)
@@ -84,20 +67,9 @@ class LocalEndpoint(Endpoint):
         self._socket = socket
         return loop_clients(ENGINE_URL, socket)
 
-    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+    async def death_of(self, connection: Connection) -> EngineDiedError | EngineStoppedError | None:
         assert self._supervisor is not None
-        if says_engine_busy(error):
-            limit = self._settings.engine_args.get("max_num_queued_reqs")
-            return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")
-        # vLLM has many words for an engine that is going, and some for requests that it reports as its own fault.
-        is_of_request = isinstance(error, ServerError) and error.should_retry is False
-        if isinstance(error, ServerConnectionError | ServerError) and not is_of_request:
-            return await self._supervisor.death_of(connection.incarnation) or error
-        if isinstance(error, RequestTimeoutError):
-            load = await _load_of(connection)
-            died = None if load is not None else await self._supervisor.death_of(connection.incarnation)
-            return died or RequestTimeoutError(f"{error.message}; {load or 'the API server does not answer either'}")
-        return error
+        return await self._supervisor.death_of(connection.incarnation)
 
     async def status(self, *, processes: bool) -> EngineInfo:
         with _our_errors():
@@ -133,14 +105,3 @@ def _our_errors() -> Iterator[None]:
         if isinstance(exc, VLLMError):
             raise
         raise EngineError(f"the engine can't be asked for: {exc}") from exc
-
-
-async def _load_of(connection: Connection) -> str | None:
-    """What a request that had no answer in time waited for; None where the server answers nothing else either."""
-    try:
-        text = await connection.client.request("GET", "/metrics", timeout=LOAD_TIMEOUT_S)
-    except RequestError:
-        return None
-    counts = totals(text.decode())
-    running, waiting = (int(counts.get(f"num_requests_{what}", 0)) for what in ("running", "waiting"))
-    return f"the engine has {running} requests running and {waiting} waiting in its queue"

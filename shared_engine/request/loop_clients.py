@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from shared_engine.errors import EngineStartError
 from shared_engine.request.aiohttp_quirks import let_go_in_child
-from shared_engine.request.client import Client
+from shared_engine.request.client import HttpClient
 from shared_engine.request.http_options import DEFAULT, HttpOptions
 from shared_engine.request.threads import in_a_thread, refuse_at_exit
 
@@ -22,9 +22,9 @@ class LoopClients:
     def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
         self._arguments = (base_url, socket_path, options)
         # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
-        self._clients: dict[asyncio.AbstractEventLoop, tuple[Client, AsyncIterator[Client]]] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, tuple[HttpClient, AsyncIterator[HttpClient]]] = {}
 
-    async def get(self) -> Client:
+    async def get(self) -> HttpClient:
         """The running loop's client."""
         refuse_at_exit()
         loop = asyncio.get_running_loop()
@@ -53,8 +53,8 @@ class LoopClients:
             await known[0].close()
 
 
-async def _client_scope(base_url: str, socket_path: str | None, options: HttpOptions) -> AsyncIterator[Client]:
-    client = Client(base_url, socket_path, options)
+async def _client_scope(base_url: str, socket_path: str | None, options: HttpOptions) -> AsyncIterator[HttpClient]:
+    client = HttpClient(base_url, socket_path, options)
     try:
         yield client
     finally:

@@ -32,7 +32,7 @@ from shared_engine import (
     SettingsError,
 )
 from shared_engine.request.bodies import encode
-from shared_engine.request.client import Client
+from shared_engine.request.client import HttpClient
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.engine_log import MAX_FILE_BYTES
 from shared_engine.runtime.record import Record, write_record
@@ -87,7 +87,7 @@ def test_the_fake_sleeps_as_vllm_does(
 
 
 async def sleep_and_wake(socket_path: str | None, neighbour: TextIOWrapper) -> None:
-    client = Client("http://engine", socket_path)
+    client = HttpClient("http://engine", socket_path)
     body = encode({"messages": HELLO})
     try:
         assert json.loads(await client.request("POST", "/sleep?level=1"))["status"] == "sleeping"

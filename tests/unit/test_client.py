@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared_engine.errors import RequestError, ServerUnreachableError
-from shared_engine.request.client import Client, split_events
+from shared_engine.request.client import HttpClient, split_events
 from shared_engine.request.loop_clients import loop_clients
 
 
@@ -56,7 +56,7 @@ async def test_a_connection_is_used_again_but_not_after_a_servers_failure(
     status: str, used: list[int], in_pieces: bool
 ) -> None:
     async with server_that_says(status, in_pieces=in_pieces) as (url, requests_of):
-        client = Client(url)
+        client = HttpClient(url)
         for _ in range(2):
             try:
                 await client.request("GET", "/")
@@ -119,7 +119,7 @@ async def test_a_server_that_goes_with_its_connections_is_told_of_once_asked_aga
         gone.set()
 
     server = await asyncio.start_unix_server(handle, path)
-    client = Client("http://engine", path)
+    client = HttpClient("http://engine", path)
     assert await client.request("GET", "/") == b"{}"
     with pytest.raises(ServerUnreachableError):
         await client.request("GET", "/")

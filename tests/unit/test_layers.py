@@ -23,6 +23,7 @@ ORDER = (
     "openai_client",
     "token_count",
     "request",
+    "direct",
     "launch",
     "settings",
     "params",

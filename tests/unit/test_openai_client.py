@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from shared_engine import Engine, EngineSettings, ServerConnectionError, ServerUnreachableError
-from shared_engine.request.client import Client
+from shared_engine.request.client import HttpClient
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.forwarding import ForwardedAnswer, ForwardedRequest, Forwarding
 from tests.support.paths import REPOSITORY
@@ -237,7 +237,7 @@ class LeasedEndpoint:
     awaited = "a lease"
 
     def __init__(self, url: str, *, sends_done: bool = False) -> None:
-        self.client = Client(url)
+        self.client = HttpClient(url)
         self.sends_done = sends_done
         self.held = 0
 

@@ -27,7 +27,7 @@ from shared_engine import (
     VLLMError,
 )
 from shared_engine.request.bodies import chat_request, completion_request
-from shared_engine.request.client import Client, retry_after_s
+from shared_engine.request.client import Client, HttpClient, retry_after_s
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
@@ -217,7 +217,7 @@ async def without_garbage_collection() -> AsyncIterator[None]:
 
 
 async def begun_stream(url: str) -> tuple[LeasedEndpoint, AsyncGenerator[GenerationChunk, None], Client]:
-    client = Client(url)
+    client = HttpClient(url)
     endpoint = LeasedEndpoint(client)
     stream = requests_to(endpoint).stream(STREAM)
     assert (await anext(stream)).text == "a"

@@ -1,0 +1,277 @@
+"""One start of vLLM under this process: a thread with an event loop that owns vLLM's application and its EngineCore.
+
+The loop is that thread's alone: whoever has a request hands it over with ``call``, from any loop or thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from shared_engine.direct.children import Birth, Children, EngineProcess
+from shared_engine.direct.folder import DirectFolder
+from shared_engine.errors import EngineError, EngineStartError, EngineStoppedError
+from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.spec import EngineSpec
+from shared_engine.settings import ENVIRONMENT
+from shared_engine.supervisor.ends import End, Exit, end_of, first_exit
+from shared_engine.supervisor.start_failures import explain
+
+# While vLLM starts: it would set up the app's logging, and put the sockets of its processes into /tmp.
+LOGGING_VARIABLE, SOCKETS_VARIABLE, KEY_VARIABLE = "VLLM_CONFIGURE_LOGGING", "VLLM_RPC_BASE_PATH", "VLLM_API_KEY"
+# What vLLM sets for its processes, and would leave set for the app.
+_SET_BY_VLLM = ("VLLM_", "TORCHINDUCTOR_", "NUMEXPR_", "LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_", "CUDA_VISIBLE_DEVICES")
+# How long requests have for what vLLM says of its death, and its processes for an end of their own.
+LAST_WORDS_S = 2.0
+GRACE_S = 5.0
+
+_log = logging.getLogger("shared_engine")
+
+
+class Host:
+    """One start, from its beginning to its end.
+
+    Attributes:
+        ready: resolved when requests can be made; fails with an EngineError.
+        ended: resolved when the thread has ended, and all processes with it.
+        end: how a process of vLLM's ended that nobody here had asked to; None where none has.
+        last_lines: of the log, from before that.
+        headers: that vLLM wants of each request.
+
+    Args:
+        look: called now and then; returns in how many seconds again, None for never.
+    """
+
+    def __init__(self, spec: EngineSpec, folder: DirectFolder, look: Callable[[], float | None]) -> None:
+        self.spec = spec
+        self.folder = folder
+        self._look = look
+        self.ready: Future[None] = Future()
+        self.ended: Future[None] = Future()
+        self.end: End | None = None
+        self.headers: Mapping[str, str] = {}
+        self.app: Any = None
+        self.max_model_len: int | None = None
+        self.last_lines: tuple[str, ...] = ()
+        self.children = Children(_birth(self.folder))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = asyncio.Event()
+        self._is_stopped = False
+        self._dead: EngineProcess | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._start = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        """Start the thread.
+
+        Raises:
+            EngineStartError: Python starts none any more.
+        """
+        try:
+            threading.Thread(target=self._run, name="vllm-local-direct", daemon=True).start()
+        except RuntimeError as exc:
+            raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
+
+    # ---- for any thread
+
+    def call(self, make: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Run a coroutine on the loop; False where the host has ended."""
+        return self.soon(lambda: self._begin_call(make()))
+
+    def soon(self, callback: Callable[[], object]) -> bool:
+        """As ``call_soon_threadsafe``; False where the host has ended."""
+        try:
+            if self._loop is None:
+                return False
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # it is closed
+            return False
+        return True
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Begin to end it; ``ended`` says when that is done.
+
+        Args:
+            at_once: also while it starts, by killing its processes.
+        """
+        self._is_stopped = True
+        self.soon(self._stopping.set)
+        if at_once:
+            self.children.end(0)
+
+    @property
+    def is_usable(self) -> bool:
+        app = self.app
+        return app is not None and self._dead is None and not (self._is_stopped or app.state.engine_client.errored)
+
+    def notice_error(self) -> None:
+        """vLLM has said that its engine is dead: its process may take a while to end."""
+        if not self._is_stopped and self._dead is None:
+            self.soon(lambda: self._notice_end(self.children.processes[0]))
+
+    # ---- its thread
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self.folder.begin_start()
+            with _logged_to(self.folder), self._start:
+                self._start.enter_context(_one_at_a_time)
+                self._start.enter_context(_environment({**self.spec.environment, **self._variables()}))
+                if self._is_stopped:
+                    raise EngineStoppedError("the engine was stopped while it started")
+                loop_factory, run_application = _vllm()
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    self._loop = runner.get_loop()
+                    runner.run(self._main(run_application))
+        except BaseException as exc:
+            error = exc
+        self.children.end(0)
+        if not self.ready.done():
+            self.ready.set_exception(self._why_not_started(error))
+        elif error is not None:
+            _log.debug("the end of vLLM in this process", exc_info=error)
+        self.app = None
+        self.ended.set_result(None)
+
+    def _variables(self) -> dict[str, str]:
+        scratch = self.children.birth.environment.get("TMPDIR")
+        return {LOGGING_VARIABLE: "0", **({} if scratch is None else {SOCKETS_VARIABLE: scratch})}
+
+    async def _main(self, run_application: Any) -> None:
+        self.children.enter()
+        await run_application(self.spec.argv, self._serve)
+
+    async def _serve(self, app: Any) -> None:
+        key = os.environ.get(KEY_VARIABLE)  # the app's, for a remote server; vLLM wants it from its own callers
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        loop = asyncio.get_running_loop()
+        for process in self.children.processes:
+            loop.add_reader(process.sentinel, self._notice_end, process)
+        self._start.close()
+        self.max_model_len = app.state.engine_client.model_config.max_model_len
+        self.app = app
+        if not self._is_stopped:
+            self.ready.set_result(None)
+            await self._until_stopped()
+        for process in self.children.processes:
+            loop.remove_reader(process.sentinel)
+        if self._dead is not None:
+            if self._calls:
+                await asyncio.wait(self._calls, timeout=LAST_WORDS_S)
+            self.last_lines, self.end = self.folder.tail(), self._end_of(self._dead)
+        for call in self._calls:
+            call.cancel()
+        app.state.engine_client.shutdown(timeout=GRACE_S)
+
+    async def _until_stopped(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._look()):
+                    await self._stopping.wait()
+                return
+
+    def _notice_end(self, process: EngineProcess) -> None:
+        self._dead = self._dead or process
+        asyncio.get_running_loop().remove_reader(process.sentinel)
+        self._stopping.set()
+
+    def _end_of(self, process: EngineProcess) -> End:
+        process.join(LAST_WORDS_S)
+        lines = self.folder.lines()
+        ended = first_exit(lines) or Exit(f"vLLM's {process.name}", process.exitcode)
+        return end_of(ended, lines, memory_ran_out=False)
+
+    def _begin_call(self, call: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    def _why_not_started(self, error: BaseException | None) -> EngineError:
+        if self._is_stopped:
+            return EngineStoppedError("the engine was stopped while it started")
+        said = f"{type(error).__name__}: {error}"
+        lines = self.folder.lines()
+        cause = explain([*lines, *f"error: {error}".splitlines(), *said.splitlines()]) or said
+        return EngineStartError(f"the engine did not start: {cause}", self.folder.tail())
+
+
+def _birth(folder: DirectFolder) -> Birth:
+    passed_on = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", LOGGING_VARIABLE)
+    environment = {name: os.environ[name] for name in passed_on if name in os.environ}
+    unset = (*ENVIRONMENT.values(), ROOT_VARIABLE, LOGGING_VARIABLE)
+    return Birth(os.getpid(), str(folder.log), unset, folder.directory.scratch_environment(environment))
+
+
+def _vllm() -> tuple[Any, Any]:
+    """Import vLLM: what makes an event loop as its server's, and what runs its application.
+
+    Raises:
+        EngineStartError: this process was forked while another thread imported it, so that it never can.
+    """
+    global _is_importing
+    if _is_broken:
+        raise EngineStartError(
+            "vLLM can't be imported here: this process was forked while its parent imported it. Fork before the first "
+            "request, or after it (or after warmup()), or use mode='local'"
+        )
+    _is_importing = True
+    try:
+        import uvloop
+
+        from shared_engine.direct.application import import_server, run_application
+
+        import_server()
+    finally:
+        _is_importing = False
+    return uvloop.new_event_loop, run_application
+
+
+def forget_in_child() -> None:
+    """After a fork of the app, in the child."""
+    global _one_at_a_time, _is_broken
+    _one_at_a_time = threading.Lock()
+    _is_broken = _is_broken or _is_importing
+
+
+# ---- what a start changes in this process, for as long as it lasts
+
+_one_at_a_time = threading.Lock()
+_is_importing = False
+_is_broken = False
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in {*before, *os.environ}:
+            if name in variables or name.startswith(_SET_BY_VLLM):
+                if name in before:
+                    os.environ[name] = before[name]
+                else:
+                    os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _logged_to(folder: DirectFolder) -> Iterator[None]:
+    """vLLM's warnings of this process go to the engine's log, and to the app's own handlers, where it has any."""
+    handler = logging.FileHandler(folder.log, delay=True)
+    handler.setLevel(logging.WARNING)
+    vllm = logging.getLogger("vllm")
+    vllm.addHandler(handler)
+    try:
+        yield
+    finally:
+        vllm.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,184 @@
+"""An engine under this process: vLLM's application called here, its EngineCore a child of the app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from shared_engine.direct.engine import DirectEngine, Held, direct_engine
+from shared_engine.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    EngineError,
+    EngineStartTimeoutError,
+    EngineStoppedError,
+)
+from shared_engine.launch.interpreter import interpreter_here
+from shared_engine.launch.keeping import keep_policy
+from shared_engine.launch.spec import engine_spec
+from shared_engine.observe.engine_info import EngineInfo
+from shared_engine.request.client import Client
+from shared_engine.request.endpoint import Connection
+from shared_engine.request.engine_endpoint import EngineEndpoint
+from shared_engine.request.http_options import HeaderPairs
+from shared_engine.request.in_process import in_process_client
+from shared_engine.request.progress_bar import StartReporter
+from shared_engine.request.shared_tasks import SharedTasks
+from shared_engine.request.supervisor_client import end_error
+from shared_engine.request.threads import in_a_thread
+from shared_engine.runtime.progress import ProgressReader, StartPhase
+from shared_engine.runtime.record import EngineState
+from shared_engine.runtime.spec import EngineSpec
+from shared_engine.settings import EngineSettings
+
+POLL_S = 0.02
+LOOK_AT_LOG_S = 0.2
+END_S = 20.0
+
+
+@dataclass(frozen=True)
+class DirectConnection(Connection):
+    """A connection that knows its engine: after a fork, this process's is another one."""
+
+    engine: DirectEngine = field(kw_only=True)
+
+
+class DirectEndpoint(EngineEndpoint):
+    """An engine under this process. Constructing one reads no file and opens nothing."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
+        self._policy = keep_policy(settings)
+        self._spec: EngineSpec | None = None
+        self._resolving = SharedTasks()
+
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        self.leave_out(headers)
+        engine = direct_engine(self._spec or await self._resolved())
+        deadline = time.monotonic() + self._policy.start_timeout_s
+        while True:
+            step = engine.take(self._policy)
+            if isinstance(step, Held):
+                client = in_process_client(step.host)
+                return DirectConnection(client, engine.spec.model, step.start_number, engine=engine)
+            async with self._shown(engine):
+                await self._started(step, deadline)
+
+    def release(self, connection: Connection) -> None:
+        assert isinstance(connection, DirectConnection)
+        connection.engine.give_back()
+
+    async def _resolved(self) -> EngineSpec:
+        """Look for vLLM here, read the model's files: in a thread, as disks can be slow."""
+
+        async def resolve() -> EngineSpec:
+            return await in_a_thread(lambda: engine_spec(self._settings, interpreter_here()))
+
+        if self._spec is None:
+            self._spec = await self._resolving.run("spec", resolve)
+        return self._spec
+
+    async def _started(self, step: Future[None], deadline: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())) as limit:
+                await _outcome_of(step)
+        except EngineError as exc:
+            raise type(exc)(*exc.args) from exc  # all who wait get it: each its own, with its own traceback
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            limit_s = self._policy.start_timeout_s
+            message = f"the engine was not ready within start_timeout_s = {limit_s:g} s; its start goes on"
+            raise EngineStartTimeoutError(message) from None
+
+    @contextlib.asynccontextmanager
+    async def _shown(self, engine: DirectEngine) -> AsyncIterator[None]:
+        """Meanwhile the progress of the start is shown."""
+        reporter = StartReporter(engine.spec.model, self._settings.show_progress)
+        watching = asyncio.create_task(_follow(engine, reporter))
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            watching.cancel()
+            reporter.close(error)
+
+    async def death_of(self, connection: Connection) -> EngineDiedError | EngineStoppedError | None:
+        assert isinstance(connection, DirectConnection)
+        engine = connection.engine
+        ending = engine.ending(connection.incarnation)
+        if ending is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await _outcome_of(ending)
+        return end_error(engine.outcome(connection.incarnation))
+
+    async def status(self, *, processes: bool) -> EngineInfo:
+        return direct_engine(await self._resolved()).info(processes=processes)
+
+    async def observer_client(self) -> Client | None:
+        engine = direct_engine(await self._resolved())
+        host = engine.host
+        return None if host is None or engine.state is not EngineState.READY else in_process_client(host)
+
+    async def evict(self, timeout: float) -> None:
+        engine = direct_engine(await self._resolved())
+        deadline = time.monotonic() + timeout
+        while (ending := engine.begin_eviction()) is None:
+            if time.monotonic() >= deadline:
+                raise EngineBusyError(f"{engine.spec.model} can't be evicted: it is in use after {timeout:g} s")
+            await asyncio.sleep(POLL_S)
+        await _outcome_of(ending)
+
+    async def shutdown(self, timeout: float, *, force: bool) -> None:
+        ending = direct_engine(await self._resolved()).kill() if force else None
+        if ending is None:
+            await self.evict(timeout)
+        else:
+            await _outcome_of(ending)
+
+    async def close(self) -> None:
+        pass
+
+
+async def _outcome_of(future: Future[None]) -> None:
+    """Of a future that some other thread resolves. Cancelling the caller leaves it as it is."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def resolve() -> None:
+        if not done.done():
+            error = future.exception()
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def tell(_: Future[None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(resolve)
+
+    future.add_done_callback(tell)
+    await done
+
+
+async def _follow(engine: DirectEngine, reporter: StartReporter) -> None:
+    reader, position = ProgressReader(StartPhase.IMPORT), 0
+    while True:
+        reporter.report(reader.progress)
+        await asyncio.sleep(LOOK_AT_LOG_S)
+        folder = engine.folder
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                fd = os.open(folder.log, os.O_RDONLY)
+                try:
+                    data = os.pread(fd, 1 << 20, position)
+                finally:
+                    os.close(fd)
+                position += len(data)
+                reader.feed(data.decode(errors="replace"))
