@@ -4,13 +4,13 @@ BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 # Not compiled: most of the files are never imported, and those that are, are compiled then.
 PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
-# Settings of the user's shell must not change what is tested or shown.
-CLEAN_ENV := env -u PYTHONPATH $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
+# Settings of the user's shell must not change what is tested or shown, nor have all tests compiled in each run.
+CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-imports bench-gpu install clean
+.PHONY: help demo test quick-unit quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-imports bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -83,9 +83,25 @@ types: .venv/dev
 	@echo "== types"
 	@$(BIN)/mypy
 
-check: lint types
-	@echo "== tests that need no vLLM"
-	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -q -m "smoke or not (engine or fault or slow)"
+# Side by side: tests mostly wait. Processes without xdist, which alone would take a sixth of the processor time.
+check:
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target quick-unit quick-adapters quick-fake types lint
+
+# Without what takes longer than about half a second, which is marked slow; the last lines name what should be.
+QUICK := -m pytest -q -p no:cacheprovider -m "smoke or not (engine or fault or slow)" --durations=5 --durations-min=1 \
+	--benchmark-disable
+
+quick-unit: .venv/dev
+	@echo "== tests without an engine"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/unit
+
+quick-fake: .venv/dev
+	@echo "== some tests on the fake vLLM"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/fake
+
+quick-adapters: .venv/dev
+	@echo "== tests of the adapters without an engine"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/langchain tests/llama_index
 
 # While vLLM is installed, all else is, and what needs no engine runs. The last line is pytest's summary.
 test:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from shared_engine.request import retry
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.settings import ENVIRONMENT
 from tests.support.engines import end_engines
@@ -79,6 +80,13 @@ def runtime_root() -> Iterator[Path]:
         if value is not None:
             os.environ[name] = value
     shutil.rmtree(root)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried again at once."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ from tests.support.engines import settings_of
 from tests.support.processes import end_of, run_app
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("when", ["after use", "before"])
+@pytest.mark.parametrize("when", [pytest.param("after use", marks=pytest.mark.smoke), "before"])
 def test_no_error_is_untyped_where_no_file_is_left(fake_engine: MakeEngine, when: str) -> None:
     engine = fake_engine()
     engine.warmup()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 
-import pytest
-
 from shared_engine import EngineState
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import wait_for
@@ -17,7 +15,6 @@ from tests.support.processes import end_of, press_ctrl_c_until_back, run_app
 BACK_S = 4.0
 
 
-@pytest.mark.smoke
 def test_ctrl_c_leaves_a_start_at_once(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"hang_at": "weights"}, start_timeout_s=60)
     app = run_app("interrupted_starts", settings_of(engine), stdin=subprocess.PIPE)

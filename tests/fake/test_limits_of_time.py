@@ -26,7 +26,6 @@ def test_a_call_whose_time_is_over_leaves_the_start_alone(fake_engine: MakeEngin
     assert socket.endswith("/1.sock"), "it is the first start's engine"
 
 
-@pytest.mark.smoke
 def test_an_answer_in_one_piece_may_take_longer_than_the_limit_of_silence(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"token_delay_s": 0.25}, timeout=0.4, max_retries=0)
     began = time.monotonic()

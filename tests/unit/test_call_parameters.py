@@ -16,7 +16,6 @@ from pydantic import SecretStr
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import Engine, GenerationParams, InvalidInputError, ServerError, VLLMError
-from shared_engine.request import retry
 from shared_engine.request.http_options import header_pairs
 from tests.support.calls import CALLS, HELLO, ask, requests_of
 from tests.support.remote_server import RemoteServer, running_server
@@ -25,8 +24,7 @@ WORD = "hush-4711"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteServer]:
-    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.001)
+def server(no_waiting: None) -> Iterator[RemoteServer]:
     with running_server() as server:
         yield server
 

@@ -148,6 +148,7 @@ async def test_a_slot_is_given_back_once_its_file_is_closed(
     await engine.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [128, 256])
 def test_batches_on_several_loops_keep_within_the_files_there_are(slow_server: RemoteServer, limit: int) -> None:
     status, out, err = end_of(run_app("few_files", slow_server.url, str(limit)), 60)

@@ -98,6 +98,7 @@ def test_a_new_connection_that_is_cut_counts(stream: bool) -> None:
         assert server.connections == 2
 
 
+@pytest.mark.slow
 def test_a_request_that_ends_its_server_is_not_repeated_for_ever() -> None:
     """Cut after a while on a connection that was used before: that is the request's failure."""
 
@@ -136,6 +137,7 @@ def test_a_request_whose_answer_has_begun_is_not_sent_again() -> None:
 # ---- silence, and what comes all at once
 
 
+@pytest.mark.slow
 def test_silence_between_two_pieces_is_no_error_below_the_limit() -> None:
     async def script(conversation: Conversation) -> None:
         await conversation.request()
@@ -148,6 +150,7 @@ def test_silence_between_two_pieces_is_no_error_below_the_limit() -> None:
             assert ask(Engine(base_url=server.url, model="served", timeout=limit), stream=True) == "Hi"
 
 
+@pytest.mark.slow
 def test_a_comment_is_a_sign_of_life() -> None:
     async def script(conversation: Conversation) -> None:
         await conversation.request()

@@ -203,6 +203,7 @@ async def test_ending_an_engine_of_another_release_is_refused_at_once(
         await ending
 
 
+@pytest.mark.slow
 async def test_a_supervisor_with_a_full_queue_is_there_and_is_asked_again(directory: RuntimeDir) -> None:
     with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as callers:
         busy.bind(str(directory.control_socket))
@@ -256,6 +257,7 @@ time.sleep(0.5)
 """
 
 
+@pytest.mark.slow
 async def test_a_shutdown_returns_when_the_process_has_ended_not_when_its_lock_is_free(directory: RuntimeDir) -> None:
     # The kernel frees a process's files before it is gone; here for half a second.
     command = (sys.executable, "-c", SUPERVISOR_WITHOUT_A_LOCK, str(directory.control_socket))

@@ -66,6 +66,7 @@ def test_a_calls_timeout_ends_a_stream_that_flows(server: RemoteServer, way: str
     assert LIMIT_S <= time.monotonic() - began < SOON_S
 
 
+@pytest.mark.slow
 def test_the_setting_is_the_limit_of_silence_and_not_of_the_whole(server: RemoteServer) -> None:
     slow_stream(server, 0.05)
     got = 0
@@ -144,11 +145,13 @@ def works(server: RemoteServer, *, requests: int, steps: list[int], answer_after
     server.handler, server.metrics = handler, metrics
 
 
+@pytest.mark.slow
 def test_an_answer_is_waited_for_as_long_as_the_server_works_on_it(server: RemoteServer, short_steps: None) -> None:
     works(server, requests=1, steps=list(range(100)), answer_after_s=1.5)
     assert Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO).text == "Hi"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("requests", "steps"), [(0, list(range(100))), (1, [7])], ids=["it has no request", "it makes no step"]
 )
@@ -162,6 +165,7 @@ def test_a_server_that_does_not_work_is_not_waited_for(
     assert time.monotonic() - began < SOON_S
 
 
+@pytest.mark.slow
 def test_one_long_step_is_work(server: RemoteServer) -> None:
     works(server, requests=1, steps=[7], answer_after_s=1.0)
     assert Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO).text == "Hi"
@@ -174,6 +178,7 @@ def test_a_server_without_metrics_is_not_waited_for(server: RemoteServer) -> Non
     assert server.aborted.wait(5)
 
 
+@pytest.mark.slow
 def test_a_call_that_is_cancelled_while_its_server_is_looked_at_leaves_nothing(
     server: RemoteServer, short_steps: None
 ) -> None:
@@ -198,6 +203,7 @@ def test_what_was_cut_says_after_how_long(server: RemoteServer) -> None:
         list(Engine(base_url=server.url, max_retries=0).stream_chat(HELLO))
 
 
+@pytest.mark.slow
 async def test_hundreds_that_wait_share_one_look_at_the_server(server: RemoteServer) -> None:
     looks = 0
     works(server, requests=1, steps=list(range(1000)), answer_after_s=1.0)

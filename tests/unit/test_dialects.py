@@ -15,7 +15,6 @@ from llama_index.core.tools import FunctionTool
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, Engine, EngineState, RequestError, ServerConnectionError, VLLMError
-from shared_engine.request import retry
 from tests.support.dialects import (
     CALLS,
     COMPLETION_TOKENS,
@@ -44,8 +43,7 @@ QUICK = ("vllm", "litellm", "tgi-1", "loose")
 @pytest.fixture(
     params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in DIALECTS if name not in QUICK)]
 )
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
+def served(request: pytest.FixtureRequest, no_waiting: None) -> Iterator[Served]:
     dialect = DIALECTS[request.param]
     with running_app(app_of(dialect)) as url:
         yield dialect, url

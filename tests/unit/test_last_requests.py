@@ -11,7 +11,7 @@ from tests.support.processes import end_of, run_app
 from tests.support.remote_server import RemoteServer, running_server
 
 SLOW = pytest.mark.slow
-QUICK = [("chat", "del"), ("stream", "del"), ("chat", "atexit"), ("achat", "del")]
+QUICK = [("chat", "del"), ("stream", "del")]
 ALL = [
     (way, moment)
     for way in ("chat", "chat_batch", "stream", "achat", "astream", "langchain_batch", "llama_index_batch")

@@ -99,7 +99,7 @@ def test_texts_go_in_requests_of_bounded_size_and_come_back_in_order(server: Rem
     ("engine_args", "batch_size", "size", "at_once"),
     [
         ({}, 64, 64, 8),  # twice vLLM's default of 256 texts
-        ({}, 1, 1, 512),
+        pytest.param({}, 1, 1, 512, marks=pytest.mark.slow),
         ({"max_num_seqs": 8}, 64, 4, 4),
         ({"max_num_seqs": 8, "max_num_queued_reqs": 8}, 64, 2, 4),  # never more than the queue takes
         ({"max_num_seqs": 1, "max_num_queued_reqs": 1}, 64, 1, 1),

@@ -26,7 +26,6 @@ from shared_engine import (
     ServerError,
     ServerUnreachableError,
 )
-from shared_engine.request import retry
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -36,11 +35,6 @@ HELLO = [{"role": "user", "content": "Hello"}]
 def server() -> Iterator[RemoteServer]:
     with running_server() as server:
         yield server
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
 
 
 def test_an_answer_and_what_was_sent(server: RemoteServer) -> None:
@@ -85,7 +79,7 @@ def test_a_refusal_is_typed_and_retried_only_where_it_may_pass(
     assert len(server.requests) == tries
 
 
-def test_a_server_that_is_busy_for_a_moment_is_waited_for(server: RemoteServer) -> None:
+def test_a_server_that_is_busy_for_a_moment_is_waited_for(server: RemoteServer, no_waiting: None) -> None:
     server.fails(503, times=2)
     assert Engine(base_url=server.url).chat(HELLO).text == "Hi"
     assert len(server.requests) == 3

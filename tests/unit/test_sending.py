@@ -171,6 +171,7 @@ def test_a_date_to_come_and_what_is_no_retry_after() -> None:
     assert [retry_after_s(header) for header in ("", "soon", "-1", "inf", "nan")] == [None] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_server_that_says_when_to_come_again_is_not_asked_before(server: RemoteServer, stream: bool) -> None:
     server.fails(429, times=1, headers={"Retry-After": "1"})

@@ -16,7 +16,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.processes import process_exists
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 
 # Steps of few lines. Each is run as run_steps runs one, in a process of its own.
 STEP = """

@@ -159,7 +159,9 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize(
+    "failure", [pytest.param(each, marks=pytest.mark.slow) if each == "too slow" else each for each in FAILURES]
+)
 def test_what_vllm_does_not_export_is_left_to_the_server_and_asked_for_once(
     tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:

@@ -22,6 +22,8 @@ from tests.support.raw_server import (
     whole,
 )
 
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
 HELLO = [{"role": "user", "content": "Hello"}]
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 BEGUN = event(piece("a")) + event(piece("b"))
