@@ -42,6 +42,7 @@ from shared_engine.runtime.spec import EngineSpec
 MAX_SPAWNS = 10
 OUTCOME_TIMEOUT_S = 10.0
 SIGN_OF_LIFE_S = 10.0
+ANSWERS_S = 2.0
 
 _log = logging.getLogger("shared_engine")
 
@@ -196,7 +197,7 @@ class SupervisorClient:
         reply: it is ended, and what happens inside is left.
 
         Raises:
-            EngineStartTimeoutError: another one did not for ``stall_timeout_s`` seconds.
+            EngineStartTimeoutError: one that was not stopped did not for ``stall_timeout_s`` seconds.
         """
         waiting = asyncio.current_task()
         assert waiting is not None
@@ -220,7 +221,7 @@ class SupervisorClient:
             if not is_silent:
                 raise
             waiting.uncancel()
-            if await self._end_stopped():
+            if await self._answers_again():
                 return
             record = self._current_record()
             pid = 0 if record is None else record.supervisor_pid
@@ -241,10 +242,13 @@ class SupervisorClient:
     async def _outcome(self, start_number: int) -> Outcome | None:
         """None where the supervisor was killed."""
         try:
-            outcome = await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
-        except TimeoutError:
-            return None if await self._end_stopped() else Outcome(Fate.RUNNING)
-        except (OSError, EngineError):  # it can't be asked: the request's own error says more
+            try:
+                outcome = await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
+            except TimeoutError:
+                if not await self._answers_again():
+                    raise
+                outcome = await self.control.what_became_of(start_number, OUTCOME_TIMEOUT_S)
+        except (OSError, EngineError):  # it can't be asked (TimeoutError is one): the request's own error says more
             return Outcome(Fate.RUNNING)
         if outcome is not None:
             return outcome
@@ -253,11 +257,18 @@ class SupervisorClient:
         left = None if record is None else outcome_of(record, start_number, first_start=0, deaths={})
         return None if left == Outcome(Fate.RUNNING) else left
 
-    async def _end_stopped(self) -> bool:
-        is_ended = await self.control.end_stopped()
-        if is_ended:
+    async def _answers_again(self) -> bool:
+        """Of a supervisor that was silent: True once it is gone, for it was stopped by a signal; or where it answers, or
+        another one that somebody else has put in its place.
+        """
+        if await self.control.end_stopped():
             _log.warning("the supervisor of %s was stopped by a signal, and was ended", Path(self.spec.model).name)
-        return is_ended
+            return True
+        try:
+            await self.control.what_became_of(0, ANSWERS_S)
+        except (OSError, EngineError):
+            return False
+        return True
 
     def forget_in_child(self) -> None:
         """After a fork, in the child: start with no lease."""

@@ -33,7 +33,8 @@ from tests.support.callers import (
     supervisor_pid,
     wait_for,
 )
-from tests.support.processes import all_processes, any_exists, processes_of_group
+from tests.support.engines import settings_of
+from tests.support.processes import all_processes, any_exists, end_of, processes_of_group, run_app
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -164,8 +165,10 @@ def test_a_supervisor_that_was_stopped_is_replaced_unseen(fake_engine: MakeEngin
     engine.evict()
     everything = all_processes(engine)
     os.kill(supervisor_pid(engine), signal.SIGSTOP)
+    apps = [run_app("chat", settings_of(engine)) for _ in range(3)]  # one of them ends it, unseen by the others
     assert hello(engine) == ANSWER
     assert not any_exists(everything)
+    assert [end_of(app, 30)[0] for app in apps] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
