@@ -258,8 +258,8 @@ class SupervisorClient:
         return None if left == Outcome(Fate.RUNNING) else left
 
     async def _answers_again(self) -> bool:
-        """Of a supervisor that was silent: True once it is gone, for it was stopped by a signal; or where it answers, or
-        another one that somebody else has put in its place.
+        """Of a supervisor that was silent: True once it is gone, as it was stopped by a signal; or where it, or another
+        one that somebody else has put in its place, answers.
         """
         if await self.control.end_stopped():
             _log.warning("the supervisor of %s was stopped by a signal, and was ended", Path(self.spec.model).name)
