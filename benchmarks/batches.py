@@ -112,14 +112,14 @@ def text_rate(engine: Engine, model: TextPrompts, count: int, tokens: int) -> fl
         WrongAnswerError: a text is not its prompt's, or vLLM made another number of tokens.
     """
     texts = questions(count)
-    before = engine.stats()["generation_tokens"]
+    before = engine.metrics()["generation_tokens"]
     began = time.perf_counter()
     answers = model.batch(texts)
     seconds = time.perf_counter() - began
     if not all(answer.startswith(text) and answer != text for answer, text in zip(answers, texts, strict=True)):
         raise WrongAnswerError("texts are not those of their prompts, in their order")
     deadline = time.monotonic() + 5
-    while (made := engine.stats()["generation_tokens"] - before) != count * tokens:
+    while (made := engine.metrics()["generation_tokens"] - before) != count * tokens:
         if time.monotonic() > deadline:
             raise WrongAnswerError(f"vLLM made {made:,.0f} tokens, {count * tokens:,} were asked for")
         time.sleep(0.05)

@@ -82,7 +82,7 @@ def _most_running(stage: Stage, texts: list[str]) -> float:
         batch = asyncio.ensure_future(stage.bare.gathered(texts, TOKENS))
         peak = 0.0
         while not batch.done():
-            peak = max(peak, (await stage.engine.astats()).get("num_requests_running", 0.0))
+            peak = max(peak, (await stage.engine.ametrics()).get("num_requests_running", 0.0))
             await asyncio.sleep(0.02)
         await batch
         await stage.engine.aclose()

@@ -123,7 +123,7 @@ def deeds(engine: Engine) -> dict[str, Callable[[], object]]:
             [{"role": "user", "content": "a b " * 250_000}]
         ),
         "count_tokens of a text of 10 MB": lambda: engine.count_tokens("a b " * 2_500_000),
-        "stats() without a pause": lambda: polled(engine.stats),
+        "stats() without a pause": lambda: polled(engine.metrics),
         "status(processes=True) without a pause": lambda: polled(lambda: engine.status(processes=True)),
     }
 

@@ -16,4 +16,4 @@ print(f"{answer.response_metadata['model_name']}: {answer.text}")
 for chunk in llm.stream("Count from 1 to 10."):
     print(chunk.text, end="", flush=True)
 print()
-print(f"running there now: {llm.engine.stats()['num_requests_running']:g} requests")
+print(f"running there now: {llm.engine.metrics()['num_requests_running']:g} requests")

@@ -19,4 +19,4 @@ for piece in llm.stream_complete("Count from 1 to 10."):
     print(piece.delta, end="", flush=True)
 print()
 print(f"prompts of up to {llm.metadata.context_window} tokens, as the server tells")
-print(f"running there now: {llm.engine.stats()['num_requests_running']:g} requests")
+print(f"running there now: {llm.engine.metrics()['num_requests_running']:g} requests")

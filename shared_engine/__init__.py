@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from shared_engine.results import TokenUsage as TokenUsage
     from shared_engine.results import ToolCall as ToolCall
     from shared_engine.results import ToolCallDelta as ToolCallDelta
+    from shared_engine.runtime.life_stats import LifeStats as LifeStats
     from shared_engine.runtime.record import EngineState as EngineState
     from shared_engine.settings import EngineSettings as EngineSettings
+    from shared_engine.stats import EngineStats as EngineStats
+    from shared_engine.stats import RequestStats as RequestStats
+    from shared_engine.stats import Timing as Timing
 
     __version__: str
 
@@ -45,6 +49,7 @@ _MODULE_OF = {
     "EngineInfo": "observe.engine_info",
     "EngineSettings": "settings",
     "EngineState": "runtime.record",
+    "EngineStats": "stats",
     "GPUAlert": "gpu",
     "GPUMonitor": "gpu",
     "GPUProcess": "gpu",
@@ -52,8 +57,11 @@ _MODULE_OF = {
     "GenerationChunk": "results",
     "GenerationParams": "params",
     "GenerationResult": "results",
+    "LifeStats": "runtime.life_stats",
     "RankedDocument": "results",
+    "RequestStats": "stats",
     "RerankResult": "results",
+    "Timing": "stats",
     "TokenUsage": "results",
     "ToolCall": "results",
     "ToolCallDelta": "results",

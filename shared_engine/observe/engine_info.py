@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shared_engine.observe.processes import ProcessNode
+from shared_engine.runtime.life_stats import LifeStats
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.record import EngineState
 
@@ -40,6 +41,7 @@ class EngineInfo:
         socket: where the server listens.
         processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
         leftovers: files that a supervisor left behind when it was killed.
+        life: what its starts and ends have come to since the machine was booted.
     """
 
     state: EngineState
@@ -65,6 +67,7 @@ class EngineInfo:
     vllm_version: str | None = None
     processes: ProcessNode | None = None
     leftovers: tuple[str, ...] = ()
+    life: LifeStats = field(default_factory=LifeStats)
 
     @property
     def name(self) -> str:

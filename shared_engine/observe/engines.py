@@ -20,6 +20,7 @@ from shared_engine.observe.locks import holders, shared_locks
 from shared_engine.observe.processes import process_tree
 from shared_engine.runtime.directory import RuntimeDir, runtime_root
 from shared_engine.runtime.lease import read_last_use
+from shared_engine.runtime.life_stats import LifeStats
 from shared_engine.runtime.record import EngineState, Record, boot_id, is_supervised, read_record
 from shared_engine.runtime.spec import EngineSpec
 
@@ -93,6 +94,7 @@ def _info(
         vllm_version=record.vllm_version or None,
         processes=process_tree(record, gpu_memory()) if is_alive and gpu_memory is not None else None,
         leftovers=() if is_alive else _leftovers(directory, record),
+        life=record.life if record.boot_id == boot_id() else LifeStats(),
     )
 
 

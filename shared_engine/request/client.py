@@ -25,6 +25,8 @@ from shared_engine.request.proxies import proxy_of, shown, with_credentials
 from shared_engine.request.refusals import error_from_response
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import aiohttp
 
 # A server closes an idle connection after 5 s (uvicorn) or later; a client must let go of it first.
@@ -68,14 +70,26 @@ class Client(ABC):
 
     Attributes:
         where: the server, as errors name it.
+        socket_path: the Unix socket that it listens on; None for any other.
     """
 
     where: str
+    socket_path: str | None = None
+    _base: Self | None = None
+    _headers: HeaderPairs = ()
+
+    def with_headers(self, headers: HeaderPairs) -> Self:
+        """A client over the same connections, whose requests have ``headers`` too; it must not be closed."""
+        if not headers:
+            return self
+        client = copy.copy(self)
+        client._base, client._headers = self.base, (*self._headers, *headers)
+        return client
 
     @property
-    def base(self) -> Client:
+    def base(self) -> Self:
         """The client whose connections these are."""
-        return self
+        return self._base or self
 
     async def request(self, method: str, path: str, body: bytes | None = None, timeout: float | None = None) -> bytes:
         """The body of a 2xx answer.
@@ -165,8 +179,7 @@ class HttpClient(Client):
     def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
         import aiohttp
 
-        self._base: HttpClient | None = None
-        self._headers: HeaderPairs = ()
+        self.socket_path = socket_path
         self._base_url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
         self._connector: Any
@@ -185,18 +198,6 @@ class HttpClient(Client):
             read_bufsize=1 << 18,
             response_class=response_class(),
         )
-
-    def with_headers(self, headers: HeaderPairs) -> HttpClient:
-        """A client over the same connections, whose requests have ``headers`` too; it must not be closed."""
-        if not headers:
-            return self
-        client = copy.copy(self)
-        client._base, client._headers = self.base, headers
-        return client
-
-    @property
-    def base(self) -> HttpClient:
-        return self._base or self
 
     async def send(
         self,

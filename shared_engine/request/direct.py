@@ -57,6 +57,10 @@ class DirectEndpoint(EngineEndpoint):
         self._spec: EngineSpec | None = None
         self._resolving = SharedTasks()
 
+    @property
+    def key(self) -> str:
+        return "" if self._spec is None else self._spec.key
+
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
         engine = direct_engine(self._spec or await self._resolved())

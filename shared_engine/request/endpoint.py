@@ -14,6 +14,7 @@ from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.routes import HEALTH
+from shared_engine.request.tally import EngineName
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -45,6 +46,11 @@ class Endpoint(ABC):
     max_model_len: int | None = None
     awaited = "the server's list of models"
     sends_done = False
+
+    @property
+    @abstractmethod
+    def name(self) -> EngineName:
+        """What its requests are counted by."""
 
     @abstractmethod
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:

@@ -19,6 +19,7 @@ from shared_engine.request.endpoint import Connection, Endpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.refusals import says_engine_busy
 from shared_engine.request.routes import METRICS
+from shared_engine.request.tally import EngineName
 from shared_engine.runtime.metrics import totals
 from shared_engine.settings import EngineSettings
 
@@ -35,6 +36,15 @@ class EngineEndpoint(Endpoint):
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Of the engine; empty until it is known."""
+
+    @property
+    def name(self) -> EngineName:
+        return EngineName(self._settings.model or "", self.key)
 
     def leave_out(self, headers: HeaderPairs) -> None:
         """Those are of other services, which frameworks give to any model; or of a model that was remote until now."""

@@ -38,7 +38,7 @@ class InProcessClient(Client):
     ) -> Exchange:
         exchange = Exchange(self, self._host, timeout)
         try:
-            await exchange.begin(method, path, body or b"", headers)
+            await exchange.begin(method, path, body or b"", (*self._headers, *headers))
         except BaseException:
             exchange.release()
             raise

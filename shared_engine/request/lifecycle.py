@@ -11,9 +11,14 @@ from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.sending import Requests
+from shared_engine.request.tally import tally_of
 from shared_engine.request.twins import blocking
+from shared_engine.runtime.life_stats import added
+from shared_engine.runtime.metrics import counters as counters_of
+from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import SECRET, EngineSettings
+from shared_engine.stats import EngineStats
 
 if TYPE_CHECKING:
     from typing import Self
@@ -83,14 +88,33 @@ class Lifecycle:
 
     status = blocking(astatus)
 
-    async def astats(self) -> dict[str, float]:
+    async def ametrics(self) -> dict[str, float]:
         """vLLM's gauges and counters by name, such as ``num_requests_running``; empty while no server is up.
 
         On a remote server they count other users' requests too.
         """
-        return await self._requests.metrics()
+        return totals(await self._requests.metrics())
+
+    metrics = blocking(ametrics)
+
+    async def astats(self) -> EngineStats:
+        """What requests of this process, and the starts of the engine, have come to. Starts nothing.
+
+        Of a remote server the requests of this process, and its own counters. Objects with equal settings share one
+        engine, and so its statistics.
+        """
+        requests = self._requests
+        info, counters = await requests.endpoint.status(processes=False), counters_of(await requests.metrics())
+        life = None if self.settings.is_remote else info.life
+        if life is not None:
+            counters = added(life.counters, counters)
+        return EngineStats(requests=tally_of(requests.endpoint.name).stats(), life=life, counters=counters)
 
     stats = blocking(astats)
+
+    def reset_stats(self) -> None:
+        """Count this process's requests from zero. The engine's own numbers stay."""
+        tally_of(self._requests.endpoint.name).reset()
 
     async def aevict(self, timeout: float = 30.0) -> None:
         """Take the model out of memory; return when its processes are gone. The next request brings it back.

@@ -34,6 +34,10 @@ class LocalEndpoint(EngineEndpoint):
         self._resolving = SharedTasks()
         self._socket: str | None = None
 
+    @property
+    def key(self) -> str:
+        return "" if self._supervisor is None else self._supervisor.spec.key
+
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
         with _our_errors():

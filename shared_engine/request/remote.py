@@ -14,6 +14,7 @@ from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, C
 from shared_engine.request.http_options import HeaderPairs, HttpOptions, header_pairs
 from shared_engine.request.loop_clients import loop_clients
 from shared_engine.request.routes import MODELS
+from shared_engine.request.tally import EngineName
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 
@@ -29,7 +30,12 @@ class RemoteEndpoint(Endpoint):
         self._clients = loop_clients(settings.base_url, options=http_options(settings))
         self._is_named = settings.model is not None
         self._model = settings.model
+        self._named = settings.model or ""
         self._times_renamed = 0
+
+    @property
+    def name(self) -> EngineName:
+        return EngineName(self._named, self._base_url)
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         client = (await self._clients.get()).with_headers(headers)

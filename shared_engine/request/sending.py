@@ -19,14 +19,15 @@ from shared_engine.params import CallParams
 from shared_engine.request import answers
 from shared_engine.request.bodies import Request, prompt_tokens_request
 from shared_engine.request.call import Call
+from shared_engine.request.client import EventStream
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
+from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
 from shared_engine.request.retry import Retry
 from shared_engine.request.routes import METRICS, MODELS
 from shared_engine.request.streams import ChunkReader
 from shared_engine.results import GenerationChunk, GenerationResult
-from shared_engine.runtime.metrics import totals
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -70,14 +71,18 @@ class Requests:
         Args:
             call: that this request is one of; without, it is one of its own.
         """
+        with Observed(self.endpoint, request) as observed:
 
-        async def post(connection: Connection) -> T:
-            try:
-                return parse(await self._post(request, connection))
-            except RequestError as exc:
-                await self._raise(exc, connection, request)
+            async def post(connection: Connection) -> T:
+                connection = observed.connected(connection)
+                try:
+                    return parse(await self._post(request, connection))
+                except RequestError as exc:
+                    await self._raise(exc, connection, request)
 
-        return await self._with_connection(post, call or Call.begin(request.params))
+            result = await self._with_connection(post, call or Call.begin(request.params), observed.tried_again)
+            observed.answered(result)
+            return result
 
     async def stream(self, request: Request) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this ends the request, and gives its lease back, before it returns.
@@ -87,39 +92,49 @@ class Requests:
         """
         call = Call.begin(request.params)
         retry, deadline = self._retry(call), call.deadline
-        while True:
-            has_reached_caller = False
-            try:
-                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
+        with Observed(self.endpoint, request, is_streamed=True) as observed:
+            while True:
                 try:
-                    reader = ChunkReader()
-                    where = connection.client.where
-                    body = await deadline.wait(f"an answer from {where}", self._body(request, connection))
-                    events = connection.client.stream(request.path, body, self._timeout)
+                    acquired = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
                     try:
-                        await deadline.wait(f"an answer from {where}", events.open())
-                        async for event in deadline.over(f"more of the answer from {where}", events):
-                            for chunk in reader.chunks(event):
-                                has_reached_caller = True
-                                yield chunk
+                        connection = observed.connected(acquired)
+                        where = connection.client.where
+                        events = await deadline.wait(f"an answer from {where}", self._opened(request, connection))
+                        reader = ChunkReader()
+                        try:
+                            async for event in deadline.over(f"more of the answer from {where}", events):
+                                for chunk in reader.chunks(event):
+                                    observed.saw(chunk)
+                                    yield chunk
+                        finally:
+                            events.close()
+                        for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
+                            observed.saw(chunk)
+                            yield chunk
+                        return
+                    except RequestError as exc:
+                        if deadline.is_over:
+                            raise
+                        await self._raise(exc, connection, request)
                     finally:
-                        events.close()
-                    for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
-                        has_reached_caller = True
-                        yield chunk
-                    return
-                except RequestError as exc:
-                    if deadline.is_over:
+                        self.endpoint.release(acquired)
+                except VLLMError as exc:
+                    wait_s = None if observed.has_reached_caller else retry.wait_s(exc, deadline.left_s)
+                    if wait_s is None:
                         raise
-                    await self._raise(exc, connection, request)
-                finally:
-                    self.endpoint.release(connection)
-            except VLLMError as exc:
-                wait_s = None if has_reached_caller else retry.wait_s(exc, deadline.left_s)
-                if wait_s is None:
-                    raise
-                say_waiting(exc, wait_s)
-            await asyncio.sleep(wait_s)
+                    observed.tried_again(exc)
+                    say_waiting(exc, wait_s)
+                await asyncio.sleep(wait_s)
+
+    async def _opened(self, request: Request, connection: Connection) -> EventStream:
+        """A stream whose answer has begun; to be closed."""
+        events = connection.client.stream(request.path, await self._body(request, connection), self._timeout)
+        try:
+            await events.open()
+        except BaseException:
+            events.close()
+            raise
+        return events
 
     async def count_tokens(self, request: Request) -> int:
         """How many tokens a ``/tokenize`` request has."""
@@ -134,19 +149,21 @@ class Requests:
             except RequestError as exc:
                 await self._raise(exc, connection)
 
-        await self._with_connection(check, Call.begin(CallParams()))
+        await self._with_connection(check, Call.begin(CallParams()), lambda _: None)
 
-    async def metrics(self) -> dict[str, float]:
-        """vLLM's metrics, read without a lease; empty if no server is up, or one that has none."""
+    async def metrics(self) -> str:
+        """vLLM's metrics as they come, read without a lease; empty if no server is up, or one that has none."""
         client = await self.endpoint.observer_client()
         if client is None:
-            return {}
+            return ""
         try:
-            return totals((await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode(errors="replace"))
+            return (await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode(errors="replace")
         except ModelNotFoundError:
-            return {}
+            return ""
 
-    async def _with_connection(self, ask: Callable[[Connection], Awaitable[T]], call: Call) -> T:
+    async def _with_connection(
+        self, ask: Callable[[Connection], Awaitable[T]], call: Call, tried_again: Callable[[VLLMError], None]
+    ) -> T:
         retry, deadline = self._retry(call), call.deadline
         while True:
             try:
@@ -159,6 +176,7 @@ class Requests:
                 wait_s = retry.wait_s(exc, deadline.left_s)
                 if wait_s is None:
                     raise
+                tried_again(exc)
                 say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
 

@@ -35,6 +35,16 @@ def samples(text: str) -> Iterator[Sample]:
         yield Sample(name, labels, float(value))
 
 
+def counters(text: str) -> dict[str, float]:
+    """Each counter, summed over its labels and without ``_total``."""
+    sums: dict[str, float] = {}
+    for sample in samples(text):
+        if sample.name.endswith("_total"):
+            name = sample.name.removesuffix("_total")
+            sums[name] = sums.get(name, 0.0) + sample.value
+    return sums
+
+
 def totals(text: str) -> dict[str, float]:
     """Each gauge and counter, summed over its labels and without ``_total``; histograms are left out."""
     sums: dict[str, float] = {}

@@ -115,14 +115,34 @@ class ProgressReader:
     """Follows the log of one start; never goes back, as several workers write to one log."""
 
     def __init__(self, phase: StartPhase) -> None:
-        self.progress = Progress(phase, since=time.time())
         self._pending = ""
-        self._counted: list[str] = []
+        self.begin(phase)
+
+    def begin(self, phase: StartPhase) -> None:
+        """Another start, or a wake, begins."""
+        self.progress = Progress(phase, since=time.time())
+        self._counted = [""]
+        self._took_s: dict[str, float] = {}
+        self._added_until = self.progress.since
 
     def enter(self, phase: StartPhase, detail: str = "") -> None:
         """A phase that is not read off the log."""
-        self.progress = Progress(phase, detail=detail, since=time.time())
-        self._counted = [detail]
+        self._enter(Progress(phase, detail=detail, since=time.time()))
+
+    def took_s(self) -> dict[str, float]:
+        """Seconds that each phase has taken so far."""
+        self._add_up(time.time())
+        return dict(self._took_s)
+
+    def _enter(self, progress: Progress) -> None:
+        self._add_up(progress.since)
+        self.progress = progress
+        self._counted = [progress.detail]
+
+    def _add_up(self, until: float) -> None:
+        phase = self.progress.phase.value
+        self._took_s[phase] = self._took_s.get(phase, 0.0) + max(0.0, until - self._added_until)
+        self._added_until = until
 
     def note_fetched(self, fetched_bytes: int) -> None:
         """So many bytes of the model have come from the hub since the start began."""
@@ -162,8 +182,7 @@ class ProgressReader:
         if phase is StartPhase.GRAPHS and self._rank() < _ORDER[StartPhase.KV_CACHE]:
             return  # vLLM captures a few to measure their memory, before the KV cache has a size
         if _ORDER[phase] > self._rank():
-            self._counted = [detail]
-            self.progress = Progress(phase, done, total, detail, since=time.time())
+            self._enter(Progress(phase, done, total, detail, since=time.time()))
         elif phase is not now.phase or not total:
             return
         elif detail not in self._counted:

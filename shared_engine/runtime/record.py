@@ -9,7 +9,7 @@ import errno
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from shared_engine.machine.locks import try_lock, unlock
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.files import read_own, write_atomically
+from shared_engine.runtime.life_stats import LifeStats
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.typed_json import parse, typed
 
@@ -73,6 +74,11 @@ class Failure:
     log_tail: tuple[str, ...] = ()
     is_from_outside: bool = False
 
+    @property
+    def counted_as(self) -> str:
+        """In LifeStats."""
+        return "killed" if self.is_from_outside else self.kind.value
+
 
 @dataclass(frozen=True)
 class Record:
@@ -106,6 +112,8 @@ class Record:
     shared_files: tuple[str, ...] = ()
     """Shared memory of the server's processes, which a killed process leaves behind."""
     failure: Failure | None = None
+    life: LifeStats = field(default_factory=LifeStats)
+    """Of all starts since the machine was booted, also by earlier supervisors."""
 
     @property
     def is_usable(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared_engine.runtime.life_stats import EvictionReason
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.engine_process import TERM_GRACE_S
 from shared_engine.supervisor.owned_engine import OwnedEngine
@@ -12,18 +13,23 @@ class Stop(Work):
     """End the server, in whichever state the engine is. The launcher stays on standby, if it is wanted.
 
     Args:
+        why: in words, for the log.
         grace_s: how long the server may take to end by itself: vLLM waits for its requests in flight.
     """
 
-    def __init__(self, engine: OwnedEngine, reason: str, grace_s: float = TERM_GRACE_S) -> None:
+    def __init__(self, engine: OwnedEngine, reason: EvictionReason, why: str, grace_s: float = TERM_GRACE_S) -> None:
         self._engine = engine
         self._reason = reason
+        self._why = why
         self._grace_s = grace_s
 
     async def run(self) -> None:
         engine = self._engine
         if not engine.is_at_rest:
-            engine.keeper.enter(EngineState.STOPPING, self._reason, progress=None)
+            life = engine.keeper.record.life
+            if engine.is_loaded:
+                life = life.evicted(self._reason).ended(await engine.counters())
+            engine.keeper.enter(EngineState.STOPPING, self._why, progress=None, life=life)
             await engine.process.end_server(self._grace_s)
             engine.enter_rest(
                 EngineState.STANDBY if self._keeps_standby() else EngineState.STOPPED, "the server is gone"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shared_engine.runtime.metrics import samples
+from shared_engine.runtime.metrics import counters, samples
 from shared_engine.supervisor.http import http
 
 METRICS_TIMEOUT_S = 5.0
@@ -35,10 +35,12 @@ class Activity:
     Attributes:
         steps: scheduler steps since the start.
         requests: requests running and waiting.
+        counters: all that vLLM counts, for those who keep it.
     """
 
     steps: dict[str, float] = field(default_factory=dict)
     requests: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
 
 
 def read_activity(metrics: str) -> Activity:
@@ -51,7 +53,7 @@ def read_activity(metrics: str) -> Activity:
         elif sample.name in _REQUESTS:
             engine = sample.label("engine")
             requests[engine] = requests.get(engine, 0.0) + sample.value
-    return Activity(steps, requests)
+    return Activity(steps, requests, counters(metrics))
 
 
 class Verdict(Enum):
@@ -122,6 +124,8 @@ class HangDetector:
 
     def forget(self) -> None:
         """No requests are running, or the server is another one."""
+        self.counters: dict[str, float] = {}
+        """vLLM's, as they were seen last."""
         self._watch: HangWatch | None = None
         self._clock = WatchedClock(0.0)
         self._look_at = 0.0
@@ -137,6 +141,8 @@ class HangDetector:
             self._watch = HangWatch(self._clock.now())
         watch, clock = self._watch, self._clock
         activity = await read_metrics(socket)
+        if activity is not None:
+            self.counters = activity.counters
         verdict = watch.look(clock.now(), activity, limit_s)
         if verdict is not Verdict.ASK:
             return verdict is Verdict.HUNG

@@ -14,6 +14,7 @@ from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.lease import ExclusiveLease
+from shared_engine.runtime.metrics import counters
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.runtime.spec import read_spec
@@ -22,6 +23,7 @@ from shared_engine.supervisor.callers import Callers
 from shared_engine.supervisor.changes import Changes
 from shared_engine.supervisor.engine_process import EngineProcess, StartFailedError
 from shared_engine.supervisor.eviction import DeviceAdmission
+from shared_engine.supervisor.http import http
 from shared_engine.supervisor.ownership import Ownership
 from shared_engine.supervisor.record_keeper import RecordKeeper
 from shared_engine.supervisor.start_lock import StartLock
@@ -29,6 +31,7 @@ from shared_engine.supervisor.start_lock import StartLock
 AT_REST = (EngineState.STOPPED, EngineState.STANDBY, EngineState.FAILED)
 LOADED = (EngineState.READY, EngineState.ASLEEP)
 ROOM_POLL_S = 0.2
+COUNTERS_TIMEOUT_S = 1.0
 REPORT_S = 0.1
 
 
@@ -55,6 +58,8 @@ class OwnedEngine:
         self.admission = DeviceAdmission(directory, self.spec.devices, need, self.report_queued, self.log.note, order)
         self.is_shutting_down = False
         """Once the engine has ended there will be no standby, and no other start."""
+        self.seen_counters: dict[str, float] = {}
+        """vLLM's, when the server was asked last; while requests run that is every few seconds."""
         self.ready_at = 0.0
         """time.monotonic() when it could be leased the last time."""
 
@@ -120,7 +125,19 @@ class OwnedEngine:
     def enter_rest(self, state: EngineState, reason: str, failure: Failure | None = None) -> None:
         """The server is gone: requests may ask for another start."""
         self.lease.give_back()
-        self.keeper.enter(state, reason, server_pid=0, shared_files=(), progress=None, failure=failure)
+        life = self.keeper.record.life
+        if failure is not None:
+            life = life.failed(failure.counted_as).ended(self.seen_counters)
+        self.seen_counters = {}
+        self.keeper.enter(state, reason, server_pid=0, shared_files=(), progress=None, failure=failure, life=life)
+
+    async def counters(self) -> dict[str, float]:
+        """vLLM's counters as they are now; as they were seen last, where it does not answer."""
+        try:
+            status, body = await http(self.keeper.record.socket, "GET", "/metrics", COUNTERS_TIMEOUT_S)
+        except OSError:
+            return self.seen_counters
+        return counters(body.decode(errors="replace")) if status == 200 else self.seen_counters
 
     def admit_requests(self) -> None:
         """The server answers: it may be leased."""

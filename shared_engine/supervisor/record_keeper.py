@@ -14,6 +14,7 @@ from shared_engine.machine.process_group import kill_marked
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.files import remove_files
+from shared_engine.runtime.life_stats import LifeStats
 from shared_engine.runtime.record import EngineState, Failure, Record, boot_id, read_record, write_record
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.supervisor.changes import Changes
@@ -51,6 +52,7 @@ class RecordKeeper:
         """How the servers of this supervisor's last starts have died, by the number of the start."""
         self.record = Record(
             start_number=old.start_number,
+            life=old.life if old.boot_id == boot_id() else LifeStats(),
             model=spec.model,
             vllm_version=spec.vllm_version,
             devices=spec.devices,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.life_stats import EvictionReason
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure
 from shared_engine.supervisor.endings import RecordDeath
@@ -30,7 +31,9 @@ class Sleep(Work):
         engine = self._engine
         trouble = await _ask_server(engine, "/sleep?level=1", SLEEP_TIMEOUT_S)
         if trouble is None:
-            engine.keeper.enter(EngineState.ASLEEP, "idle")
+            engine.keeper.enter(
+                EngineState.ASLEEP, "idle", life=engine.keeper.record.life.evicted(EvictionReason.SLEEP)
+            )
         elif trouble.startswith("HTTP"):
             self._watch.refuses_to_sleep = True
             engine.log.note(f"vLLM refuses to sleep, and stays awake: {trouble}")
@@ -50,7 +53,7 @@ class Wake(Work):
 
     async def run(self) -> Failure | None:
         engine = self._engine
-        engine.progress.enter(StartPhase.WAKE)
+        engine.progress.begin(StartPhase.WAKE)
         try:
             async with engine.progress_reported():
                 trouble = await self._ask_to_wake(engine.callers.policy)
@@ -62,7 +65,12 @@ class Wake(Work):
             await RecordDeath(engine, f"it did not wake up: {trouble}").run()
             return None
         engine.admit_requests()
-        engine.keeper.enter(EngineState.READY, f"awake after {time.monotonic() - self._began:.3f} s", progress=None)
+        engine.keeper.enter(
+            EngineState.READY,
+            f"awake after {time.monotonic() - self._began:.3f} s",
+            progress=None,
+            life=engine.keeper.record.life.woke(engine.progress.took_s()),
+        )
         return None
 
     async def _ask_to_wake(self, policy: KeepPolicy) -> str | None:

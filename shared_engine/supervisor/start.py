@@ -30,22 +30,23 @@ class Start(Work):
     async def run(self) -> Failure | None:
         engine = self._engine
         policy = engine.callers.begin_start()
+        is_return = engine.process.is_on_standby
         engine.log.clear()
         previous = engine.keeper.record.failure
         if previous is not None and previous.kind is not FailureKind.DIED:
             # The caller may have fixed the cause there: a token, a proxy.
             await engine.process.end_launcher_of_another(engine.callers.environment)
         engine.admission.made_room = ()
-        engine.progress.enter(StartPhase.IMPORT)
+        engine.progress.begin(StartPhase.IMPORT)
         engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
         try:
             async with engine.progress_reported():
-                await self._bring_up(policy)
+                await self._bring_up(policy, is_return=is_return)
         except StartFailedError as exc:
             return await self._give_up(exc.failure)
         return None
 
-    async def _bring_up(self, policy: KeepPolicy) -> None:
+    async def _bring_up(self, policy: KeepPolicy, *, is_return: bool) -> None:
         engine = self._engine
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
         async with engine.admitted(policy):
@@ -55,7 +56,7 @@ class Start(Work):
                 self.is_giving_up = True
                 await engine.process.end_server()  # before the next engine starts, which measures the memory
                 raise
-            self._be_ready(await max_model_len(engine.keeper.record.socket))
+            self._be_ready(await max_model_len(engine.keeper.record.socket), is_return=is_return)
 
     async def _serve_or_make_room(self, policy: KeepPolicy) -> None:
         """One more try, where memory was short and idle engines have left the device."""
@@ -82,7 +83,7 @@ class Start(Work):
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
         await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, forked)
 
-    def _be_ready(self, max_model_len: int | None) -> None:
+    def _be_ready(self, max_model_len: int | None, *, is_return: bool) -> None:
         engine = self._engine
         assert engine.process.server is not None
         engine.process.server.ended.add_done_callback(lambda _: engine.changes.note())
@@ -99,6 +100,7 @@ class Start(Work):
             progress=None,
             shared_files=files,
             max_model_len=max_model_len,
+            life=engine.keeper.record.life.started(engine.progress.took_s(), is_return=is_return),
             made_room=engine.admission.made_room,
         )
 

@@ -22,6 +22,7 @@ from typing import NoReturn
 from shared_engine.machine.process_group import reap_children
 from shared_engine.runtime.control import Send, serve_callers
 from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.life_stats import EvictionReason
 from shared_engine.runtime.messages import (
     EnsureReady,
     Evict,
@@ -55,6 +56,11 @@ FIRST_CALLER_S = 20.0
 DEATH_NOTICE_S, DEATH_POLL_S = 2.0, 0.2
 KEEP_FILES_S = 10.0
 MIN_WAIT_S = 0.02
+_WORDS = {
+    EvictionReason.ASKED: "asked to",
+    EvictionReason.SHUTDOWN: "asked to shut down",
+    EvictionReason.MAKE_ROOM: "another engine needs the memory",
+}
 
 
 class Supervisor:
@@ -163,11 +169,12 @@ class Supervisor:
             case WhatBecameOf():
                 return await self._what_became_of(request.start_number)
             case Evict():
-                return await self._evict()
+                return await self._evict(EvictionReason.ASKED)
             case MakeRoom():
                 if self._engine.callers.is_pinned:
                     return Refused(Refusal.PINNED)
-                return Refused(Refusal.BUSY) if self._watch.grace_s() > 0 else await self._evict()
+                is_awaited = self._watch.grace_s() > 0
+                return Refused(Refusal.BUSY) if is_awaited else await self._evict(EvictionReason.MAKE_ROOM)
             case Shutdown():
                 return await self._shutdown(force=request.force)
             case _:
@@ -228,8 +235,8 @@ class Supervisor:
                 return outcome
             await self._engine.changes.wait_after(seen, min(left_s, DEATH_POLL_S))
 
-    async def _evict(self) -> Gone | Refused:
-        if not self._end_server(force=False):
+    async def _evict(self, reason: EvictionReason) -> Gone | Refused:
+        if not self._end_server(reason, force=False):
             return Refused(Refusal.BUSY)
         await self._work.outcome()
         return Gone()
@@ -238,7 +245,7 @@ class Supervisor:
         engine = self._engine
         was_shutting_down, engine.is_shutting_down = engine.is_shutting_down, True  # then a stop leaves no standby
         is_wanted = engine.keeper.state is EngineState.STOPPING and engine.callers.are_waiting and not force
-        if is_wanted or not self._end_server(force=force):
+        if is_wanted or not self._end_server(EvictionReason.SHUTDOWN, force=force):
             engine.is_shutting_down = was_shutting_down
             return Refused(Refusal.BUSY)
         await self._work.outcome()
@@ -246,14 +253,14 @@ class Supervisor:
         await self._exited.wait()
         return Gone()
 
-    def _end_server(self, *, force: bool) -> bool:
+    def _end_server(self, reason: EvictionReason, *, force: bool) -> bool:
         """Begin to end the server, if there is one; False while requests forbid it."""
         engine = self._engine
         if engine.keeper.state is EngineState.STOPPING or (not self._work.is_busy and engine.is_at_rest):
             return True
         if not force and (engine.callers.are_waiting or not engine.lease.try_take()):
             return False
-        self._work.begin_instead(Stop(engine, "asked to", 0.0 if force else TERM_GRACE_S))
+        self._work.begin_instead(Stop(engine, reason, _WORDS[reason], 0.0 if force else TERM_GRACE_S))
         return True
 
     # ---- while it is loaded
@@ -281,7 +288,7 @@ class Supervisor:
         elif sight.step is Step.SLEEP:
             work = Sleep(engine, self._watch)
         else:
-            work = Stop(engine, sight.why)
+            work = Stop(engine, EvictionReason.IDLE, sight.why)
         self._work.begin(work)
         return LONGEST_WAIT_S
 

@@ -116,5 +116,6 @@ class Watch:
     async def _is_hung(self, socket: str, model: str, policy: KeepPolicy) -> bool:
         server = self._engine.process.server
         is_hung = await self._hang_detector.is_hung(socket, model, policy.stall_timeout_s)
+        self._engine.seen_counters = self._hang_detector.counters or self._engine.seen_counters
         # It may have ended meanwhile, and another may have taken its place.
         return is_hung and self._engine.process.server is server and server is not None and not server.ended.done()

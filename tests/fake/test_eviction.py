@@ -203,7 +203,7 @@ def test_a_busy_neighbour_stays_and_the_error_names_it(neighbour: Neighbour, tmp
     assert next(stream).text
     stream.close()
     assert busy.status().starts == 1
-    wait_until(lambda: busy.stats()["num_requests_running"] == 0, 10, "it to be idle")
+    wait_until(lambda: busy.metrics()["num_requests_running"] == 0, 10, "it to be idle")
     assert hello(other) == ANSWER, "the next try finds it idle"
 
 

@@ -60,7 +60,7 @@ def test_the_fake_answers_as_vllm_does(fake_engine: MakeEngine) -> None:
     assert chunks[-1].usage.completion_tokens == 3
     assert engine.generate("Say it", max_tokens=2).text == "Hello!"
     assert engine.count_tokens("three little words") == 3
-    assert engine.stats()["generation_tokens"] == 9 + 3 + 2
+    assert engine.metrics()["generation_tokens"] == 9 + 3 + 2
     group = server_group(engine)
     assert len(group) == 2, "API server and EngineCore"
     log = Path(engine.status().log_file or "").read_text()
@@ -109,9 +109,9 @@ def test_a_generation_of_the_fake_can_hang_while_its_health_is_good(fake_engine:
     stream = engine.stream_chat(HELLO)
     assert next(stream).text + next(stream).text == "Hello!"
     engine.warmup()
-    assert engine.stats()["num_requests_running"] == 1
+    assert engine.metrics()["num_requests_running"] == 1
     stream.close()
-    wait_until(lambda: engine.stats()["num_requests_running"] == 0, 5, "the abort")
+    wait_until(lambda: engine.metrics()["num_requests_running"] == 0, 5, "the abort")
 
 
 async def test_a_closed_stream_ends_its_request_and_gives_its_lease_back(fake_engine: MakeEngine) -> None:
@@ -364,7 +364,7 @@ def test_what_another_boot_left_is_ignored_and_its_pids_are_left_alone(fake_engi
         )
         write_record(directory.record, record)
         assert engine.status().state is EngineState.STOPPED
-        assert engine.stats() == {}
+        assert engine.metrics() == {}
         assert engine.chat(HELLO).text == ANSWER
         assert engine.status().socket == str(directory.server_socket(8))
         engine.shutdown()

@@ -94,7 +94,7 @@ async def test_who_reads_slowly_does_not_hang_the_engine(fake_engine: MakeEngine
         texts.append(chunk.text)
         if len(texts) == 1:
             async with asyncio.timeout(20):  # till the supervisor has asked twice, with a prompt of its own
-                while (await engine.astats())["generation_tokens"] < 9 + 2:
+                while (await engine.ametrics())["generation_tokens"] < 9 + 2:
                     await asyncio.sleep(0.02)
     assert "".join(texts) == ANSWER
     assert engine.status().starts == 1
@@ -254,7 +254,7 @@ def test_servers_that_somebody_stops_again_and_again_are_replaced_unseen(fake_en
         stopped: set[int | None] = {None}
         while len(stopped) <= 3:
             wait_until(lambda: engine.is_ready() and engine.status().server_pid not in stopped, 20, "a start")
-            wait_until(lambda: engine.stats().get("num_requests_running") == 1, 10, "the request")
+            wait_until(lambda: engine.metrics().get("num_requests_running") == 1, 10, "the request")
             stopped.add(server_pid(engine))
             os.kill(server_pid(engine), signal.SIGSTOP)
     assert waiting[0].result() == ANSWER

@@ -152,8 +152,8 @@ CROWD, TOKENS, ATTEMPTS = 8, 1900, 8
 
 
 def generated(llm: ChatVLLM) -> float:
-    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 60, "the requests to end")
-    return llm.engine.stats()["generation_tokens"]
+    wait_until(lambda: llm.engine.metrics()["num_requests_running"] == 0, 60, "the requests to end")
+    return llm.engine.metrics()["generation_tokens"]
 
 
 async def left_at_the_first_chunk(agent: Any) -> None:

@@ -216,7 +216,7 @@ ENDLESS: dict[str, Any] = {"max_tokens": 2000, "extra_body": {"ignore_eos": True
 
 
 def running(llm: ChatVLLM) -> float:
-    return llm.engine.stats()["num_requests_running"]
+    return llm.engine.metrics()["num_requests_running"]
 
 
 # On two cores vLLM may hold back the first chunk until the last token is done (benchmarks/NOTES.md): then there is
@@ -227,7 +227,7 @@ ATTEMPTS = 8
 def generated(llm: ChatVLLM) -> float:
     """Tokens that the engine has made in all, once nothing runs."""
     wait_until(lambda: running(llm) == 0, 60, "the requests to end")
-    return llm.engine.stats()["generation_tokens"]
+    return llm.engine.metrics()["generation_tokens"]
 
 
 def is_less_than_asked_for(before: float, after: float) -> bool:

@@ -285,10 +285,10 @@ async def test_the_cache_answers_a_second_time_and_the_rate_limiter_is_asked_onc
     limiter = CountingLimiter()
     llm = ChatVLLM(**tiny_chat, temperature=0.0, max_tokens=24, cache=InMemoryCache(), rate_limiter=limiter)
     first = await way(llm, QUESTIONS)
-    before = llm.engine.stats()["generation_tokens"]
+    before = llm.engine.metrics()["generation_tokens"]
     second = await way(llm, QUESTIONS)
     assert [answer.text for answer in second] == [answer.text for answer in first]
-    assert llm.engine.stats()["generation_tokens"] == before
+    assert llm.engine.metrics()["generation_tokens"] == before
     assert limiter.acquired == len(QUESTIONS)
 
 
@@ -299,8 +299,8 @@ CROWD, TOKENS, ATTEMPTS = 8, 1900, 4
 
 
 def generated(llm: ChatVLLM) -> float:
-    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 60, "the requests to end")
-    return llm.engine.stats()["generation_tokens"]
+    wait_until(lambda: llm.engine.metrics()["num_requests_running"] == 0, 60, "the requests to end")
+    return llm.engine.metrics()["generation_tokens"]
 
 
 def endless(llm: ChatVLLM) -> ChatVLLM:
@@ -308,7 +308,7 @@ def endless(llm: ChatVLLM) -> ChatVLLM:
 
 
 async def until_running(llm: ChatVLLM) -> None:
-    await asyncio.to_thread(wait_until, lambda: llm.engine.stats()["num_requests_running"] > 0, 5, "requests to run")
+    await asyncio.to_thread(wait_until, lambda: llm.engine.metrics()["num_requests_running"] > 0, 5, "requests to run")
 
 
 async def cancel_abatch(llm: ChatVLLM) -> None:

@@ -229,19 +229,19 @@ async def test_many_at_once(llm: VLLM) -> None:
 
 def test_leaving_streams_aborts_their_requests(llm: VLLM) -> None:
     llm.warmup()
-    before = llm.engine.stats()["generation_tokens"]
+    before = llm.engine.metrics()["generation_tokens"]
     streams = [llm.stream(PROMPT, max_tokens=2000) for _ in range(8)]
     for stream in streams:
         next(stream)
     for stream in streams:
         stream.close()
-    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, 60, "the requests to end")
-    assert llm.engine.stats()["generation_tokens"] - before < 8 * 2000
+    wait_until(lambda: llm.engine.metrics()["num_requests_running"] == 0, 60, "the requests to end")
+    assert llm.engine.metrics()["generation_tokens"] - before < 8 * 2000
 
 
 async def ask_and_cancel(llm: VLLM, ask: Callable[[VLLM], Any]) -> None:
     task = asyncio.ensure_future(ask(llm.model_copy(update={"max_tokens": 2000})))
-    running = lambda: llm.engine.stats()["num_requests_running"] > 0 or task.done()  # noqa: E731
+    running = lambda: llm.engine.metrics()["num_requests_running"] > 0 or task.done()  # noqa: E731
     await asyncio.to_thread(wait_until, running, 60, "the requests to run")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -260,11 +260,11 @@ async def ask_and_cancel(llm: VLLM, ask: Callable[[VLLM], Any]) -> None:
 async def test_cancelling_a_call_aborts_the_requests(llm: VLLM, ask: Callable[[VLLM], Any]) -> None:
     await llm.awarmup()
     for _ in range(4):  # vLLM may be done before it hears of it
-        before = llm.engine.stats()["generation_tokens"]
+        before = llm.engine.metrics()["generation_tokens"]
         await ask_and_cancel(llm, ask)
-        idle = lambda: llm.engine.stats()["num_requests_running"] == 0  # noqa: E731
+        idle = lambda: llm.engine.metrics()["num_requests_running"] == 0  # noqa: E731
         await asyncio.to_thread(wait_until, idle, 60, "the requests to end")
-        if llm.engine.stats()["generation_tokens"] - before < 8 * 2000:
+        if llm.engine.metrics()["generation_tokens"] - before < 8 * 2000:
             return
     pytest.fail("every request was generated to its end")
 

@@ -88,9 +88,9 @@ async def test_each_prompt_of_a_batch_has_its_own_config(llm: VLLM, way: Way, re
 async def test_the_cache_answers_a_second_time(tiny_chat: dict[str, Any], way: Way) -> None:
     llm = VLLM(**tiny_chat, temperature=0.0, max_tokens=12, extra_body={"ignore_eos": True}, cache=InMemoryCache())
     first = await way(llm, PROMPTS)
-    before = llm.engine.stats()["generation_tokens"]
+    before = llm.engine.metrics()["generation_tokens"]
     assert (await way(llm, [*PROMPTS, PROMPT]))[:-1] == first
-    assert llm.engine.stats()["generation_tokens"] == before + 12  # of the one that is new
+    assert llm.engine.metrics()["generation_tokens"] == before + 12  # of the one that is new
 
 
 async def test_events_of_a_chain_have_every_piece_and_the_usage_once(llm: VLLM) -> None:

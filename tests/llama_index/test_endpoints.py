@@ -25,7 +25,7 @@ ABORT_S = 60.0
 
 
 def generated(engine: Engine) -> float:
-    return engine.stats().get("generation_tokens", 0.0)
+    return engine.metrics().get("generation_tokens", 0.0)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -99,7 +99,7 @@ def assert_aborts(llm: VLLM, leave: Callable[[], None]) -> None:
     def was_cut_off() -> bool:
         before = generated(llm.engine)
         leave()
-        wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, SETTLE_S, "the request to end")
+        wait_until(lambda: llm.engine.metrics()["num_requests_running"] == 0, SETTLE_S, "the request to end")
         return bool(generated(llm.engine) - before < LONG["max_tokens"])
 
     wait_until(was_cut_off, ABORT_S, "an abort")
@@ -135,7 +135,7 @@ def test_leaving_a_stream_aborts_its_request_though_a_handler_keeps_the_exceptio
 def test_cancelling_a_task_aborts_its_request(llm: VLLM) -> None:
     async def cancel() -> None:
         task = asyncio.create_task(llm.achat(MESSAGES, **LONG))
-        while (await llm.engine.astats())["num_requests_running"] == 0 and not task.done():
+        while (await llm.engine.ametrics())["num_requests_running"] == 0 and not task.done():
             await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait([task])

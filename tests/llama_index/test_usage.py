@@ -360,13 +360,13 @@ CALLERS: dict[str, tuple[int, Callable[[VLLM], Any]]] = {
 def counted_llm(llm: VLLM, monkeypatch: pytest.MonkeyPatch) -> VLLM:
     monkeypatch.setattr(Settings, "callback_manager", llm.callback_manager)
     llm.warmup()
-    wait_until(lambda: llm.engine.stats()["num_requests_running"] == 0, SETTLE_S, "earlier requests to end")
+    wait_until(lambda: llm.engine.metrics()["num_requests_running"] == 0, SETTLE_S, "earlier requests to end")
     return llm
 
 
 def engines_own(llm: VLLM) -> tuple[float, float, float]:
     """Requests that vLLM has answered, their prompts' tokens and their answers'."""
-    stats = llm.engine.stats()
+    stats = llm.engine.metrics()
     names = ("request_success", "prompt_tokens", "generation_tokens")
     requests, prompt, answer = (stats.get(name, 0.0) for name in names)
     return requests, prompt, answer

@@ -256,6 +256,10 @@ def test_readme_names_only_make_targets_that_exist() -> None:
             ),
         ),
         (
+            "engine_metrics",
+            ("9 answers, 1 prompt too long\n", " start, of which loading weights ", 'outcome="success"} 9.0'),
+        ),
+        (
             "llama_index_agent",
             ("add({'a': 12, 'b': 30}) = 42\nmultiply({'a': 42, 'b': 7}) = 294\nThe result is 294.\n2 tool calls\n",),
         ),

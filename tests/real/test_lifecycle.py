@@ -43,7 +43,7 @@ def test_constructing_and_looking_start_nothing(tiny_chat: dict[str, Any], runti
     engine = Engine(**tiny_chat, seed=1)
     assert not engine.is_ready()
     assert engine.status().state is EngineState.STOPPED
-    assert engine.stats() == {}
+    assert engine.metrics() == {}
     engine.evict()
     engine.shutdown()
     assert set(runtime_root.iterdir()) == before

@@ -107,7 +107,7 @@ def test_a_prompt_over_the_limit_tells_both_numbers(base_url: str) -> None:
 def test_it_is_looked_at_and_never_stopped(base_url: str) -> None:
     engine = Engine(base_url=base_url, api_key="s3cret")
     engine.warmup()
-    assert "num_requests_running" in engine.stats()
+    assert "num_requests_running" in engine.metrics()
     with pytest.raises(EngineError, match="is remote"):
         engine.evict()
     assert engine.is_ready()

@@ -73,8 +73,8 @@ def test_a_text_stream_is_the_same_as_the_whole(engine: Engine) -> None:
 
 def test_leaving_a_stream_ends_the_request_in_vllm(engine: Engine) -> None:
     def generated() -> float:
-        wait_until(lambda: engine.stats()["num_requests_running"] == 0, 10, "the request to end")
-        return engine.stats()["generation_tokens"]
+        wait_until(lambda: engine.metrics()["num_requests_running"] == 0, 10, "the request to end")
+        return engine.metrics()["generation_tokens"]
 
     def leave_early() -> bool:
         before = generated()

@@ -20,7 +20,7 @@ ATTEMPTS = 20
 
 
 def running(engine: Engine) -> float:
-    return engine.stats().get("num_requests_running", 0)
+    return engine.metrics().get("num_requests_running", 0)
 
 
 def wait_quiet(engine: Engine) -> None:
@@ -30,10 +30,10 @@ def wait_quiet(engine: Engine) -> None:
 def is_cut_short(engine: Engine, leave: Callable[[], object]) -> bool:
     """True if vLLM ends a request of LONG that ``leave`` begins and abandons, before its last token."""
     wait_quiet(engine)
-    before = engine.stats()["generation_tokens"]
+    before = engine.metrics()["generation_tokens"]
     leave()
     wait_quiet(engine)
-    return bool(engine.stats()["generation_tokens"] - before < LONG["max_tokens"])
+    return bool(engine.metrics()["generation_tokens"] - before < LONG["max_tokens"])
 
 
 def answer_in_flight(engine: Engine) -> Future[GenerationResult]:

@@ -22,6 +22,7 @@ from shared_engine.runtime.launcher_messages import (
     write_command,
     write_event,
 )
+from shared_engine.runtime.life_stats import LifeStats
 from shared_engine.runtime.messages import (
     EnsureReady,
     Evict,
@@ -123,9 +124,9 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
 
     Changed a message? Raise PROTOCOL in runtime/spec.py, and write the new fields here.
     """
-    kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, Progress, Record)
+    kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        4,
+        5,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -144,10 +145,11 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
                 "start_timeout_s",
             ],
             "Failure": ["is_from_outside", "kind", "log_tail", "message"],
+            "LifeStats": ["counters", "evictions", "failures", "returns", "start_seconds", "starts"],
             "Progress": ["detail", "done", "phase", "since", "total"],
             "Record": [
-                "boot_id", "devices", "failure", "launcher_pid", "made_room", "max_model_len", "model", "pinned",
-                "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
+                "boot_id", "devices", "failure", "launcher_pid", "life", "made_room", "max_model_len", "model",
+                "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
                 "state_since", "supervisor_pid", "vllm_version",
             ],
         },

@@ -158,7 +158,7 @@ def test_health_and_status(served: Served) -> None:
     engine.warmup()
     assert engine.status().state is EngineState.READY
     assert engine.is_ready()
-    assert engine.stats() == {}
+    assert engine.metrics() == {}
 
 
 def test_the_limit(served: Served) -> None:

@@ -148,6 +148,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "vllm_version",
         "processes",
         "leftovers",
+        "life",
         "start_phase",
         "leases",
         "memory_bytes",

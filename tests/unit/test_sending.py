@@ -31,6 +31,7 @@ from shared_engine.request.client import Client, HttpClient, retry_after_s
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
+from shared_engine.request.tally import EngineName
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -50,6 +51,7 @@ class LeasedEndpoint:
     max_model_len: int | None = None
     sends_done = True
     awaited = "a lease"
+    name = EngineName("model", "key")
 
     def __init__(self, client: Any) -> None:
         self.client = client

@@ -154,7 +154,7 @@ def test_too_long_a_prompt_is_told_with_its_numbers(engine: Engine) -> None:
 
 def test_stats(engine: Engine) -> None:
     engine.chat(QUESTION, temperature=0)
-    assert engine.stats()["generation_tokens"] > 0
+    assert engine.metrics()["generation_tokens"] > 0
 
 
 def test_the_adapters(settings: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def chat_in_a_daemon_thread() -> None:
             engine.chat(HELLO, **LONG)
 
     threading.Thread(target=chats, daemon=True).start()
-    while not engine.stats()["num_requests_running"]:
+    while not engine.metrics()["num_requests_running"]:
         pass
 
 

@@ -21,7 +21,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "stream": lambda: list(engine.stream_chat(HELLO)),
     "batch": lambda: engine.chat_batch([HELLO] * 3),
     "status": engine.status,
-    "stats": engine.stats,
+    "metrics": engine.metrics,
     "evict": engine.evict,
     "shutdown": engine.shutdown,
 }
