@@ -22,12 +22,14 @@ from shared_engine.request.answers import parse_result
 from shared_engine.request.client import Answer, split_events
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint
 from shared_engine.request.http_options import HeaderPairs
+from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import error_from_response
 from shared_engine.request.retry import Retry
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
 from shared_engine.request.streams import ChunkReader
+from shared_engine.results import GenerationResult
 from shared_engine.settings import EngineSettings
 
 T = TypeVar("T")
@@ -40,6 +42,7 @@ _NOT_FORWARDED = frozenset(
     ("host", "connection", "keep-alive", "transfer-encoding", "content-length", "accept-encoding", "content-encoding")
 )
 _TEXT_ROUTES = (CHAT, COMPLETIONS)
+_LAST_EVENT = b"[DONE]"
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,28 @@ class Forwarding:
         Raises:
             VLLMError: there is no answer.
         """
+        observed = Observed(self._endpoint, request.route, request.body)
+        try:
+            return await self._forward(request, observed)
+        except BaseException as exc:
+            observed.end(exc)
+            raise
+
+    async def _forward(self, request: ForwardedRequest, observed: Observed) -> ForwardedAnswer:
         retry = Retry(self._max_retries, self._timeout)
         while True:
             try:
-                connection = await self._acquired(request)
+                acquired = await self._acquired(request)
                 try:
-                    return await self._answer(request, connection)
+                    return await self._answer(request, observed.connected(acquired), observed)
                 except BaseException:
-                    self._endpoint.release(connection)
+                    self._endpoint.release(acquired)
                     raise
             except VLLMError as exc:
                 wait_s = retry.wait_s(exc)
                 if wait_s is None:
                     raise
+                observed.tried_again(exc)
                 say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
 
@@ -110,25 +122,26 @@ class Forwarding:
             message = f"waited {request.wait_s:g} s for {self._endpoint.awaited}"
             raise RequestTimeoutError(message) from exc
 
-    async def _answer(self, request: ForwardedRequest, connection: Connection) -> ForwardedAnswer:
+    async def _answer(self, request: ForwardedRequest, connection: Connection, observed: Observed) -> ForwardedAnswer:
         """
         Raises:
             VLLMError: there is none, and what that means.
         """
-        answer = None
+        answer, refusal = None, None
         try:
-            answer = await self._sent(request, connection)
-            self._check(request, answer)
+            answer = await self._sent(request, connection, observed)
+            observed.answered(self._checked(request, answer))
         except RequestError as exc:
             explained = await self._endpoint.explain(exc, connection)
             if answer is None or _is_no_answer(explained):
                 if explained is exc:
                     raise
                 raise explained from exc
-        answer.hold()
+            refusal = exc
+        answer.hold(refusal)
         return answer
 
-    async def _sent(self, request: ForwardedRequest, connection: Connection) -> ForwardedAnswer:
+    async def _sent(self, request: ForwardedRequest, connection: Connection, observed: Observed) -> ForwardedAnswer:
         body, is_stream = self._body(request, connection.model)
         headers = tuple(pair for pair in request.headers if pair[0].lower() not in _NOT_FORWARDED)
         client, began = connection.client, time.monotonic()
@@ -141,7 +154,7 @@ class Forwarding:
                 if 300 <= response.status < 400:
                     raise client.redirect(response)
                 reader = self._reader(request, response)
-                answer = ForwardedAnswer(self._endpoint, connection, response, reader, silence_s)
+                answer = ForwardedAnswer(self._endpoint, connection, response, reader, silence_s, observed)
                 await answer.begin()
             except BaseException:
                 response.close()
@@ -166,17 +179,19 @@ class Forwarding:
                 raise
             raise connection.client.silent(self._timeout) from exc
 
-    def _check(self, request: ForwardedRequest, answer: ForwardedAnswer) -> None:
-        """
+    def _checked(self, request: ForwardedRequest, answer: ForwardedAnswer) -> GenerationResult | None:
+        """What an answer has that has come whole; None of other routes.
+
         Raises:
-            RequestError: an answer that has come whole is the server's failure, or was cut off.
+            RequestError: it is the server's failure, or was cut off.
         """
         if answer.whole is None:
-            return
+            return None
         if answer.status >= 400:
             raise error_from_response(answer.status, answer.whole)
         if self._endpoint.sends_done and request.route in _TEXT_ROUTES:
-            parse_result(answer.whole)
+            return parse_result(answer.whole)
+        return None
 
     def _body(self, request: ForwardedRequest, model: str) -> tuple[bytes, bool]:
         """The bytes to send, with the engine's own name for its model; and whether a stream is asked for."""
@@ -207,7 +222,10 @@ class ForwardedAnswer:
         response: Answer,
         reader: ChunkReader | None,
         silence_s: float | None,
+        observed: Observed,
     ) -> None:
+        self._observed = observed
+        self._error: BaseException | None = None
         self.status = response.status
         self.headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED]
         self.whole: bytes | None = None
@@ -218,6 +236,7 @@ class ForwardedAnswer:
         self._silence_s = silence_s
         self._buffer = bytearray()
         self._first = b""
+        self._end = b""
         self._is_done = False
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
@@ -231,9 +250,14 @@ class ForwardedAnswer:
             with self._connection.client.our_errors(self._silence_s, self._began, has_begun=True):
                 self._first = self.whole = await self._response.read()
 
-    def hold(self) -> None:
-        """From now on the lease is this object's to give back."""
+    def hold(self, refusal: RequestError | None) -> None:
+        """From now on the lease is this object's to give back.
+
+        Args:
+            refusal: what an answer of status 400 or above says, which has come whole.
+        """
         self._holds_lease = True
+        self._error = refusal
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The same as iterating, which is the better way on a loop that ends: see ``Requests.stream``."""
@@ -255,11 +279,13 @@ class ForwardedAnswer:
         try:
             piece, self._first = self._first, b""
             piece = piece or await self._next()
-        except BaseException:
+        except BaseException as exc:
+            self._error = exc
             self.close()
             raise
         if piece:
             return piece
+        self._is_done = True
         self.close()
         raise StopAsyncIteration
 
@@ -283,25 +309,31 @@ class ForwardedAnswer:
         client = self._connection.client
         with client.our_errors(self._silence_s, self._began, has_begun=True):
             piece: bytes = await self._response.content.readany()
-        if self._reader is not None:
+        if self._reader is None:
+            self._end = (self._end + piece)[-len(_LAST_EVENT) - 4 :]  # and the ends of its lines
+            self._is_done = self._end.rstrip().endswith(_LAST_EVENT)
+        else:
             self._buffer += piece
             for event in split_events(self._buffer):
                 self._see(self._reader, event)
             if not piece:
-                list(self._reader.end(client.where, is_done=self._is_done, needs_done=True))
+                for chunk in self._reader.end(client.where, is_done=self._is_done, needs_done=True):
+                    self._observed.saw(chunk)
         return piece
 
     def _see(self, reader: ChunkReader, event: bytes) -> None:
-        if event == b"[DONE]":
+        if event == _LAST_EVENT:
             self._is_done = True
         else:
-            list(reader.chunks(event))
+            for chunk in reader.chunks(event):
+                self._observed.saw(chunk)
 
     def close(self) -> None:
         """Give the lease back, and end the request if it still runs; from any thread, and any number of times."""
         holds_lease, self._holds_lease = self._holds_lease, False
         if not holds_lease or self._process != os.getpid():  # else it is the parent's
             return
+        self._observed.end(self._outcome())
         let_go = partial(_let_go, self._response, self._endpoint, self._connection)
         if _running_loop() is self._loop:
             let_go()
@@ -311,6 +343,12 @@ class ForwardedAnswer:
             self._loop.call_soon_threadsafe(let_go)
         except RuntimeError:  # which is closed, and its connections with it
             self._endpoint.release(self._connection)
+
+    def _outcome(self) -> BaseException | None:
+        """What the request ended with; clients leave a stream after ``[DONE]``, and need no more."""
+        if self._error is not None or self.whole is not None or self._is_done:
+            return self._error
+        return GeneratorExit()
 
     async def aclose(self) -> None:
         """As ``close``, on the answer's own loop: when this returns, it is done."""

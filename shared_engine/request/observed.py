@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.request import tracing
-from shared_engine.request.bodies import Request
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
 from shared_engine.request.tally import CANCELLED, Entry, tally_of
 from shared_engine.results import GenerationChunk, TokenUsage
@@ -21,15 +20,20 @@ OPERATIONS = {CHAT: "chat", COMPLETIONS: "text_completion", EMBEDDINGS: "embeddi
 
 
 class Observed:
-    """A request of a user's, from the call to its end: ``with Observed(endpoint, request) as observed: ...``"""
+    """A request of a user's, from the call to its end: ``with Observed(...) as observed``, or until ``end``.
+
+    Args:
+        path: the route.
+        body: the JSON that is sent, for traces.
+    """
 
     __slots__ = (
         "_began", "_endpoint", "_first_s", "_operation", "_retries", "_span", "_usage", "_wait_s", "has_reached_caller",
     )  # fmt: skip
 
-    def __init__(self, endpoint: Endpoint, request: Request, *, is_streamed: bool = False) -> None:
+    def __init__(self, endpoint: Endpoint, path: str, body: bytes, *, is_streamed: bool = False) -> None:
         self._endpoint = endpoint
-        self._operation = OPERATIONS.get(request.path)
+        self._operation = OPERATIONS.get(path)
         self._wait_s: float | None = None
         self._first_s: float | None = None
         self._retries = 0
@@ -38,7 +42,7 @@ class Observed:
         self._began = perf_counter()
         self._span = None
         if self._operation is not None:
-            self._span = tracing.begin(self._operation, endpoint.name, request, is_streamed=is_streamed)
+            self._span = tracing.begin(self._operation, endpoint.name, body, is_streamed=is_streamed)
 
     def connected(self, connection: Connection) -> Connection:
         """The server can be asked: by this connection, so that its own trace continues this one."""
@@ -73,10 +77,14 @@ class Observed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The request has ended: well, with an error, or since nobody wants the answer any more."""
         if self._operation is None:
             return
-        is_cancelled = kind is not None and issubclass(kind, (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt))
-        ended = None if kind is None else CANCELLED if is_cancelled else kind.__name__
+        is_cancelled = isinstance(error, (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt))
+        ended = None if error is None else CANCELLED if is_cancelled else type(error).__name__
         took_s = perf_counter() - self._began
         entry = Entry(ended, took_s, self._wait_s, self._first_s, self._retries, self._usage)
         tally_of(self._endpoint.name).note(entry)

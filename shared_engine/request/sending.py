@@ -71,7 +71,7 @@ class Requests:
         Args:
             call: that this request is one of; without, it is one of its own.
         """
-        with Observed(self.endpoint, request) as observed:
+        with Observed(self.endpoint, request.path, request.body) as observed:
 
             async def post(connection: Connection) -> T:
                 connection = observed.connected(connection)
@@ -92,7 +92,7 @@ class Requests:
         """
         call = Call.begin(request.params)
         retry, deadline = self._retry(call), call.deadline
-        with Observed(self.endpoint, request, is_streamed=True) as observed:
+        with Observed(self.endpoint, request.path, request.body, is_streamed=True) as observed:
             while True:
                 try:
                     acquired = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))

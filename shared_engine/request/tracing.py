@@ -6,6 +6,7 @@ recorded only where the variable says so that all instrumentations read.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -17,7 +18,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared_engine.request.bodies import Request
 from shared_engine.request.tally import EngineName
 from shared_engine.results import GenerationChunk, GenerationResult, TokenUsage
 
@@ -45,7 +45,7 @@ PARAMETERS = {
 LISTS = ("stop", "encoding_format")
 
 
-def begin(operation: str, name: EngineName, request: Request, *, is_streamed: bool) -> TracedRequest | None:
+def begin(operation: str, name: EngineName, body: bytes, *, is_streamed: bool) -> TracedRequest | None:
     """A span of the current context; None where nobody traces."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -62,13 +62,13 @@ def begin(operation: str, name: EngineName, request: Request, *, is_streamed: bo
     )
     if not span.get_span_context().is_valid:
         return None  # no SDK, and no trace from outside to continue
-    return TracedRequest(trace, span, operation, request, is_streamed=is_streamed)
+    return TracedRequest(trace, span, operation, body, is_streamed=is_streamed)
 
 
 class TracedRequest:
     """The span of one request."""
 
-    def __init__(self, trace: Any, span: Any, operation: str, request: Request, *, is_streamed: bool) -> None:
+    def __init__(self, trace: Any, span: Any, operation: str, body: bytes, *, is_streamed: bool) -> None:
         from opentelemetry import propagate
 
         self._trace = trace
@@ -82,7 +82,8 @@ class TracedRequest:
         self._headers: dict[str, str] = {}  # ``traceparent`` and what else the app's propagators write
         propagate.inject(self._headers, trace.set_span_in_context(span))
         if self._is_recording:
-            self._note_request(msgspec.json.decode(request.body), is_streamed=is_streamed)
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # the server will refuse it
+                self._note_request(msgspec.json.decode(body, type=dict[str, Any]), is_streamed=is_streamed)
 
     def _note_request(self, body: Mapping[str, Any], *, is_streamed: bool) -> None:
         attributes: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from shared_engine import Engine, EngineSettings, ServerConnectionError, ServerU
 from shared_engine.request.client import HttpClient
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.forwarding import ForwardedAnswer, ForwardedRequest, Forwarding
+from shared_engine.request.tally import EngineName
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.waiting import wait_until
@@ -58,6 +59,26 @@ def ask_by(way: str, engine: Engine) -> None:
         list(stream(engine.openai_client()))
     else:
         ask(engine.openai_client())
+
+
+# ---- what is counted
+
+
+def test_its_requests_are_counted_with_the_engines(server: RemoteServer) -> None:
+    engine = Engine(base_url=server.url, model="counted")
+    client = engine.openai_client(max_retries=0)
+    ask(client)
+    server.streams("Hel", "lo")
+    assert "".join(text or "" for text in stream(client)) == "Hello"
+    server.streams("Hello", then="hang")
+    left = client.chat.completions.create(model="default", messages=HELLO, stream=True)
+    next(iter(left))
+    left.close()
+    server.fails(404)
+    with pytest.raises(openai.NotFoundError):
+        ask(client)
+    stats = engine.stats().requests
+    assert (stats.requests, stats.successes, stats.cancelled, sum(stats.errors.values())) == (4, 2, 1, 1)
 
 
 # ---- what is sent
@@ -234,6 +255,7 @@ async def read(answer: AsyncIterator[bytes]) -> Exception | None:
 class LeasedEndpoint:
     """Counts its leases, as a local endpoint would hold them."""
 
+    name = EngineName("model", "key")
     awaited = "a lease"
 
     def __init__(self, url: str, *, sends_done: bool = False) -> None:
