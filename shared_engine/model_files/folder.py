@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from shared_engine.machine.hub_cache import cached_model
+from shared_engine.machine.hub_cache import cached_model, commit_of
 
 # One of these in config.json; the first that is there counts, as in vllm/config/model.py.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
@@ -31,13 +31,7 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
     if folder.is_dir():
         return folder
     cached = cached_model(model, os.environ, download_dir)
-    snapshot = cached / "snapshots" / (revision or "main")
-    if snapshot.is_dir():
-        return snapshot
-    try:
-        commit = (cached / "refs" / (revision or "main")).read_text().strip()
-    except OSError:
-        return None
+    commit = commit_of(cached, revision)
     snapshot = cached / "snapshots" / commit
     return snapshot if commit and snapshot.is_dir() else None
 

@@ -91,8 +91,9 @@ class Progress:
 
     Attributes:
         phase: see StartPhase.
-        done: steps of the phase that are done, such as weight files loaded; 0 where vLLM counts none.
-        total: steps of the phase; 0 where vLLM counts none.
+        done: steps of the phase that are done, such as weight files loaded; 0 where nobody counts.
+        total: steps of the phase; 0 where nobody counts, or the number is not known.
+        unit: ``B`` where these are bytes.
         detail: what it waits for, in words.
         since: when the phase began, seconds since the epoch.
     """
@@ -102,9 +103,10 @@ class Progress:
     total: int = 0
     detail: str = ""
     since: float = 0.0
+    unit: str = ""
 
     def __str__(self) -> str:
-        count = f" {self.done}/{self.total}" if self.total else ""
+        count = f" {self.done}/{self.total}" if self.total and not self.unit else ""
         return f"{_WORDS[self.phase]}{count}{f' ({self.detail})' if self.detail else ''}"
 
     def to_json(self) -> dict[str, Any]:
@@ -144,11 +146,20 @@ class ProgressReader:
         self._took_s[phase] = self._took_s.get(phase, 0.0) + max(0.0, until - self._added_until)
         self._added_until = until
 
-    def note_fetched(self, fetched_bytes: int) -> None:
-        """So many bytes of the model have come from the hub since the start began."""
-        if fetched_bytes and self.progress.phase in (StartPhase.CONFIG, StartPhase.DOWNLOAD):
-            if self.progress.phase is StartPhase.CONFIG:
-                self.enter(StartPhase.DOWNLOAD)
+    def note_fetched(self, fetched_bytes: int, whole: tuple[int, int] | None = None) -> None:
+        """So many bytes of the model have come from the hub since the start began.
+
+        Args:
+            whole: the bytes of the download that are here, and those of all of it, where that is known.
+        """
+        if fetched_bytes <= 0 or self.progress.phase not in (StartPhase.CONFIG, StartPhase.DOWNLOAD):
+            return
+        if self.progress.phase is StartPhase.CONFIG:
+            self.enter(StartPhase.DOWNLOAD)
+        if whole is not None and whole[0] < whole[1]:
+            done, total = whole
+            self.progress = replace(self.progress, done=done, total=total, unit="B", detail=_share(done, total))
+        elif not self.progress.unit:  # with one: the next files have not begun yet
             self.progress = replace(self.progress, detail=f"{_size(fetched_bytes)} so far")
 
     def feed(self, text: str) -> bool:
@@ -194,3 +205,7 @@ class ProgressReader:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _share(done: int, total: int) -> str:
+    return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if total >= 1e9 else f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"

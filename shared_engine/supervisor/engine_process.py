@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from shared_engine.machine.gpu import wait_released
-from shared_engine.machine.hub_cache import bytes_on_disk, cached_model
+from shared_engine.machine.hub_cache import bytes_of_download, bytes_on_disk, cached_model
 from shared_engine.machine.priority import give_way
 from shared_engine.machine.proc import (
     catches_signal,
@@ -131,8 +131,7 @@ class EngineProcess:
         variables = {**self._dir.scratch_environment(environment), **self._spec.environment}
         if not os.path.isabs(self._spec.model):
             argv = self._spec.argv
-            download_dir = argv[argv.index("--download-dir") + 1] if "--download-dir" in argv else None
-            self._cached_model = cached_model(self._spec.model, variables, download_dir)
+            self._cached_model = cached_model(self._spec.model, variables, _value_of("--download-dir", argv))
         self._dir.clear_scratch()
         try:
             return LauncherProcess(python, variables, self._dir.path, self._read_output)
@@ -174,11 +173,16 @@ class EngineProcess:
             await stall()
             if time.monotonic() >= look_at:
                 self._note_shared_files(server)  # it may die before it is ready
-                self._progress.note_fetched(self._bytes_on_disk() - had_bytes)
+                self._note_fetched(self._bytes_on_disk() - had_bytes)
                 look_at = time.monotonic() + FILES_POLL_S
             await asyncio.sleep(POLL_S)
         self._note_shared_files(server)
         self._tree = ServerTree(server.pid, server.has_ended, self._lines)
+
+    def _note_fetched(self, fetched_bytes: int) -> None:
+        if self._cached_model is not None and fetched_bytes > 0:
+            whole = bytes_of_download(self._cached_model, _value_of("--revision", self._spec.argv))
+            self._progress.note_fetched(fetched_bytes, whole)
 
     def _bytes_on_disk(self) -> int:
         return 0 if self._cached_model is None else bytes_on_disk(self._cached_model)
@@ -319,3 +323,7 @@ class EngineProcess:
 
     def _failed(self, kind: FailureKind, message: str, *, is_from_outside: bool = False) -> StartFailedError:
         return StartFailedError(Failure(kind, message, self._log.tail(), is_from_outside))
+
+
+def _value_of(flag: str, argv: tuple[str, ...]) -> str | None:
+    return argv[argv.index(flag) + 1] if flag in argv else None

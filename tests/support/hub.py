@@ -70,9 +70,11 @@ def hub(folder: Path, model: str, *, bytes_per_s: float = float("inf"), stands_s
             self.wfile.write(body)
 
         def _send_file(self, file: Path, *, with_body: bool) -> None:
-            data = file.read_bytes()
-            began_at = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            self.send_response(206 if began_at else 200)
+            asked = self.headers.get("Range")
+            first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+            began_at = int(first)
+            data = file.read_bytes()[: int(last) + 1 if last else None]
+            self.send_response(200 if asked is None else 206)
             self.send_header("ETag", f'"{etag(file)}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Accept-Ranges", "bytes")

@@ -126,7 +126,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
     """
     kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        5,
+        6,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -146,7 +146,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             ],
             "Failure": ["is_from_outside", "kind", "log_tail", "message"],
             "LifeStats": ["counters", "evictions", "failures", "returns", "start_seconds", "starts"],
-            "Progress": ["detail", "done", "phase", "since", "total"],
+            "Progress": ["detail", "done", "phase", "since", "total", "unit"],
             "Record": [
                 "boot_id", "devices", "failure", "launcher_pid", "life", "made_room", "max_model_len", "model",
                 "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",

@@ -239,3 +239,35 @@ def test_a_flood_is_read_fast(text: str) -> None:
     for start in range(0, len(text), 1 << 16):
         reader.feed(text[start : start + (1 << 16)])
     assert time.process_time() - began < 2.0
+
+
+# ---- a download, which vLLM says nothing of
+
+
+def test_a_download_is_told_in_bytes_and_of_how_many_where_that_is_known() -> None:
+    reader = ProgressReader(StartPhase.CONFIG)
+    reader.note_fetched(0, (0, 10**9))
+    assert str(reader.progress) == "reading the model's config", "nothing comes: all was here"
+    reader.note_fetched(1_500_000)
+    assert str(reader.progress) == "fetching the model's files (1.5 MB so far)"
+    reader.note_fetched(2_000_000, (2_500_000, 9_000_000))
+    assert str(reader.progress) == "fetching the model's files (2.5 of 9.0 MB)"
+    reader.note_fetched(3_000_000, (1_210_000_000, 3_400_000_000))
+    assert str(reader.progress) == "fetching the model's files (1.21 of 3.40 GB)"
+    assert (reader.progress.done, reader.progress.total, reader.progress.unit) == (1_210_000_000, 3_400_000_000, "B")
+    before = reader.progress
+    reader.note_fetched(4_000_000, None)
+    reader.note_fetched(4_000_000, (5, 5))
+    assert reader.progress == before, "it was not known for a moment"
+    reader.feed("\nLoading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]")
+    assert (str(reader.progress), reader.progress.unit) == ("loading weights 1/2", "")
+    reader.note_fetched(9_000_000, (9, 10))
+    assert str(reader.progress) == "loading weights 1/2"
+
+
+def test_a_count_of_files_is_no_count_of_bytes() -> None:
+    reader = ProgressReader(StartPhase.CONFIG)
+    reader.note_fetched(2_000_000, (2_500_000, 9_000_000))
+    reader.feed("Fetching 4 files:  25%|##5       | 1/4 [00:00<00:01,  2.00it/s]")
+    assert str(reader.progress) == "fetching the model's files (2.5 of 9.0 MB)"
+    assert reader.progress.total == 9_000_000

@@ -121,6 +121,19 @@ async def test_a_bar_is_drawn_on_a_terminal_and_leaves_it_clean(
     assert not caplog.records
 
 
+async def test_the_bar_of_a_download_fills(terminal: Terminal) -> None:
+    terminal.become_stderr()
+    reporter = StartReporter(MODEL, show_progress=True)
+    for share in (0.0, 0.4, 1.0):
+        done = int(share * 3_400_000_000)
+        detail = f"{done / 1e9:.2f} of 3.40 GB"
+        reporter.report(Progress(StartPhase.DOWNLOAD, done, 3_400_000_000, detail, unit="B"))
+        await until(lambda: terminal.screen() != [""])
+        (line,) = re.findall(r"^tiny_chat: fetching the model's files \(.* GB\) \|(.*)\| 00:00$", terminal.screen()[0])
+        assert line.count("█") == round(share * len(line)), line
+    reporter.close(None)
+
+
 async def test_the_clock_ticks_without_a_report(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal.become_stderr()
     reporter = StartReporter(MODEL, show_progress=True)
