@@ -7,6 +7,7 @@ must stay small.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ if sys.platform == "win32":
 
 from shared_engine import errors
 from shared_engine.errors import *  # noqa: F403
+
+if "VLLM_LOCAL_LOG_LEVEL" in os.environ or "VLLM_LOCAL_LOG_FORMAT" in os.environ:
+    from shared_engine.logs import setup_by_environment
+
+    setup_by_environment(os.environ)
 
 if TYPE_CHECKING:
     from shared_engine.engine import Engine as Engine

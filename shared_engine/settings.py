@@ -259,6 +259,9 @@ class EngineFields(DefaultFields):
     no byte of a download and no use of the processor, with requests running no step of vLLM's scheduler."""
     show_progress: Annotated[bool, Setting("VLLM_SHOW_PROGRESS", Decides.CALLS)] = True
     """Show a bar on the terminal when a call waits more than a second for a start. Off: log lines only."""
+    verbose: Annotated[bool, Setting("VLLM_VERBOSE", Decides.CALLS)] = False
+    """vLLM's own log in this process's log, line by line with its level, as loggers ``shared_engine.vllm`` and
+    ``shared_engine.supervisor``, from the first request until ``close``. Not of a remote server."""
     timeout: Annotated[float | None, Field(gt=0), Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS)] = 600
     """Limit of silence: seconds a request may go without receiving a byte; None for no limit. The engine's start is not
     counted, nor the time in which it works on an answer that comes in one piece. A call's own ``timeout`` limits all of

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared_engine.cli.finding import Finding, Outcome, fail, ok, redacted, warn
+from shared_engine.cli.finding import Finding, Outcome, fail, ok, warn
 from shared_engine.cli.machine_checks import (
     check_gpus,
     check_model_cache,
@@ -33,6 +33,7 @@ from shared_engine.launcher import compiler
 from shared_engine.machine.proc import exit_in_words
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
+from shared_engine.runtime.redacted import redacted
 from shared_engine.settings import ENVIRONMENT, EngineSettings
 from shared_engine.vllm_versions import INSTALLED, RANGE, Age, age_of, matter_of_version
 

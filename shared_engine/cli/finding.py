@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import asdict, dataclass
 from enum import Enum
 
@@ -43,14 +41,3 @@ def warn(check: str, detail: str, remedy: str) -> Finding:
 
 def fail(check: str, detail: str, remedy: str) -> Finding:
     return Finding(check, Outcome.FAIL, detail, remedy)
-
-
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-
-
-def redacted(text: str) -> str:
-    """Without the values of variables with names of secrets, and without passwords in URLs."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return re.sub(r"://[^/@\s]+@", "://***@", text)

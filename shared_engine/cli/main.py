@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import shared_engine
@@ -22,6 +23,7 @@ from shared_engine.errors import EngineNameError, VLLMError
 from shared_engine.launch.install import fitting_build, install
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import choose, find_engines, listing
+from shared_engine.observe.log_lines import LineReader
 from shared_engine.observe.log_reader import plain_text, read_log
 from shared_engine.runtime.directory import runtime_root
 
@@ -129,6 +131,7 @@ def _add_logs(parser: _Parser) -> None:
     parser.add_argument("engine", nargs="?", metavar="ENGINE", help=f"{_ENGINE} (default: the one alive, or last used)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     text = f"so many of the last lines (default {LOG_LINES})"
+    parser.add_argument("--json", action="store_true", help="an object for each line")
     parser.add_argument("-n", dest="lines", type=_count, default=LOG_LINES, metavar="LINES", help=text)
 
 
@@ -240,6 +243,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     engines = find_engines()
     engine = choose(engines, arguments.engine) if arguments.engine else _last_used(engines)
     texts = read_log(Path(engine.log_file or ""), arguments.lines, follow=arguments.follow)
+    if arguments.json:
+        reader = LineReader()
+        for line in (line for text in chain(texts, "\n") for line in reader.feed(text)):
+            print(json.dumps(line.to_json()), flush=True)
+        return DONE
     for text in texts if sys.stdout.isatty() else plain_text(texts):
         sys.stdout.write(text)
         sys.stdout.flush()

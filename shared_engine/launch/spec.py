@@ -19,6 +19,7 @@ from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT, FLAGS, EngineSettings
 from shared_engine.vllm_versions import INSTALLED, RELEASES, Age, Release, age_of, matter_of_version, release_of
@@ -31,7 +32,8 @@ DEFAULT_MAX_NUM_SEQS = 256
 # tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
 CALL_LEVEL = "tool_strict_level"
 # Never passed on to the engine: ours, or of the app's Python and not of the engine's.
-_APP_ONLY = (*ENVIRONMENT.values(), ROOT_VARIABLE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+_OURS = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE)
+_APP_ONLY = (*_OURS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 # What decides which tokenizer a server loads: these settings, and all engine_args but those known to have no say in it.
 _TOKENIZER_SETTINGS = ("revision", "tokenizer", "trust_remote_code")
 _NO_SAY_IN_TOKENIZERS = frozenset({

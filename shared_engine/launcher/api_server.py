@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from shared_engine.launcher.compiler import compile_refusal, switch_compiler_off, without_compiling
+from shared_engine.launcher.log import say
 from shared_engine.launcher.vllm_build import is_cpu_build
 from shared_engine.vllm_versions import Release, release_of
 
@@ -27,7 +29,7 @@ def serve(argv: list[str]) -> NoReturn:
         devnull = os.open(os.devnull, os.O_RDONLY)
         os.dup2(devnull, 0)
         if is_cpu_build() and (refusal := compile_refusal()) is not None:
-            sys.stderr.write(f"vllm-local: the model is not compiled, and answers slower: {refusal}\n")
+            say(f"the model is not compiled, and answers slower: {refusal}", logging.WARNING)
             switch_compiler_off()
             argv = without_compiling(argv)
         sys.argv = ["vllm serve", *argv]

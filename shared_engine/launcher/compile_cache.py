@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import stat
 import sys
@@ -18,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from shared_engine.launcher.log import say
 
 ROOT_VARIABLE, INDUCTOR_VARIABLE = "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"
 CHECKS = "checks.json"
@@ -32,9 +35,7 @@ def keep_compiled_models() -> None:
     try:
         _replace_functions(torch)
     except (ImportError, AttributeError) as exc:
-        sys.stderr.write(
-            f"vllm-local: models are compiled at each start: torch {torch.__version__} is unknown ({exc})\n"
-        )
+        say(f"models are compiled at each start: torch {torch.__version__} is unknown ({exc})", logging.WARNING)
 
 
 def _replace_functions(torch: Any) -> None:
@@ -175,7 +176,7 @@ def use_safe_cache() -> None:
         if refusal:
             # In the server's own temporary folder: private, and gone with it.
             os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")
-            sys.stderr.write(f"vllm-local: what is compiled is not kept for the next start: {refusal}\n")
+            say(f"what is compiled is not kept for the next start: {refusal}", logging.WARNING)
 
 
 def refusal_of(folder: Path) -> str | None:

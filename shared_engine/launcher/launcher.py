@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -50,6 +51,7 @@ if __name__ == "__mp_main__":
 
 from shared_engine.launcher.api_server import serve
 from shared_engine.launcher.compile_cache import use_safe_cache
+from shared_engine.launcher.log import say, take_level
 from shared_engine.launcher.preload import import_vllm
 from shared_engine.launcher.start_method import preload_libgomp
 from shared_engine.runtime.launcher_messages import (
@@ -126,6 +128,7 @@ class Launcher:
         os.read(is_leader_r, 1)  # the end of the pipe: it leads a group, so that signals to the group can't miss it
         os.close(is_leader_r)
         self._server_pid = pid
+        say(f"forked the server, process {pid}", logging.DEBUG)
         self.emit(Started(pid))
 
     def _reap(self) -> None:
@@ -139,6 +142,7 @@ class Launcher:
             if pid == self._server_pid:
                 # The supervisor ends the rest of the group: a number that is free again may become another process's.
                 self._server_pid = None
+                say(f"the server, process {pid}, has ended: {os.waitstatus_to_exitcode(status)}", logging.DEBUG)
                 self.emit(Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
@@ -146,6 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events-fd", type=int, required=True)
     events_fd = parser.parse_args().events_fd
+    take_level(os.environ)
     preload_libgomp()
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # vLLM may fork, even where we leave the choice to it

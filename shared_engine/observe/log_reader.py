@@ -8,8 +8,8 @@ import os
 import re
 import time
 from collections.abc import Generator, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 FOLLOW_POLL_S = 0.1
 _CONTROL = re.compile(
@@ -19,31 +19,56 @@ _CONTROL = re.compile(
 )
 
 
+class FollowedLog:
+    """What is written to a log from now on: across rotations, and from a file that is not there yet.
+
+    Args:
+        from_start: also what is in it already.
+
+    Raises:
+        OSError: it can't be read; ``read`` may raise it too, and can be called again.
+    """
+
+    def __init__(self, log: Path, *, from_start: bool = False) -> None:
+        self._log = log
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._file = _open(log)
+        if self._file is not None and not from_start:
+            self._file.seek(0, os.SEEK_END)
+
+    def read(self) -> str:
+        """What came since the last time; empty if nothing did."""
+        if self._file is None:
+            self._file = _open(self._log)
+        while self._file is not None:
+            # Look before reading: what came before the rotation is then read before the next file is opened.
+            is_old = _is_another(self._file, self._log)
+            data = self._file.read()
+            if data or not is_old:
+                return self._decoder.decode(data or b"")
+            self.close()
+            self._file = _open(self._log)
+        return ""
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
 def read_log(log: Path, count: int, *, follow: bool = False) -> Generator[str, None, None]:
     """The last ``count`` lines; with ``follow`` also what is written from then on, for ever.
 
     Reaches back into the file before a rotation, goes on across rotations, and waits for a file that is not there yet.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    file = _open(log)
-    try:
-        yield _last_lines(log, "" if file is None else decoder.decode(file.read()), count)
+    with contextlib.closing(FollowedLog(log, from_start=True)) as followed:
+        yield _last_lines(log, followed.read(), count)
         while follow:
-            if file is None:
-                file = _open(log)
-            # Look before reading: what came before the rotation is then read before the next file is opened.
-            is_old = file is not None and _is_another(file, log)
-            data = b"" if file is None else file.read()
-            if data:
-                yield decoder.decode(data)
-            elif is_old and file is not None:
-                file.close()
-                file = None
+            text = followed.read()
+            if text:
+                yield text
             else:
                 time.sleep(FOLLOW_POLL_S)
-    finally:
-        if file is not None:
-            file.close()
 
 
 def _last_lines(log: Path, text: str, count: int) -> str:
@@ -54,14 +79,14 @@ def _last_lines(log: Path, text: str, count: int) -> str:
     return "".join(lines[-count:] if count else ())
 
 
-def _open(log: Path) -> BinaryIO | None:
+def _open(log: Path) -> FileIO | None:
     try:
-        return open(log, "rb")
+        return FileIO(log)  # without a buffer, which would have a lock: a forked child must be able to close it
     except FileNotFoundError:
         return None
 
 
-def _is_another(file: BinaryIO, log: Path) -> bool:
+def _is_another(file: FileIO, log: Path) -> bool:
     """True when the log's name stands for another file by now, or for the same one cut short."""
     try:
         status = log.stat()

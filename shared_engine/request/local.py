@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from shared_engine.errors import EngineDiedError, EngineError, EngineStoppedError, VLLMError
 from shared_engine.launch.keeping import keep_policy
@@ -14,6 +15,7 @@ from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.engine_endpoint import EngineEndpoint
 from shared_engine.request.http_options import HeaderPairs
+from shared_engine.request.log_forwarding import forward_log, stop_forwarding
 from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
@@ -42,7 +44,11 @@ class LocalEndpoint(EngineEndpoint):
         self.leave_out(headers)
         with _our_errors():
             supervisor = self._supervisor or await self._resolved()
-            record = await supervisor.acquire(self._policy, show_progress=self._settings.show_progress)
+            if self._settings.verbose:
+                forward_log(supervisor.directory.log, Path(supervisor.spec.model).name, self)
+            # A bar would stand in the way of the lines.
+            shows_bar = self._settings.show_progress and not self._settings.verbose
+            record = await supervisor.acquire(self._policy, show_progress=shows_bar)
         try:
             client = await self._clients_of(record.socket).get()
         except BaseException:
@@ -98,6 +104,8 @@ class LocalEndpoint(EngineEndpoint):
     async def close(self) -> None:
         if self._socket is not None:
             await loop_clients(ENGINE_URL, self._socket).close()
+        if self._settings.verbose and (supervisor := self._supervisor) is not None:
+            await in_a_thread(lambda: stop_forwarding(supervisor.directory.log, self))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.control import Control
 from shared_engine.runtime.engine_log import TAIL_LINES
 from shared_engine.runtime.files import write_atomically
+from shared_engine.runtime.log_level import level_variable
 from shared_engine.runtime.record import is_supervised
 from shared_engine.runtime.spec import EngineSpec
 
@@ -86,7 +87,8 @@ class Spawner:
         except OSError as exc:
             raise EngineStartError(f"{directory.path} can't be written to: {exc.strerror}") from exc
         command = [sys.executable, "-I", "-S", "-c", _SUPERVISE, str(root), str(directory.path)]
-        environment = launch_environment(os.environ)
+        # The level is not in the environment that engines get: with another one, a launcher on standby is given up.
+        environment = {**launch_environment(os.environ), **level_variable(os.environ)}
 
         def run(prefix: Sequence[str], variables: Mapping[str, str]) -> int:
             done = subprocess.run(

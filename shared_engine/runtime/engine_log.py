@@ -1,26 +1,36 @@
-"""vLLM's output, kept: the last lines in memory to explain failures, all of it in a file."""
+"""vLLM's output, kept: the last lines in memory to explain failures, all of it in a file. Without secrets."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import time
 from pathlib import Path
+
+from shared_engine.runtime.redacted import redacted
 
 MAX_FILE_BYTES = 5_000_000
 MAX_LINE_BYTES = 16_384
 RING_LINES = 400
 TAIL_LINES = 12
+SUPERVISOR = "vllm-local supervisor"
 
 
 class EngineLog:
-    """vLLM's output: the last lines in memory, all of it in a file that is rotated once. Never fatal."""
+    """vLLM's output: the last lines in memory, all of it in a file that is rotated once. Never fatal.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        level: notes below it are left out; vLLM's own lines never are.
+    """
+
+    def __init__(self, path: Path, level: int = logging.INFO) -> None:
         self._path = path
+        self._level = level
         self._ring: collections.deque[str] = collections.deque(maxlen=RING_LINES)
         self._pending = b""
+        self._unwritten = b""
         self._written = path.stat().st_size if path.exists() else 0
         self.bytes_fed = 0
         """How much vLLM has written in all; a start that hangs writes nothing."""
@@ -29,12 +39,16 @@ class EngineLog:
         self.bytes_fed += len(data)
         *lines, self._pending = (self._pending + data).split(b"\n")
         self._pending = self._pending[-MAX_LINE_BYTES:]  # a line without end must not grow without end
-        self._ring.extend(line.decode(errors="replace").rstrip() for line in lines)
-        self._write(data)
+        self._ring.extend(redacted(line.decode(errors="replace").rstrip()) for line in lines)
+        self._write_lines(data)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, level: int = logging.INFO) -> None:
         """A line of the supervisor's own; not part of the ring, which explains failures of vLLM."""
-        self._write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vllm-local supervisor: {text}\n".encode())
+        if level < self._level:
+            return
+        self._write_rest()
+        head = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {logging.getLevelName(level)} {SUPERVISOR}: "
+        self._write(f"{head}{redacted(text)}\n".encode(errors="replace"))
 
     def clear(self) -> None:
         """Forget the lines of the start before."""
@@ -46,6 +60,23 @@ class EngineLog:
     def tail(self) -> tuple[str, ...]:
         return tuple(self.lines()[-TAIL_LINES:])
 
+    def _write_lines(self, data: bytes) -> None:
+        """Whole lines at a time: half of a secret would not be known for one."""
+        unwritten = self._unwritten + data
+        # A carriage return at the end may be the first half of a line's end.
+        end = max(unwritten.rfind(b"\n"), unwritten.rfind(b"\r", 0, len(unwritten) - 1)) + 1
+        if end == 0 and len(unwritten) > MAX_LINE_BYTES:
+            end = len(unwritten)
+        self._unwritten = unwritten[end:]
+        if end:
+            self._write(_redacted_bytes(unwritten[:end]))
+
+    def _write_rest(self) -> None:
+        """What has not come to the end of its line, as a line of its own."""
+        rest, self._unwritten = self._unwritten, b""
+        if rest:
+            self._write(_redacted_bytes(rest.rstrip(b"\r")) + b"\n")
+
     def _write(self, data: bytes) -> None:
         # A full disk must not stop the engine, nor the draining of its pipe.
         with contextlib.suppress(OSError):
@@ -55,3 +86,8 @@ class EngineLog:
             with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
                 file.write(data)
             self._written += len(data)
+
+
+def _redacted_bytes(data: bytes) -> bytes:
+    """As it came, but for secrets: whatever is not UTF-8 stays."""
+    return redacted(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -34,6 +35,7 @@ from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.files import remove_files
 from shared_engine.runtime.launcher_messages import ImportFailed
+from shared_engine.runtime.log_level import level_variable
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import Failure, FailureKind
 from shared_engine.runtime.spec import EngineSpec
@@ -128,7 +130,8 @@ class EngineProcess:
     def _launch(self, environment: Mapping[str, str]) -> LauncherProcess:
         self._environment = environment
         python = self._spec.python
-        variables = {**self._dir.scratch_environment(environment), **self._spec.environment}
+        level = level_variable(os.environ)
+        variables = {**self._dir.scratch_environment(environment), **self._spec.environment, **level}
         if not os.path.isabs(self._spec.model):
             argv = self._spec.argv
             self._cached_model = cached_model(self._spec.model, variables, _value_of("--download-dir", argv))
@@ -241,10 +244,12 @@ class EngineProcess:
         files = {*self.shared_files, *shared_files(members)}
         if not await end_group(pid, grace_s):
             # Held by the kernel (a driver, a file system): those who wait must get an answer all the same.
-            self._log.note(f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it")
+            self._log.note(
+                f"process group {pid} survives SIGKILL for {GIVE_UP_S:g} s; going on without it", logging.WARNING
+            )
         remove_files(files)
         if not await wait_released(self._spec.devices, members, MEMORY_BACK_S):
-            self._log.note("the memory of the server that ended is not back yet")
+            self._log.note("the memory of the server that ended is not back yet", logging.WARNING)
 
     async def end_launcher(self, grace_s: float = TERM_GRACE_S) -> None:
         """See the launcher gone, so that the next start makes another. Its server, if any, goes with it."""
@@ -293,7 +298,7 @@ class EngineProcess:
         for pid in pids:
             if catches_signal(pid, DUMP_SIGNAL):
                 self._log.clear()
-                self._log.note(f"process {pid} hangs in:")
+                self._log.note(f"process {pid} hangs in:", logging.WARNING)
                 with contextlib.suppress(ProcessLookupError):  # it ends meanwhile
                     os.kill(pid, DUMP_SIGNAL)
                 lines += [f"process {pid} hangs in:", *(await self._dumped())[:DUMP_LINES]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.lease import ExclusiveLease
+from shared_engine.runtime.log_level import chosen_level
 from shared_engine.runtime.metrics import counters
 from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
@@ -49,7 +51,7 @@ class OwnedEngine:
         self.callers = Callers()
         self.backoff = Backoff()
         self.lease = ExclusiveLease(directory.lease)
-        self.log = EngineLog(directory.log)
+        self.log = EngineLog(directory.log, chosen_level(os.environ) or logging.INFO)
         self.progress = ProgressReader(StartPhase.IMPORT)
         self.keeper = RecordKeeper(directory, self.spec, Ownership(directory, lock_fd), self.log, self.changes)
         self.process = EngineProcess(directory, self.spec, self.log, self.progress)

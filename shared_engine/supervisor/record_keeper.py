@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -72,7 +73,8 @@ class RecordKeeper:
 
     def enter(self, state: EngineState, reason: str, **changes: Any) -> None:
         """Enter a state that the table of transitions allows, and log it."""
-        self._log.note(f"{self.state.value} -> {state.value}, {reason}")
+        level = logging.WARNING if state is EngineState.FAILED else logging.INFO
+        self._log.note(f"{self.state.value} -> {state.value}, {reason}", level)
         self.entered_at = time.monotonic()
         self.record = self.record.entered(state, state_since=time.time(), **changes)
         self.publish()
@@ -87,7 +89,7 @@ class RecordKeeper:
         except OSError as exc:
             # A stale record would be believed; with none, every caller asks here.
             self._dir.record.unlink(missing_ok=True)
-            self._log.note(f"the record can't be written: {exc}")
+            self._log.note(f"the record can't be written: {exc}", logging.WARNING)
 
     def publish_death(self, failure: Failure) -> None:
         """Of the server of the last start."""

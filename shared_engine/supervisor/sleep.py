@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -36,7 +37,7 @@ class Sleep(Work):
             )
         elif trouble.startswith("HTTP"):
             self._watch.refuses_to_sleep = True
-            engine.log.note(f"vLLM refuses to sleep, and stays awake: {trouble}")
+            engine.log.note(f"vLLM refuses to sleep, and stays awake: {trouble}", logging.WARNING)
         else:
             return await RecordDeath(engine, f"it did not fall asleep: {trouble}").run()
         engine.lease.give_back()

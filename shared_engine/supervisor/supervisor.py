@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -156,13 +157,14 @@ class Supervisor:
 
     def _crash(self, error: BaseException) -> NoReturn:
         """A mistake in this program. The kernel ends all below this process; the next request starts another."""
-        self._engine.log.note("".join(traceback.format_exception(error)))
+        self._engine.log.note("".join(traceback.format_exception(error)), logging.CRITICAL)
         os._exit(70)
 
     # ---- callers
 
     async def _handle(self, request: Request, send: Send) -> Reply | None:
         """The reply; None where there is none to give, as this process exits."""
+        self._engine.log.note(f"asked: {type(request).__name__}", logging.DEBUG)
         match request:
             case EnsureReady():
                 return await self._ensure_ready(request, send)

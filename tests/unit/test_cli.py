@@ -245,6 +245,31 @@ def test_logs_of_the_only_engine_alive(hand_made: MakeEngine, capsys: Capture) -
     assert capsys.readouterr().out == "the other\n"
 
 
+def test_logs_in_json(hand_made: MakeEngine, capsys: Capture) -> None:
+    line = "(EngineCore pid=7) WARNING 11-29 03:36:23 [x.py:1] one"
+    hand_made().directory.log.write_text(f"INFO: old\n{line}\r\nTraceback (most recent call last):\nand")
+    assert main(["logs", "--json", "-n", "3"]) == 0
+    one, two, three = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one.pop("time")[4:] == "-11-29T03:36:23"
+    assert one == {"level": "WARNING", "source": "vllm", "process": "EngineCore pid=7", "message": "[x.py:1] one"}
+    assert (two["level"], two["time"], two["process"]) == ("ERROR", None, None)
+    assert three["message"] == "and"
+
+
+def test_following_logs_in_json_shows_each_line_when_it_is_whole(hand_made: MakeEngine) -> None:
+    made = hand_made()
+    logs = start("logs", "-f", "--json")
+    assert logs.stdout is not None
+    made.directory.log.write_bytes(b"INFO: one\nINFO: t")
+    assert json.loads(logs.stdout.readline())["message"] == "one"
+    with made.directory.log.open("ab") as log:
+        log.write(b"wo\n")
+    assert json.loads(logs.stdout.readline())["message"] == "two"
+    logs.send_signal(signal.SIGINT)
+    rest, errors = logs.communicate(timeout=10)
+    assert (logs.returncode, rest, errors) == (130, "", "")
+
+
 def test_logs_without_any_engine(root: Path, capsys: Capture) -> None:
     assert main(["logs"]) == 1
     assert "no engines found in" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import pytest
 from shared_engine import Engine
 from shared_engine.cli import doctor, machine_checks
 from shared_engine.cli.doctor import diagnose
-from shared_engine.cli.finding import Finding, Outcome, redacted
+from shared_engine.cli.finding import Finding, Outcome
 from shared_engine.cli.main import main
 from shared_engine.cli.tiny_model import write_tiny_model
 from shared_engine.launch import fit, install
@@ -26,6 +26,7 @@ from shared_engine.machine.nvidia import Driver
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
 from shared_engine.runtime.record import EngineState, Record, boot_id, write_record
+from shared_engine.runtime.redacted import redacted
 from shared_engine.settings import EngineSettings
 from tests.support.engines import end_engines
 from tests.support.fake_nvml import A, B, C, FakeNvml, gpu, instance

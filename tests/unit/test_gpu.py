@@ -114,6 +114,7 @@ def test_a_library_without_these_functions_tells_nothing(monkeypatch: pytest.Mon
         look_at_gpus()
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_is_not_waited_for_twice(fake_gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_gpu, "LOOK_TIMEOUT_S", 0.3)
     fake_gpus.show("sleep 2", gpu(A))

@@ -210,6 +210,7 @@ each_wait = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @each_wait
 def test_memory_is_waited_for(fake_gpus: FakeNvml, wait: Wait) -> None:
     fake_gpus.show(gpu(A, free=1 * GIB))
@@ -219,6 +220,7 @@ def test_memory_is_waited_for(fake_gpus: FakeNvml, wait: Wait) -> None:
     timer.join()
 
 
+@pytest.mark.slow
 @each_wait
 def test_the_wait_for_memory_ends(fake_gpus: FakeNvml, wait: Wait) -> None:
     fake_gpus.show(gpu(A, free=1 * GIB))

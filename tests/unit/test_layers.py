@@ -33,6 +33,7 @@ ORDER = (
     "results",
     "stats",
     "model_files",
+    "logs",
     "gpu",
     "observe",
     "supervisor",
@@ -44,6 +45,7 @@ ORDER = (
 )
 # What runs beside each engine, or in vLLM's own Python, needs no packages.
 STANDARD_LIBRARY_ONLY = (
+    "logs",
     "gpu",
     "observe",
     "supervisor",

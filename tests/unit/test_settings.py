@@ -37,6 +37,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_MAX_LOADED_ENGINES": ("max_loaded_engines", "2", 2),
     "VLLM_STALL_TIMEOUT_SECONDS": ("stall_timeout_s", "20", 20.0),
     "VLLM_SHOW_PROGRESS": ("show_progress", "false", False),
+    "VLLM_VERBOSE": ("verbose", "true", True),
     "VLLM_START_TIMEOUT_SECONDS": ("start_timeout_s", "30", 30.0),
     "VLLM_REQUEST_TIMEOUT_SECONDS": ("timeout", "5", 5.0),
     "VLLM_ENGINE_ARGS": ("engine_args", '{"max-num-seqs": 8}', {"max_num_seqs": 8}),
