@@ -1,4 +1,4 @@
-"""LangChain models on a shared local vLLM: ChatVLLM, VLLM, VLLMEmbeddings and VLLMRerank.
+"""LangChain models on a shared local vLLM: ChatVLLM, VLLM, VLLMEmbeddings, VLLMRerank, VLLMTextSplitter.
 
 Each class is imported on first use, so an app loads only what it needs.
 """
@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from langchain_vllm_local.embeddings import VLLMEmbeddings
     from langchain_vllm_local.llms import VLLM
     from langchain_vllm_local.rerank import VLLMRerank
+    from langchain_vllm_local.text_splitter import VLLMTextSplitter
 
     __version__: str
 
-_HOME = {"ChatVLLM": "chat_models", "VLLM": "llms", "VLLMEmbeddings": "embeddings", "VLLMRerank": "rerank"}
+_HOME = {
+    "ChatVLLM": "chat_models",
+    "VLLM": "llms",
+    "VLLMEmbeddings": "embeddings",
+    "VLLMRerank": "rerank",
+    "VLLMTextSplitter": "text_splitter",
+}
 
-__all__ = ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank"]
+__all__ = ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank", "VLLMTextSplitter"]
 
 
 def __getattr__(name: str) -> Any:

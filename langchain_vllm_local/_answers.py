@@ -29,7 +29,7 @@ def to_chat_result(result: GenerationResult) -> ChatResult:
         message = AIMessage(
             content=choice.text,
             additional_kwargs=_additional_kwargs(choice.reasoning),
-            response_metadata=_response_metadata(choice, result.model, result.request_id),
+            response_metadata=_response_metadata(choice, result),
             tool_calls=calls,
             invalid_tool_calls=invalid_calls,
             usage_metadata=to_usage_metadata(result.usage) if position == 0 else None,
@@ -65,8 +65,7 @@ def to_llm_result(results: Sequence[GenerationResult]) -> LLMResult:
 
 def _to_generations(result: GenerationResult) -> list[Generation]:
     generations = [
-        Generation(text=choice.text, generation_info=_response_metadata(choice, result.model, result.request_id))
-        for choice in result.choices
+        Generation(text=choice.text, generation_info=_response_metadata(choice, result)) for choice in result.choices
     ]
     if generations:
         generations[0].generation_info = {
@@ -114,15 +113,22 @@ def _additional_kwargs(reasoning: str | None) -> dict[str, Any]:
     return {} if reasoning is None else {"reasoning_content": reasoning}
 
 
-def _response_metadata(choice: Choice | GenerationChunk, model: str, request_id: str) -> dict[str, Any]:
-    return {"model_provider": PROVIDER, "model_name": model, "id": request_id, **(_generation_info(choice) or {})}
+def _response_metadata(choice: Choice | GenerationChunk, answer: GenerationResult | GenerationChunk) -> dict[str, Any]:
+    lowered = answer.max_tokens_lowered_to
+    return {
+        "model_provider": PROVIDER,
+        "model_name": answer.model,
+        "id": answer.request_id,
+        **(_generation_info(choice) or {}),
+        **({} if lowered is None else {"max_tokens_lowered_to": lowered}),
+    }
 
 
 def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
     # LangChain concatenates the text of equal keys, so these must be on one chunk only: the last one.
     if chunk.finish_reason is None:
         return {"model_provider": PROVIDER}
-    return _response_metadata(chunk, chunk.model, chunk.request_id)
+    return _response_metadata(chunk, chunk)
 
 
 def _generation_info(part: Choice | GenerationChunk) -> dict[str, Any] | None:

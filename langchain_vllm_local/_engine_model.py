@@ -6,11 +6,14 @@ Knows nothing of what is asked of the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import EngineModel
 from shared_engine.settings import ENVIRONMENT, SECRET, EngineSettings
+
+if TYPE_CHECKING:
+    from langchain_vllm_local.text_splitter import VLLMTextSplitter
 
 PROVIDER = "vllm"
 """The name that LangChain's traces, profiles and content blocks have for where answers come from."""
@@ -32,6 +35,16 @@ class LangChainModel(EngineModel):
         """See ``warmup``."""
         with langchain_errors():
             await super().awarmup()
+
+    def text_splitter(self, *, chunk_size: int = 512, chunk_overlap: int = 50, **options: Any) -> VLLMTextSplitter:
+        """A LangChain text splitter by the tokens of this model; needs langchain-text-splitters.
+
+        Args:
+            options: of VLLMTextSplitter.
+        """
+        from langchain_vllm_local.text_splitter import VLLMTextSplitter
+
+        return VLLMTextSplitter(self.engine, chunk_size=chunk_size, chunk_overlap=chunk_overlap, **options)
 
     @property
     def model_name(self) -> str | None:

@@ -36,9 +36,9 @@ def to_chat_response(result: GenerationResult) -> ChatResponse:
     first = result.choices[0]
     return ChatResponse(
         message=_to_message(first),
-        raw=_raw(result.choices, result.usage, result.request_id, result.model),
+        raw=_raw(result.choices, result.usage, result.request_id, result.model, result.max_tokens_lowered_to),
         logprobs=_logprobs(first.logprobs),
-        additional_kwargs=_counts(result.usage),
+        additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
 
 
@@ -46,9 +46,9 @@ def to_completion_response(result: GenerationResult) -> CompletionResponse:
     """A whole answer to a prompt; ``raw["choices"]`` has all ``n``."""
     return CompletionResponse(
         text=result.text,
-        raw=_raw(result.choices, result.usage, result.request_id, result.model),
+        raw=_raw(result.choices, result.usage, result.request_id, result.model, result.max_tokens_lowered_to),
         logprobs=_logprobs(result.logprobs),
-        additional_kwargs=_counts(result.usage),
+        additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
 
 
@@ -69,10 +69,17 @@ def _to_message(choice: Choice) -> ChatMessage:
     )
 
 
-def _raw(choices: Iterable[Choice], usage: TokenUsage | None, request_id: str, model: str) -> dict[str, Any]:
+def _raw(
+    choices: Iterable[Choice], usage: TokenUsage | None, request_id: str, model: str, lowered_to: int | None
+) -> dict[str, Any]:
     raw = {"id": request_id, "model": model, "choices": [msgspec.to_builtins(choice) for choice in choices]}
+    raw |= _lowered(lowered_to)
     # TokenCountingHandler reads dict(raw)["usage"]; tracers read its details, as OpenAI nests them.
     return raw if usage is None else {**raw, "usage": _openai_usage(usage)}
+
+
+def _lowered(to: int | None) -> dict[str, Any]:
+    return {} if to is None else {"max_tokens_lowered_to": to}
 
 
 def _openai_usage(usage: TokenUsage) -> dict[str, Any]:
@@ -127,6 +134,7 @@ class StreamedAnswer:
         self._choice = Choice(text="")
         self._calls: dict[int, ToolCall] = {}
         self._logprobs: list[list[LogProb]] = []
+        self._lowered_to: int | None = None
 
     def add_to_chat(self, chunk: GenerationChunk) -> ChatResponse:
         self._add(chunk)
@@ -138,6 +146,7 @@ class StreamedAnswer:
 
     def _add(self, chunk: GenerationChunk) -> None:
         before = self._choice
+        self._lowered_to = self._lowered_to or chunk.max_tokens_lowered_to
         self._logprobs += _logprobs(chunk.logprobs) or ()
         for delta in chunk.tool_calls:
             self._calls[delta.index] = _extended(self._calls.get(delta.index), delta)
@@ -158,10 +167,11 @@ class StreamedAnswer:
     def _common(self, chunk: GenerationChunk) -> dict[str, Any]:
         return {
             "delta": chunk.text,
-            "raw": _raw([self._choice], chunk.usage, chunk.request_id, chunk.model),
+            "raw": _raw([self._choice], chunk.usage, chunk.request_id, chunk.model, self._lowered_to),
             "additional_kwargs": {
                 **({"thinking_delta": chunk.reasoning} if chunk.reasoning else {}),
                 **(_counts(chunk.usage) if chunk.usage is not None else {}),
+                **_lowered(self._lowered_to),
             },
         }
 

@@ -6,11 +6,15 @@ Knows nothing of what is asked of the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from shared_engine.adapting.framework_model import EngineModel
+from shared_engine.settings import EngineFields
+
+if TYPE_CHECKING:
+    from llama_index_vllm_local.text_splitter import VLLMTextSplitter
 
 
 class LlamaIndexModel(EngineModel):
@@ -20,6 +24,18 @@ class LlamaIndexModel(EngineModel):
     """
 
     _aliases: ClassVar[Mapping[str, str]] = {"api_base": "base_url"}
+
+    def text_splitter(self, *, chunk_size: int = 512, chunk_overlap: int = 50, **options: Any) -> VLLMTextSplitter:
+        """A LlamaIndex node parser by the tokens of this model.
+
+        Args:
+            options: of VLLMTextSplitter.
+        """
+        from llama_index_vllm_local.text_splitter import VLLMTextSplitter
+
+        settings = self._engine.settings
+        own = {name: getattr(settings, name) for name in settings.model_fields_set if name in EngineFields.model_fields}
+        return VLLMTextSplitter(**{**own, "chunk_size": chunk_size, "chunk_overlap": chunk_overlap, **options})
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The settings that were given, without secrets; what was not stays up to the reader's environment."""

@@ -45,11 +45,13 @@ if TYPE_CHECKING:
     from shared_engine.stats import EngineStats as EngineStats
     from shared_engine.stats import RequestStats as RequestStats
     from shared_engine.stats import Timing as Timing
+    from shared_engine.token_count.chunks import ChunkPlan as ChunkPlan
 
     __version__: str
 
 _MODULE_OF = {
     "Choice": "results",
+    "ChunkPlan": "token_count.chunks",
     "EmbeddingResult": "results",
     "Engine": "engine",
     "EngineInfo": "observe.engine_info",

@@ -35,6 +35,15 @@ from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking, iterating
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
+from shared_engine.token_count.budget import ContextBudget
+from shared_engine.token_count.chunks import (
+    ChunkPlan,
+    check_sizes,
+    plan_by_tokens,
+    plan_by_words,
+    share,
+    spans_of,
+)
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +77,9 @@ class Engine(Batches):
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
         self._local_tokenizer = LocalTokenizer(self.settings)
+        self._budget = ContextBudget(
+            self.settings, self._local_tokenizer, lambda: self._requests, lambda: self.context_window
+        )
 
     # ---- text and chat
 
@@ -223,12 +235,12 @@ class Engine(Batches):
         """Tokens of a prompt, or of a conversation with the chat template around it: ``usage.prompt_tokens`` of the
         same request, exactly.
 
-        The server counts a conversation, and a local engine is started for it. A text is counted here, without an
-        engine, by the tokenizer that vLLM's own Python exports: once for each model, which takes as long as an import
-        of vLLM (some 10 seconds), then from a file in the user's cache. The server counts texts too: with
-        ``base_url``; for a model that was not downloaded yet; where the Rust tokenizer alone is not all that vLLM
-        does (slow tokenizers, mistral-common, code that comes with the model); and without the package
-        ``tokenizers``, which comes with the extras ``langchain`` and ``llama-index``. The log (INFO) says why.
+        They are counted here, without an engine, by the tokenizer and the chat template that vLLM's own Python
+        exports: once for each model, which takes as long as an import of vLLM (some 10 seconds), then from a file in
+        the user's cache. The server counts, and a local engine is started for it, where that is not all there is to a
+        prompt (images, slow tokenizers, mistral-common, code that comes with the model); for a model that was not
+        downloaded yet; and without the packages ``tokenizers`` and ``jinja2``, which come with the extras
+        ``langchain`` and ``llama-index``. With ``base_url`` the server always counts. The log (INFO) says why.
 
         Args:
             text: a prompt as for ``agenerate``, or messages as for ``achat``.
@@ -239,8 +251,8 @@ class Engine(Batches):
             RequestRejectedError: the chat template refuses the conversation; with the template's own message.
         """
         request = tokenize_request(text, tools, chat_template_kwargs)
-        here = await in_a_thread(partial(self._tokens_here, text)) if isinstance(text, str) else None
-        return await self._requests.count_tokens(request) if here is None else len(here)
+        here = await in_a_thread(partial(self._count_here, text, tools, chat_template_kwargs))
+        return await self._requests.count_tokens(request) if here is None else here
 
     def count_tokens(
         self,
@@ -252,8 +264,8 @@ class Engine(Batches):
         """The blocking form of ``acount_tokens``; see there."""
         request = tokenize_request(text, tools, chat_template_kwargs)
         # In this thread: by way of the background loop it would take several times as long.
-        here = self._tokens_here(text) if isinstance(text, str) else None
-        return run_sync(self._requests.count_tokens(request)) if here is None else len(here)
+        here = self._count_here(text, tools, chat_template_kwargs)
+        return run_sync(self._requests.count_tokens(request)) if here is None else here
 
     async def atokenize(self, text: str) -> list[int]:
         """The tokens of a text by itself, without special ones before or after it.
@@ -270,6 +282,62 @@ class Engine(Batches):
         check_text(text, "text")
         here = self._tokens_here(text, add_special_tokens=False)  # as in count_tokens: called for each word
         return run_sync(self._ask_for_tokens(text)) if here is None else here
+
+    # ---- long texts
+
+    def plan_chunks(
+        self,
+        text: str | int,
+        *,
+        size: int | None = None,
+        overlap: float = 0.1,
+        reserve: float = 0.25,
+    ) -> ChunkPlan:
+        """How to cut a text that is too long for one request, by the model's own tokens.
+
+        No piece has more than ``size`` tokens by itself, nor is a character cut in two; the tokens that a model puts
+        around a prompt are not counted. Cuts are between tokens where texts are tokenized here (``count_tokens``), else
+        between words, and the server counts.
+
+        Args:
+            text: or only how many tokens it has.
+            size: of a piece. Default: the context window without ``reserve``, for which a local engine is started
+                where it decides its window itself (``max_model_len="auto"``).
+            overlap: what a piece shares with the one before: a share of ``size`` below 1, or a number of tokens.
+            reserve: of the context window, for the instruction and the answer: a share of it below 1, or tokens.
+
+        Raises:
+            InvalidInputError: a value is out of range, or the overlap is not below the size.
+        """
+        if size is None:
+            window = run_sync(self._budget.limit())
+            size = window - share("reserve", reserve, window)
+        check_number("size", size, 1)
+        overlap_tokens = share("overlap", overlap, size)
+        check_sizes(size, overlap_tokens)
+        if isinstance(text, int):
+            check_number("text", text, 0)
+            return ChunkPlan(size, overlap_tokens, text, spans_of(text, size, overlap_tokens))
+        check_text(text, "text")
+        encoding = self._local_tokenizer.encoding(text, add_special_tokens=False)
+
+        def count(piece: str) -> int:
+            return len(self.tokenize(piece))
+
+        if encoding is None:
+            return plan_by_words(text, size, overlap_tokens, count)
+        return plan_by_tokens(text, encoding.offsets, size, overlap_tokens, count)
+
+    async def aplan_chunks(
+        self,
+        text: str | int,
+        *,
+        size: int | None = None,
+        overlap: float = 0.1,
+        reserve: float = 0.25,
+    ) -> ChunkPlan:
+        """The asynchronous form of ``plan_chunks``; see there."""
+        return await in_a_thread(partial(self.plan_chunks, text, size=size, overlap=overlap, reserve=reserve))
 
     # ---- an openai client
 
@@ -300,6 +368,9 @@ class Engine(Batches):
         return make_async_client(self.settings, self._requests.endpoint, options)
 
     # ---- one request
+
+    async def _fit(self, request: Request) -> Request:
+        return await self._budget.fitted(request)
 
     def _chat_request(
         self,
@@ -332,6 +403,14 @@ class Engine(Batches):
 
     async def _ask_for_tokens(self, text: str) -> list[int]:
         return await self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens)
+
+    def _count_here(
+        self, text: str | Sequence[Message], tools: Tools | None, chat_template_kwargs: Mapping[str, Any] | None
+    ) -> int | None:
+        if isinstance(text, str):
+            tokens = self._tokens_here(text)
+            return None if tokens is None else len(tokens)
+        return self._local_tokenizer.chat_tokens(text, tools, chat_template_kwargs or {})
 
     def _tokens_here(self, text: str, *, add_special_tokens: bool = True) -> list[int] | None:
         return self._local_tokenizer.tokens(text, add_special_tokens=add_special_tokens)

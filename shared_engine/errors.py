@@ -19,7 +19,7 @@
         │   └── ServerUnreachableError        no connection was made
         ├── ServerError                       5xx
         └── RequestRejectedError              4xx, with the server's message
-            ├── ContextLengthError            the prompt exceeds the model's limit; carries both numbers
+            ├── ContextLengthError            prompt and answer exceed the model's limit; carries the numbers
             ├── AuthenticationError           401
             ├── PermissionDeniedError         403
             ├── ModelNotFoundError            404
@@ -205,18 +205,26 @@ class RequestRejectedError(RequestError):
 
 
 class ContextLengthError(RequestRejectedError):
-    """The prompt does not fit the model.
+    """The prompt, or prompt and answer together, do not fit the model.
 
     Attributes:
+        status: None where it was found here, and nothing was sent (``check_context``).
         max_model_len: the model's limit, in tokens.
         prompt_tokens: the prompt's length (at least), in tokens; None where the server did not say.
+        completion_tokens: how many tokens of an answer were asked for (max_tokens); without max_tokens 1, as there is
+            no answer without; None where none is generated, or it is not known.
     """
 
     def __init__(
-        self, message: str, status: int | None = 400, max_model_len: int | None = None, prompt_tokens: int | None = None
+        self,
+        message: str,
+        status: int | None = 400,
+        max_model_len: int | None = None,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
     ) -> None:
         super().__init__(message, status)
-        self.args = (message, status, max_model_len, prompt_tokens)
+        self.args = (message, status, max_model_len, prompt_tokens, completion_tokens)
 
     @property
     def max_model_len(self) -> int | None:
@@ -225,6 +233,17 @@ class ContextLengthError(RequestRejectedError):
     @property
     def prompt_tokens(self) -> int | None:
         return self.args[3]  # type: ignore[no-any-return]
+
+    @property
+    def completion_tokens(self) -> int | None:
+        return self.args[4]  # type: ignore[no-any-return]
+
+    @property
+    def excess(self) -> int | None:
+        """How many tokens are too many (at least), of prompt and answer together; None where that is not known."""
+        if self.max_model_len is None or self.prompt_tokens is None:
+            return None
+        return max(0, self.prompt_tokens + (self.completion_tokens or 0) - self.max_model_len)
 
 
 class AuthenticationError(RequestRejectedError):

@@ -121,7 +121,16 @@ class CallParams(BaseModel):
                 raise InvalidInputError(describe_invalid(exc, known, "parameter", ("extra_headers",))) from None
 
 
-class GenerationParams(DefaultFields, SamplingFields, ChatFields, CallParams):
+class ContextFields(BaseModel):
+    """What is to be seen to before a request for an answer is sent."""
+
+    check_context: bool | None = None
+    """Count the prompt before anything is sent, and refuse what does not fit; None: as the setting says."""
+    truncate_completion: bool | None = None
+    """Lower ``max_tokens`` to what the prompt leaves; None: as the setting says."""
+
+
+class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields, CallParams):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
 
     None means: not sent, so the engine's settings decide, then the model's own generation_config.

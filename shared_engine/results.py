@@ -59,6 +59,8 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: TokenUsage
     request_id: str
     model: str
+    max_tokens_lowered_to: int | None = None
+    """What ``truncate_completion`` made of ``max_tokens``; None where it was sent as it was."""
 
     @property
     def text(self) -> str:
@@ -94,6 +96,8 @@ class GenerationChunk(msgspec.Struct, frozen=True, kw_only=True):
     usage: TokenUsage | None = None
     request_id: str = ""
     model: str = ""
+    max_tokens_lowered_to: int | None = None
+    """As in GenerationResult; on the chunk that has the finish reason."""
 
     @property
     def is_empty(self) -> bool:

@@ -266,6 +266,12 @@ class EngineFields(DefaultFields):
     """Limit of silence: seconds a request may go without receiving a byte; None for no limit. The engine's start is not
     counted, nor the time in which it works on an answer that comes in one piece. A call's own ``timeout`` limits all of
     that call."""
+    check_context: Annotated[bool, Setting("VLLM_CHECK_CONTEXT", Decides.CALLS)] = False
+    """Count each prompt before it is sent, and before the engine is started for it: if prompt and ``max_tokens``
+    together do not fit the model, that is a ``ContextLengthError`` with all numbers. Of images the server counts."""
+    truncate_completion: Annotated[bool, Setting("VLLM_TRUNCATE_COMPLETION", Decides.CALLS)] = False
+    """Lower a request's ``max_tokens`` to what its prompt leaves, and say so in the answer (``max_tokens_lowered_to``).
+    The prompt is counted as for ``check_context``, and refused if it leaves nothing."""
     max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
     """How often a request is tried again after a failure that may pass, as long as nothing has reached the caller."""
 

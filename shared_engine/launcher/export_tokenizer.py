@@ -2,11 +2,17 @@
 
 Run by path, with the server's own flags; needs vLLM and the standard library only. Prints one JSON object on stdout:
 
-    {"tokenizer": "...", "probes": [["text", [1, 15043], [15043]], ...]}
+    {"tokenizer": "...", "probes": [["text", [1, 15043], [15043]], ...], "chat": {...}}
     {"refusal": "why a text can't be tokenized without vLLM"}
 
 ``tokenizer`` is what ``tokenizers.Tokenizer.from_str`` takes. Probes are texts with the tokens that vLLM's tokenizer
 gives them, with and without the special ones around them: who loads ``tokenizer`` can see that it gives the same.
+
+``chat`` is what vLLM makes a prompt of a conversation with, without tools and with:
+
+    {"plain": {"template": "...", "content_format": "string"}, "tools": {...}, "special_tokens": {"bos_token": "..."},
+     "probes": [[messages, tools, variables, "the prompt, or null where the template refuses"], ...]}
+    {"refusal": "why only vLLM can"}
 """
 
 from __future__ import annotations
@@ -31,6 +37,32 @@ TEXTS = (
 )  # fmt: skip
 MOST_TOKENS = 1000
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "é", "b": [1]}'}}
+NO_ARGUMENTS = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "enum": ["é", "<"]}}, "required": ["a"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "description": 'The "f" & <g> «é»', "parameters": SCHEMA}},
+    {"type": "function", "function": {"strict": True, "parameters": {}, "name": "strict"}},
+    {"type": "function", "function": {"name": "g"}},
+]
+PARTS = [{"type": "text", "text": "two "}, {"type": "text", "text": " parts\n"}]
+CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "naïve 日本語 😀 <|im_end|>"}],
+    [{"role": "system", "content": PARTS}, {"role": "user", "content": PARTS}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "<think>\na\n</think>\n\n2"},
+     {"role": "user", "content": "3", "name": "Ann"}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "reasoning": "because"},
+     {"role": "user", "content": ""}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": "text", "tool_calls": [CALL]},
+     {"role": "tool", "content": "rain", "tool_call_id": "call_1"}],
+    [{"role": "user", "content": "1"}, {"role": "assistant", "content": None, "tool_calls": [CALL, NO_ARGUMENTS]},
+     {"role": "tool", "content": PARTS, "tool_call_id": "call_1"},
+     {"role": "tool", "content": "r", "tool_call_id": "call_2", "name": "g"},
+     {"role": "assistant", "content": "3"}, {"role": "user", "content": "4"}],
+)  # fmt: skip
+VARIABLES: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True, "thinking": True}, {"enable_thinking": False})
+
 
 def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))
@@ -50,7 +82,8 @@ def export(argv: list[str]) -> dict[str, Any]:
     exported = tokenizer.backend_tokenizer.to_str()
     if json.loads(exported)["model"].get("dropout"):
         return {"refusal": "it tokenizes at random"}
-    return {"tokenizer": exported, "probes": [probe(tokenizer, text) for text in texts(tokenizer)]}
+    probes = [probe(tokenizer, text) for text in texts(tokenizer)]
+    return {"tokenizer": exported, "probes": probes, "chat": export_chat(config, tokenizer)}
 
 
 def model_config(argv: list[str]) -> Any:
@@ -101,6 +134,63 @@ def probe(tokenizer: Any, text: str) -> tuple[str, list[int], list[int]]:
         for special in (True, False)
     )
     return text, with_special, without
+
+
+# ---- conversations
+
+
+def export_chat(config: Any, tokenizer: Any) -> dict[str, Any]:
+    """Whatever is other than expected, in this vLLM or in this model, leaves conversations to the server."""
+    try:
+        from vllm.renderers.hf import resolve_chat_template, resolve_chat_template_content_format
+        from vllm.tokenizers.registry import tokenizer_args_from_config
+
+        mode = tokenizer_args_from_config(config)[0]
+        if mode != "hf" or config.hf_config.model_type == "gpt_oss":
+            return {"refusal": "vLLM writes this model's conversations by code of its own, not by a template"}
+        exported: dict[str, Any] = {}
+        for name, tools in (("plain", None), ("tools", TOOLS)):
+            content_format = resolve_chat_template_content_format(None, tools, "auto", tokenizer, model_config=config)
+            template = resolve_chat_template(tokenizer, None, tools, model_config=config)
+            if template is None:
+                return {"refusal": "the model has no chat template"}
+            exported[name] = {"template": template, "content_format": content_format}
+        exported["special_tokens"] = {
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
+        }
+        exported["probes"] = [
+            (messages, tools, variables, prompt_of(config, tokenizer, messages, tools, variables))
+            for messages in CONVERSATIONS
+            for tools in (None, TOOLS)
+            for variables in VARIABLES
+        ]
+        return exported
+    except Exception as exc:
+        return {
+            "refusal": f"this vLLM writes conversations in a way that is not known here: {type(exc).__name__}: {exc}"
+        }
+
+
+def prompt_of(config: Any, tokenizer: Any, messages: Any, tools: Any, variables: dict[str, Any]) -> str | None:
+    """As the server makes it of a request; None where the template refuses it."""
+    from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
+    from vllm.renderers.hf import resolve_chat_template_content_format, safe_apply_chat_template
+
+    try:
+        from vllm.renderers.chat_utils import parse_chat_messages
+    except ImportError:  # before 0.32
+        from vllm.entrypoints.chat_utils import parse_chat_messages
+
+    request = TokenizeChatRequest.model_validate({"messages": messages, "tools": tools})
+    dumped = None if request.tools is None else [tool.model_dump() for tool in request.tools]
+    content_format = resolve_chat_template_content_format(None, dumped, "auto", tokenizer, model_config=config)
+    conversation = parse_chat_messages(request.messages, config, content_format=content_format)[0]
+    options = {"add_generation_prompt": True, "continue_final_message": False, **variables}
+    try:
+        prompt: str = safe_apply_chat_template(config, tokenizer, conversation, tools=dumped, tokenize=False, **options)
+    except ValueError:
+        return None
+    return prompt
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import CallParams, ChatFields, GenerationParams, template_variables
+from shared_engine.params import CallParams, ChatFields, ContextFields, GenerationParams, template_variables
 from shared_engine.request.checks import Message, check_messages
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
 
@@ -23,8 +23,16 @@ ToolChoice = str | Mapping[str, Any]
 
 CHAT_ONLY = tuple(ChatFields.model_fields)
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
-_SENT_OTHERWISE = frozenset((*CHAT_ONLY, *CallParams.model_fields, "stop", "logprobs", "extra_body"))
+_SENT_OTHERWISE = frozenset(
+    (*CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields, "stop", "logprobs", "extra_body")
+)
 _AS_SET = CallParams()
+PROMPT_SWITCHES = (
+    "add_generation_prompt", "continue_final_message", "add_special_tokens", "chat_template", "media_io_kwargs",
+    "mm_processor_kwargs",
+)  # fmt: skip
+"""Fields beside the text, messages and tools that decide a prompt's tokens."""
+_OF_THE_PROMPT = ("model", "prompt", "tools", *PROMPT_SWITCHES)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Request:
         params: how the call is made.
         needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
             limit is to be sent, which it cuts to what the prompt leaves.
+        lowered_to: what max_tokens was lowered to (``truncate_completion``).
     """
 
     path: str
@@ -45,6 +54,7 @@ class Request:
     names_model: bool = False
     needs_max_tokens: bool = False
     params: CallParams = _AS_SET
+    lowered_to: int | None = None
 
     def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
         """The bytes to send to the server that calls its model ``model``.
@@ -257,5 +267,29 @@ def prompt_tokens_request(request: Request) -> Request | None:
     if request.path not in (CHAT, COMPLETIONS):
         return None
     body = msgspec.json.decode(request.body)
-    names = ("model", "messages", "tools", "chat_template_kwargs", "prompt")
-    return request_of(TOKENIZE, {name: body[name] for name in names if name in body})
+    part = {name: body[name] for name in _OF_THE_PROMPT if name in body}
+    if request.path == CHAT:
+        part["messages"] = [_renamed(message) for message in body["messages"]]
+        variables = prompt_variables(body)
+        part |= {"chat_template_kwargs": variables} if variables else {}
+    return request_of(TOKENIZE, part, request.params)
+
+
+def asked_tokens(request: Request) -> int | None:
+    """How many tokens of an answer a request asks for, at least; None for one that generates nothing."""
+    if request.path not in (CHAT, COMPLETIONS):
+        return None
+    body = msgspec.json.decode(request.body)
+    name = max_tokens_field(body)
+    return 1 if name is None else body[name]
+
+
+def max_tokens_field(body: Mapping[str, Any]) -> str | None:
+    """Under which name a body limits its answer; None where it does not."""
+    return next((name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None), None)
+
+
+def prompt_variables(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the chat template in the body of a chat request."""
+    effort = {} if body.get("reasoning_effort") is None else {"reasoning_effort": body["reasoning_effort"]}
+    return {**effort, **(body.get("chat_template_kwargs") or {})}

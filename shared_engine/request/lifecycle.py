@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
+from shared_engine.request.bodies import Request
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.sending import Requests
 from shared_engine.request.tally import tally_of
@@ -50,8 +51,13 @@ class Lifecycle:
     def _requests(self) -> Requests:
         # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
         if self._made_requests is None:
-            self._made_requests = Requests(endpoint_of(self.settings), self.settings.timeout, self.settings.max_retries)
+            settings = self.settings
+            self._made_requests = Requests(endpoint_of(settings), settings.timeout, settings.max_retries, self._fit)
         return self._made_requests
+
+    async def _fit(self, request: Request) -> Request:
+        """See ``Requests``."""
+        return request
 
     @property
     def context_window(self) -> int | None:

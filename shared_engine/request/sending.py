@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import NoReturn, TypeVar
 
+import msgspec
+
 from shared_engine.errors import (
     ContextLengthError,
     InvalidInputError,
@@ -17,7 +19,7 @@ from shared_engine.errors import (
 )
 from shared_engine.params import CallParams
 from shared_engine.request import answers
-from shared_engine.request.bodies import Request, prompt_tokens_request
+from shared_engine.request.bodies import Request, asked_tokens, prompt_tokens_request
 from shared_engine.request.call import Call
 from shared_engine.request.client import EventStream
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
@@ -25,7 +27,7 @@ from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
 from shared_engine.request.retry import Retry
-from shared_engine.request.routes import METRICS, MODELS
+from shared_engine.request.routes import CHAT, COMPLETIONS, METRICS, MODELS
 from shared_engine.request.streams import ChunkReader
 from shared_engine.results import GenerationChunk, GenerationResult
 
@@ -52,10 +54,18 @@ class Requests:
     Args:
         timeout: seconds a request may go without receiving a byte; None for no limit.
         max_retries: how often a request is tried again, unless its call says otherwise.
+        fit: makes of each request for an answer the one to send, or refuses it; nothing of it has been sent by then.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float | None, max_retries: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        timeout: float | None,
+        max_retries: int,
+        fit: Callable[[Request], Awaitable[Request]] | None = None,
+    ) -> None:
         self.endpoint = endpoint
+        self._fit = fit
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_model_len: tuple[int, int] | None = None
@@ -71,7 +81,9 @@ class Requests:
         Args:
             call: that this request is one of; without, it is one of its own.
         """
+        call = call or Call.begin(request.params)
         with Observed(self.endpoint, request.path, request.body) as observed:
+            request = await self._fitted(request, call)
 
             async def post(connection: Connection) -> T:
                 connection = observed.connected(connection)
@@ -80,9 +92,9 @@ class Requests:
                 except RequestError as exc:
                     await self._raise(exc, connection, request)
 
-            result = await self._with_connection(post, call or Call.begin(request.params), observed.tried_again)
+            result = await self._with_connection(post, call, observed.tried_again)
             observed.answered(result)
-            return result
+            return _marked(result, request)
 
     async def stream(self, request: Request) -> AsyncGenerator[GenerationChunk, None]:
         """An answer in pieces. Closing this ends the request, and gives its lease back, before it returns.
@@ -93,6 +105,7 @@ class Requests:
         call = Call.begin(request.params)
         retry, deadline = self._retry(call), call.deadline
         with Observed(self.endpoint, request.path, request.body, is_streamed=True) as observed:
+            request = await self._fitted(request, call)
             while True:
                 try:
                     acquired = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
@@ -105,7 +118,7 @@ class Requests:
                             async for event in deadline.over(f"more of the answer from {where}", events):
                                 for chunk in reader.chunks(event):
                                     observed.saw(chunk)
-                                    yield chunk
+                                    yield _marked(chunk, request)
                         finally:
                             events.close()
                         for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
@@ -125,6 +138,11 @@ class Requests:
                     observed.tried_again(exc)
                     say_waiting(exc, wait_s)
                 await asyncio.sleep(wait_s)
+
+    async def _fitted(self, request: Request, call: Call) -> Request:
+        if self._fit is None or request.path not in (CHAT, COMPLETIONS):
+            return request
+        return await call.deadline.wait("its tokens to be counted", self._fit(request))
 
     async def _opened(self, request: Request, connection: Connection) -> EventStream:
         """A stream whose answer has begun; to be closed."""
@@ -212,6 +230,18 @@ class Requests:
             self.endpoint.max_model_len = length
         return self._max_model_len[1]
 
+    async def limits(self, params: CallParams) -> dict[str, int | None]:
+        """The server's models, with the max_model_len of each where it reports that."""
+
+        async def ask(connection: Connection) -> dict[str, int | None]:
+            try:
+                listed = await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S)
+            except RequestError as exc:
+                await self._raise(exc, connection)
+            return dict(answers.parse_models(listed))
+
+        return await self._with_connection(ask, Call.begin(params), lambda _: None)
+
     # ---- what a failure means; all steps are listed in refusals.py
 
     async def _raise(self, error: RequestError, connection: Connection, request: Request | None = None) -> NoReturn:
@@ -249,4 +279,13 @@ class Requests:
             return error
         limit = error.max_model_len
         message = f"the prompt has {said}{count} tokens, and the model's limit is {limit}: {error.message}"
-        return ContextLengthError(message, error.status, limit, count)
+        return ContextLengthError(message, error.status, limit, count, asked_tokens(request))
+
+
+def _marked(answer: T, request: Request) -> T:
+    """With what max_tokens was lowered to: a whole answer, and of a stream the chunk that has the finish reason."""
+    if request.lowered_to is None or not isinstance(answer, GenerationResult | GenerationChunk):
+        return answer
+    if isinstance(answer, GenerationChunk) and answer.finish_reason is None:
+        return answer
+    return msgspec.structs.replace(answer, max_tokens_lowered_to=request.lowered_to)

@@ -16,12 +16,14 @@ import stat
 import subprocess
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.launch.spec import launch_environment
 from shared_engine.launcher import TOKENIZER_EXPORTER
 from shared_engine.runtime.files import remove_files, write_atomically
+from shared_engine.token_count.chat_template import ChatTemplate
 from shared_engine.token_count.source import ServerOnlyError, TokenizerSource
 
 if TYPE_CHECKING:
@@ -33,9 +35,24 @@ EXPORT_TIMEOUT_S = 180.0
 MAX_KEPT = 16  # files of 1 to 30 MB
 MAX_LOADED = 4  # a large vocabulary takes some 100 MB
 
-_loaded: dict[TokenizerSource, Tokenizer] = {}
+_loaded: dict[TokenizerSource, ModelTokens] = {}
 _refused: dict[TokenizerSource, str] = {}
 _lock = threading.Lock()  # threads share one export
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """What is known here of a model's tokens.
+
+    Attributes:
+        tokenizer: the server's, without truncation and padding.
+        chat: how it writes conversations; None where only the server can.
+        chat_refusal: why it is None.
+    """
+
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None = None
+    chat_refusal: str = ""
 
 
 def _new_lock() -> None:
@@ -46,47 +63,49 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
 
 
-def exported_tokenizer(source: TokenizerSource) -> Tokenizer:
-    """The tokenizer of vLLM's server, without truncation and padding.
+def exported_tokenizer(source: TokenizerSource) -> ModelTokens:
+    """What vLLM exported.
 
     Raises:
         ServerOnlyError: there is none outside vLLM; in this process it stays so.
     """
-    tokenizer = _known(source)
-    if tokenizer is None:
+    known = _known(source)
+    if known is None:
         with _lock:
-            tokenizer = _known(source)
-            if tokenizer is None:
-                tokenizer = _load_and_remember(source)
-    return tokenizer
+            known = _known(source) or _load_and_remember(source)
+    return known
 
 
-def _known(source: TokenizerSource) -> Tokenizer | None:
+def _known(source: TokenizerSource) -> ModelTokens | None:
     if source in _refused:
         raise ServerOnlyError(_refused[source])
     return _loaded.get(source)
 
 
-def _load_and_remember(source: TokenizerSource) -> Tokenizer:
+def _load_and_remember(source: TokenizerSource) -> ModelTokens:
     try:
-        tokenizer = _load(source)
+        loaded = _load(source)
     except ServerOnlyError as exc:
         _refused[source] = str(exc)
         raise
     if len(_loaded) >= MAX_LOADED:
         del _loaded[next(iter(_loaded))]
-    _loaded[source] = tokenizer
-    return tokenizer
+    _loaded[source] = loaded
+    return loaded
 
 
-def _load(source: TokenizerSource) -> Tokenizer:
+def _load(source: TokenizerSource) -> ModelTokens:
     if importlib.util.find_spec("tokenizers") is None:
         raise ServerOnlyError("tokenizers is not installed here: pip install tokenizers")
     exported = _kept(source.key)
     if exported is None:
         exported = _export(source)
         _keep(source.key, exported)
-    return tokenizer_of(exported)
+    tokenizer = tokenizer_of(exported)
+    try:
+        return ModelTokens(tokenizer, ChatTemplate(exported["chat"]))
+    except ServerOnlyError as exc:
+        return ModelTokens(tokenizer, chat_refusal=str(exc))
 
 
 def tokenizer_of(exported: Mapping[str, Any]) -> Tokenizer:

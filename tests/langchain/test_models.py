@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("model_class", [ChatVLLM, VLLM])
 
 
 def test_public_names() -> None:
-    assert langchain_vllm_local.__all__ == ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank"]
+    assert langchain_vllm_local.__all__ == ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank", "VLLMTextSplitter"]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def base_model(tmp_path: Path) -> str:
 
 
 def test_the_package_exports_its_models() -> None:
-    assert llama_index_vllm_local.__all__ == ["VLLM", "VLLMEmbedding", "VLLMRerank"]
+    assert llama_index_vllm_local.__all__ == ["VLLM", "VLLMEmbedding", "VLLMRerank", "VLLMTextSplitter"]
 
 
 def test_it_is_every_kind_of_llm_that_llama_index_asks_for() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from shared_engine import Engine, EngineState, RequestRejectedError
+from shared_engine import ContextLengthError, Engine, EngineState, RequestRejectedError
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher import TOKENIZER_EXPORTER
-from shared_engine.request.bodies import Request, text_tokens_request
+from shared_engine.request.bodies import Request, text_tokens_request, tokenize_request
 from shared_engine.token_count.exported import tokenizer_of
 from shared_engine.token_count.source import ServerOnlyError
 from tests.support.small_tokenizers import declared, make_folder
@@ -87,12 +87,17 @@ def servers_tokens(engine: Engine, request: Request) -> list[int]:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_a_conversation_counts_what_a_real_request_costs(engine: Engine, name: str) -> None:
+def test_a_conversation_counts_what_a_real_request_costs(
+    engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for tools, variables in ((None, None), (TOOLS, {"enable_thinking": True})):
         extra = {"chat_template_kwargs": variables} if variables else None
         result = engine.chat(CONVERSATIONS[name], tools=tools, max_tokens=1, extra_body=extra)
-        counted = engine.count_tokens(CONVERSATIONS[name], tools=tools, chat_template_kwargs=variables)
+        with monkeypatch.context() as patched:
+            patched.setattr("shared_engine.engine.run_sync", None)  # the engine's server is not asked
+            counted = engine.count_tokens(CONVERSATIONS[name], tools=tools, chat_template_kwargs=variables)
         assert counted == result.usage.prompt_tokens, (tools, variables)
+        assert counted == len(servers_tokens(engine, tokenize_request(CONVERSATIONS[name], tools, variables)))
 
 
 def random_texts(count: int) -> list[str]:
@@ -121,7 +126,39 @@ def test_a_prompt_counts_what_a_real_request_costs(engine: Engine) -> None:
 def test_a_text_is_counted_without_a_start(tiny_chat: dict[str, Any]) -> None:
     engine = Engine(**tiny_chat, seed=4711)
     assert engine.count_tokens("Hello") == len(engine.tokenize("Hello")) == 1
+    assert engine.count_tokens([{"role": "user", "content": "Hello"}], tools=TOOLS) > 50
     assert engine.status().state is EngineState.STOPPED
+
+
+def test_what_does_not_fit_is_refused_before_a_start(tiny_chat: dict[str, Any]) -> None:
+    engine = Engine(**tiny_chat, seed=4711, check_context=True)
+    messages: Messages = [{"role": "user", "content": "Hello"}]
+    prompt = engine.count_tokens(messages, tools=TOOLS)
+    for refused, counted, asked in (
+        (lambda: engine.generate("word " * 3000), engine.count_tokens("word " * 3000), 1),
+        (lambda: engine.chat(messages, tools=TOOLS, max_tokens=2000), prompt, 2000),
+        (lambda: next(engine.stream_chat(messages, tools=TOOLS, max_tokens=2000)), prompt, 2000),
+    ):
+        with pytest.raises(ContextLengthError, match="nothing was sent") as caught:
+            refused()
+        error = caught.value
+        assert (error.prompt_tokens, error.max_model_len, error.completion_tokens) == (counted, 2048, asked)
+        assert error.excess == counted + asked - 2048
+    assert engine.status().state is EngineState.STOPPED
+
+
+def test_max_tokens_is_lowered_to_what_the_prompt_leaves(engine: Engine, tiny_chat: dict[str, Any]) -> None:
+    messages: Messages = [{"role": "user", "content": "word " * 1900}]
+    left = 2048 - engine.count_tokens(messages)
+    lowering = Engine(**tiny_chat, truncate_completion=True)
+    wanted: dict[str, Any] = {"max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+    result = lowering.chat(messages, **wanted)
+    assert (result.max_tokens_lowered_to, result.usage.completion_tokens) == (left, left)
+    chunks = list(lowering.stream_chat(messages, **wanted))
+    assert [chunk.max_tokens_lowered_to for chunk in chunks if chunk.max_tokens_lowered_to] == [left]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == left
+    assert lowering.chat(messages, max_tokens=5).max_tokens_lowered_to is None
 
 
 async def test_a_conversation_that_the_template_refuses_is_an_error_in_its_words(engine: Engine) -> None:

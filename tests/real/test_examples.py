@@ -194,6 +194,20 @@ def test_the_code_in_the_docs_of_the_engine_runs(tiny_chat: dict[str, Any]) -> N
     ]
 
 
+def test_the_code_in_the_docs_of_the_context_budget_runs(tiny_chat: dict[str, Any]) -> None:
+    pytest.importorskip("langchain_text_splitters")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "context.md").read_text(), re.DOTALL))
+    written = 'model="Qwen/Qwen3-4B"'
+    assert code.count(written) == 3
+    refused, lowered, plan, piece, documents, nodes = run("-c", code.replace(written, keywords(tiny_chat))).splitlines()
+    assert refused == "10012 100 2048 8064"
+    assert lowered == f"{CAPITALS[0]} 2029"
+    assert re.fullmatch(r"\d+ 500 50 \d+ \(\d+, \d+\)", plan)
+    assert piece
+    assert re.fullmatch(r"\d+ {'source': 'rivers', 'start_index': \d+}", documents)
+    assert re.fullmatch(r"\d+ \d+", nodes)
+
+
 def stand_ins(tiny_chat: dict[str, Any], minilm: dict[str, Any], base_url: str) -> dict[str, str]:
     """For the models and the server that both pages of docs/ name."""
     embedder = keywords(minilm)
@@ -245,6 +259,15 @@ def test_readme_names_only_make_targets_that_exist() -> None:
         (
             "langchain_batch",
             ("64 answers, ", "3 The capital of Japan is Tokyo.", "ContextLengthError: ", "limit is 2048"),
+        ),
+        (
+            "long_texts",
+            (
+                " tokens and 64 of an answer are ",
+                " pieces of at most 1792 tokens, ",
+                " tokens read, ",
+                "max_tokens was lowered to ",
+            ),
         ),
         (
             "openai_client",

@@ -27,7 +27,8 @@ def add_torch(prefix: Path, version: str, values: str) -> None:
 
 
 # What an exporter may print: a tokenizer.json as it is; or a refusal.
-EXPORT = 'print(json.dumps({"tokenizer": (model / "tokenizer.json").read_text(), "probes": []}))'
+_CHAT = '"chat": {"refusal": "none"}'
+EXPORT = f'print(json.dumps({{"tokenizer": (model / "tokenizer.json").read_text(), "probes": [], {_CHAT}}}))'
 REFUSE = 'print(json.dumps({"refusal": "of its kind"}))'
 
 

@@ -100,7 +100,8 @@ class RemoteServer:
         if not self.counts_tokens:
             raise web.HTTPNotFound
         body = await request.json()
-        count = len(body["prompt"].split()) + (2 if body.get("add_special_tokens", True) else 0)
+        text = body["prompt"] if "prompt" in body else " ".join(message["content"] for message in body["messages"])
+        count = len(text.split()) + (2 if body.get("add_special_tokens", True) else 0)
         return web.json_response({"count": count, "tokens": list(range(count))})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:

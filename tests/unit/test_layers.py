@@ -117,6 +117,7 @@ def test_public_names() -> None:
     assert sorted(shared_engine.__all__) == [
         "AuthenticationError",
         "Choice",
+        "ChunkPlan",
         "ContextLengthError",
         "EmbeddingResult",
         "Engine",

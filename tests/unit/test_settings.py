@@ -44,6 +44,8 @@ ENVIRONMENT_VALUES = {
     "VLLM_STANDBY": ("standby", "false", False),
     "VLLM_STANDBY_TTL_SECONDS": ("standby_ttl_s", "10", 10.0),
     "VLLM_MAX_RETRIES": ("max_retries", "0", 0),
+    "VLLM_CHECK_CONTEXT": ("check_context", "true", True),
+    "VLLM_TRUNCATE_COMPLETION": ("truncate_completion", "1", True),
     "VLLM_PYTHON": ("python", "/opt/vllm/bin/python", "/opt/vllm/bin/python"),
     "VLLM_API_URL": ("base_url", "http://host:8000/v1/", "http://host:8000"),
     "VLLM_DEFAULT_QUERY": ("default_query", '{"a": 1}', {"a": "1"}),
