@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -47,6 +48,11 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
 def _path(value: Any) -> Any:
     """A Path is as good as its text."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _listed(value: Any) -> Any:
+    """Of an environment variable: names with commas between them."""
+    return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
 def _absolute_path(value: str | None) -> str | None:
@@ -131,9 +137,17 @@ class EngineFields(DefaultFields):
         str | None, Field(min_length=1), BeforeValidator(_path), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")
     ] = None
     """Folder of a model, or its id on the Hugging Face hub."""
-    mode: Annotated[Literal["local", "direct", "remote"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
+    mode: Annotated[Literal["local", "direct", "remote", "auto"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
     """``local``: a shared engine of this machine; ``direct``: one under this process alone, with vLLM in the app's own
-    Python; ``remote``: the server at ``base_url``. Default: by base_url."""
+    Python; ``remote``: the server at ``base_url``; ``auto``: ``direct``, and ``fallback`` where that can't start.
+    Default: by base_url."""
+    fallback: Annotated[
+        tuple[Literal["local", "direct", "remote"], ...] | None,
+        BeforeValidator(_listed),
+        Setting("VLLM_FALLBACK", Decides.CALLS),
+    ] = None
+    """What is used instead when an engine can't start, in this order. Default: with ``mode="auto"`` ``("local",
+    "remote")``, the second only with a ``base_url``; else nothing."""
     base_url: Annotated[str | None, AfterValidator(_server_root), Setting("VLLM_API_URL", Decides.CALLS)] = None
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
@@ -352,14 +366,23 @@ class EngineSettings(EngineFields):
             ENVIRONMENT["base_url"]
         ):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
+        if values.get("mode") == "direct" and values.get("python") == os.environ.get(ENVIRONMENT["python"]):
+            values["python"] = None
         return values
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> EngineSettings:
         if self.seed is not None and "seed" in self.engine_args:
             raise ValueError("seed is given twice: as a setting and in engine_args")
-        if self.mode in ("local", "direct") and self.base_url is not None:
+        if self.modes == ("direct",) and self.python not in (None, sys.executable):
+            raise ValueError(
+                f"mode='direct' runs vLLM in this Python ({sys.executable}), which contradicts python={self.python!r}: "
+                "leave one of them out"
+            )
+        if self.base_url is not None and "remote" not in self.modes:
             raise ValueError(f"mode={self.mode!r} contradicts base_url={self.base_url!r}: leave one of them out")
+        if self.base_url is None and "remote" in (self.fallback or ()):
+            raise ValueError("fallback='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
         if self.mode == "remote" and self.base_url is None:
             raise ValueError("mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
         if self.api_key is not None and self.basic_auth is not None:
@@ -378,13 +401,26 @@ class EngineSettings(EngineFields):
                 f"sleep_after_s = {self.sleep_after_s:g} must be below idle_ttl_s = {self.idle_ttl_s:g}: "
                 "the engine would leave memory before it falls asleep"
             )
-        if self.base_url is None:
+        if not self.is_remote:
             check_model(self.model)
         return self
 
     @property
+    def modes(self) -> tuple[Literal["local", "direct", "remote"], ...]:
+        """Where requests go: to the first of these that can start."""
+        first = ("remote" if self.base_url else "local") if self.mode is None else self.mode
+        rest = self.fallback or ()
+        if first == "auto":
+            first = "direct"
+            if self.fallback is None:
+                rest = ("local", "remote") if self.base_url else ("local",)
+        modes = tuple(dict.fromkeys((first, *rest)))
+        return ("remote",) if self.model is None and "remote" in modes else modes
+
+    @property
     def is_remote(self) -> bool:
-        return self.base_url is not None
+        """All requests go to a server that is not ours."""
+        return self.modes == ("remote",)
 
     def model_folder(self) -> Path | None:
         """Where the model's files lie on this machine; None for a remote model and one that was never downloaded."""

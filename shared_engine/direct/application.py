@@ -96,6 +96,11 @@ def _handing_over(serve_http: Any) -> Any:
 _registry: ContextVar[Any] = ContextVar("vllm_local_registry", default=None)
 
 
+def metrics_text() -> str:
+    """vLLM's metrics of the running context's engine, as its /metrics has them."""
+    return str(importlib.import_module("prometheus_client").generate_latest(_registry.get()).decode())
+
+
 def _use_own_metrics() -> None:
     """Each engine of this process has its own: in the app's registry one would push out the other."""
     loggers: Any = importlib.import_module("vllm.v1.metrics.loggers")

@@ -20,10 +20,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 from shared_engine.launcher.compile_cache import use_safe_cache
 from shared_engine.launcher.compiler import compile_refusal, switch_compiler_off
+from shared_engine.launcher.log import take_level
 from shared_engine.launcher.preload import import_vllm
 from shared_engine.launcher.process import (
     allow_amx,
@@ -33,6 +36,7 @@ from shared_engine.launcher.process import (
 )
 from shared_engine.launcher.replacing import replace_everywhere
 from shared_engine.launcher.vllm_build import is_cpu_build
+from shared_engine.machine.proc import group_members, shared_files
 from shared_engine.machine.process_group import GIVE_UP_S, group_exists, signal_group
 
 POLL_S = 0.01
@@ -64,6 +68,12 @@ class Children:
     def __init__(self, birth: Birth) -> None:
         self.birth = birth
         self.processes: list[EngineProcess] = []
+        self._shared: tuple[str, ...] = ()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of those that were started; each leads a process group."""
+        return [process.pid for process in self.processes if process.pid is not None]
 
     def enter(self) -> None:
         """From now on the context's processes belong here."""
@@ -71,7 +81,7 @@ class Children:
 
     def end(self, grace_s: float) -> bool:
         """Return when all of them, and all below them, are gone; False where the kernel holds one."""
-        pids = [process.pid for process in self.processes if process.pid is not None]
+        pids = self.pids
         kill_at = time.monotonic() + grace_s
         if grace_s > 0:
             for pid in pids:
@@ -87,6 +97,17 @@ class Children:
                 for pid in left:
                     signal_group(pid, signal.SIGKILL)
             time.sleep(POLL_S)
+
+    def note_shared_memory(self) -> None:
+        """Remember what a killed process would leave behind."""
+        self._shared = shared_files(pid for leader in self.pids for pid in group_members(leader))
+
+    def remove_shared_memory(self) -> None:
+        """Of processes that are gone. Python's tracker would remove it with the app only, and warn."""
+        for file in map(Path, self._shared):
+            if file.name.startswith("psm_") and file.exists():
+                file.unlink(missing_ok=True)
+                resource_tracker.unregister(f"/{file.name}", "shared_memory")
 
     def forget_in_child(self) -> None:
         """After a fork of the app, in the child: Python must neither end nor wait for the parent's processes."""
@@ -155,6 +176,7 @@ def _born(kind: type[EngineProcess], birth: Birth) -> EngineProcess:
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
+    take_level(os.environ)
     for name in birth.unset:
         os.environ.pop(name, None)
     os.environ.update(birth.environment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
+import multiprocessing.util
 import os
 import threading
 import time
@@ -147,9 +148,10 @@ class DirectEngine:
         """The engine as it is now."""
         with self._guard:
             current, folder = self._host, self.folder
-            pids = [] if current is None else [each.pid for each in current.children.processes if each.pid is not None]
+            pids = [] if current is None else current.children.pids
             return EngineInfo(
                 state=self.state,
+                mode="direct",
                 model=self.spec.model,
                 key=self.spec.key,
                 is_alive=current is not None,
@@ -178,7 +180,8 @@ class DirectEngine:
         if self.folder is None:
             self.folder = DirectFolder()
         began = time.monotonic()
-        new = Host(self.spec, self.folder, self._s_until_next_look)
+        assert self._policy is not None
+        new = Host(self.spec, self._policy, self.folder, self._s_until_next_look)
         new.ready.add_done_callback(lambda ready: self._note_start(ready, began))
         new.ended.add_done_callback(lambda _: self._note_end(new))
         new.begin()
@@ -231,8 +234,9 @@ class DirectEngine:
         if ended is not None and not ended.done() and self._host is not None:
             self._host.stop(at_once=True)
             wait([ended], EXIT_S)
-        if self.folder is not None:
-            self.folder.remove()
+        folder, self.folder = self.folder, None
+        if folder is not None:
+            folder.remove()
 
     def forget_in_child(self) -> None:
         """After a fork, in the child."""
@@ -247,6 +251,7 @@ class DirectEngine:
 _engines: dict[str, DirectEngine] = {}
 _engines_guard = threading.Lock()
 _inherited: list[object] = []
+_finalizer: multiprocessing.util.Finalize | None = None
 
 
 def direct_engine(spec: EngineSpec) -> DirectEngine:
@@ -267,12 +272,16 @@ def _close_at_exit_first() -> None:
     atexit.unregister(_close_all)
     with contextlib.suppress(RuntimeError):  # the interpreter ends already
         atexit.register(_close_all)
+    global _finalizer
+    if _finalizer is None or not _finalizer.still_active():
+        # A child of multiprocessing calls these only, before it waits for its children.
+        _finalizer = multiprocessing.util.Finalize(None, _close_all, exitpriority=100)
 
 
 def _forget_in_child() -> None:
     """A forked child has none of the parent's threads: it starts an engine of its own."""
-    global _engines_guard
-    _engines_guard = threading.Lock()
+    global _engines_guard, _finalizer
+    _engines_guard, _finalizer = threading.Lock(), None
     if _engines:
         for engine in _engines.values():
             engine.forget_in_child()

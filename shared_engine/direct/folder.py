@@ -64,6 +64,7 @@ class DirectFolder:
         return tuple(self.lines()[-TAIL_LINES:])
 
     def remove(self) -> None:
+        """The app ends: nothing is written here any more."""
         shutil.rmtree(self.directory.path, ignore_errors=True)
         os.close(self._owner)
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
+from shared_engine.direct.admission import admitted
 from shared_engine.direct.children import Birth, Children, EngineProcess
 from shared_engine.direct.folder import DirectFolder
-from shared_engine.errors import EngineError, EngineStartError, EngineStoppedError
+from shared_engine.direct.watch import StartWatch, StepWatch
+from shared_engine.errors import EngineError, EngineStartError, EngineStartTimeoutError, EngineStoppedError
+from shared_engine.machine.gpu import wait_released
+from shared_engine.machine.priority import give_way
+from shared_engine.machine.proc import group_members
 from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT
 from shared_engine.supervisor.ends import End, Exit, end_of, first_exit
@@ -30,6 +37,8 @@ _SET_BY_VLLM = ("VLLM_", "TORCHINDUCTOR_", "NUMEXPR_", "LD_PRELOAD", "LOCAL_WORL
 # How long requests have for what vLLM says of its death, and its processes for an end of their own.
 LAST_WORDS_S = 2.0
 GRACE_S = 5.0
+MIN_PAUSE_S = 0.01
+MEMORY_BACK_S = 10.0
 
 _log = logging.getLogger("shared_engine")
 
@@ -43,14 +52,19 @@ class Host:
         end: how a process of vLLM's ended that nobody here had asked to; None where none has.
         last_lines: of the log, from before that.
         headers: that vLLM wants of each request.
+        queued_for: what a start waits for, in words; empty where it does not.
 
     Args:
+        policy: of whoever has the engine started.
         look: called now and then; returns in how many seconds again, None for never.
     """
 
-    def __init__(self, spec: EngineSpec, folder: DirectFolder, look: Callable[[], float | None]) -> None:
+    def __init__(
+        self, spec: EngineSpec, policy: KeepPolicy, folder: DirectFolder, look: Callable[[], float | None]
+    ) -> None:
         self.spec = spec
         self.folder = folder
+        self._policy = policy
         self._look = look
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -66,6 +80,9 @@ class Host:
         self._dead: EngineProcess | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._start = contextlib.ExitStack()
+        self._admission = contextlib.AsyncExitStack()
+        self.queued_for = ""
+        self._stalled = ""
 
     def begin(self) -> None:
         """Start the thread.
@@ -75,6 +92,7 @@ class Host:
         """
         try:
             threading.Thread(target=self._run, name="vllm-local-direct", daemon=True).start()
+            threading.Thread(target=self._watch_start, name="vllm-local-direct-start", daemon=True).start()
         except RuntimeError as exc:
             raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
 
@@ -115,6 +133,18 @@ class Host:
         if not self._is_stopped and self._dead is None:
             self.soon(lambda: self._notice_end(self.children.processes[0]))
 
+    def _watch_start(self) -> None:
+        """In a thread of its own: the other one is vLLM's until the engine is ready."""
+        watch = StartWatch(self.spec, self.children, self.folder.log, self._policy.stall_timeout_s)
+        while not wait([self.ready], watch.poll_s).done:
+            if watch.has_stalled() and not self.queued_for:
+                self._stalled = (
+                    "the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
+                    f"{self._policy.stall_timeout_s:g} s"
+                )
+                self.children.end(0)
+                return
+
     # ---- its thread
 
     def _run(self) -> None:
@@ -123,6 +153,7 @@ class Host:
             self.folder.begin_start()
             with _logged_to(self.folder), self._start:
                 self._start.enter_context(_one_at_a_time)
+                self._start.enter_context(_root_logger_kept())
                 self._start.enter_context(_environment({**self.spec.environment, **self._variables()}))
                 if self._is_stopped:
                     raise EngineStoppedError("the engine was stopped while it started")
@@ -132,7 +163,7 @@ class Host:
                     runner.run(self._main(run_application))
         except BaseException as exc:
             error = exc
-        self.children.end(0)
+        self._end_processes()
         if not self.ready.done():
             self.ready.set_exception(self._why_not_started(error))
         elif error is not None:
@@ -140,13 +171,28 @@ class Host:
         self.app = None
         self.ended.set_result(None)
 
+    def _end_processes(self) -> None:
+        """See them gone, and their memory back."""
+        members = [pid for leader in self.children.pids for pid in group_members(leader)]
+        self.children.end(0)
+        self.children.remove_shared_memory()
+        if any(device.startswith("cuda") for device in self.spec.devices):
+            asyncio.run(wait_released(self.spec.devices, members, MEMORY_BACK_S))
+
     def _variables(self) -> dict[str, str]:
         scratch = self.children.birth.environment.get("TMPDIR")
         return {LOGGING_VARIABLE: "0", **({} if scratch is None else {SOCKETS_VARIABLE: scratch})}
 
     async def _main(self, run_application: Any) -> None:
         self.children.enter()
-        await run_application(self.spec.argv, self._serve)
+        async with self._admission:
+            await self._admission.enter_async_context(admitted(self.spec, self._policy, self._note_waiting))
+            await run_application(self.spec.argv, self._serve)
+
+    def _note_waiting(self, why: str) -> None:
+        self.queued_for = why
+        if self._is_stopped:
+            raise EngineStoppedError("the engine was stopped while it waited to start")
 
     async def _serve(self, app: Any) -> None:
         key = os.environ.get(KEY_VARIABLE)  # the app's, for a remote server; vLLM wants it from its own callers
@@ -154,7 +200,12 @@ class Host:
         loop = asyncio.get_running_loop()
         for process in self.children.processes:
             loop.add_reader(process.sentinel, self._notice_end, process)
+        self.children.note_shared_memory()
+        if "cpu" in self.spec.devices:
+            for leader in self.children.pids:
+                give_way(leader)
         self._start.close()
+        await self._admission.aclose()
         self.max_model_len = app.state.engine_client.model_config.max_model_len
         self.app = app
         if not self._is_stopped:
@@ -162,7 +213,9 @@ class Host:
             await self._until_stopped()
         for process in self.children.processes:
             loop.remove_reader(process.sentinel)
-        if self._dead is not None:
+        if self.end is not None:
+            self.children.end(0)
+        elif self._dead is not None:
             if self._calls:
                 await asyncio.wait(self._calls, timeout=LAST_WORDS_S)
             self.last_lines, self.end = self.folder.tail(), self._end_of(self._dead)
@@ -171,11 +224,20 @@ class Host:
         app.state.engine_client.shutdown(timeout=GRACE_S)
 
     async def _until_stopped(self) -> None:
-        while True:
+        from shared_engine.direct.application import metrics_text
+
+        limit_s = self._policy.stall_timeout_s
+        steps = StepWatch(metrics_text, limit_s)
+        while not self._stopping.is_set():
+            look_s = self._look()
+            pause_s = min(steps.poll_s, math.inf if look_s is None else look_s)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._look()):
+                async with asyncio.timeout(max(pause_s, MIN_PAUSE_S)):
                     await self._stopping.wait()
-                return
+            if steps.is_hung(has_requests=bool(self._calls)):
+                self.end = End(f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s")
+                self.last_lines = self.folder.tail()
+                self._notice_end(self.children.processes[0])
 
     def _notice_end(self, process: EngineProcess) -> None:
         self._dead = self._dead or process
@@ -195,6 +257,8 @@ class Host:
         task.add_done_callback(self._calls.discard)
 
     def _why_not_started(self, error: BaseException | None) -> EngineError:
+        if self._stalled:
+            return EngineStartTimeoutError(self._stalled, self.folder.tail())
         if self._is_stopped:
             return EngineStoppedError("the engine was stopped while it started")
         said = f"{type(error).__name__}: {error}"
@@ -261,6 +325,17 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                     os.environ[name] = before[name]
                 else:
                     os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """What vLLM imports sets its level."""
+    root = logging.root
+    level = root.level
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -23,10 +23,11 @@ class EngineInfo:
 
     Attributes:
         state: of a remote engine READY or FAILED, by its ``/health``.
+        mode: ``local``, ``direct`` (under this process), or ``remote``.
         model: a folder or a hub id; None for a remote engine that was not asked yet.
-        base_url: of a remote engine; None for a local one, which has all that follows.
+        base_url: of a remote engine; None for others, which have what follows, a direct one no supervisor and socket.
         key: names the engine's runtime directory.
-        is_alive: a supervisor owns it.
+        is_alive: a supervisor owns it, or, of a direct one, it is started or starts.
         state_since: when the state was entered, seconds since the epoch.
         progress: how far a start or a wake has come; None while none is under way.
         starts: how often it was started.
@@ -45,6 +46,7 @@ class EngineInfo:
     """
 
     state: EngineState
+    mode: str = "local"
     model: str | None = None
     base_url: str | None = None
     key: str | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from shared_engine.direct.engine import DirectEngine, Held, direct_engine
 from shared_engine.errors import (
@@ -27,6 +29,7 @@ from shared_engine.request.endpoint import Connection
 from shared_engine.request.engine_endpoint import EngineEndpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.in_process import in_process_client
+from shared_engine.request.log_forwarding import forward_log, stop_forwarding
 from shared_engine.request.progress_bar import StartReporter
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import end_error
@@ -63,10 +66,14 @@ class DirectEndpoint(EngineEndpoint):
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
+        if concurrent.futures.thread._shutdown:
+            raise EngineError("no request can be made any more: the app ends, and vLLM in it can start no thread")
         engine = direct_engine(self._spec or await self._resolved())
         deadline = time.monotonic() + self._policy.start_timeout_s
         while True:
             step = engine.take(self._policy)
+            if self._settings.verbose and engine.folder is not None:
+                forward_log(engine.folder.log, Path(engine.spec.model).name, self)
             if isinstance(step, Held):
                 client = in_process_client(step.host)
                 return DirectConnection(client, engine.spec.model, step.start_number, engine=engine)
@@ -103,7 +110,9 @@ class DirectEndpoint(EngineEndpoint):
     @contextlib.asynccontextmanager
     async def _shown(self, engine: DirectEngine) -> AsyncIterator[None]:
         """Meanwhile the progress of the start is shown."""
-        reporter = StartReporter(engine.spec.model, self._settings.show_progress)
+        # A bar would stand in the way of the lines.
+        shows_bar = self._settings.show_progress and not self._settings.verbose
+        reporter = StartReporter(engine.spec.model, shows_bar)
         watching = asyncio.create_task(_follow(engine, reporter))
         error: BaseException | None = None
         try:
@@ -150,7 +159,9 @@ class DirectEndpoint(EngineEndpoint):
             await _outcome_of(ending)
 
     async def close(self) -> None:
-        pass
+        folder = None if self._spec is None else direct_engine(self._spec).folder
+        if self._settings.verbose and folder is not None:
+            await in_a_thread(lambda: stop_forwarding(folder.log, self))
 
 
 async def _outcome_of(future: Future[None]) -> None:
@@ -176,8 +187,10 @@ async def _follow(engine: DirectEngine, reporter: StartReporter) -> None:
     while True:
         reporter.report(reader.progress)
         await asyncio.sleep(LOOK_AT_LOG_S)
-        folder = engine.folder
-        if folder is not None:
+        folder, host = engine.folder, engine.host
+        if host is not None and host.queued_for:
+            reader.enter(StartPhase.QUEUED, host.queued_for)
+        elif folder is not None:
             with contextlib.suppress(OSError):
                 fd = os.open(folder.log, os.O_RDONLY)
                 try:

@@ -10,9 +10,18 @@ from shared_engine.settings import EngineSettings
 
 def endpoint_of(settings: EngineSettings) -> Endpoint:
     """Constructing one reads no file and opens nothing."""
-    if settings.is_remote:
+    if len(settings.modes) == 1:
+        return _of_mode(settings.modes[0], settings)
+    from shared_engine.request.fallback import FallbackEndpoint, place_of
+
+    place = place_of(settings.model_dump_json())
+    return FallbackEndpoint(settings.modes, lambda mode: _of_mode(mode, settings), place)
+
+
+def _of_mode(mode: str, settings: EngineSettings) -> Endpoint:
+    if mode == "remote":
         return RemoteEndpoint(settings)
-    if settings.mode == "direct":
+    if mode == "direct":
         from shared_engine.request.direct import DirectEndpoint  # late: few apps have a use for it
 
         return DirectEndpoint(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 
 from pydantic import SecretStr
@@ -28,8 +29,10 @@ class RemoteEndpoint(Endpoint):
         assert settings.base_url is not None
         self._base_url = settings.base_url
         self._clients = loop_clients(settings.base_url, options=http_options(settings))
-        self._is_named = settings.model is not None
-        self._model = settings.model
+        # Where it stands in for an engine of this machine, a folder there has another name, or none.
+        is_folder_here = not settings.is_remote and os.path.exists(os.path.expanduser(settings.model or ""))
+        self._model = None if is_folder_here else settings.model
+        self._is_named = self._model is not None
         self._named = settings.model or ""
         self._times_renamed = 0
 
@@ -85,7 +88,7 @@ class RemoteEndpoint(Endpoint):
             await self.check_health(await self._clients.get())
         except RequestError as exc:
             state, message = EngineState.FAILED, str(exc)
-        return EngineInfo(state=state, model=self._model, base_url=self._base_url, last_error=message)
+        return EngineInfo(state=state, mode="remote", model=self._model, base_url=self._base_url, last_error=message)
 
     async def observer_client(self) -> Client | None:
         return await self._clients.get()

@@ -3,23 +3,88 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared_engine import Engine
+from shared_engine.runtime.directory import runtime_root
 from tests.support.direct import run_direct_app
-from tests.support.processes import end_of
-from tests.support.questions import answers_of
+from tests.support.in_flight import LONG, SHORT_ANSWER
+from tests.support.processes import any_exists, end_of
+from tests.support.questions import answers_of, answers_of_adapters
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
 
 def test_answers_and_errors_are_those_of_a_local_engine_and_the_app_ends_well(tiny_chat: dict[str, Any]) -> None:
     app = run_direct_app("direct_answers", json.dumps(tiny_chat))
-    local = json.loads(json.dumps(answers_of(Engine(**tiny_chat))))
+    local = json.loads(json.dumps({**answers_of(Engine(**tiny_chat)), **answers_of_adapters(tiny_chat)}))
     code, out, err = end_of(app, 120)
     assert (code, "Traceback" in err, "leaked" in err) == (0, False, False), err
-    begun, answers = out.splitlines()  # vLLM writes nothing on the app's stdout, and nothing runs the script again
-    assert begun == "begun"
+    begun, answers, starts = out.splitlines()  # vLLM writes nothing on the app's stdout; nothing ran the script again
+    assert (begun, starts) == ("begun", "1")
     assert json.loads(answers) == local
+
+
+@pytest.fixture(scope="module")
+def life(tiny_chat: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What an app has seen in its engine's life, and the app, which is killed at the end; see apps/direct_life.py."""
+    app = run_direct_app("direct_life", json.dumps({**tiny_chat, "idle_ttl_s": 600}))
+    assert app.stdout
+    child, told = app.stdout.readline(), app.stdout.readline()
+    if not told:
+        pytest.fail(end_of(app, 1)[2])
+    yield {"child": json.loads(child), **json.loads(told), "app": app}
+    app.kill()
+    end_of(app, 10)
+
+
+def test_threads_event_loops_and_a_running_loop_share_one_start(life: dict[str, Any]) -> None:
+    assert life["seen"]["answers of threads and loops"] == [SHORT_ANSWER]
+    assert life["seen"]["starts"] == 1
+
+
+def test_environment_signals_logging_and_multiprocessing_stay_the_apps(life: dict[str, Any]) -> None:
+    assert life["seen"]["what is the app's has changed"] == []
+
+
+def test_a_stream_that_is_left_is_aborted_and_a_request_forbids_eviction(life: dict[str, Any]) -> None:
+    assert life["seen"]["a stream that was left was aborted"] is True
+    assert life["seen"]["evicted under a request"] is False
+
+
+def test_a_death_under_a_request_goes_unseen_and_under_a_stream_is_told(life: dict[str, Any]) -> None:
+    assert life["seen"]["tokens of a request whose worker was killed"] == LONG["max_tokens"]
+    assert life["seen"]["starts after that"] == 2
+    assert life["seen"]["left of the killed ones"] == []
+    assert life["seen"]["shared memory left of them"] == []
+    assert (
+        "vLLM's EngineCore was killed by SIGKILL (from outside)" in life["seen"]["a stream whose EngineCore was killed"]
+    )
+
+
+def test_a_forked_child_has_an_engine_of_its_own_and_leaves_the_parents_alone(life: dict[str, Any]) -> None:
+    assert life["child"] == {"child": SHORT_ANSWER, "shares": False}
+    assert life["seen"]["exit code of a forked child"] == 7
+    assert life["seen"]["answer after its end"] == SHORT_ANSWER
+
+
+def test_an_engine_that_nobody_uses_leaves_memory_and_another_one_stays(life: dict[str, Any]) -> None:
+    assert life["seen"]["memory while loaded, MB"] > 300
+    assert life["seen"]["two engines have their own metrics"] is True
+    assert life["seen"]["an idle one has left"] is True
+    assert life["seen"]["and only that"] is True
+
+
+def test_a_killed_app_takes_its_engine_with_it_and_leaves_nothing(life: dict[str, Any]) -> None:
+    assert any_exists(life["pids"])
+    life["app"].kill()
+    wait_until(lambda: not any_exists(life["pids"]), 15, "vLLM's processes to end")
+    assert life["files"]
+    wait_until(lambda: not any(map(os.path.exists, life["files"])), 15, "their shared memory to go")
+    assert Path(life["log"]).is_relative_to(runtime_root() / "direct")

@@ -54,6 +54,24 @@ def answers_of(engine: Engine) -> dict[str, Any]:
     }
 
 
+def answers_of_adapters(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of both adapters with these settings."""
+    from langchain_vllm_local import ChatVLLM
+    from llama_index_vllm_local import VLLM
+
+    chat, llm = ChatVLLM(**settings, **GREEDY), VLLM(**settings, **GREEDY)
+    message = chat.invoke("Hello")
+    called = chat.bind_tools([WEATHER], tool_choice="get_weather").invoke("What is the weather in Paris?")
+    return {
+        "langchain": [message.content, message.usage_metadata, message.response_metadata["finish_reason"]],
+        "langchain, streamed": "".join(str(chunk.content) for chunk in chat.stream("Hello")),
+        "langchain, a batch": [str(answer.content) for answer in chat.batch(["Hello", "Count from 1 to 10."])],
+        "langchain, called": [[call["name"], call["args"]] for call in called.tool_calls],
+        "llama_index": str(llm.complete("Hello")),
+        "llama_index, streamed": [str(part) for part in llm.stream_complete("Hello")][-1],
+    }
+
+
 def _pieces(engine: Engine) -> list[Any]:
     chunks = list(engine.stream_chat(COUNT, **GREEDY))
     return ["".join(chunk.text for chunk in chunks), len(chunks) > 5, chunks[-1].usage, chunks[-2].finish_reason]

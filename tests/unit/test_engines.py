@@ -126,6 +126,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
     data = json.loads(json.dumps(the_engine().to_json()))
     assert list(data) == [
         "state",
+        "mode",
         "model",
         "base_url",
         "key",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_DEFAULT_MAX_TOKENS": ("max_tokens", "128", 128),
     "VLLM_DEFAULT_REPETITION_PENALTY": ("repetition_penalty", "1.1", 1.1),
     "VLLM_MODE": ("mode", "local", "local"),
+    "VLLM_FALLBACK": ("fallback", "local, direct", ("local", "direct")),
     "VLLM_QUANTIZATION": ("quantization", "awq", "awq"),
     "VLLM_REVISION": ("revision", "main", "main"),
     "VLLM_TOKENIZER": ("tokenizer", "org/other", "org/other"),
@@ -85,6 +87,38 @@ def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch
     assert not EngineSettings(model="org/name", mode="local").is_remote
 
 
+def test_an_explicit_direct_mode_wins_over_a_url_and_a_python_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_API_URL", "http://host:8000")
+    monkeypatch.setenv("VLLM_PYTHON", "/opt/vllm/bin/python")
+    settings = EngineSettings(model="org/name", mode="direct")
+    assert (settings.modes, settings.base_url, settings.python) == (("direct",), None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "modes"),
+    [
+        ({}, ("local",)),
+        ({"base_url": "http://x"}, ("remote",)),
+        ({"mode": "local"}, ("local",)),
+        ({"mode": "direct"}, ("direct",)),
+        ({"mode": "auto"}, ("direct", "local")),
+        ({"mode": "auto", "base_url": "http://x"}, ("direct", "local", "remote")),
+        ({"mode": "auto", "fallback": ()}, ("direct",)),
+        ({"mode": "auto", "fallback": ["remote"], "base_url": "http://x"}, ("direct", "remote")),
+        ({"mode": "auto", "model": None, "base_url": "http://x"}, ("remote",)),
+        ({"mode": "local", "fallback": "remote", "base_url": "http://x"}, ("local", "remote")),
+        ({"fallback": ["local"], "base_url": "http://x"}, ("remote", "local")),
+        ({"mode": "direct", "fallback": ("direct", "local", "local")}, ("direct", "local")),
+    ],
+)
+def test_the_modes_are_tried_in_their_order(values: dict[str, Any], modes: tuple[str, ...]) -> None:
+    settings = EngineSettings(**{"model": "org/name", **values})
+    assert settings.modes == modes
+    assert settings.is_remote == (modes == ("remote",))
+
+
 def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
     settings_class: Any = EngineSettings
     with pytest.raises(SettingsError, match=r"settings are keywords: EngineSettings\(model=\.\.\.\), got .*'org/name'"):
@@ -110,6 +144,14 @@ def test_a_setting_without_its_name_is_refused_with_how_to_say_it() -> None:
         ({"base_url": "http://host:99x"}, ["base_url", "99x", "is not a valid URL"]),
         ({"base_url": "http://"}, ["base_url", "has no host"]),
         ({"mode": "local", "base_url": "http://x"}, ["mode='local'", "http://x"]),
+        ({"mode": "direct", "base_url": "http://x"}, ["mode='direct'", "http://x"]),
+        (
+            {"mode": "direct", "python": "/opt/vllm/bin/python"},
+            ["mode='direct'", "/opt/vllm/bin/python", sys.executable],
+        ),
+        ({"mode": "auto", "fallback": ["local"], "base_url": "http://x"}, ["mode='auto'", "http://x"]),
+        ({"mode": "auto", "fallback": ["remote"]}, ["fallback", "base_url"]),
+        ({"fallback": ["cloud"]}, ["fallback", "cloud", "local"]),
         ({"max_model_leng": 5}, ["max_model_leng", "did you mean 'max_model_len'"]),
         ({"api_base": "http://x"}, ["api_base", "did you mean 'base_url'"]),
         ({"openai_proxy": "http://x"}, ["openai_proxy", "did you mean 'proxy'"]),

@@ -1,14 +1,19 @@
-"""Asks an engine under this app itself; prints the answers as JSON. Run by the Python that has vLLM.
+"""Asks an engine under this app itself, without a framework and with both; prints the answers as JSON.
 
-A script as beginners write it: no ``if __name__ == "__main__"`` around it.
+A script as beginners write it: no ``if __name__ == "__main__"`` around it. Run by the Python that has vLLM.
 """
 
 import json
+import os
 import sys
 
+sys.path.append(os.environ["PACKAGES_BESIDE"])
+
 from shared_engine import Engine
-from tests.support.questions import answers_of
+from tests.support.questions import answers_of, answers_of_adapters
 
 print("begun", flush=True)
-engine = Engine(**json.loads(sys.argv[1]), mode="direct")
-print(json.dumps(answers_of(engine)), flush=True)
+settings = {**json.loads(sys.argv[1]), "mode": "direct"}
+engine = Engine(**settings)
+print(json.dumps({**answers_of(engine), **answers_of_adapters(settings)}), flush=True)
+print(engine.status().starts)

@@ -1,0 +1,117 @@
+"""The life of an engine under this app itself: prints what was seen, as JSON, and waits to be killed.
+
+A script as beginners write it: no ``if __name__ == "__main__"`` around it. Run by the Python that has vLLM.
+"""
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from shared_engine import Engine, EngineBusyError, EngineDiedError
+from shared_engine.machine.proc import shared_files
+from tests.support.in_flight import HELLO, LONG, SHORT, running, wait_quiet
+from tests.support.processes import process_exists
+from tests.support.waiting import wait_until
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+WATCHED = ("VLLM_", "LD_PRELOAD", "OMP_", "TORCHINDUCTOR_", "CUDA_", "TMPDIR")
+
+settings = json.loads(sys.argv[1])
+engine = Engine(**settings, mode="direct")
+seen: dict[str, object] = {}
+
+
+def processes() -> list[int]:
+    tree = engine.status(processes=True).processes
+    return [] if tree is None else [node.pid for node in tree.walk() if node.pid != os.getpid()]
+
+
+def of_the_app() -> list[object]:
+    variables = {name: value for name, value in os.environ.items() if name.startswith(WATCHED)}
+    handlers = [str(signal.getsignal(number)) for number in SIGNALS]
+    log = logging.getLogger()
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    return [variables, handlers, log.level, len(log.handlers), start_method, os.getcwd(), threading.main_thread().name]
+
+
+def chat(_: int = 0) -> str:
+    return engine.chat(HELLO, **SHORT).text
+
+
+before = of_the_app()
+with ThreadPoolExecutor(4) as pool:
+    texts = list(pool.map(chat, range(4)))
+
+
+async def chats_in_a_running_loop() -> list[str]:
+    at_once = await asyncio.gather(*(engine.achat(HELLO, **SHORT) for _ in range(8)))
+    return [*(answer.text for answer in at_once), chat()]  # as in a notebook: blocking, while a loop runs here
+
+
+for _ in range(2):
+    texts += asyncio.run(chats_in_a_running_loop())
+seen["answers of threads and loops"] = sorted(set(texts))
+seen["starts"] = engine.status().starts
+after = of_the_app()
+seen["what is the app's has changed"] = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+
+first = processes()
+files = shared_files(first)
+began = engine.metrics()["generation_tokens"]
+stream = engine.stream_chat(HELLO, **LONG)
+next(stream)
+stream.close()
+wait_quiet(engine)
+seen["a stream that was left was aborted"] = engine.metrics()["generation_tokens"] - began < LONG["max_tokens"]
+
+with ThreadPoolExecutor(1) as pool:
+    answer = pool.submit(engine.chat, HELLO, **LONG)
+    wait_until(lambda: running(engine), 30, "the request to run")
+    try:
+        engine.evict(timeout=0.2)
+    except EngineBusyError:
+        seen["evicted under a request"] = False
+    os.kill(first[1], signal.SIGKILL)  # a worker
+    seen["tokens of a request whose worker was killed"] = answer.result().usage.completion_tokens
+seen["starts after that"] = engine.status().starts
+seen["left of the killed ones"] = [pid for pid in first if process_exists(pid)]
+seen["shared memory left of them"] = [file for file in files if os.path.exists(file)]
+
+stream = engine.stream_chat(HELLO, **LONG)
+next(stream)
+os.kill(processes()[0], signal.SIGKILL)  # EngineCore
+try:
+    list(stream)
+except EngineDiedError as exc:
+    seen["a stream whose EngineCore was killed"] = exc.message
+
+second = processes()
+child = os.fork()
+if child == 0:
+    os.write(1, f"{json.dumps({'child': chat(), 'shares': processes() == second})}\n".encode())
+    sys.exit(7)
+seen["exit code of a forked child"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+seen["answer after its end"] = chat()
+third = processes()
+seen["memory while loaded, MB"] = round((engine.status(processes=True).memory_bytes or 0) / 1e6)
+
+short_lived = Engine(**{**settings, "idle_ttl_s": 0.5, "seed": 5}, mode="direct")
+short_lived.warmup()
+both = [short_lived.metrics()["generation_tokens"], engine.metrics()["generation_tokens"] > 0]
+seen["two engines have their own metrics"] = both == [0, True]
+tree = short_lived.status(processes=True).processes
+idle = [] if tree is None else [node.pid for node in tree.walk() if node.pid != os.getpid()]
+wait_until(lambda: not any(map(process_exists, idle)), 20, "the idle engine to leave")
+wait_until(lambda: short_lived.status().state.value == "stopped", 5, "its state")
+seen["an idle one has left"] = len(idle) > 0
+seen["and only that"] = all(map(process_exists, third))
+
+files = shared_files(third)
+print(json.dumps({"seen": seen, "pids": third, "files": files, "log": engine.status().log_file}), flush=True)
+threading.Event().wait(60)
