@@ -51,25 +51,12 @@ class LanguageModel(LangChainModel, GenerationModel):
         """
         given = with_own_names(call)
         given.pop("stream", None)  # core's own switch between invoke and stream
-        body = self._other_model(given.pop("model", None))
         if stop is not None:
             given["stop"] = list(stop) if not isinstance(stop, str) else stop
-        layers = (self._request_defaults(), given, {"extra_body": body} if body else {})
-        params = GenerationParams(**merge_parameters(*layers))
+        params = GenerationParams(**merge_parameters(self._request_defaults(), given))
         if stream and (params.n or 1) > 1:
             raise InvalidInputError(f"n = {params.n}: one answer can be streamed; for more use invoke or generate")
         return params
-
-    def _other_model(self, model: str | None) -> dict[str, Any]:
-        """The body's field for a call that names a model."""
-        if model is None or model == self.model:
-            return {}
-        if self._engine.settings.is_remote:
-            return {"model": model}
-        name = type(self).__name__
-        raise InvalidInputError(
-            f"model = {model!r}: a local engine serves one model, here {self.model!r}; use {name}(model={model!r})"
-        )
 
     # ---- what traces, caches and files show
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.params import CallParams, GenerationParams
+from shared_engine.request.adapter_loading import AdapterLoading
 from shared_engine.request.answers import parse_tokens
 from shared_engine.request.batches import SPARE_TEXTS, max_in_flight
 from shared_engine.request.bodies import (
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     import openai
 
 
-class Engine(Batches):
+class Engine(Batches, AdapterLoading):
     """One shared vLLM engine, or a remote vLLM server.
 
     Args:

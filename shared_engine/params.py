@@ -71,6 +71,8 @@ class SamplingFields(BaseModel):
     """Lower is earlier; on an engine with ``engine_args={"scheduling_policy": "priority"}``."""
     seed: int | None = None
     """Makes sampling repeatable for this request."""
+    lora: str | None = Field(None, min_length=1)
+    """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
     logprobs: int | bool | None = None
     """True: log probability of each token; a number: also that many alternatives."""
     structured_outputs: dict[str, Any] | None = None
@@ -78,7 +80,7 @@ class SamplingFields(BaseModel):
     ``{"json": schema}``, ``{"structural_tag": ...}``."""
     extra_body: dict[str, Any] | None = None
     """Further fields of the request's body, passed on as they are; they win over all others. Those of a call are added
-    to the defaults. What has a parameter's name here for a form, thinking or ``n`` is that parameter."""
+    to the defaults. What has a parameter's name here for a form, thinking, the model or ``n`` is that parameter."""
 
 
 class ChatFields(BaseModel):
@@ -141,6 +143,9 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields,
 
     n: int | None = Field(None, ge=1)
     """Number of choices to generate."""
+    model: str | None = Field(None, min_length=1)
+    """The model that answers, as OpenAI's protocol has it: the engine's own, or an adapter as by ``lora``; of a remote
+    server any one that it has."""
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
 
@@ -180,21 +185,22 @@ def template_variables(params: GenerationParams) -> dict[str, Any]:
 
 _THINKING = ("enable_thinking", "reasoning_effort")
 _FORMS = ("response_format", "structured_outputs")
+_MODELS = ("lora", "model")
 _OF_BODY = ("chat_template_kwargs", "extra_body")
 _JOINED = (*_OF_BODY, "extra_headers")
-_TAKEN_FROM_BODY = (*_FORMS, *_THINKING, "n")
-_RELATED = frozenset((*_THINKING, *_FORMS, *_JOINED))
+_TAKEN_FROM_BODY = (*_FORMS, *_THINKING, *_MODELS, "n")
+_RELATED = frozenset((*_THINKING, *_FORMS, *_MODELS, *_JOINED))
 
 
 def merge_parameters(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters by name, of which a later layer (a call) wins over an earlier one (a model's or an engine's defaults).
 
     What a layer has replaces what contradicts it below, also under another name: two parameters hold an answer to a
-    form, and three switch thinking. ``chat_template_kwargs``, ``extra_body`` and ``extra_headers`` are joined.
-    None takes a value away.
+    form, two name the model, and three switch thinking. ``chat_template_kwargs``, ``extra_body`` and ``extra_headers``
+    are joined. None takes a value away.
 
     Raises:
-        InvalidInputError: one layer constrains the answer twice.
+        InvalidInputError: one layer constrains the answer, or names the model, twice.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -209,11 +215,12 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         variables = below.pop("chat_template_kwargs", None) or {}
         others = {name: value for name, value in variables.items() if name not in THINKING_SWITCHES}
         below |= {"chat_template_kwargs": others} if others else {}
-    forms = [name for name in _FORMS if above.get(name) is not None]
-    if len(forms) > 1:
-        raise InvalidInputError(f"{' and '.join(forms)} both constrain the answer: pass one of them")
-    if forms:
-        below = {name: value for name, value in below.items() if name not in _FORMS}
+    for names, what in ((_FORMS, "constrain the answer"), (_MODELS, "name the model that answers")):
+        given = [name for name in names if above.get(name) is not None]
+        if len(given) > 1:
+            raise InvalidInputError(f"{' and '.join(given)} both {what}: pass one of them")
+        if given:
+            below = {name: value for name, value in below.items() if name not in names}
     joined = {
         name: {**below[name], **above[name]}
         for name in _JOINED

@@ -19,7 +19,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretS
 
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import InvalidInputError, SettingsError
+from shared_engine.model_files.adapter import read_adapter
 from shared_engine.model_files.folder import context_window, model_folder
+from shared_engine.model_files.quantization import contradiction
 from shared_engine.params import DefaultFields
 from shared_engine.validation import Headers, describe_invalid, text_values
 
@@ -53,6 +55,20 @@ def _path(value: Any) -> Any:
 def _listed(value: Any) -> Any:
     """Of an environment variable: names with commas between them."""
     return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
+def _adapter_paths(value: Any) -> Any:
+    """Folders by their absolute path; ids of the hub stay as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _adapter_path(_path(path)) for name, path in value.items()}
+
+
+def _adapter_path(path: Any) -> Any:
+    if not isinstance(path, str):
+        return path
+    is_id = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not os.path.exists(path)
+    return path if is_id else os.path.abspath(os.path.expanduser(path))
 
 
 def _absolute_path(value: str | None) -> str | None:
@@ -249,6 +265,14 @@ class EngineFields(DefaultFields):
         Setting("VLLM_ENGINE_ARGS", Decides.ENGINE, is_json=True),
     ] = Field(default_factory=dict)
     """Any other vLLM flag, such as ``{"max_num_seqs": 64}``; True and False stand for ``--flag`` and ``--no-flag``."""
+    lora_adapters: Annotated[
+        dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] | None,
+        BeforeValidator(_adapter_paths),
+        Setting("VLLM_LORA_ADAPTERS", Decides.CALLS, is_json=True),
+    ] = None
+    """LoRA adapters by name, each a folder or an id on the hub: ``{"sql": "/adapters/sql"}``. A request names one by
+    ``lora="sql"``. ``{}`` for an engine that takes adapters at run time (``Engine.load_adapter``). Which ones there are
+    does not decide the engine; that it takes any, up to which rank and how many in one batch, does."""
 
     idle_ttl_s: Annotated[Seconds, Setting("VLLM_IDLE_TTL_SECONDS", Decides.KEEPING)] = 1800
     """Seconds after the end of the last request until the model leaves memory; ``float("inf")`` for never."""
@@ -403,7 +427,33 @@ class EngineSettings(EngineFields):
             )
         if not self.is_remote:
             check_model(self.model)
+            self._check_adapters()
+            self._check_quantization()
         return self
+
+    def _check_adapters(self) -> None:
+        adapters = self.lora_adapters
+        if adapters is not None and self.engine_args.get("enable_lora") is False:
+            raise ValueError("lora_adapters contradicts engine_args={'enable_lora': False}: leave one of them out")
+        limit = self.engine_args.get("max_lora_rank")
+        for name, path in (adapters or {}).items():
+            if name == self.model:
+                raise ValueError(f"lora_adapters: {name!r} is the model's own name")
+            try:
+                rank = read_adapter(path).rank
+            except ValueError as exc:
+                raise ValueError(f"lora_adapters[{name!r}] = {path!r}: {exc}") from None
+            if rank is not None and limit is not None and rank > int(limit):
+                raise ValueError(
+                    f"lora_adapters[{name!r}] = {path!r}: its rank is {rank}, and engine_args says max_lora_rank = "
+                    f"{limit}: raise it, or leave it out"
+                )
+
+    def _check_quantization(self) -> None:
+        folder = None if self.quantization is None else self.model_folder()
+        problem = None if folder is None else contradiction(self.quantization or "", folder)
+        if problem is not None:
+            raise ValueError(f"quantization = {self.quantization!r}: {problem}")
 
     @property
     def modes(self) -> tuple[Literal["local", "direct", "remote"], ...]:

@@ -26,6 +26,7 @@ class Release:
         startup: the module that has ``cli_env_setup``.
         lacks_args: names of ``engine_args`` that later releases have.
         lacks_parsers: tool-call and reasoning parsers that later releases have.
+        lost_quantizations: methods that earlier releases have.
     """
 
     minor: str
@@ -34,6 +35,7 @@ class Release:
     startup: str = "vllm.entrypoints.serve.utils.api_utils"
     lacks_args: tuple[str, ...] = ()
     lacks_parsers: tuple[str, ...] = ()
+    lost_quantizations: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -41,6 +43,7 @@ class Release:
         return int(major), int(minor)
 
 
+_LOST = ("bitsandbytes",)
 # Up to 0.28 the API server was one file.
 _OLD_SERVER, _OLD_CLI_ARGS = "vllm.entrypoints.openai.api_server", "vllm.entrypoints.openai.cli_args"
 
@@ -50,12 +53,13 @@ RELEASES = (
     Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
     Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
-            lacks_parsers=("deepseek_v41",)),
-    Release("0.29", lacks_args=("tool_strict_level",)),
-    Release("0.30", lacks_args=("tool_strict_level",)),
-    Release("0.31"),
-    Release("0.32"),
-    Release("0.33", cli_args="vllm.entrypoints.common.cli_args", startup="vllm.entrypoints.common.startup"),
+            lacks_parsers=("deepseek_v41",), lost_quantizations=_LOST),
+    Release("0.29", lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
+    Release("0.30", lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
+    Release("0.31", lost_quantizations=_LOST),
+    Release("0.32", lost_quantizations=_LOST),
+    Release("0.33", cli_args="vllm.entrypoints.common.cli_args", startup="vllm.entrypoints.common.startup",
+            lost_quantizations=_LOST),
 )  # fmt: skip
 """Oldest first."""
 RANGE = f"{RELEASES[0].minor} to {RELEASES[-1].minor}"

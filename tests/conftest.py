@@ -17,6 +17,7 @@ import pytest
 from shared_engine.request import retry
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.settings import ENVIRONMENT
+from tests.support.adapters import ADAPTERS
 from tests.support.engines import end_engines
 from tests.support.fake_nvml import FakeNvml, compiled
 from tests.support.paths import REPOSITORY, TINY_CHAT
@@ -100,6 +101,12 @@ def tiny_chat(runtime_root: Path) -> dict[str, Any]:
         "idle_ttl_s": 600,
         "standby_ttl_s": 600,
     }
+
+
+@pytest.fixture(scope="session")
+def lora_chat(tiny_chat: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an engine on tiny_chat that takes its two adapters, ``brief`` and ``polite``; shared likewise."""
+    return {**tiny_chat, "lora_adapters": ADAPTERS}
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import EngineNotInstalledError, SettingsError
+from shared_engine.launch.adapters import check_adapters, lora_args
 from shared_engine.launch.free_gpus import on_free_gpus
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
+from shared_engine.model_files.quantization import quantization_of
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
@@ -39,9 +41,10 @@ _TOKENIZER_SETTINGS = ("revision", "tokenizer", "trust_remote_code")
 _NO_SAY_IN_TOKENIZERS = frozenset({
     "block_size", "chat_template", "chat_template_content_format", "compilation_config", "cpu_offload_gb",
     "cudagraph_capture_sizes", "data_parallel_size", "default_chat_template_kwargs", "disable_log_stats",
-    "disable_uvicorn_access_log", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_prefix_caching",
-    "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes", "limit_mm_per_prompt", "log_level",
-    "max_logprobs", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "override_generation_config",
+    "disable_uvicorn_access_log", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_lora",
+    "enable_prefix_caching", "fully_sharded_loras", "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes",
+    "limit_mm_per_prompt", "log_level", "lora_dtype", "lora_modules", "max_cpu_loras", "max_logprobs", "max_lora_rank",
+    "max_loras", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "override_generation_config",
     "pipeline_parallel_size", "reasoning_parser", "swap_space", "tool_call_parser", "tool_strict_level",
 })  # fmt: skip
 
@@ -54,12 +57,14 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
 
     Raises:
         EngineNotInstalledError: no Python with a vLLM that is supported.
-        SettingsError: this vLLM lacks one of the engine_args.
+        SettingsError: this vLLM lacks one of the engine_args, or the model can't have one of the adapters.
     """
     interpreter = interpreter or find_interpreter(settings.python)
     _check_version(interpreter)
     release = release_of(interpreter.version)
     _check_args(settings.engine_args, release)
+    _check_quantization(settings, release)
+    check_adapters(settings)
     model = resolve_model(settings)
     argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
     argv += _setting_flags(settings, (name for name in FLAGS if name != "model"))
@@ -80,7 +85,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
     args = choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers)
     if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
         args = {CALL_LEVEL: "function", **args}
-    argv += _flags(args)
+    argv += _flags({**args, **lora_args(settings)})
     spec = EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,
@@ -114,6 +119,15 @@ def _check_args(engine_args: Mapping[str, Any], release: Release) -> None:
             f"engine_args: vLLM {release.minor} has no {', '.join(unknown)}; leave it out, or use a newer vLLM "
             f"(`{INSTALL_COMMAND}` makes an environment with {INSTALLED})"
         )
+
+
+def _check_quantization(settings: EngineSettings, release: Release) -> None:
+    """What the model's own files contradict, EngineSettings has refused."""
+    folder = settings.model_folder()
+    method = settings.quantization or (None if folder is None else quantization_of(folder))
+    if method in release.lost_quantizations:
+        asked = f"quantization = {method!r}" if settings.quantization else f"the model in {folder} is {method}"
+        raise SettingsError(f"{asked}: vLLM {release.minor} no longer has it; use a model that is quantised otherwise")
 
 
 def tokenizer_argv(settings: EngineSettings) -> list[str]:
@@ -202,6 +216,8 @@ def _environment(settings: EngineSettings, argv: list[str]) -> dict[str, str]:
     }
     if "--enable-sleep-mode" in argv:
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # has the routes to sleep; the socket is private
+    if "--enable-lora" in argv:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # likewise
     if settings.visible_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
     for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", START_VARIABLE):

@@ -8,6 +8,7 @@ import importlib
 import os
 
 from shared_engine.launcher.compile_cache import keep_compiled_models
+from shared_engine.launcher.lora import answer_without_adapter
 from shared_engine.launcher.polling import rest_between_steps
 from shared_engine.launcher.start_method import START_VARIABLE, fork_refusal, use_fork_inside_vllm
 from shared_engine.launcher.vllm_build import is_cpu_build
@@ -58,6 +59,7 @@ def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
     if refusal is None and is_cpu:
         rest_between_steps()
         keep_compiled_models()
+        answer_without_adapter()
     refusal = fork_refusal(version)
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()

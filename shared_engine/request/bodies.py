@@ -23,9 +23,10 @@ ToolChoice = str | Mapping[str, Any]
 
 CHAT_ONLY = tuple(ChatFields.model_fields)
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
-_SENT_OTHERWISE = frozenset(
-    (*CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields, "stop", "logprobs", "extra_body")
-)
+_SENT_OTHERWISE = frozenset((
+    *CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields,
+    "stop", "logprobs", "lora", "model", "extra_body",
+))  # fmt: skip
 _AS_SET = CallParams()
 PROMPT_SWITCHES = (
     "add_generation_prompt", "continue_final_message", "add_special_tokens", "chat_template", "media_io_kwargs",
@@ -42,7 +43,8 @@ class Request:
     Attributes:
         path: the route.
         body: a JSON object with at least one field.
-        names_model: ``body`` has the model's name already: the user chose one of a remote server's.
+        names_model: ``body`` has the model's name already.
+        model: the adapter, or of a remote server the model, that is to answer; None for the server's first.
         params: how the call is made.
         needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
             limit is to be sent, which it cuts to what the prompt leaves.
@@ -55,6 +57,7 @@ class Request:
     needs_max_tokens: bool = False
     params: CallParams = _AS_SET
     lowered_to: int | None = None
+    model: str | None = None
 
     def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
         """The bytes to send to the server that calls its model ``model``.
@@ -82,7 +85,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
 
 
-def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET) -> Request:
+def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET, model: str | None = None) -> Request:
     """A request with ``body``, a field of which may be the model's name.
 
     Raises:
@@ -98,6 +101,7 @@ def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET)
         names_model="model" in body,
         needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
         params=params,
+        model=model,
     )
 
 
@@ -140,7 +144,7 @@ def chat_request(
         InvalidInputError: a tool_choice without tools; or something has no JSON form.
     """
     body = chat_body(messages, params, tools=tools, tool_choice=tool_choice, stream=stream)
-    return request_of(CHAT, body, params)
+    return request_of(CHAT, body, params, params.lora or params.model)
 
 
 def completion_request(prompt: str, params: GenerationParams, *, stream: bool = False) -> Request:
@@ -149,7 +153,8 @@ def completion_request(prompt: str, params: GenerationParams, *, stream: bool = 
     Raises:
         InvalidInputError: a parameter is one of the chat template; or something has no JSON form.
     """
-    return request_of(COMPLETIONS, completion_body(prompt, params, stream=stream), params)
+    body = completion_body(prompt, params, stream=stream)
+    return request_of(COMPLETIONS, body, params, params.lora or params.model)
 
 
 def chat_body(
@@ -272,7 +277,7 @@ def prompt_tokens_request(request: Request) -> Request | None:
         part["messages"] = [_renamed(message) for message in body["messages"]]
         variables = prompt_variables(body)
         part |= {"chat_template_kwargs": variables} if variables else {}
-    return request_of(TOKENIZE, part, request.params)
+    return request_of(TOKENIZE, part, request.params, request.model)
 
 
 def asked_tokens(request: Request) -> int | None:

@@ -7,7 +7,7 @@ Retries, deadlines and batches stand above it, once for all kinds. Only a local 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
@@ -27,11 +27,13 @@ class Connection:
         client: connections of the running event loop.
         model: as the server names it.
         incarnation: which start of a local engine this is; of a remote one, how often it had another model.
+        name: of the adapter that answers, as the caller has it; None for the model itself.
     """
 
     client: Client
     model: str
     incarnation: int = 0
+    name: str | None = None
 
 
 class Endpoint(ABC):
@@ -74,6 +76,51 @@ class Endpoint(ABC):
             RequestError: it is not, or can't be asked.
         """
         await client.request("GET", HEALTH, timeout=PROBE_TIMEOUT_S)
+
+    # ---- models and adapters
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Folder by name of the adapters that requests may name, as far as that is known here."""
+        return {}
+
+    def check_model(self, name: str, parameter: str) -> None:  # noqa: B027
+        """Refuse what is known not to be served, before anything starts.
+
+        Args:
+            name: of a model or adapter.
+            parameter: of the request, which has it.
+
+        Raises:
+            InvalidInputError: neither is there.
+        """
+
+    async def serving(self, name: str, connection: Connection) -> Connection:
+        """The connection, to the model or adapter ``name``, which the server has from now on.
+
+        Raises:
+            VLLMError: it can't have it.
+        """
+        return replace(connection, model=name)
+
+    async def check_adapter(self, name: str, path: str) -> None:  # noqa: B027
+        """Refuse what ``load_adapter`` would, as far as that shows before anything starts.
+
+        Raises:
+            InvalidInputError: there is no adapter there, or it does not fit.
+        """
+
+    @abstractmethod
+    async def load_adapter(self, name: str, path: str, connection: Connection) -> None:
+        """Have the server load an adapter, which requests may name from now on.
+
+        Raises:
+            RequestError: the server does not take it.
+        """
+
+    @abstractmethod
+    async def unload_adapter(self, name: str) -> None:
+        """Have the server forget an adapter. Starts nothing."""
 
     @abstractmethod
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:

@@ -31,7 +31,12 @@ class Batches(Lifecycle):
 
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
         """The settings' defaults, ``params`` over them, and keywords over those."""
-        return self._defaults.merged({} if params is None else params.given, overrides)
+        merged = self._defaults.merged({} if params is None else params.given, overrides)
+        if merged.lora is not None:
+            self._requests.endpoint.check_model(merged.lora, "lora")
+        elif merged.model is not None:
+            self._requests.endpoint.check_model(merged.model, "model")
+        return merged
 
     @overload
     async def agenerate_batch(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from dataclasses import replace
 
 from shared_engine.errors import (
     EngineBusyError,
     EngineDiedError,
     EngineStoppedError,
+    ModelNotFoundError,
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
     ServerError,
     VLLMError,
 )
+from shared_engine.request.adapters import Adapters
 from shared_engine.request.endpoint import Connection, Endpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.refusals import says_engine_busy
@@ -36,6 +39,7 @@ class EngineEndpoint(Endpoint):
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._adapters = Adapters(settings)
 
     @property
     @abstractmethod
@@ -51,7 +55,40 @@ class EngineEndpoint(Endpoint):
         if headers:
             logger.debug("a local engine gets no extra_headers: %s", ", ".join(name for name, _ in headers))
 
+    # ---- adapters
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        return self._adapters.paths
+
+    def check_model(self, name: str, parameter: str) -> None:
+        self._adapters.check(name, parameter)
+
+    async def serving(self, name: str, connection: Connection) -> Connection:
+        if self._adapters.is_model(name):
+            return connection
+        served = await self._adapters.served_name(name, connection.client, self._start_of(connection))
+        return replace(connection, model=served, name=name)
+
+    async def check_adapter(self, name: str, path: str) -> None:
+        await self._adapters.check_new(name, path)
+
+    async def load_adapter(self, name: str, path: str, connection: Connection) -> None:
+        await self._adapters.load(name, path, connection.client, self._start_of(connection))
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._adapters.unload(name, await self.observer_client())
+
+    def _start_of(self, connection: Connection) -> tuple[str, int]:
+        return type(self).__name__, connection.incarnation
+
+    # ---- errors
+
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        if isinstance(error, ModelNotFoundError) and connection.name not in (None, connection.model):
+            self._adapters.forget(connection.model)  # somebody has unloaded it: it is loaded again
+            error.should_retry = True
+            return error
         if says_engine_busy(error):
             limit = self._settings.engine_args.get("max_num_queued_reqs")
             return EngineBusyError(f"{connection.model} has no room for a request (max_num_queued_reqs = {limit})")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared_engine.errors import EngineNotInstalledError, EngineStartError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
@@ -100,6 +100,28 @@ class FallbackEndpoint(Endpoint):
 
     async def check_health(self, client: Client) -> None:
         await self._current.check_health(client)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        return self._current.adapters
+
+    def check_model(self, name: str, parameter: str) -> None:
+        self._current.check_model(name, parameter)
+
+    async def serving(self, name: str, connection: Connection) -> Connection:
+        assert isinstance(connection, FallbackConnection)
+        inner = await connection.endpoint.serving(name, connection.inner)
+        return replace(connection, model=inner.model, name=inner.name, inner=inner)
+
+    async def check_adapter(self, name: str, path: str) -> None:
+        await self._current.check_adapter(name, path)
+
+    async def load_adapter(self, name: str, path: str, connection: Connection) -> None:
+        assert isinstance(connection, FallbackConnection)
+        await connection.endpoint.load_adapter(name, path, connection.inner)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self._current.unload_adapter(name)
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         assert isinstance(connection, FallbackConnection)

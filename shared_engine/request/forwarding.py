@@ -129,6 +129,7 @@ class Forwarding:
         """
         answer, refusal = None, None
         try:
+            connection = await self._serving(request, connection)
             answer = await self._sent(request, connection, observed)
             observed.answered(self._checked(request, answer))
         except RequestError as exc:
@@ -141,8 +142,15 @@ class Forwarding:
         answer.hold(refusal)
         return answer
 
+    async def _serving(self, request: ForwardedRequest, connection: Connection) -> Connection:
+        """The connection, to the adapter that the request names as its model, if it does."""
+        adapters = self._endpoint.adapters
+        fields = _fields(request) if adapters else {}
+        named = next((name for name in adapters if _is(fields, "model", name)), None)
+        return connection if named is None else await self._endpoint.serving(named, connection)
+
     async def _sent(self, request: ForwardedRequest, connection: Connection, observed: Observed) -> ForwardedAnswer:
-        body, is_stream = self._body(request, connection.model)
+        body, is_stream = self._body(request, connection.model, connection.name)
         headers = tuple(pair for pair in request.headers if pair[0].lower() not in _NOT_FORWARDED)
         client, began = connection.client, time.monotonic()
         silence_s = request.silence_s or (self._timeout if is_stream else None)
@@ -193,14 +201,13 @@ class Forwarding:
             return parse_result(answer.whole)
         return None
 
-    def _body(self, request: ForwardedRequest, model: str) -> tuple[bytes, bool]:
-        """The bytes to send, with the engine's own name for its model; and whether a stream is asked for."""
-        try:
-            fields = msgspec.json.decode(request.body, type=dict[str, msgspec.Raw]) if request.body else {}
-        except msgspec.DecodeError:  # a file, or the server will say what it is
-            return request.body, False
+    def _body(self, request: ForwardedRequest, model: str, adapter: str | None = None) -> tuple[bytes, bool]:
+        """The bytes to send, with the engine's own name for its model, or for the adapter that the request names; and
+        whether a stream is asked for.
+        """
+        fields = _fields(request)
         is_stream = _is(fields, "stream", True)
-        if any(_is(fields, "model", name) for name in self._names):
+        if any(_is(fields, "model", name) for name in (*self._names, adapter)):
             fields["model"] = msgspec.Raw(msgspec.json.encode(model))
             return msgspec.json.encode(fields), is_stream
         return request.body, is_stream
@@ -372,6 +379,14 @@ def _is_no_answer(error: VLLMError) -> bool:
     if isinstance(error, RequestError):
         return isinstance(error, ServerConnectionError | AnotherModelError)
     return not isinstance(error, EngineBusyError)
+
+
+def _fields(request: ForwardedRequest) -> dict[str, msgspec.Raw]:
+    """Of the body; none where it is a file, or the server will say what it is."""
+    try:
+        return msgspec.json.decode(request.body, type=dict[str, msgspec.Raw]) if request.body else {}
+    except msgspec.DecodeError:
+        return {}
 
 
 def _is(fields: Mapping[str, msgspec.Raw], name: str, value: Any) -> bool:

@@ -62,6 +62,8 @@ _LENGTH_ELSEWHERE = re.compile(
 )
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
+_ENGINE_FAILED = "EngineCore encountered an issue"  # vllm/v1/engine/exceptions.py
+_LOADED_BEFORE = "has already been loaded"  # vllm/entrypoints/openai/models/serving.py
 _OF_THE_REQUEST = ("invalid_request", "badrequest", "bad_request", "exceed_context", "context_length", "validation")
 # vllm/multimodal/media/connector.py and aiohttp in it: a fault of the address, reported as one of the server's (500).
 NOT_LOADED = re.compile(
@@ -128,6 +130,16 @@ def explain_missing_route(error: RequestError, path: str) -> RequestError:
 def says_engine_busy(error: RequestError) -> bool:
     """True when vLLM refused to queue the request (``max_num_queued_reqs``, ``max_num_queued_tokens``)."""
     return error.status == 503 and _has(error.message, _ENGINE_BUSY)
+
+
+def says_engine_failed(error: RequestError) -> bool:
+    """True for an error of the server's that is not about what was asked."""
+    return error.status is not None and error.status >= 500 and (error.status > 500 or _ENGINE_FAILED in error.message)
+
+
+def says_loaded_before(error: RequestError) -> bool:
+    """True when vLLM has an adapter of the same name already."""
+    return error.status == 400 and _LOADED_BEFORE in error.message
 
 
 def says_no_base64(error: RequestRejectedError) -> bool:

@@ -9,17 +9,20 @@ from pydantic import SecretStr
 
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, RequestRejectedError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
+from shared_engine.request.adapters import LOAD_TIMEOUT_S, load_body
 from shared_engine.request.answers import parse_models
+from shared_engine.request.bodies import encode
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, AnotherModelError, Connection, Endpoint
 from shared_engine.request.http_options import HeaderPairs, HttpOptions, header_pairs
 from shared_engine.request.loop_clients import loop_clients
-from shared_engine.request.routes import MODELS
+from shared_engine.request.routes import LOAD_ADAPTER, MODELS, UNLOAD_ADAPTER
 from shared_engine.request.tally import EngineName
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
 
 NO_SUCH_ROUTE = (404, 405)
+MAX_NAMED = 20
 
 
 class RemoteEndpoint(Endpoint):
@@ -75,12 +78,46 @@ class RemoteEndpoint(Endpoint):
                 if exc.status not in NO_SUCH_ROUTE:
                     raise
 
+    async def load_adapter(self, name: str, path: str, connection: Connection) -> None:
+        await self._ask_about_adapter(name, LOAD_ADAPTER, load_body(name, path), connection.client)
+
+    async def unload_adapter(self, name: str) -> None:
+        body = encode({"lora_name": name})
+        await self._ask_about_adapter(name, UNLOAD_ADAPTER, body, await self._clients.get())
+
+    async def _ask_about_adapter(self, name: str, route: str, body: bytes, client: Client) -> None:
+        try:
+            await client.request("POST", route, body, LOAD_TIMEOUT_S)
+        except RequestError as exc:
+            exc.should_retry = False if exc.status == 500 else exc.should_retry  # what it does not take, it never will
+            if exc.status not in NO_SUCH_ROUTE or name in exc.message:
+                raise
+            raise EngineError(
+                f"the server at {self._base_url} neither loads nor unloads adapters at run time: vLLM does with "
+                "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
+            ) from exc
+
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        if isinstance(error, ModelNotFoundError) and connection.model != self._model:
+            return await self._naming_models(error, connection)
         if isinstance(error, ModelNotFoundError) and not self._is_named and connection.model in error.message:
             if connection.incarnation == self._times_renamed:  # else another request has noticed it already
                 self._model, self.max_model_len, self._times_renamed = None, None, self._times_renamed + 1
             return AnotherModelError(*error.args)
         return error
+
+    async def _naming_models(self, error: ModelNotFoundError, connection: Connection) -> ModelNotFoundError:
+        """The error of a model or adapter that a request has named, with the names that there are."""
+        try:
+            models = parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
+        except RequestError:
+            return error
+        names = [name for name, _ in models]
+        if not names or connection.model in names:
+            return error
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        has = ", ".join(map(repr, names[:MAX_NAMED])) + more
+        return ModelNotFoundError(f"{error.message} ({self._base_url} has {has})", error.status)
 
     async def status(self, *, processes: bool) -> EngineInfo:  # noqa: ARG002
         state, message = EngineState.READY, None

@@ -32,6 +32,7 @@ from shared_engine.request.streams import ChunkReader
 from shared_engine.results import GenerationChunk, GenerationResult
 
 T = TypeVar("T")
+Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 TOLD_FROM_S = 1.0
@@ -41,6 +42,14 @@ def say_waiting(error: VLLMError, wait_s: float) -> None:
     """In the log, where a caller would wonder what is going on."""
     if wait_s >= TOLD_FROM_S:
         logger.info("tried again in %.0f s: %s", wait_s, error)
+
+
+def _as_named(answer: Answer, connection: Connection) -> Answer:
+    """The answer, with the adapter's name as the caller has it."""
+    if connection.name is None or not isinstance(answer, msgspec.Struct):
+        return answer
+    is_its = getattr(answer, "model", "") == connection.model
+    return msgspec.structs.replace(answer, model=connection.name) if is_its else answer
 
 
 MAX_COUNTED_BYTES = 1 << 16
@@ -88,7 +97,8 @@ class Requests:
             async def post(connection: Connection) -> T:
                 connection = observed.connected(connection)
                 try:
-                    return parse(await self._post(request, connection))
+                    connection = await self._serving(request, connection)
+                    return _as_named(parse(await self._post(request, connection)), connection)
                 except RequestError as exc:
                     await self._raise(exc, connection, request)
 
@@ -112,18 +122,19 @@ class Requests:
                     try:
                         connection = observed.connected(acquired)
                         where = connection.client.where
+                        connection = await deadline.wait(f"an answer from {where}", self._serving(request, connection))
                         events = await deadline.wait(f"an answer from {where}", self._opened(request, connection))
                         reader = ChunkReader()
                         try:
                             async for event in deadline.over(f"more of the answer from {where}", events):
                                 for chunk in reader.chunks(event):
                                     observed.saw(chunk)
-                                    yield _marked(chunk, request)
+                                    yield _marked(_as_named(chunk, connection), request)
                         finally:
                             events.close()
                         for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
                             observed.saw(chunk)
-                            yield chunk
+                            yield _as_named(chunk, connection)
                         return
                     except RequestError as exc:
                         if deadline.is_over:
@@ -143,6 +154,10 @@ class Requests:
         if self._fit is None or request.path not in (CHAT, COMPLETIONS):
             return request
         return await call.deadline.wait("its tokens to be counted", self._fit(request))
+
+    async def _serving(self, request: Request, connection: Connection) -> Connection:
+        """The connection, to the adapter or model that the request names."""
+        return connection if request.model is None else await self.endpoint.serving(request.model, connection)
 
     async def _opened(self, request: Request, connection: Connection) -> EventStream:
         """A stream whose answer has begun; to be closed."""
@@ -168,6 +183,18 @@ class Requests:
                 await self._raise(exc, connection)
 
         await self._with_connection(check, Call.begin(CallParams()), lambda _: None)
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Return when the server has loaded the adapter, and requests may name it."""
+        await self.endpoint.check_adapter(name, path)
+
+        async def load(connection: Connection) -> None:
+            try:
+                await self.endpoint.load_adapter(name, path, connection)
+            except RequestError as exc:
+                await self._raise(exc, connection)
+
+        await self._with_connection(load, Call.begin(CallParams()), lambda _: None)
 
     async def metrics(self) -> str:
         """vLLM's metrics as they come, read without a lease; empty if no server is up, or one that has none."""

@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 
 from langchain_vllm_local import VLLM, ChatVLLM
 from shared_engine import InvalidInputError, RequestRejectedError
-from tests.support.parameters import SAMPLES
+from tests.support.parameters import SENT
 from tests.support.remote_server import RemoteServer, chat_answer
 
 
@@ -54,9 +54,9 @@ def test_a_call_wins_over_the_constructor(server: RemoteServer) -> None:
     }
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", SENT)
 def test_each_parameter_is_a_field_and_a_keyword(server: RemoteServer, name: str) -> None:
-    default, value = SAMPLES[name]
+    default, value = SENT[name]
     llm = chat(server, **{name: default})
     llm.invoke("Hi")
     assert sent(server) == {name: default}

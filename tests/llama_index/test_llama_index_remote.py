@@ -19,7 +19,7 @@ from shared_engine import AuthenticationError, InvalidInputError, RateLimitError
 from shared_engine.params import THINKING_SWITCHES, SamplingFields
 from shared_engine.request.bodies import completion_body, encode
 from tests.llama_index.ways import ENDPOINTS, STREAMS, alist, given_to, text_of
-from tests.support.parameters import SAMPLES
+from tests.support.parameters import SENT
 from tests.support.remote_server import RemoteServer, chat_answer
 from tests.support.scripted import answers
 
@@ -146,9 +146,9 @@ def test_two_forms_of_an_answer_are_refused(llm: VLLM) -> None:
         llm.chat(MESSAGES, **JSON, **REGEX)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLES if name in SamplingFields.model_fields])
+@pytest.mark.parametrize("name", [name for name in SENT if name in SamplingFields.model_fields])
 def test_each_parameter_is_a_field_and_a_keyword(name: str) -> None:
-    default, value = SAMPLES[name]
+    default, value = SENT[name]
     llm = VLLM(model="Qwen/Qwen3-4B", **{name: default})
     for call, sent in (({}, default), ({name: value}, value)):
         request = llm._completion_request("Hi", True, call)

@@ -208,6 +208,19 @@ def test_the_code_in_the_docs_of_the_context_budget_runs(tiny_chat: dict[str, An
     assert re.fullmatch(r"\d+ \d+", nodes)
 
 
+def test_the_code_in_the_docs_of_lora_runs(lora_chat: dict[str, Any]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "lora.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks).replace('"/adapters', f'"{TINY_CHAT}/adapters')
+    written = 'model="Qwen/Qwen3-4B", lora_adapters=adapters'
+    assert written in code
+    settings = keywords({name: value for name, value in lora_chat.items() if name != "lora_adapters"})
+    assert run("-c", code.replace(written, f"{settings}, lora_adapters=adapters")).splitlines() == [
+        *(CAPITALS[0], "Paris.", f"Gladly. {CAPITALS[0]}", "Paris.", "short", f"Paris. | {CAPITALS[0]}"),
+        f"lora = 'brieff': there is no such adapter: {TINY_CHAT} has 'brief', 'polite'; "
+        "add it to lora_adapters, or call Engine.load_adapter",
+    ]
+
+
 def stand_ins(tiny_chat: dict[str, Any], minilm: dict[str, Any], base_url: str) -> dict[str, str]:
     """For the models and the server that both pages of docs/ name."""
     embedder = keywords(minilm)
@@ -281,6 +294,13 @@ def test_readme_names_only_make_targets_that_exist() -> None:
         (
             "engine_metrics",
             ("9 answers, 1 prompt too long\n", " start, of which loading weights ", 'outcome="success"} 9.0'),
+        ),
+        (
+            "langchain_lora",
+            (
+                f"{CAPITALS[0]}\nParis.\n{TINY_CHAT} {CAPITALS[0]} 11\n",
+                f"brief Paris. 3\npolite Gladly. {CAPITALS[0]} 17\nParis.\n",
+            ),
         ),
         (
             "llama_index_agent",

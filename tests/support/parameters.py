@@ -24,6 +24,9 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "truncate_prompt_tokens": (5, -1),
     "priority": (1, -1),
     "seed": (1, 2),
+    "lora": ("brief", "polite"),
     "structured_outputs": ({"regex": "a"}, {"choice": ["a", "b"]}),
 }
-"""As the body has them: token ids of ``logit_bias`` are text. ``logprobs`` and ``extra_body`` are sent otherwise."""
+"""As the body has them: token ids of ``logit_bias`` are text. ``logprobs`` and ``extra_body`` are sent otherwise, and
+``lora`` as the body's model."""
+SENT = {name: values for name, values in SAMPLES.items() if name != "lora"}

@@ -7,7 +7,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -257,6 +257,7 @@ class LeasedEndpoint:
 
     name = EngineName("model", "key")
     awaited = "a lease"
+    adapters: ClassVar[dict[str, str]] = {}
 
     def __init__(self, url: str, *, sends_done: bool = False) -> None:
         self.client = HttpClient(url)

@@ -96,8 +96,8 @@ def test_every_asynchronous_method_of_an_engine_has_its_twin_with_the_same_param
 def test_these_are_all() -> None:
     assert [twin for _, twin in FORMS] == [
         "chat", "chat_batch", "close", "count_tokens", "embed", "evict", "generate", "generate_batch", "is_ready",
-        "metrics", "plan_chunks", "rerank", "shutdown", "stats", "status", "stream_chat", "stream_generate", "tokenize",
-        "warmup",
+        "load_adapter", "metrics", "plan_chunks", "rerank", "shutdown", "stats", "status", "stream_chat",
+        "stream_generate", "tokenize", "unload_adapter", "warmup",
     ]  # fmt: skip
 
 
