@@ -38,7 +38,8 @@ async def admitted(spec: EngineSpec, policy: KeepPolicy, on_wait: Callable[[str]
         {**os.environ, **spec.environment}.get("CUDA_DEVICE_ORDER"),
     )
     while True:
-        async with StartLock(root, spec.devices, name, lambda other: on_wait(f"{other or 'another engine'} starts")):
+        devices = await admission.devices()
+        async with StartLock(root, devices, name, lambda other: on_wait(f"{other or 'another engine'} starts")):
             if await admission.make_room(policy.max_loaded_engines):
                 on_wait("")
                 yield

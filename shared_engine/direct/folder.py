@@ -21,6 +21,7 @@ from pathlib import Path
 from shared_engine.machine.locks import try_lock, unlock
 from shared_engine.runtime.directory import RuntimeDir, runtime_root
 from shared_engine.runtime.engine_log import RING_LINES, TAIL_LINES
+from shared_engine.runtime.redacted import redacted
 
 OWNER = "owner.lock"
 _numbers = itertools.count(1)
@@ -58,7 +59,7 @@ class DirectFolder:
                 text = file.read().decode(errors="replace")
         except OSError:
             return []
-        return [line.rstrip() for line in text.splitlines()[-RING_LINES:] if line.strip()]
+        return [redacted(line.rstrip()) for line in text.splitlines()[-RING_LINES:] if line.strip()]
 
     def tail(self) -> tuple[str, ...]:
         return tuple(self.lines()[-TAIL_LINES:])

@@ -23,6 +23,7 @@ from shared_engine.errors import EngineError, EngineStartError, EngineStartTimeo
 from shared_engine.machine.gpu import wait_released
 from shared_engine.machine.priority import give_way
 from shared_engine.machine.proc import group_members
+from shared_engine.observe.log_lines import this_process
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.spec import EngineSpec
@@ -39,6 +40,9 @@ LAST_WORDS_S = 2.0
 GRACE_S = 5.0
 MIN_PAUSE_S = 0.01
 MEMORY_BACK_S = 10.0
+
+# As vLLM's own.
+_FORMAT = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
 
 _log = logging.getLogger("shared_engine")
 
@@ -343,6 +347,7 @@ def _logged_to(folder: DirectFolder) -> Iterator[None]:
     """vLLM's warnings of this process go to the engine's log, and to the app's own handlers, where it has any."""
     handler = logging.FileHandler(folder.log, delay=True)
     handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter(f"({this_process()}) {_FORMAT}", "%m-%d %H:%M:%S"))
     vllm = logging.getLogger("vllm")
     vllm.addHandler(handler)
     try:

@@ -141,6 +141,12 @@ def device_named(device: str, gpus: Sequence[Gpu]) -> Gpu | None:
     return _named(gpus, device.removeprefix("cuda:")) if device.startswith("cuda:") else None
 
 
+def same_names(devices: Sequence[str], gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """``devices`` by their UUIDs, as far as they are known: one may be called by its number, too, or by a beginning."""
+    known = ((device, device_named(device, gpus)) for device in devices)
+    return tuple(device if gpu is None else f"cuda:{gpu.uuid}" for device, gpu in known)
+
+
 # ---- by processes
 
 

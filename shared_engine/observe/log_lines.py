@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ _WARNING = re.compile(r"\S*:\d+: \w*Warning: |.*\bNCCL WARN\b|[Ww]arning: ")
 _TRACEBACK = "Traceback (most recent call last):"
 _BETWEEN = ("During handling of the above exception", "The above exception was the direct cause")
 _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception|Interrupt|Exit)\b")
+
+
+def this_process() -> str:
+    """How lines are marked that this process has written into an engine's log, and logs itself."""
+    return f"App pid={os.getpid()}"
 
 
 @dataclass(frozen=True)

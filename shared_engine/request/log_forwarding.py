@@ -16,9 +16,10 @@ from pathlib import Path
 
 from shared_engine.errors import EngineError
 from shared_engine.logs import TREE, write_what_nobody_hears
-from shared_engine.observe.log_lines import LineReader, LogLine
+from shared_engine.observe.log_lines import LineReader, LogLine, this_process
 from shared_engine.observe.log_reader import FollowedLog
 from shared_engine.request.threads import start_thread
+from shared_engine.runtime.redacted import redacted
 
 POLL_S, MAX_POLL_S = 0.1, 0.5
 LAST_LINES_S = 2.0
@@ -69,10 +70,10 @@ class LogForwarder:
     def _forward(self, lines: list[LogLine]) -> None:
         for line in lines:
             logger = logging.getLogger(f"{TREE}.{line.source}")
-            if not _is_shown(logger, line.level):
+            if not _is_shown(logger, line.level) or (line.process == this_process() and logging.root.handlers):
                 continue
             extra = {**self._extra, **({"engine_process": line.process} if line.process else {})}
-            record = logger.makeRecord(logger.name, line.level, "", 0, "%s", (line,), None, extra=extra)
+            record = logger.makeRecord(logger.name, line.level, "", 0, "%s", (redacted(str(line)),), None, extra=extra)
             with contextlib.suppress(Exception):  # of a filter of the app's: the lines after this one come all the same
                 logger.handle(record)
 

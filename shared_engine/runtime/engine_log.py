@@ -37,10 +37,15 @@ class EngineLog:
 
     def feed(self, data: bytes) -> None:
         self.bytes_fed += len(data)
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        self._pending = self._pending[-MAX_LINE_BYTES:]  # a line without end must not grow without end
-        self._ring.extend(redacted(line.decode(errors="replace").rstrip()) for line in lines)
-        self._write_lines(data)
+        unwritten = self._unwritten + data
+        # Whole lines, and states of a progress bar, at a time: half of a secret would not be known for one. A carriage
+        # return at the end may be the first half of a line's end.
+        end = max(unwritten.rfind(b"\n"), unwritten.rfind(b"\r", 0, len(unwritten) - 1)) + 1
+        if end == 0 and len(unwritten) > MAX_LINE_BYTES:
+            end = len(unwritten)  # a line without end must not grow without end
+        self._unwritten = unwritten[end:]
+        if end:
+            self._keep(unwritten[:end])
 
     def note(self, text: str, level: int = logging.INFO) -> None:
         """A line of the supervisor's own; not part of the ring, which explains failures of vLLM."""
@@ -60,22 +65,18 @@ class EngineLog:
     def tail(self) -> tuple[str, ...]:
         return tuple(self.lines()[-TAIL_LINES:])
 
-    def _write_lines(self, data: bytes) -> None:
-        """Whole lines at a time: half of a secret would not be known for one."""
-        unwritten = self._unwritten + data
-        # A carriage return at the end may be the first half of a line's end.
-        end = max(unwritten.rfind(b"\n"), unwritten.rfind(b"\r", 0, len(unwritten) - 1)) + 1
-        if end == 0 and len(unwritten) > MAX_LINE_BYTES:
-            end = len(unwritten)
-        self._unwritten = unwritten[end:]
-        if end:
-            self._write(_redacted_bytes(unwritten[:end]))
+    def _keep(self, data: bytes) -> None:
+        written = _redacted(data)
+        self._write(written)
+        *lines, self._pending = (self._pending + written).split(b"\n")
+        self._pending = self._pending[-MAX_LINE_BYTES:]
+        self._ring.extend(line.decode(errors="replace").rstrip() for line in lines)
 
     def _write_rest(self) -> None:
         """What has not come to the end of its line, as a line of its own."""
         rest, self._unwritten = self._unwritten, b""
         if rest:
-            self._write(_redacted_bytes(rest.rstrip(b"\r")) + b"\n")
+            self._keep(rest.rstrip(b"\r") + b"\n")
 
     def _write(self, data: bytes) -> None:
         # A full disk must not stop the engine, nor the draining of its pipe.
@@ -88,6 +89,6 @@ class EngineLog:
             self._written += len(data)
 
 
-def _redacted_bytes(data: bytes) -> bytes:
+def _redacted(data: bytes) -> bytes:
     """As it came, but for secrets: whatever is not UTF-8 stays."""
     return redacted(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")

@@ -9,13 +9,14 @@ from functools import lru_cache
 HIDDEN = "***"
 MIN_SECRET = 8
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+_LOOKED_FOR = ("api_key", "apikey", "hf_token", "auth_token", "access_token", "passw", "secret")
 _NAMES = r"(?:api_?key|hf_token|auth_token|access_token|password|passwd|secret(?:_key)?)"
 # Keys of Hugging Face and OpenAI by their form, bearer tokens, passwords in URLs, and whatever follows such a name:
 # 'hf_token': 'abc', api_key=abc, --hf-token abc.
 _KEY = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}")
 _BEARER = re.compile(r"(\bbearer\s+)[^\s'\",]+", re.IGNORECASE)
 _IN_URL = re.compile(r"://[^/@\s]+@")
-_NAMED = re.compile(rf"(\b\w*{_NAMES}['\"]?\s*[:=]\s*['\"]?)(?!None\b)[^\s'\",;)\]}}]+", re.IGNORECASE)
+_NAMED = re.compile(rf"({_NAMES}['\"]?\s*[:=]\s*['\"]?)(?!None\b)[^\s'\",;)\]}}]+", re.IGNORECASE)
 _OPTION = re.compile(rf"(--{_NAMES.replace('_', '[-_]')}[ =])\S+", re.IGNORECASE)
 
 
@@ -23,9 +24,17 @@ def redacted(text: str) -> str:
     """Without what looks like a secret, and without the values of variables that have names of secrets."""
     for value in _secrets(tuple(value for name, value in os.environ.items() if _SECRET_NAME.search(name))):
         text = text.replace(value, HIDDEN)
-    text = _IN_URL.sub(f"://{HIDDEN}@", _KEY.sub(HIDDEN, text))
-    for pattern in (_BEARER, _NAMED, _OPTION):
-        text = pattern.sub(rf"\1{HIDDEN}", text)
+    lower = text.lower()
+    dashless = lower.replace("-", "_")
+    if "hf_" in text or "sk-" in text:
+        text = _KEY.sub(HIDDEN, text)
+    if "://" in text:
+        text = _IN_URL.sub(f"://{HIDDEN}@", text)
+    if "bearer" in lower:
+        text = _BEARER.sub(rf"\1{HIDDEN}", text)
+    # A vLLM that floods its log must not be held up: most of what it writes has none of these in it.
+    if any(name in dashless for name in _LOOKED_FOR):
+        text = _OPTION.sub(rf"\1{HIDDEN}", _NAMED.sub(rf"\1{HIDDEN}", text))
     return text
 
 

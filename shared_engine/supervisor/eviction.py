@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared_engine.machine.gpu import find_gpus, in_cuda_order, same_names
 from shared_engine.machine.memory import MemoryNeed, shortfall
+from shared_engine.machine.nvml import Gpu
 from shared_engine.runtime.control import Control
 from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.lease import open_lease_file, read_last_use
@@ -41,15 +43,20 @@ class LoadedEngine:
         return Path(self.record.model).name
 
 
-def others_loaded(directory: RuntimeDir, devices: Sequence[str]) -> list[LoadedEngine]:
-    """Engines beside ``directory`` that are loaded on one of ``devices``; least recently used first."""
+def others_loaded(directory: RuntimeDir, devices: Sequence[str], gpus: Sequence[Gpu] = ()) -> list[LoadedEngine]:
+    """Engines beside ``directory`` that are loaded on one of ``devices``; least recently used first.
+
+    Args:
+        gpus: in CUDA's order; by which a device is known under each of its names.
+    """
     found = []
+    wanted = set(same_names(devices, gpus))
     for path in directory.path.parent.iterdir():
         other = RuntimeDir(path)
         if path == directory.path or not other.record.exists():
             continue
         record = current_record(other)
-        if record is None or record.state not in _HOLDS_MEMORY or not set(record.devices) & set(devices):
+        if record is None or record.state not in _HOLDS_MEMORY or not wanted & {*same_names(record.devices, gpus)}:
             continue
         with contextlib.suppress(OSError):
             lease = open_lease_file(other.lease)
@@ -100,10 +107,17 @@ class DeviceAdmission:
         self._on_wait = on_wait
         self._log = log
         self._order = device_order
+        self._gpus: tuple[Gpu, ...] = ()
         self.made_room: tuple[str, ...] = ()
         """Engines that were evicted because memory was short, since the start began."""
         self.refused: dict[str, str] = {}
         """Engines that were asked to make room and stay, with the reason."""
+
+    async def devices(self) -> tuple[str, ...]:
+        """Each under one name, whatever others call it."""
+        if not self._gpus and any(device.startswith("cuda") for device in self._devices):
+            self._gpus = await asyncio.to_thread(lambda: in_cuda_order(find_gpus(), self._order))
+        return same_names(self._devices, self._gpus)
 
     async def make_room(self, max_loaded_engines: int) -> bool:
         """Have idle engines evicted, least recently used first, where a start would not fit beside them.
@@ -112,6 +126,7 @@ class DeviceAdmission:
         below ``max_loaded_engines`` (0: no limit). Memory is not waited for: vLLM has the last word.
         """
         self.refused = {}
+        await self.devices()
 
         async def is_below_limit() -> bool:
             return len(self._others()) < max_loaded_engines
@@ -139,7 +154,7 @@ class DeviceAdmission:
         return bool(evicted)
 
     def _others(self) -> list[LoadedEngine]:
-        return others_loaded(self._dir, self._devices)
+        return others_loaded(self._dir, self._devices, self._gpus)
 
     async def _fits(self) -> bool:
         return await shortfall(self._devices, self._need, self._order) is None

@@ -88,7 +88,7 @@ class OwnedEngine:
         while True:
             lock = StartLock(
                 self.directory.path.parent,
-                self.spec.devices,
+                await self.admission.devices(),
                 self.keeper.name,
                 lambda other: self.report_queued(f"{other or 'another engine'} starts"),
             )

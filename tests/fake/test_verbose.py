@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -92,6 +93,7 @@ def test_it_is_off_by_default_and_ends_with_the_object(fake_engine: MakeEngine, 
     assert hello(engine) == ANSWER
     assert threads() == 1
     del engine
+    gc.collect()
     wait_until(lambda: threads() == 0, 10, "the end of the thread")
 
 
