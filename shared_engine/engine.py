@@ -388,7 +388,9 @@ class Engine(Batches, AdapterLoading):
     @property
     def _pooling(self) -> Pooling:
         if self._made_pooling is None:
-            self._made_pooling = Pooling(self._requests, max_in_flight(self.settings.engine_args, SPARE_TEXTS))
+            self._made_pooling = Pooling(
+                self._requests, self._servers * max_in_flight(self.settings.engine_args, SPARE_TEXTS)
+            )
         return self._made_pooling
 
     async def _prefix(self, input_type: str | None) -> str:

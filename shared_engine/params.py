@@ -113,6 +113,10 @@ class CallParams(BaseModel):
     those of the same name. Nothing to a local engine. Given as pydantic's ``SecretStr``, a value is not shown by the
     frameworks' traces either."""
 
+    session: str | None = Field(None, min_length=1)
+    """Of several ``base_url``: requests of one session go to one server, so that it finds the beginning in its prefix
+    cache. Default: a conversation is told by its beginning, up to the first message of the user's. Sent nowhere."""
+
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 
         def __init__(self, **values: Any) -> None:

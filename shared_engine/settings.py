@@ -106,6 +106,23 @@ def _server_root(value: str | None) -> str | None:
     return f"{parts.scheme}://{parts.netloc}{_ROUTE.sub('', parts.path.rstrip('/'))}".rstrip("/")
 
 
+def _server_roots(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if not isinstance(value, tuple):
+        return _server_root(value)
+    roots = tuple(_server_root(each) or "" for each in value)
+    if not roots:
+        raise ValueError("is an empty list; it must name a server, such as http://127.0.0.1:8000/v1")
+    twice = {root for root in roots if roots.count(root) > 1}
+    if twice:
+        raise ValueError(f"names {min(twice)} twice")
+    return roots[0] if len(roots) == 1 else roots
+
+
+def _numbers(value: object) -> object:
+    """Also as a variable of the environment has them."""
+    return value.split(",") if isinstance(value, str) else value
+
+
 def _proxy(value: str | None) -> str | None:
     if value is None or value in ("", NO_PROXY):
         return None if value is None else NO_PROXY
@@ -114,10 +131,20 @@ def _proxy(value: str | None) -> str | None:
     return _http_url(value if "://" in value else f"http://{value}")
 
 
-def _user_and_password(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and ":" not in value.get_secret_value():
-        raise ValueError("must be user:password")
+def _user_and_password(value: Any) -> Any:
+    for each in value if isinstance(value, tuple) else (value,):
+        if each is not None and ":" not in each.get_secret_value():
+            raise ValueError("must be user:password")
     return value
+
+
+def _several(base_url: Any) -> list[Any] | None:
+    """The URLs of a fleet; None for one URL, or what is none."""
+    if isinstance(base_url, str) and "," in base_url:
+        base_url = [each for each in map(str.strip, base_url.split(",")) if each]
+    if not isinstance(base_url, list | tuple) or len(base_url) == 0:
+        return None
+    return list(base_url)
 
 
 def _without_credentials(url: Any) -> tuple[Any, str | None]:
@@ -164,15 +191,25 @@ class EngineFields(DefaultFields):
     ] = None
     """What is used instead when an engine can't start, in this order. Default: with ``mode="auto"`` ``("local",
     "remote")``, the second only with a ``base_url``; else nothing."""
-    base_url: Annotated[str | None, AfterValidator(_server_root), Setting("VLLM_API_URL", Decides.CALLS)] = None
+    base_url: Annotated[
+        str | tuple[str, ...] | None, AfterValidator(_server_roots), Setting("VLLM_API_URL", Decides.CALLS)
+    ] = None
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
     With or without ``/v1`` or a route at its end; a ``user:password@`` in it is ``basic_auth``, a query is
-    ``default_query``."""
-    api_key: Annotated[SecretStr | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)] = None
-    """Sent to ``base_url`` as a bearer token."""
+    ``default_query``. A list, or several between commas: a fleet (docs/fleets.md)."""
+    api_key: Annotated[
+        SecretStr | tuple[SecretStr, ...] | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)
+    ] = None
+    """Sent to ``base_url`` as a bearer token. Of a fleet one for all, or a list with one for each."""
+    member_weights: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        BeforeValidator(_numbers),
+        Setting("VLLM_MEMBER_WEIGHTS", Decides.CALLS),
+    ] = None
+    """Of a fleet: each server's share of the requests, against the others'. Default: equal."""
     basic_auth: Annotated[
-        SecretStr | None,
+        SecretStr | tuple[SecretStr | None, ...] | None,
         AfterValidator(_user_and_password),
         Field(exclude=True),
         Setting("VLLM_BASIC_AUTH", Decides.CALLS),
@@ -334,11 +371,22 @@ class EngineFields(DefaultFields):
         if not isinstance(values, Mapping):
             return values
         split = dict(values)
+        urls = _several(split.get("base_url"))
+        if urls is not None and len(urls) == 1:
+            split["base_url"], urls = urls[0], None
+        if urls is not None:
+            bare, credentials_of = zip(*map(_without_credentials, urls), strict=True)
+            split["base_url"] = bare
+            if any(credentials_of):
+                split["basic_auth"] = tuple(None if each is None else SecretStr(each) for each in credentials_of)
+            keys = split.get("api_key")
+            if isinstance(keys, str) and keys.count(",") == len(urls) - 1:
+                split["api_key"] = tuple(keys.split(","))
         for url, auth in (("base_url", "basic_auth"), ("proxy", "proxy_auth")):
-            if split.get(url) is not None:
+            if split.get(url) is not None and not (url == "base_url" and urls is not None):
                 split[url], credentials = _without_credentials(split[url])
                 split |= {} if credentials is None else {auth: credentials}
-        address, _, query = str(split.get("base_url") or "").partition("?")
+        address, _, query = str(split.get("base_url") or "" if urls is None else "").partition("?")
         if query:
             split["base_url"] = address
             split["default_query"] = {**dict(parse_qsl(query)), **(split.get("default_query") or {})}
@@ -409,6 +457,7 @@ class EngineSettings(EngineFields):
             raise ValueError("fallback='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
         if self.mode == "remote" and self.base_url is None:
             raise ValueError("mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
+        self._check_fleet()
         if self.api_key is not None and self.basic_auth is not None:
             raise ValueError(
                 "api_key (or VLLM_API_KEY) and the user and password of base_url (basic_auth, VLLM_BASIC_AUTH) would "
@@ -467,10 +516,37 @@ class EngineSettings(EngineFields):
         modes = tuple(dict.fromkeys((first, *rest)))
         return ("remote",) if self.model is None and "remote" in modes else modes
 
+    def _check_fleet(self) -> None:
+        count = len(self.base_url) if isinstance(self.base_url, tuple) else 1
+        for name in ("api_key", "member_weights"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != count:
+                raise ValueError(f"{name} has {len(value)} values for {count} base_url: give one for each")
+
     @property
     def is_remote(self) -> bool:
         """All requests go to a server that is not ours."""
         return self.modes == ("remote",)
+
+    @property
+    def is_fleet(self) -> bool:
+        """Several servers."""
+        return isinstance(self.base_url, tuple)
+
+    def members(self) -> list[EngineSettings]:
+        """The settings of each server of a fleet by itself."""
+        assert isinstance(self.base_url, tuple)
+        return [
+            self.model_copy(
+                update={
+                    "base_url": url,
+                    "api_key": self.api_key[index] if isinstance(self.api_key, tuple) else self.api_key,
+                    "basic_auth": self.basic_auth[index] if isinstance(self.basic_auth, tuple) else self.basic_auth,
+                    "member_weights": None,
+                }
+            )
+            for index, url in enumerate(self.base_url)
+        ]
 
     def model_folder(self) -> Path | None:
         """Where the model's files lie on this machine; None for a remote model and one that was never downloaded."""

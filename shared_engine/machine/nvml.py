@@ -22,8 +22,6 @@ _WORDS = {
     OTHER_RELEASE: "the NVIDIA driver was updated, and the kernel still runs the one before: restart the machine",
 }
 _GPU_SENSOR = 0
-# The second has kept its layout; that of the third was another one in some drivers 535.
-_PROCESSES = ("nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetComputeRunningProcesses_v3")
 _NOT_AVAILABLE = (1 << 64) - 1
 
 
@@ -83,7 +81,7 @@ class Utilization(ctypes.Structure):
 
 
 class ProcessV2(ctypes.Structure):
-    """nvmlProcessInfo_v2_t"""
+    """nvmlProcessInfo_v2_t. Its function has kept this layout; that of version 3 had another in drivers 535."""
 
     _fields_ = (
         ("pid", ctypes.c_uint),
@@ -129,9 +127,6 @@ class _Nvml:
 
     def __init__(self, library: Any) -> None:
         self._library = library
-
-    def has(self, name: str) -> bool:
-        return hasattr(self._library, name)
 
     def code(self, name: str, *arguments: object) -> int | None:
         """What the function returned; None where there is no such function."""
@@ -210,10 +205,11 @@ def _memory(nvml: _Nvml, handle: ctypes.c_void_p) -> tuple[int | None, int | Non
 
 def _processes(nvml: _Nvml, handle: ctypes.c_void_p) -> dict[int, int | None]:
     room = 0
-    name = next(filter(nvml.has, _PROCESSES), _PROCESSES[0])
     while True:
         count, found = ctypes.c_uint(room), (ProcessV2 * room)()
-        code = nvml.code(name, handle, ctypes.byref(count), found if room else None)
+        code = nvml.code(
+            "nvmlDeviceGetComputeRunningProcesses_v2", handle, ctypes.byref(count), found if room else None
+        )
         if code == INSUFFICIENT_SIZE and room < count.value <= MAX_PROCESSES:
             room = 2 * count.value + 5  # some may come meanwhile
             continue

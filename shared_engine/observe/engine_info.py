@@ -42,6 +42,8 @@ class EngineInfo:
         socket: where the server listens.
         processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
         leftovers: files that a supervisor left behind when it was killed.
+        in_flight: requests that this process has there now; of a server of a fleet.
+        members: of a fleet, each server.
         life: what its starts and ends have come to since the machine was booted.
     """
 
@@ -69,6 +71,8 @@ class EngineInfo:
     vllm_version: str | None = None
     processes: ProcessNode | None = None
     leftovers: tuple[str, ...] = ()
+    in_flight: int | None = None
+    members: tuple[EngineInfo, ...] = ()
     life: LifeStats = field(default_factory=LifeStats)
 
     @property

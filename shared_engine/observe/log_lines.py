@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -120,8 +119,6 @@ class LineReader:
         found = _WITHOUT.fullmatch(text)
         assert found is not None
         process, rest = found["process"] or "", found["text"]
-        if rest.startswith("{") and (line := _of_json(rest, process)) is not None:
-            return line
         return LogLine(rest, self._level_without(process, rest), VLLM, process)
 
     def _level_without(self, process: str, text: str) -> int:
@@ -140,19 +137,6 @@ class LineReader:
         return logging.ERROR if _EXCEPTION.match(text) else logging.INFO
 
 
-def _of_json(text: str, process: str) -> LogLine | None:
-    """Of a vLLM that was told to log JSON; None of any other text."""
-    try:
-        told = json.loads(text)
-        level, message = _level(told["levelname"]), str(told["message"])
-    except (ValueError, TypeError, KeyError):
-        return None
-    name, pid, at = (str(told.get(key) or "") for key in ("processName", "process", "asctime"))
-    return LogLine(
-        message, level, VLLM, process or (f"{name} pid={pid}" if pid else ""), at[:19].replace(" ", "T") or None
-    )
-
-
 def _last_state(text: str) -> str:
     """Of a progress bar, which ends each of its states with a carriage return."""
     end = "\r" if text.endswith("\r") else ""  # perhaps the first half of a line's end
@@ -161,8 +145,7 @@ def _last_state(text: str) -> str:
 
 def _level(name: str) -> int:
     level = logging.getLevelName(name)
-    if not isinstance(level, int):
-        raise ValueError(f"{name!r} is not the name of a level")
+    assert isinstance(level, int)
     return level
 
 

@@ -72,4 +72,4 @@ def _keywords(settings: EngineSettings, options: Mapping[str, Any]) -> dict[str,
 
 
 def _root(settings: EngineSettings) -> str:
-    return settings.base_url or LOCAL_ROOT
+    return settings.base_url if isinstance(settings.base_url, str) else LOCAL_ROOT

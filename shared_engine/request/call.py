@@ -20,13 +20,15 @@ class Call:
 
     Attributes:
         max_retries: of each request; None: as the setting says.
+        session: what its requests belong to.
     """
 
     deadline: Deadline
     max_retries: int | None = None
+    session: str | None = None
     headers: HeaderPairs = field(default=(), repr=False)
 
     @classmethod
     def begin(cls, params: CallParams) -> Self:
         """The call begins now."""
-        return cls(Deadline(params.timeout), params.max_retries, header_pairs(params.extra_headers))
+        return cls(Deadline(params.timeout), params.max_retries, params.session, header_pairs(params.extra_headers))

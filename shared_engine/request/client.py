@@ -70,10 +70,12 @@ class Client(ABC):
 
     Attributes:
         where: the server, as errors name it.
+        url: its root; of a socket or this process a matter of form.
         socket_path: the Unix socket that it listens on; None for any other.
     """
 
     where: str
+    url: str = ""
     socket_path: str | None = None
     _base: Self | None = None
     _headers: HeaderPairs = ()
@@ -180,7 +182,7 @@ class HttpClient(Client):
         import aiohttp
 
         self.socket_path = socket_path
-        self._base_url = base_url
+        self.url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
         self._connector: Any
         proxy = None if socket_path is not None else proxy_of(base_url, options.proxy)
@@ -216,7 +218,7 @@ class HttpClient(Client):
 
         limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
         query = self._query.replace("?", "&", 1) if "?" in path else self._query
-        url = self._base_url + path + query
+        url = self.url + path + query
         sent = {**dict(self._headers), **dict(headers)}
         while True:
             sent_at = time.monotonic()

@@ -36,30 +36,23 @@ class Connection:
     name: str | None = None
 
 
-class Endpoint(ABC):
-    """See the module's docstring.
+class Route(ABC):
+    """Where one request goes.
 
     Attributes:
-        max_model_len: the server's limit in tokens, once an answer had it; None before.
         awaited: what ``acquire`` waits for.
         sends_done: whether a stream that ends without ``[DONE]`` was cut off, as vLLM's is.
     """
 
-    max_model_len: int | None = None
     awaited = "the server's list of models"
     sends_done = False
-
-    @property
-    @abstractmethod
-    def name(self) -> EngineName:
-        """What its requests are counted by."""
 
     @abstractmethod
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         """A connection to a server that is ready, for one request; give it back with ``release``.
 
         Args:
-            headers: of the call, for all that is asked over this connection; only a remote server gets them.
+            headers: of this call; a local engine gets none.
 
         Raises:
             VLLMError: no server is available.
@@ -68,6 +61,50 @@ class Endpoint(ABC):
     @abstractmethod
     def release(self, connection: Connection) -> None:
         """The request has ended, whether it succeeded or failed."""
+
+    @abstractmethod
+    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        """What a failed request means here: the error itself, or the death of the engine."""
+
+    def answered(self, connection: Connection) -> None:  # noqa: B027
+        """An answer has begun: the server is well."""
+
+    def can_move(self) -> bool:
+        """Whether the next try goes to a server that this request has not failed on."""
+        return False
+
+    def sum_up(self, error: VLLMError) -> None:  # noqa: B027
+        """Add to the last error what the other servers said that were tried."""
+
+
+class Endpoint(Route):
+    """See the module's docstring.
+
+    Attributes:
+        max_model_len: the server's limit in tokens, once an answer had it; None before.
+    """
+
+    max_model_len: int | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> EngineName:
+        """What its requests are counted by."""
+
+    def for_request(
+        self,
+        path: str = "",  # noqa: ARG002
+        body: bytes = b"",  # noqa: ARG002
+        session: str | None = None,  # noqa: ARG002
+        model: str | None = None,  # noqa: ARG002
+    ) -> Route:
+        """The way of one request.
+
+        Args:
+            session: what it belongs to; requests of one session go to one server. Default: by their beginning.
+            model: that it names, or adapter; None for the endpoint's own.
+        """
+        return self
 
     async def check_health(self, client: Client) -> None:
         """Return if the server of ``client`` is well.
@@ -84,7 +121,7 @@ class Endpoint(ABC):
         """Folder by name of the adapters that requests may name, as far as that is known here."""
         return {}
 
-    def check_model(self, name: str, parameter: str) -> None:  # noqa: B027
+    def check_model(self, name: str, parameter: str) -> None:
         """Refuse what is known not to be served, before anything starts.
 
         Args:
@@ -103,7 +140,7 @@ class Endpoint(ABC):
         """
         return replace(connection, model=name)
 
-    async def check_adapter(self, name: str, path: str) -> None:  # noqa: B027
+    async def check_adapter(self, name: str, path: str) -> None:
         """Refuse what ``load_adapter`` would, as far as that shows before anything starts.
 
         Raises:
@@ -123,10 +160,6 @@ class Endpoint(ABC):
         """Have the server forget an adapter. Starts nothing."""
 
     @abstractmethod
-    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
-        """What a failed request means here: the error itself, or the death of the engine."""
-
-    @abstractmethod
     async def status(self, *, processes: bool) -> EngineInfo:
         """The engine as it is now. Starts nothing and keeps nothing awake.
 
@@ -137,6 +170,11 @@ class Endpoint(ABC):
     @abstractmethod
     async def observer_client(self) -> Client | None:
         """A client that holds no lease, to look at a server that is up; None while there is none."""
+
+    async def observer_clients(self) -> list[Client]:
+        """The same of all servers."""
+        client = await self.observer_client()
+        return [] if client is None else [client]
 
     @abstractmethod
     async def evict(self, timeout: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared_engine.request.endpoint import Endpoint
+from shared_engine.request.fleet import FleetEndpoint
 from shared_engine.request.local import LocalEndpoint
 from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.settings import EngineSettings
@@ -20,6 +21,8 @@ def endpoint_of(settings: EngineSettings) -> Endpoint:
 
 def _of_mode(mode: str, settings: EngineSettings) -> Endpoint:
     if mode == "remote":
+        if settings.is_fleet:
+            return FleetEndpoint(settings)
         return RemoteEndpoint(settings)
     if mode == "direct":
         from shared_engine.request.direct import DirectEndpoint  # late: few apps have a use for it

@@ -20,12 +20,12 @@ import msgspec
 from shared_engine.errors import EngineBusyError, RequestError, RequestTimeoutError, ServerConnectionError, VLLMError
 from shared_engine.request.answers import parse_result
 from shared_engine.request.client import Answer, split_events
-from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint
+from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import error_from_response
-from shared_engine.request.retry import Retry
+from shared_engine.request.retry import Retry, is_retryable
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
 from shared_engine.request.streams import ChunkReader
@@ -41,6 +41,8 @@ ANY_MODEL = "default"
 _NOT_FORWARDED = frozenset(
     ("host", "connection", "keep-alive", "transfer-encoding", "content-length", "accept-encoding", "content-encoding")
 )
+SESSION_HEADER = "x-session-id"
+"""As other routers name it."""
 _TEXT_ROUTES = (CHAT, COMPLETIONS)
 _LAST_EVENT = b"[DONE]"
 
@@ -66,6 +68,10 @@ class ForwardedRequest:
     @property
     def route(self) -> str:
         return self.path.partition("?")[0]
+
+    @property
+    def session(self) -> str | None:
+        return next((value for name, value in self.headers if name.lower() == SESSION_HEADER), None)
 
 
 class Forwarding:
@@ -96,45 +102,49 @@ class Forwarding:
 
     async def _forward(self, request: ForwardedRequest, observed: Observed) -> ForwardedAnswer:
         retry = Retry(self._max_retries, self._timeout)
+        route = self._endpoint.for_request(request.route, request.body, request.session)
         while True:
             try:
-                acquired = await self._acquired(request)
+                acquired = await self._acquired(request, route)
                 try:
-                    return await self._answer(request, observed.connected(acquired), observed)
+                    return await self._answer(request, acquired, observed, route)
                 except BaseException:
-                    self._endpoint.release(acquired)
+                    route.release(acquired)
                     raise
             except VLLMError as exc:
-                wait_s = retry.wait_s(exc)
+                wait_s = retry.wait_s(exc, can_move=route.can_move())
                 if wait_s is None:
+                    route.sum_up(exc)
                     raise
                 observed.tried_again(exc)
                 say_waiting(exc, wait_s)
             await asyncio.sleep(wait_s)
 
-    async def _acquired(self, request: ForwardedRequest) -> Connection:
+    async def _acquired(self, request: ForwardedRequest, route: Route) -> Connection:
         try:
             async with asyncio.timeout(request.wait_s) as limit:
-                return await self._endpoint.acquire()
+                return await route.acquire()
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            message = f"waited {request.wait_s:g} s for {self._endpoint.awaited}"
+            message = f"waited {request.wait_s:g} s for {route.awaited}"
             raise RequestTimeoutError(message) from exc
 
-    async def _answer(self, request: ForwardedRequest, connection: Connection, observed: Observed) -> ForwardedAnswer:
+    async def _answer(
+        self, request: ForwardedRequest, acquired: Connection, observed: Observed, route: Route
+    ) -> ForwardedAnswer:
         """
         Raises:
             VLLMError: there is none, and what that means.
         """
         answer, refusal = None, None
         try:
-            connection = await self._serving(request, connection)
-            answer = await self._sent(request, connection, observed)
+            answer = await self._sent(request, acquired, observed, route)
             observed.answered(self._checked(request, answer))
+            route.answered(acquired)
         except RequestError as exc:
-            explained = await self._endpoint.explain(exc, connection)
-            if answer is None or _is_no_answer(explained):
+            explained = await route.explain(exc, acquired)
+            if answer is None or _is_no_answer(explained) or (route.can_move() and is_retryable(explained)):
                 if explained is exc:
                     raise
                 raise explained from exc
@@ -149,7 +159,10 @@ class Forwarding:
         named = next((name for name in adapters if _is(fields, "model", name)), None)
         return connection if named is None else await self._endpoint.serving(named, connection)
 
-    async def _sent(self, request: ForwardedRequest, connection: Connection, observed: Observed) -> ForwardedAnswer:
+    async def _sent(
+        self, request: ForwardedRequest, acquired: Connection, observed: Observed, route: Route
+    ) -> ForwardedAnswer:
+        connection = await self._serving(request, observed.connected(acquired))
         body, is_stream = self._body(request, connection.model, connection.name)
         headers = tuple(pair for pair in request.headers if pair[0].lower() not in _NOT_FORWARDED)
         client, began = connection.client, time.monotonic()
@@ -162,7 +175,7 @@ class Forwarding:
                 if 300 <= response.status < 400:
                     raise client.redirect(response)
                 reader = self._reader(request, response)
-                answer = ForwardedAnswer(self._endpoint, connection, response, reader, silence_s, observed)
+                answer = ForwardedAnswer(route, connection, response, reader, silence_s, observed)
                 await answer.begin()
             except BaseException:
                 response.close()
@@ -224,7 +237,7 @@ class ForwardedAnswer:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        route: Route,
         connection: Connection,
         response: Answer,
         reader: ChunkReader | None,
@@ -236,7 +249,7 @@ class ForwardedAnswer:
         self.status = response.status
         self.headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _NOT_FORWARDED]
         self.whole: bytes | None = None
-        self._endpoint = endpoint
+        self._route = route
         self._connection = connection
         self._response = response
         self._reader = reader
@@ -302,7 +315,7 @@ class ForwardedAnswer:
         try:
             return await self._read()
         except RequestError as exc:
-            explained = await self._endpoint.explain(exc, self._connection)
+            explained = await self._route.explain(exc, self._connection)
             if explained is exc:
                 raise
             raise explained from exc
@@ -341,7 +354,7 @@ class ForwardedAnswer:
         if not holds_lease or self._process != os.getpid():  # else it is the parent's
             return
         self._observed.end(self._outcome())
-        let_go = partial(_let_go, self._response, self._endpoint, self._connection)
+        let_go = partial(_let_go, self._response, self._route, self._connection)
         if _running_loop() is self._loop:
             let_go()
             return
@@ -349,7 +362,7 @@ class ForwardedAnswer:
             # On its loop: the garbage collector may call this in a thread that is just about to take a lease.
             self._loop.call_soon_threadsafe(let_go)
         except RuntimeError:  # which is closed, and its connections with it
-            self._endpoint.release(self._connection)
+            self._route.release(self._connection)
 
     def _outcome(self) -> BaseException | None:
         """What the request ended with; clients leave a stream after ``[DONE]``, and need no more."""
@@ -364,9 +377,9 @@ class ForwardedAnswer:
     __del__ = close  # dropped without having been read
 
 
-def _let_go(response: Answer, endpoint: Endpoint, connection: Connection) -> None:
+def _let_go(response: Answer, route: Route, connection: Connection) -> None:
     response.close()
-    endpoint.release(connection)
+    route.release(connection)
 
 
 def _is_stream(response: Answer) -> bool:

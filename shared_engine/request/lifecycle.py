@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shared_engine.errors import SettingsError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Request
 from shared_engine.request.endpoints import endpoint_of
+from shared_engine.request.fleet import Fleet, FleetEndpoint
 from shared_engine.request.sending import Requests
 from shared_engine.request.tally import tally_of
 from shared_engine.request.twins import blocking
@@ -69,6 +71,23 @@ class Lifecycle:
         if reported is None and self._context_window is None:  # looked for until known: adapters ask in every call
             self._context_window = self.settings.context_window()
         return reported or self._context_window
+
+    @property
+    def fleet(self) -> Fleet:
+        """The servers of a fleet, to which others can be added.
+
+        Raises:
+            SettingsError: ``base_url`` names one server, or none.
+        """
+        endpoint = self._requests.endpoint
+        if not isinstance(endpoint, FleetEndpoint):
+            raise SettingsError("this is no fleet: pass base_url=[...] with several servers")
+        return endpoint.fleet
+
+    @property
+    def _servers(self) -> int:
+        """How many have a share of the requests."""
+        return max(1, len(self.fleet.pool.members)) if self.settings.is_fleet else 1
 
     # ---- life
 

@@ -29,7 +29,7 @@ class RemoteEndpoint(Endpoint):
     """The server at one URL."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        assert settings.base_url is not None
+        assert isinstance(settings.base_url, str)
         self._base_url = settings.base_url
         self._clients = loop_clients(settings.base_url, options=http_options(settings))
         # Where it stands in for an engine of this machine, a folder there has another name, or none.
@@ -143,6 +143,8 @@ class RemoteEndpoint(Endpoint):
 def http_options(settings: EngineSettings) -> HttpOptions:
     """How the settings want a server to be reached."""
     authorization = {}
+    assert not isinstance(settings.api_key, tuple), "a fleet's members have one each"
+    assert not isinstance(settings.basic_auth, tuple)
     if settings.api_key:
         authorization["Authorization"] = SecretStr(f"Bearer {settings.api_key.get_secret_value()}")
     if settings.basic_auth:

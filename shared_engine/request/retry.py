@@ -37,13 +37,16 @@ class Retry:
         self._began = time.monotonic()
         self._retries = 0
 
-    def wait_s(self, error: VLLMError, left_s: float | None = None) -> float | None:
+    def wait_s(self, error: VLLMError, left_s: float | None = None, *, can_move: bool = False) -> float | None:
         """Seconds until the next try after ``error``; None where there is none, and the error is the caller's.
 
         Doubled each time, and never the same for two requests: many that were refused together must not come back
         together. A server that says when to come (Retry-After) is not asked before; where that is more than
-        MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all.
+        MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all. With ``can_move``
+        another server is next, which needs no wait, and is not counted.
         """
+        if can_move and self._max_retries and is_retryable(error):
+            return 0.0
         if isinstance(error, EngineDiedError) and error.is_from_outside and self._max_retries:
             wait_s = FIRST_WAIT_S * random.uniform(0.5, 1)
             limit_s = math.inf if left_s is None else left_s

@@ -21,8 +21,8 @@ from shared_engine.params import CallParams
 from shared_engine.request import answers
 from shared_engine.request.bodies import Request, asked_tokens, prompt_tokens_request
 from shared_engine.request.call import Call
-from shared_engine.request.client import EventStream
-from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
+from shared_engine.request.client import Client, EventStream
+from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint, Route
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
@@ -57,6 +57,9 @@ MAX_COUNTED_BYTES = 1 << 16
 nobody else meanwhile, and takes 10 s for 4 MB."""
 
 
+MAX_KNOWN_LENGTHS = 1000
+
+
 class Requests:
     """The requests of one Engine.
 
@@ -77,7 +80,7 @@ class Requests:
         self._fit = fit
         self._timeout = timeout
         self._max_retries = max_retries
-        self._max_model_len: tuple[int, int] | None = None
+        self._max_model_len: dict[int, int] = {}
         self._is_counting = False
 
     async def generate(self, request: Request) -> GenerationResult:
@@ -91,18 +94,21 @@ class Requests:
             call: that this request is one of; without, it is one of its own.
         """
         call = call or Call.begin(request.params)
+        route = self.endpoint.for_request(request.path, request.body, call.session, request.model)
         with Observed(self.endpoint, request.path, request.body) as observed:
             request = await self._fitted(request, call)
 
-            async def post(connection: Connection) -> T:
-                connection = observed.connected(connection)
+            async def post(acquired: Connection) -> T:
+                connection = observed.connected(acquired)
                 try:
                     connection = await self._serving(request, connection)
-                    return _as_named(parse(await self._post(request, connection)), connection)
+                    result = _as_named(parse(await self._post(request, connection)), connection)
                 except RequestError as exc:
-                    await self._raise(exc, connection, request)
+                    await self._raise(exc, connection, route, request)
+                route.answered(acquired)
+                return result
 
-            result = await self._with_connection(post, call, observed.tried_again)
+            result = await self._with_connection(post, call, route, observed.tried_again)
             observed.answered(result)
             return _marked(result, request)
 
@@ -114,16 +120,18 @@ class Requests:
         """
         call = Call.begin(request.params)
         retry, deadline = self._retry(call), call.deadline
+        route = self.endpoint.for_request(request.path, request.body, call.session, request.model)
         with Observed(self.endpoint, request.path, request.body, is_streamed=True) as observed:
             request = await self._fitted(request, call)
             while True:
                 try:
-                    acquired = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
+                    acquired = await deadline.wait(route.awaited, route.acquire(call.headers))
                     try:
                         connection = observed.connected(acquired)
                         where = connection.client.where
                         connection = await deadline.wait(f"an answer from {where}", self._serving(request, connection))
                         events = await deadline.wait(f"an answer from {where}", self._opened(request, connection))
+                        route.answered(acquired)
                         reader = ChunkReader()
                         try:
                             async for event in deadline.over(f"more of the answer from {where}", events):
@@ -132,19 +140,23 @@ class Requests:
                                     yield _marked(_as_named(chunk, connection), request)
                         finally:
                             events.close()
-                        for chunk in reader.end(where, is_done=events.is_done, needs_done=self.endpoint.sends_done):
+                        for chunk in reader.end(where, is_done=events.is_done, needs_done=route.sends_done):
                             observed.saw(chunk)
                             yield _as_named(chunk, connection)
                         return
                     except RequestError as exc:
                         if deadline.is_over:
                             raise
-                        await self._raise(exc, connection, request)
+                        await self._raise(exc, connection, route, request)
                     finally:
-                        self.endpoint.release(acquired)
+                        route.release(acquired)
                 except VLLMError as exc:
-                    wait_s = None if observed.has_reached_caller else retry.wait_s(exc, deadline.left_s)
+                    has_reached_caller = observed.has_reached_caller
+                    wait_s = (
+                        None if has_reached_caller else retry.wait_s(exc, deadline.left_s, can_move=route.can_move())
+                    )
                     if wait_s is None:
+                        route.sum_up(exc)
                         raise
                     observed.tried_again(exc)
                     say_waiting(exc, wait_s)
@@ -180,9 +192,10 @@ class Requests:
             try:
                 await self.endpoint.check_health(connection.client)
             except RequestError as exc:
-                await self._raise(exc, connection)
+                await self._raise(exc, connection, route)
 
-        await self._with_connection(check, Call.begin(CallParams()), lambda _: None)
+        route = self.endpoint.for_request()
+        await self._with_connection(check, Call.begin(CallParams()), route, lambda _: None)
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Return when the server has loaded the adapter, and requests may name it."""
@@ -192,34 +205,38 @@ class Requests:
             try:
                 await self.endpoint.load_adapter(name, path, connection)
             except RequestError as exc:
-                await self._raise(exc, connection)
+                await self._raise(exc, connection, route)
 
-        await self._with_connection(load, Call.begin(CallParams()), lambda _: None)
+        route = self.endpoint.for_request()
+        await self._with_connection(load, Call.begin(CallParams()), route, lambda _: None)
 
     async def metrics(self) -> str:
         """vLLM's metrics as they come, read without a lease; empty if no server is up, or one that has none."""
-        client = await self.endpoint.observer_client()
-        if client is None:
-            return ""
-        try:
-            return (await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode(errors="replace")
-        except ModelNotFoundError:
-            return ""
+        clients = await self.endpoint.observer_clients()
+        if len(clients) == 1:
+            return await _metrics_of(clients[0])
+        asked = await asyncio.gather(*map(_metrics_of, clients), return_exceptions=True)
+        return "\n".join(text for text in asked if isinstance(text, str))  # of a fleet's servers, those that are up
 
     async def _with_connection(
-        self, ask: Callable[[Connection], Awaitable[T]], call: Call, tried_again: Callable[[VLLMError], None]
+        self,
+        ask: Callable[[Connection], Awaitable[T]],
+        call: Call,
+        route: Route,
+        tried_again: Callable[[VLLMError], None],
     ) -> T:
         retry, deadline = self._retry(call), call.deadline
         while True:
             try:
-                connection = await deadline.wait(self.endpoint.awaited, self.endpoint.acquire(call.headers))
+                connection = await deadline.wait(route.awaited, route.acquire(call.headers))
                 try:
                     return await deadline.wait(f"an answer from {connection.client.where}", ask(connection))
                 finally:
-                    self.endpoint.release(connection)
+                    route.release(connection)
             except VLLMError as exc:
-                wait_s = retry.wait_s(exc, deadline.left_s)
+                wait_s = retry.wait_s(exc, deadline.left_s, can_move=route.can_move())
                 if wait_s is None:
+                    route.sum_up(exc)
                     raise
                 tried_again(exc)
                 say_waiting(exc, wait_s)
@@ -247,15 +264,18 @@ class Requests:
 
     async def _server_limit(self, connection: Connection) -> int:
         """The server's max_model_len, asked once for each start of the engine."""
-        if self._max_model_len is None or self._max_model_len[0] != connection.incarnation:
-            models = answers.parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
-            lengths = dict(models)
-            length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
-            if length is None:
-                raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
-            self._max_model_len = (connection.incarnation, length)
-            self.endpoint.max_model_len = length
-        return self._max_model_len[1]
+        known = self._max_model_len.get(connection.incarnation)
+        if known is not None:
+            return known
+        models = answers.parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
+        lengths = dict(models)
+        length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
+        if length is None:
+            raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
+        while len(self._max_model_len) >= MAX_KNOWN_LENGTHS:
+            del self._max_model_len[next(iter(self._max_model_len))]
+        self._max_model_len[connection.incarnation] = self.endpoint.max_model_len = length
+        return length
 
     async def limits(self, params: CallParams) -> dict[str, int | None]:
         """The server's models, with the max_model_len of each where it reports that."""
@@ -264,14 +284,17 @@ class Requests:
             try:
                 listed = await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S)
             except RequestError as exc:
-                await self._raise(exc, connection)
+                await self._raise(exc, connection, route)
             return dict(answers.parse_models(listed))
 
-        return await self._with_connection(ask, Call.begin(params), lambda _: None)
+        route = self.endpoint.for_request()
+        return await self._with_connection(ask, Call.begin(params), route, lambda _: None)
 
     # ---- what a failure means; all steps are listed in refusals.py
 
-    async def _raise(self, error: RequestError, connection: Connection, request: Request | None = None) -> NoReturn:
+    async def _raise(
+        self, error: RequestError, connection: Connection, route: Route, request: Request | None = None
+    ) -> NoReturn:
         """Raise what a failed request means; from the failure, where that is another error."""
         explained: VLLMError = error
         if request is not None:
@@ -279,7 +302,7 @@ class Requests:
         if isinstance(error, ContextLengthError) and request is not None:
             explained = await self._with_length(error, connection, request)
         if explained is error:
-            explained = await self.endpoint.explain(error, connection)
+            explained = await route.explain(error, connection)
         if explained is error:
             raise error
         raise explained from error
@@ -316,3 +339,10 @@ def _marked(answer: T, request: Request) -> T:
     if isinstance(answer, GenerationChunk) and answer.finish_reason is None:
         return answer
     return msgspec.structs.replace(answer, max_tokens_lowered_to=request.lowered_to)
+
+
+async def _metrics_of(client: Client) -> str:
+    try:
+        return (await client.request("GET", METRICS, timeout=PROBE_TIMEOUT_S)).decode(errors="replace")
+    except ModelNotFoundError:
+        return ""

@@ -101,8 +101,8 @@ class TracedRequest:
         """The connection, with the headers by which the server's own span becomes a child of this one."""
         client = connection.client
         if self._is_recording:
-            if client.socket_path is not None:
-                self._span.set_attribute("server.address", client.socket_path)
+            here = {} if client.socket_path is None else {"server.address": client.socket_path}
+            self._span.set_attributes(here or _address(client.url))
             self._span.set_attribute("vllm_local.engine.start_number", connection.incarnation)
             self._span.add_event("vllm_local.engine.ready", {"vllm_local.waited_s": round(waited_s, 6)})
         return replace(connection, client=client.with_headers(tuple(self._headers.items())))
@@ -184,8 +184,8 @@ def _json(value: object) -> str:
 
 
 def _address(engine: str) -> dict[str, Any]:
-    """Of a remote server."""
-    url = urlsplit(engine)
+    """Of a remote server; nothing of several."""
+    url = urlsplit(engine if "," not in engine else "")
     if url.hostname is None:
         return {}
     return {"server.address": url.hostname, "server.port": url.port or {"https": 443}.get(url.scheme, 80)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.llms import ChatMessage
+from pydantic import SecretStr
 
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
@@ -133,7 +134,7 @@ def test_another_process_reads_the_secrets_from_its_environment(monkeypatch: pyt
     for data in pickles:
         made = pickle.loads(data)
         settings: EngineSettings = getattr(made, "engine", made).settings
-        assert settings.basic_auth is not None
+        assert isinstance(settings.basic_auth, SecretStr)
         assert settings.basic_auth.get_secret_value() == "their:own"
         assert settings.default_headers is not None
         assert settings.default_headers["X-Key"].get_secret_value() == "theirs"

@@ -81,6 +81,7 @@ def test_a_parameter_is_sent_under_its_own_name(name: str) -> None:
         "structured_outputs": {"regex": "a"},
         "stop_token_ids": [3],
         "bad_words": ["x"],
+        "session": "a",
         "logit_bias": {7: -100.0},
         "extra_headers": {"X-A": SecretStr("b")},
     }

@@ -149,6 +149,8 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "vllm_version",
         "processes",
         "leftovers",
+        "in_flight",
+        "members",
         "life",
         "start_phase",
         "leases",

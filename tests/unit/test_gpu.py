@@ -303,15 +303,6 @@ def test_memory_of_a_process_is_summed_over_gpus_and_instances(fake_gpus: FakeNv
     assert found == {pid: pid for pid in range(100, 160)}
 
 
-@pytest.mark.parametrize(("last", "found"), [("nvmlDeviceGetComputeRunningProcesses_v3", {7: 77}), ("none", {})])
-def test_processes_are_told_by_the_function_that_there_is(
-    fake_gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch, last: str, found: dict[int, int]
-) -> None:
-    monkeypatch.setattr(nvml, "_PROCESSES", ("nvmlOfAnotherRelease", last))
-    fake_gpus.show(gpu(A), "process 7 77")
-    assert gpu_memory_by_process() == found
-
-
 async def test_memory_of_processes_that_have_ended_is_waited_for(fake_gpus: FakeNvml) -> None:
     held = [gpu(A), "process 4711 1000", "process 4712 1000"]
     fake_gpus.show(*held)

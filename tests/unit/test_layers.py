@@ -24,6 +24,7 @@ ORDER = (
     "openai_client",
     "token_count",
     "request",
+    "pool",
     "direct",
     "launch",
     "settings",

@@ -49,15 +49,6 @@ ENDED = "vllm-local: EngineCore, process 7, has ended: -9"
         ("\x1b[32mINFO\x1b[0m: \x1b]0;title\x07green", LogLine("green", 20)),
         ("\r 10%|#\r 100%|##########", LogLine(" 100%|##########", 20)),
         ("windows\r", LogLine("windows", 20)),
-        (
-            '{"asctime": "2026-11-29 03:36:23,123", "levelname": "ERROR", "processName": "EngineCore", "process": 7, '
-            '"message": "two\\nlines"}',
-            LogLine("two\nlines", 40, "vllm", "EngineCore pid=7", "2026-11-29T03:36:23"),
-        ),
-        ('(EngineCore pid=7) {"levelname": "DEBUG", "message": "x"}', LogLine("x", 10, "vllm", "EngineCore pid=7")),
-        ('{"levelname": "LOUD", "message": "x"}', LogLine('{"levelname": "LOUD", "message": "x"}', 20)),
-        ('{"levelname": 3}', LogLine('{"levelname": 3}', 20)),
-        ("{not JSON}", LogLine("{not JSON}", 20)),
     ],
 )  # fmt: skip
 def test_a_line(text: str, line: LogLine) -> None:

@@ -13,10 +13,11 @@ import openai
 import pytest
 from aiohttp import web
 
-from shared_engine import Engine, EngineSettings, ServerConnectionError, ServerUnreachableError
+from shared_engine import Engine, EngineSettings, RequestError, ServerConnectionError, ServerUnreachableError, VLLMError
 from shared_engine.request.client import HttpClient
-from shared_engine.request.endpoint import Connection
+from shared_engine.request.endpoint import Connection, Route
 from shared_engine.request.forwarding import ForwardedAnswer, ForwardedRequest, Forwarding
+from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.tally import EngineName
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
@@ -252,7 +253,7 @@ async def read(answer: AsyncIterator[bytes]) -> Exception | None:
     return None
 
 
-class LeasedEndpoint:
+class LeasedEndpoint(Route):
     """Counts its leases, as a local endpoint would hold them."""
 
     name = EngineName("model", "key")
@@ -264,14 +265,17 @@ class LeasedEndpoint:
         self.sends_done = sends_done
         self.held = 0
 
-    async def acquire(self) -> Connection:
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.held += 1
         return Connection(self.client, "served")
+
+    def for_request(self, *_: object) -> LeasedEndpoint:
+        return self
 
     def release(self, connection: Connection) -> None:
         self.held -= 1
 
-    async def explain(self, error: Exception, connection: Connection) -> Exception:
+    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         return error
 
 

@@ -28,7 +28,7 @@ from shared_engine import (
 )
 from shared_engine.request.bodies import chat_request, completion_request
 from shared_engine.request.client import Client, HttpClient, retry_after_s
-from shared_engine.request.endpoint import Connection
+from shared_engine.request.endpoint import Connection, Route
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from shared_engine.request.tally import EngineName
@@ -45,7 +45,7 @@ def server() -> Iterator[RemoteServer]:
         yield server
 
 
-class LeasedEndpoint:
+class LeasedEndpoint(Route):
     """Counts its leases, as a local endpoint would hold them."""
 
     max_model_len: int | None = None
@@ -62,6 +62,9 @@ class LeasedEndpoint:
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.held += 1
         return Connection(self.client, f"model-{self.start}", self.start)
+
+    def for_request(self, *_: object) -> LeasedEndpoint:
+        return self
 
     def release(self, connection: Connection) -> None:
         self.held -= 1

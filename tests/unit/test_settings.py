@@ -51,6 +51,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_TRUNCATE_COMPLETION": ("truncate_completion", "1", True),
     "VLLM_PYTHON": ("python", "/opt/vllm/bin/python", "/opt/vllm/bin/python"),
     "VLLM_API_URL": ("base_url", "http://host:8000/v1/", "http://host:8000"),
+    "VLLM_MEMBER_WEIGHTS": ("member_weights", "1", (1.0,)),
     "VLLM_DEFAULT_QUERY": ("default_query", '{"a": 1}', {"a": "1"}),
     "VLLM_PROXY": ("proxy", "proxy:3128", "http://proxy:3128"),
     "VLLM_SSL_VERIFY": ("ssl_verify", "false", False),

@@ -1,0 +1,378 @@
+"""Several servers behind one object: who gets a request, and what becomes of it when a server fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from shared_engine import (
+    Engine,
+    EngineSettings,
+    EngineState,
+    ModelNotFoundError,
+    RequestError,
+    RequestRejectedError,
+    ServerConnectionError,
+    ServerUnreachableError,
+    SettingsError,
+)
+from shared_engine.request import fleet, retry
+from tests.support.remote_server import RemoteServer, chat_answer, running_server
+
+HELLO = [{"role": "user", "content": "Hello"}]
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
+    monkeypatch.setattr(fleet, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(fleet, "_fleets", {})
+
+
+@pytest.fixture
+def servers() -> Iterator[list[RemoteServer]]:
+    with ExitStack() as stack:
+        made = [stack.enter_context(running_server()) for _ in range(3)]
+        for server in made:
+            named(server)
+        yield made
+
+
+def named(server: RemoteServer) -> None:
+    """It answers with its own address."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(chat_answer(server.url))
+
+    server.handler = answer
+    server.answer = answer  # type: ignore[method-assign,assignment]
+
+
+def fleet_of(servers: list[RemoteServer], **settings: Any) -> Engine:
+    return Engine(base_url=[server.url for server in servers], model="served", **settings)
+
+
+def counts(servers: list[RemoteServer]) -> list[int]:
+    return [len(server.requests) for server in servers]
+
+
+def answers(engine: Engine, count: int) -> Counter[str]:
+    return Counter(engine.chat(ask(f"question {number}")).text for number in range(count))
+
+
+# ---- who gets what
+
+
+def test_requests_are_shared_and_a_conversation_stays_with_one_server(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers)
+    assert len(answers(engine, 60)) == 3
+    conversation = [{"role": "system", "content": "Be brief."}, *ask("What is the capital of France?")]
+    homes = set()
+    for _ in range(8):
+        text = engine.chat(conversation).text
+        homes.add(text)
+        conversation += [{"role": "assistant", "content": text}, *ask("And of Spain?")]
+    assert len(homes) == 1
+    other = {engine.chat([conversation[0], *ask(f"Question {number}")]).text for number in range(30)}
+    assert len(other) == 3, "the same system message is no conversation"
+
+
+def test_a_session_stays_with_one_server_whatever_it_asks(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers)
+    assert len({engine.chat(ask(f"question {number}"), session="a").text for number in range(12)}) == 1
+    homes = {engine.generate("x", session=f"session {number}") and counts_changed(servers) for number in range(30)}
+    assert len(homes) == 3
+    assert all("session" not in body for server in servers for _, body in server.requests)
+
+
+def counts_changed(servers: list[RemoteServer], before: list[int] = [0, 0, 0]) -> int:  # noqa: B006
+    now = counts(servers)
+    changed = next(index for index in range(3) if now[index] != before[index])
+    before[:] = now
+    return changed
+
+
+def test_a_batch_goes_by_completion_so_that_a_slow_server_gets_less(servers: list[RemoteServer]) -> None:
+    async def slowly(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.25)
+        return web.json_response(chat_answer("slow"))
+
+    servers[0].handler = slowly
+    engine = fleet_of(servers, engine_args={"max_num_seqs": 4})
+    results = engine.chat_batch([ask(f"question {number}") for number in range(150)])
+    assert len(results) == 150
+    first, *others = counts(servers)
+    assert sum((first, *others)) == 150
+    assert first < min(others) / 2
+    assert {member.in_flight for member in engine.status().members} == {0}
+
+
+def test_weights_share_the_requests(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers[:2], member_weights=[3, 1])
+    for _ in range(80):
+        engine.count_tokens("a b")  # which has no conversation that prefers a server
+    looks = [len(server.looks) for server in servers[:2]]
+    assert looks[0] == pytest.approx(60, abs=4), looks
+
+
+def test_objects_of_one_fleet_count_together(servers: list[RemoteServer]) -> None:
+    first, second = fleet_of(servers), fleet_of(list(reversed(servers)))
+    for server in servers:
+        server.streams("Hello", then="hang")
+    streams = [first.stream_chat(HELLO), second.stream_chat(ask("another")), first.stream_chat(ask("a third"))]
+    for stream in streams:
+        next(stream)
+    assert sum(member.in_flight or 0 for member in second.status().members) == 3
+    for stream in streams:
+        stream.close()
+    assert sum(member.in_flight or 0 for member in second.status().members) == 0
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize("way", ["chat", "stream", "async", "batch", "generate"])
+@pytest.mark.parametrize("fault", ["gone", "500", "503", "429", "cut"])
+def test_a_request_that_has_shown_nothing_goes_to_another_server(
+    servers: list[RemoteServer], way: str, fault: str
+) -> None:
+    if fault == "cut":
+
+        async def cut(request: web.Request) -> web.StreamResponse:
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+
+        servers[0].handler = cut
+    elif fault != "gone":
+        servers[0].fails(int(fault))
+    urls = [NOBODY if fault == "gone" else servers[0].url, servers[1].url, servers[2].url]
+    for server in servers[1:]:
+        if way == "stream":
+            server.streams("Hel", "lo")
+    engine = Engine(base_url=urls, model="served", max_retries=1)
+    for number in range(12):
+        messages = ask(f"question {number}")
+        if way == "chat":
+            assert engine.chat(messages).text
+        elif way == "stream":
+            assert "".join(chunk.text for chunk in engine.stream_chat(messages)) == "Hello"
+        elif way == "async":
+            assert asyncio.run(engine.achat(messages)).text
+        elif way == "batch":
+            assert len(engine.chat_batch([messages] * 4)) == 4
+        else:
+            assert engine.generate(f"text {number}") is not None
+    assert engine.stats().requests.errors == {}
+    if fault == "gone":
+        assert engine.stats().requests.retries <= 4, "after the first failure it is left out for a while"
+
+
+def test_what_is_wrong_with_a_request_is_told_at_once_and_no_servers_fault(servers: list[RemoteServer]) -> None:
+    for server in servers:
+        server.fails(400, message="temperature must be below 2")
+    engine = fleet_of(servers)
+    for _ in range(5):
+        with pytest.raises(RequestRejectedError, match="temperature must be below 2"):
+            engine.chat(HELLO)
+    assert sum(counts(servers)) == 5
+    assert [member.last_error for member in engine.status().members] == [None] * 3
+
+
+def test_a_stream_that_has_shown_something_does_not_move(servers: list[RemoteServer]) -> None:
+    for server in servers:
+        server.streams("Hello", then="cut")
+    stream = fleet_of(servers).stream_chat(HELLO)
+    assert next(stream).text == "Hello"
+    with pytest.raises(ServerConnectionError):
+        list(stream)
+    assert sum(counts(servers)) == 1
+
+
+def test_when_all_fail_the_error_tells_what_each_said(servers: list[RemoteServer]) -> None:
+    for number, server in enumerate(servers):
+        server.fails(500, message=f"server {number} is broken")
+    began = time.monotonic()
+    with pytest.raises(RequestError) as raised:
+        fleet_of(servers).chat(HELLO)
+    assert time.monotonic() - began < 5
+    assert all(f"server {number} is broken" in str(raised.value) for number in range(3))
+    assert type(pickle.loads(pickle.dumps(raised.value))) is type(raised.value)
+
+
+def test_without_retries_the_first_failure_is_the_callers() -> None:
+    engine = Engine(base_url=[NOBODY, "http://127.0.0.1:19"], model="served", max_retries=0)
+    with pytest.raises(ServerUnreachableError) as raised:
+        engine.chat(HELLO)
+    assert "also tried" not in str(raised.value)
+
+
+def test_a_server_that_comes_back_gets_requests_again(servers: list[RemoteServer]) -> None:
+    servers[0].fails(503, times=1)
+    engine = fleet_of(servers)
+    for number in range(9):
+        engine.chat(ask(f"question {number}"))
+    before = counts(servers)[0]
+    assert before <= 1
+    time.sleep(1.1)
+    answers(engine, 20)
+    assert counts(servers)[0] > before
+
+
+def test_a_model_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> None:
+    async def lacks(_: web.Request) -> web.StreamResponse:
+        message = "The model `served` does not exist."
+        return web.json_response({"error": {"message": message, "type": "NotFoundError", "code": 404}}, status=404)
+
+    servers[0].handler = servers[1].handler = lacks
+    engine = fleet_of(servers)
+    assert set(answers(engine, 12)) == {servers[2].url}
+    assert counts(servers)[:2] == [1, 1], "each is asked once"
+    servers[2].handler = lacks
+    with pytest.raises(ModelNotFoundError, match=r"none of http.* serves 'served'"):
+        engine.chat(HELLO)
+
+
+def test_a_deadline_holds_over_all_servers(servers: list[RemoteServer]) -> None:
+    async def never(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(2)
+        return web.Response()
+
+    for server in servers:
+        server.handler = never
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        fleet_of(servers).chat(HELLO, timeout=0.5)
+    assert time.monotonic() - began < 1.5
+
+
+# ---- members
+
+
+def test_members_come_are_drained_and_go(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers[:2])
+    engine.fleet.add(f"{servers[2].url}/v1", api_key="third")
+    assert len(answers(engine, 30)) == 3
+    assert servers[2].requests[0][0]["Authorization"] == "Bearer third"
+    assert "Authorization" not in servers[0].requests[0][0]
+    servers[0].streams("Hello", then="hang")
+    engine.fleet.drain(servers[1].url)
+    engine.fleet.drain(servers[2].url)
+    stream = engine.stream_chat(HELLO)
+    next(stream)
+    engine.fleet.drain(servers[0].url)
+    with pytest.raises(RequestError, match="all servers of the fleet are being drained"):
+        engine.chat(HELLO)
+    assert [member.in_flight for member in engine.status().members] == [1, 0, 0]
+    stream.close()
+    engine.fleet.remove(servers[0].url)
+    assert [member.base_url for member in engine.status().members] == [servers[1].url, servers[2].url]
+
+
+def test_what_is_no_member_is_told(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers[:2])
+    with pytest.raises(SettingsError, match="http://nowhere is not a member of the fleet"):
+        engine.fleet.drain("http://nowhere")
+    with pytest.raises(SettingsError, match="is a member already"):
+        engine.fleet.add(servers[0].url)
+    with pytest.raises(SettingsError, match="this is no fleet"):
+        Engine(base_url=servers[0].url, model="m").fleet.add("http://x")
+
+
+def test_each_server_has_its_own_key_user_and_password(servers: list[RemoteServer]) -> None:
+    answers(fleet_of(servers, api_key=["a", "b", "c"]), 30)
+    assert [server.requests[0][0]["Authorization"] for server in servers] == ["Bearer a", "Bearer b", "Bearer c"]
+    urls = [server.url.replace("//", f"//user{number}:word@") for number, server in enumerate(servers)]
+    engine = Engine(base_url=",".join(urls), model="other")
+    answers(engine, 30)
+    assert {server.requests[-1][0]["Authorization"].split()[0] for server in servers} == {"Basic"}
+    assert len({server.requests[-1][0]["Authorization"] for server in servers}) == 3
+    assert "word" not in repr(engine) + repr(engine.settings) + str(pickle.dumps(engine))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"base_url": []}, ["base_url", "empty list"]),
+        ({"base_url": ["http://a", "http://a/v1"]}, ["names http://a twice"]),
+        ({"base_url": ["http://a", "b:8000"]}, ["must start with http://"]),
+        ({"base_url": ["http://a", "http://b"], "api_key": ["x"]}, ["api_key has 1 values for 2 base_url"]),
+        ({"base_url": ["http://a", "http://b"], "member_weights": [1, 0]}, ["member_weights", "greater than 0"]),
+        ({"base_url": ["http://a", "http://b"], "member_weights": [1, 2, 3]}, ["member_weights has 3 values for 2"]),
+    ],
+)
+def test_wrong_settings_are_told(settings: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as raised:
+        EngineSettings(**settings)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_fleet_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_URL", "http://a:8000/v1, http://b:8000/v1")
+    monkeypatch.setenv("VLLM_API_KEY", "x,y")
+    monkeypatch.setenv("VLLM_MEMBER_WEIGHTS", "2,1")
+    settings = EngineSettings()
+    assert settings.base_url == ("http://a:8000", "http://b:8000")
+    assert settings.member_weights == (2.0, 1.0)
+    keys = [member.api_key for member in settings.members()]
+    assert [key.get_secret_value() for key in keys if not isinstance(key, tuple) and key is not None] == ["x", "y"]
+    monkeypatch.delenv("VLLM_MEMBER_WEIGHTS")
+    monkeypatch.setenv("VLLM_API_URL", "http://a:8000/v1,")
+    assert EngineSettings(api_key="x").base_url == "http://a:8000"
+
+
+def test_status_tells_of_each_and_metrics_add_up(servers: list[RemoteServer]) -> None:
+    async def metrics(_: web.Request) -> web.StreamResponse:
+        return web.Response(text='vllm:generation_tokens_total{engine="0"} 5.0\n')
+
+    for server in servers[:2]:
+        server.metrics = metrics
+    engine = Engine(base_url=[servers[0].url, servers[1].url, NOBODY], model="served")
+    status = engine.status()
+    assert status.state is EngineState.READY
+    assert [member.state for member in status.members] == [EngineState.READY, EngineState.READY, EngineState.FAILED]
+    assert NOBODY in (status.last_error or "")
+    engine.warmup()
+    engine.fleet.remove(NOBODY)
+    assert engine.metrics() == {"generation_tokens": 10.0}
+
+
+def test_threads_loops_and_forks_keep_their_counts(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers)
+    for server in servers:
+        server.streams("Hello", then="hang")
+    stream = engine.stream_chat(HELLO)
+    next(stream)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(sum(member.in_flight for member in engine.fleet.pool.members.values()))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    stream.close()
+    for server in servers:
+        named(server)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(lambda number: answers(engine, 10) if number % 2 else asyncio.run(several(engine)), range(8))
+        )
+    assert sum(sum(each.values()) for each in found) == 80
+    assert {member.in_flight for member in engine.status().members} == {0}
+
+
+async def several(engine: Engine) -> Counter[str]:
+    results = await asyncio.gather(*(engine.achat(ask(f"question {number}")) for number in range(10)))
+    return Counter(result.text for result in results)
