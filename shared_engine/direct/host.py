@@ -26,6 +26,7 @@ from shared_engine.machine.proc import group_members
 from shared_engine.observe.log_lines import this_process
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT
 from shared_engine.supervisor.ends import End, Exit, end_of, first_exit
@@ -274,7 +275,7 @@ class Host:
 def _birth(folder: DirectFolder) -> Birth:
     passed_on = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", LOGGING_VARIABLE)
     environment = {name: os.environ[name] for name in passed_on if name in os.environ}
-    unset = (*ENVIRONMENT.values(), ROOT_VARIABLE, LOGGING_VARIABLE)
+    unset = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE, LOGGING_VARIABLE)
     return Birth(os.getpid(), str(folder.log), unset, folder.directory.scratch_environment(environment))
 
 

@@ -51,7 +51,7 @@ def look_at(directory: RuntimeDir, spec: EngineSpec, *, processes: bool = False)
     """One engine, which may never have been started.
 
     Args:
-        processes: look at its processes and their memory too; takes some milliseconds, with a GPU some hundred.
+        processes: look at its processes and their memory too.
     """
     record = read_record(directory.record)
     if record is None:

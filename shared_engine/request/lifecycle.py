@@ -107,7 +107,7 @@ class Lifecycle:
         """The engine as it is now. Starts nothing and keeps nothing awake.
 
         Args:
-            processes: look at its processes and their memory too; some milliseconds, with a GPU some hundred.
+            processes: look at its processes and their memory too.
         """
         return await self._requests.endpoint.status(processes=processes)
 
