@@ -1,10 +1,11 @@
 """Prometheus metrics: the requests of this process, and the engines of this machine.
 
     from prometheus_client import REGISTRY
-    from shared_engine.prometheus import EnginesCollector, RequestsCollector
+    from shared_engine.prometheus import EnginesCollector, GPUsCollector, RequestsCollector
 
     REGISTRY.register(RequestsCollector())  # in each process; two engines have two values of the label engine_key
     REGISTRY.register(EnginesCollector())   # in one process of the machine, such as a sidecar
+    REGISTRY.register(GPUsCollector())      # there too
 
 Needs ``prometheus_client`` (``pip install 'vllm-local[prometheus]'``). Numbers are read when they are scraped: nothing
 runs in between. Several processes of one server (gunicorn's workers) each have requests of their own. They share
@@ -18,6 +19,7 @@ import socket
 from collections.abc import Iterator
 
 from shared_engine.errors import SettingsError
+from shared_engine.gpu import GPUMonitor, alert_counts
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import find_engines
 from shared_engine.request.routes import METRICS
@@ -89,6 +91,42 @@ class EnginesCollector(Collector):
         engines = find_engines()
         yield from _life(engines)
         yield from _of_vllm(engines)
+
+
+class GPUsCollector(Collector):
+    """``vllm_local_gpu_*``: the GPUs that a monitor looks at, at each scrape, and the alerts of all monitors of this
+    process. Nothing where there is no GPU.
+
+    Args:
+        monitor: whose alerts are given at scrapes, too. Default: one of all GPUs that this process may use.
+    """
+
+    def __init__(self, monitor: GPUMonitor | None = None) -> None:
+        self._monitor = monitor or GPUMonitor()
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("uuid", "name")
+        families = {
+            "memory_used_bytes": "Memory that processes have.",
+            "memory_total_bytes": "All of its memory.",
+            "utilization_percent": "Share of the last moments in which it computed.",
+            "temperature_c": "In degrees Celsius.",
+            "power_w": "In watts.",
+        }
+        gauges = {
+            name: GaugeMetricFamily(f"vllm_local_gpu_{name}", words, labels=labels) for name, words in families.items()
+        }
+        alerts = CounterMetricFamily("vllm_local_gpu_alerts", "Alerts of this process's monitors.", labels=labels)
+        found, counts = self._monitor.get_stats(), alert_counts()
+        for stats in found:
+            for name, gauge in gauges.items():
+                if (value := getattr(stats, name)) is not None:
+                    gauge.add_metric((stats.uuid, stats.name), value)
+            alerts.add_metric((stats.uuid, stats.name), counts.get(stats.uuid, 0))
+        yield from (*gauges.values(), alerts)
 
 
 def _life(engines: list[EngineInfo]) -> Iterator[Metric]:

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from shared_engine import Engine, EngineState, RequestError
-from shared_engine.prometheus import EnginesCollector, RequestsCollector
+from shared_engine.gpu import GPUMonitor, alert_counts
+from shared_engine.prometheus import EnginesCollector, GPUsCollector, RequestsCollector
 from shared_engine.request import tally
 from shared_engine.runtime.life_stats import EvictionReason, LifeStats
+from tests.support.fake_nvml import GIB, A, B, FakeNvml, gpu
 from tests.support.hand_made import MakeEngine
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
@@ -29,7 +32,7 @@ def server() -> Iterator[RemoteServer]:
         yield server
 
 
-def scraped(*collectors: RequestsCollector | EnginesCollector) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def scraped(*collectors: Collector) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
@@ -102,7 +105,7 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     ours = {
         family.name: family
-        for collector in (RequestsCollector(), EnginesCollector())
+        for collector in (RequestsCollector(), EnginesCollector(), GPUsCollector())
         for family in collector.collect()
         if family.name.startswith("vllm_local_")
     }
@@ -118,9 +121,30 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     assert used == set(ours), "the dashboard shows all of them"
 
 
+def test_gpus_and_the_alerts_of_their_monitors(fake_gpus: FakeNvml) -> None:
+    fake_gpus.show(gpu(A, free=1 * GIB, used=78 * GIB), gpu(B, "GB10", total=-1, busy=-1, milliwatts=-1))
+    before = alert_counts().get(A, 0)
+    samples = scraped(GPUsCollector(GPUMonitor(threshold=0.9)))  # one more that is above: it alerts at this scrape
+    found = {(name, dict(labels)["uuid"]): value for (name, labels), value in samples.items()}
+    assert found == {
+        ("vllm_local_gpu_memory_used_bytes", A): 78 * GIB,
+        ("vllm_local_gpu_memory_total_bytes", A): 80 * GIB,
+        ("vllm_local_gpu_utilization_percent", A): 35,
+        ("vllm_local_gpu_temperature_c", A): 45,
+        ("vllm_local_gpu_temperature_c", B): 45,
+        ("vllm_local_gpu_power_w", A): 120.5,
+        ("vllm_local_gpu_alerts_total", A): before + 1,
+        ("vllm_local_gpu_alerts_total", B): alert_counts().get(B, 0),
+    }
+    fake_gpus.show("init 9")
+    assert scraped(GPUsCollector()) == {}
+
+
 def test_the_page_lists_all_metrics() -> None:
     found = {
-        family.name: family.type for each in (RequestsCollector(), EnginesCollector()) for family in each.collect()
+        family.name: family.type
+        for each in (RequestsCollector(), EnginesCollector(), GPUsCollector())
+        for family in each.collect()
     }
     ours = {name: kind for name, kind in found.items() if name.startswith("vllm_local_")}
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
