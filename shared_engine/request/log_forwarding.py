@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 from shared_engine.errors import EngineError
 from shared_engine.logs import TREE, write_what_nobody_hears
@@ -75,7 +76,7 @@ class LogForwarder:
             extra = {**self._extra, **({"engine_process": line.process} if line.process else {})}
             record = logger.makeRecord(logger.name, line.level, "", 0, "%s", (redacted(str(line)),), None, extra=extra)
             with contextlib.suppress(Exception):  # of a filter of the app's: the lines after this one come all the same
-                logger.handle(record)
+                _hand_over(logger, record)
 
     def look(self) -> None:
         """Look at once whether it is still wanted."""
@@ -136,9 +137,16 @@ def _forget(forwarder: LogForwarder) -> str | None:
 
 def _is_shown(logger: logging.Logger, level: int) -> bool:
     """All that vLLM logs is, unless the app has chosen a level for our loggers: the root's is not meant for it."""
-    if logger.level or logging.getLogger(TREE).level:
-        return logger.isEnabledFor(level)
-    return level > logging.root.manager.disable
+    is_chosen = logger.level or logging.getLogger(TREE).level
+    return level > logging.root.manager.disable and (not is_chosen or level >= logger.getEffectiveLevel())
+
+
+def _hand_over(logger: logging.Logger, record: logging.LogRecord) -> None:
+    """As ``handle``; but also where the app's dictConfig has silenced all loggers that it did not know: this log was
+    asked for."""
+    passed: Any = logger.filter(record)
+    if passed:
+        logger.callHandlers(passed if isinstance(passed, logging.LogRecord) else record)
 
 
 @atexit.register

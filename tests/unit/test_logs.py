@@ -23,6 +23,7 @@ import llama_index_vllm_local
 from shared_engine import Engine, InvalidInputError, ServerUnreachableError
 from shared_engine.logs import TREE, JsonFormatter, setup
 from shared_engine.request import sending
+from shared_engine.request.log_forwarding import forward_log, stop_forwarding
 from tests.support.paths import REPOSITORY
 
 FOLDERS = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")
@@ -213,6 +214,18 @@ def configured(formatter: str = "plain", **more: Any) -> io.StringIO:
         }
     )
     return stream
+
+
+@unconfigured
+def test_a_dict_config_that_silences_what_was_there_keeps_vllms_log_that_was_asked_for(tmp_path: Path) -> None:
+    log, wanted = tmp_path / "engine.log", logging.Formatter()
+    logging.getLogger("shared_engine.vllm").debug("there already")
+    forward_log(log, "tiny", wanted)
+    stream = configured()
+    assert logging.getLogger("shared_engine.vllm").disabled
+    log.write_text("INFO: one\n")
+    stop_forwarding(log, wanted)
+    assert stream.getvalue() == "one\n"
 
 
 @unconfigured
