@@ -35,14 +35,14 @@ def output_parser(schema: Any, method: str, tool_name: str = "") -> BaseOutputPa
 
 
 def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]:
-    """The answer, and whether it is still coming.
+    """The answer, and whether it is still coming. A text is an answer too: LangChain's OutputFixingParser has no more.
 
     Raises:
         LengthFinishReasonError: it was cut off; has the part that arrived.
     """
     message = getattr(result[0], "message", None)
     if not isinstance(message, AIMessage):
-        raise OutputParserException(f"only an answer of a chat model can be parsed, not a {type(result[0]).__name__}")
+        message = AIMessage(result[0].text, response_metadata=result[0].generation_info or {})
     reason = message.response_metadata.get("finish_reason")
     if reason in CUT_OFF:
         calls = "".join(str(call["args"] or "") for call in (*message.invalid_tool_calls, *message.tool_calls))

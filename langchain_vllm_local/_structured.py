@@ -18,13 +18,15 @@ from pydantic import TypeAdapter
 
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._parsers import output_parser
-from shared_engine.adapting.structured import JsonSchema
+from shared_engine.adapting.structured import JsonSchema, unheld
 from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from langchain_core.language_models.base import LanguageModelInput
     from langchain_core.messages import AIMessage
     from langchain_core.output_parsers import BaseOutputParser
+
+    from shared_engine import Engine
 
 Method = Literal["json_schema", "function_calling", "json_mode", "regex", "choice", "grammar"]
 
@@ -34,6 +36,11 @@ _DEFAULT_NAME = "output"
 
 class StructuredOutput(BaseChatModel):
     """Mixed into a chat model: ``with_structured_output``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def engine(self) -> Engine: ...
 
     def with_structured_output(
         self,
@@ -81,6 +88,12 @@ class StructuredOutput(BaseChatModel):
         if method == "json_mode":
             return "", self.bind(response_format={"type": "json_object"}, **kwargs)
         wanted = json_schema(schema, strict)
+        where = None if wanted.is_checked or self.engine.settings.is_remote else unheld(wanted.schema)
+        if where is not None:
+            raise InvalidInputError(
+                f"{where}: vLLM can't hold an answer to this, and an answer that becomes a dict is not checked; use a "
+                "pydantic class, or leave it out"
+            )
         shown = {"kwargs": {"method": method, "strict": strict}, "schema": _traced_schema(schema, wanted)}
         traced: dict[str, Any] = {"ls_structured_output_format": shown}
         if method == "function_calling":
@@ -128,7 +141,7 @@ def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         as_json: Any = getattr(schema, "model_json_schema", None) or schema.schema  # type: ignore[attr-defined]  # v1
         content = as_json()
-        return JsonSchema(schema.__name__, content, content.get("description"), strict)
+        return JsonSchema(schema.__name__, content, content.get("description"), strict, is_checked=True)
     if _is_typed_dict(schema):
         function = convert_to_openai_function(schema, strict=strict)
         return JsonSchema(function["name"], function["parameters"], function.get("description"), strict)

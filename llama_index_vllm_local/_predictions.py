@@ -254,7 +254,7 @@ def _schema(output_cls: Any) -> JsonSchema:
         raise InvalidInputError(
             f"output_cls = {output_cls.__name__}: it can't be converted to a JSON schema: {exc}"
         ) from exc
-    return JsonSchema(output_cls.__name__, schema, schema.get("description"))
+    return JsonSchema(output_cls.__name__, schema, schema.get("description"), is_checked=True)
 
 
 def _held_to(response_format: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

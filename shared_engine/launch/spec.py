@@ -85,7 +85,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
     args = choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers)
     if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
         args = {CALL_LEVEL: "function", **args}
-    argv += _flags({**args, **lora_args(settings)})
+    argv += [*_backend_flags(args), *_flags({**args, **lora_args(settings)})]
     spec = EngineSpec(
         argv=tuple(argv),
         python=interpreter.path,
@@ -175,6 +175,20 @@ def resolve_model(settings: EngineSettings) -> str:
     assert settings.model is not None  # EngineSettings checked it
     path = os.path.expanduser(settings.model)
     return os.path.realpath(path) if os.path.exists(path) else settings.model
+
+
+def _backend_flags(args: Mapping[str, Any]) -> list[str]:
+    """What holds answers to a form: xgrammar, unless the user says otherwise.
+
+    Left to vLLM, an engine's first request with a form decides it for all that follow, whoever sends them: after one
+    that only guidance takes (an ``allOf``), forced tool calls fail with 500 and other answers come back empty; after
+    any other, an ``allOf`` is accepted and not held. Mistral's own tokenizers need guidance for tool calls.
+    """
+    is_chosen = any(name.partition(".")[0] == "structured_outputs_config" for name in args)
+    is_mistrals = "mistral" in (args.get("tokenizer_mode"), args.get("tool_call_parser"), args.get("config_format"))
+    if is_chosen or is_mistrals or args.get("runner") == "pooling":
+        return []
+    return ["--structured-outputs-config.backend", "xgrammar"]
 
 
 def _cpu_memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import threading
 from typing import Any, Literal, TypedDict
 
@@ -168,6 +169,45 @@ def answer(text: str = "", finish_reason: str = "stop", **fields: Any) -> AIMess
 
 def call(**arguments: Any) -> ToolCall:
     return ToolCall(name="Person", args=arguments, id="1", type="tool_call")
+
+
+LETTERS = {"type": "string", "pattern": "a+"}
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ({"allOf": [LETTERS, {"enum": ["a", "b"]}]}, ".allOf"),
+        ({"allOf": [LETTERS], "maxLength": 5}, ".allOf"),
+        ({"$ref": "https://example.com/schema.json"}, ".$ref"),
+        ({"type": "string", "not": {"const": "b"}}, ".not"),
+        ({"if": LETTERS, "then": {"minLength": 2}}, ".if"),
+        ({"type": "integer", "multipleOf": 5}, ".multipleOf"),
+        ({**LETTERS, "maxLength": 5}, ".maxLength"),
+        ({"anyOf": [{"type": "null"}, {"type": "array", "contains": LETTERS}]}, ".anyOf[1].contains"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_nobody_would_check_is_refused_before_anything_starts(
+    method: Method, part: dict[str, Any], where: str
+) -> None:
+    """vLLM ignores some of these, and the answer is wrong without an error."""
+    schema = {"title": "It", "type": "object", "properties": {"not": part}, "required": ["not"]}
+    with pytest.raises(InvalidInputError, match=rf"schema\.properties\.not{re.escape(where)}: vLLM can't hold"):
+        ChatVLLM(model="org/name").with_structured_output(schema, method=method)
+    ChatVLLM(base_url="http://127.0.0.1:9").with_structured_output(schema, method=method)  # others may
+
+
+def test_what_can_be_held_or_is_a_remark_is_not_refused() -> None:
+    part = {
+        "allOf": [{"$ref": "#/$defs/not"}], "title": "A", "default": {"not": 1}, "description": "if", "type": "string",
+    }  # fmt: skip
+    tags = {"type": "array", "uniqueItems": True, "items": {"type": "string", "format": "path"}}
+    schema = {"type": "object", "properties": {"if": part, "tags": tags}, "$defs": {"not": LETTERS}}
+    ChatVLLM(model="org/name").with_structured_output(schema)
+    ChatVLLM(model="org/name").with_structured_output(set[str])
+    ChatVLLM(model="org/name").with_structured_output(PersonDict)
 
 
 def test_each_method_gives_its_value() -> None:

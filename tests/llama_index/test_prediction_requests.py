@@ -175,6 +175,45 @@ def test_only_the_keyword_unique_items_is_left_out_of_a_schema_and_of_a_copy() -
     assert json.dumps(named) == before
 
 
+def test_what_vllm_refuses_is_left_to_who_checks_the_answer() -> None:
+    text = {"type": "string", "pattern": "a+", "minLength": 2, "maxLength": 5}
+    refused: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "multipleOf": {"type": "integer", "multipleOf": 5, "minimum": 0},
+            "format": {"type": "string", "format": "path", "minLength": 2},
+            "day": {"type": "string", "format": "date", "minLength": 2},
+            "text": text,
+            "list": {"type": "array", "items": text, "contains": {"const": "a"}, "minContains": 1, "maxContains": 2},
+            "both": {"allOf": [{"type": "string"}, text]},
+            "one": {"allOf": [{"$ref": "#/$defs/text"}]},
+            "map": {"type": "object", "patternProperties": {"^a": text}},
+            "maps": {"type": "object", "patternProperties": {"^a": text, "^b": text}, "propertyNames": text},
+        },
+        "patternProperties": {"^x": text},
+        "$defs": {"text": text},
+    }
+    left = {"type": "string", "pattern": "a+"}
+    assert JsonSchema("it", refused, is_checked=True).response_format()["json_schema"]["schema"] == {
+        "type": "object",
+        "properties": {
+            "multipleOf": {"type": "integer", "minimum": 0},
+            "format": {"type": "string", "minLength": 2},
+            "day": {"type": "string", "format": "date"},
+            "text": left,
+            "list": {"type": "array", "items": left},
+            "both": {},
+            "one": {"allOf": [{"$ref": "#/$defs/text"}]},
+            "map": {"type": "object", "patternProperties": {"^a": left}},
+            "maps": {"type": "object"},
+        },
+        "$defs": {"text": left},
+    }
+    unchecked = JsonSchema("it", refused).response_format()["json_schema"]["schema"]
+    assert unchecked["properties"].pop("format") == {"type": "string", "minLength": 2}, "by the standard a remark"
+    assert unchecked["properties"] == {name: refused["properties"][name] for name in unchecked["properties"]}
+
+
 class Locked(BaseModel):
     call: Callable[[int], int]
 

@@ -173,6 +173,27 @@ def test_a_tool_is_called_and_its_result_answered(engine: Engine) -> None:
     assert "21" in engine.chat(messages, tools=[WEATHER], temperature=0).text
 
 
+def test_a_form_that_can_not_be_held_is_refused_and_decides_nothing_for_others(engine: Engine) -> None:
+    """Left to choose, vLLM takes the backend of its first request, and with guidance forced calls fail (500)."""
+    both = {"title": "It", "allOf": [{"type": "object"}, {"properties": {"a": {"type": "string"}}}]}
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": both}}
+    with pytest.raises(RequestRejectedError, match="not supported by xgrammar"):
+        engine.chat(HELLO, response_format=form)
+    forced = {"type": "function", "function": {"name": "get_weather"}}
+    messages = [{"role": "user", "content": "What is the weather in Basel?"}]
+    assert engine.chat(messages, tools=[WEATHER], tool_choice=forced, temperature=0).tool_calls
+
+
+def test_an_answer_goes_on_from_the_apps_own_words(engine: Engine) -> None:
+    begun = [*HELLO, {"role": "assistant", "content": "Hello! How can I"}]
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    usual, gone_on = (
+        engine.chat(begun, temperature=0, max_tokens=8, extra_body=body).usage.prompt_tokens
+        for body in (None, going_on)
+    )
+    assert gone_on < usual, "no new turn begins"
+
+
 def test_a_tool_call_is_streamed_in_pieces(engine: Engine) -> None:
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     deltas = [

@@ -88,6 +88,25 @@ def test_the_longest_context_that_fits_is_the_default_of_a_cpu_alone(python: str
     assert not has(flags(cpu, max_model_len=512), *auto)
 
 
+@pytest.mark.parametrize(
+    ("engine_args", "is_ours"),
+    [
+        ({}, True),
+        ({"tool_call_parser": "hermes"}, True),
+        ({"structured_outputs_config": {"backend": "guidance"}}, False),
+        ({"structured-outputs-config.backend": "outlines"}, False),
+        ({"tokenizer_mode": "mistral"}, False),
+        ({"tool_call_parser": "mistral"}, False),
+        ({"runner": "pooling"}, False),
+    ],
+)
+def test_no_request_decides_for_others_what_holds_them_to_a_form(
+    python: str, engine_args: dict[str, Any], is_ours: bool
+) -> None:
+    argv = flags(python, engine_args=engine_args)
+    assert has(argv, "--structured-outputs-config.backend", "xgrammar") is is_ours
+
+
 def test_code_that_comes_with_a_model_is_not_run_by_default(python: str) -> None:
     assert "--trust-remote-code" not in flags(python)
 
