@@ -49,6 +49,9 @@ from shared_engine.vllm_versions import INSTALLED, matter_of_version
 POLL_S = 0.02
 FILES_POLL_S = 1.0
 STALL_POLL_S = 5.0
+FORK_STALL_S = 20.0
+"""A launcher that has imported vLLM forks within milliseconds, and reads no file for it: one that does nothing for so
+long hangs, however patient the callers are with a start."""
 DUMP_SIGNAL = signal.SIGUSR2  # launcher.py has the processes print their Python stacks at it
 DUMP_S, DUMP_LIMIT_S = 0.1, 2.0
 DUMP_LINES = 12
@@ -157,13 +160,16 @@ class EngineProcess:
         self._socket = path
         self._memory_kills = out_of_memory_kills()
         self._progress.enter(StartPhase.CONFIG)
+        starting = asyncio.ensure_future(launcher.start_server([*self._spec.argv, "--uds", path]))
+        words = "the process that starts vLLM does not answer"
+        stall = self._stall_check(lambda: [launcher.pid], min(stall_timeout_s, FORK_STALL_S), words)
         try:
-            async with asyncio.timeout(stall_timeout_s):
-                server = await launcher.start_server([*self._spec.argv, "--uds", path])
-        except TimeoutError:
-            message = "the process that starts vLLM does not answer"
-            stopped = is_any_stopped([launcher.pid])
-            raise self._failed(FailureKind.TIMEOUT, message, is_from_outside=stopped) from None
+            while not starting.done():
+                await stall()
+                await asyncio.wait([starting], timeout=POLL_S)
+        finally:
+            starting.cancel()
+        server = starting.result()
         if server is None:
             raise self._explained(launcher.exit("the process that starts vLLM"))
         self.server = server
@@ -266,8 +272,15 @@ class EngineProcess:
         self._log.feed(data)
         self._progress.feed(data.decode(errors="replace"))
 
-    def _stall_check(self, pids: Callable[[], list[int]], limit_s: float) -> Callable[[], Awaitable[None]]:
-        """A function to call again and again, which raises StartFailedError when nothing has moved for ``limit_s``."""
+    def _stall_check(
+        self, pids: Callable[[], list[int]], limit_s: float, words: str = "the start hangs"
+    ) -> Callable[[], Awaitable[None]]:
+        """A function to call again and again, which raises StartFailedError when nothing has moved for ``limit_s``.
+
+        Signs of life are what a process writes, and its use of the processor. There is no other while the launcher
+        imports vLLM: nothing of ours runs then, and a process that reads from a slow disk looks like one that hangs. So
+        an import, like all of a start, has ``stall_timeout_s``, which is long. A fork has FORK_STALL_S.
+        """
         poll_s = min(limit_s / 10, STALL_POLL_S)
         clock = WatchedClock(MAX_GAP_FACTOR * poll_s)
         watch = StallWatch(clock.now())
@@ -282,9 +295,10 @@ class EngineProcess:
             used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
             written, is_able = self._log.bytes_fed + self._bytes_on_disk(), partial(is_runnable, now_there)
             if watch.is_stalled(clock.now(), written, used_s, waited_s, limit_s, is_able):
+                setting = "" if limit_s == FORK_STALL_S else "stall_timeout_s = "
                 message = (
-                    f"the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
-                    f"{limit_s:g} s, while it was {self._progress.progress}"
+                    f"{words}: no line in the log and no use of the processor for {setting}{limit_s:g} s, "
+                    f"while it was {self._progress.progress}"
                 )
                 stopped = is_any_stopped(now_there)
                 lines = await self._lines_and_stacks(now_there)

@@ -326,3 +326,16 @@ def test_a_request_that_comes_while_a_failed_start_is_cleared_away_is_served(
         assert time.monotonic() - began < 8
     assert isinstance(first[0].exception(), EngineStartError)
     assert not complaints(engine)
+
+
+def test_a_launcher_that_hangs_as_it_forks_is_not_waited_for_as_a_start_is(
+    fake_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_IMPORT", json.dumps({"hang_at": "fork", "once": str(tmp_path / "once")}))
+    engine = fake_engine(start_timeout_s=120, max_retries=0)  # and the default stall_timeout_s, of minutes
+    began = time.monotonic()
+    words = r"the process that starts vLLM does not answer: .* for 20 s, while it was reading the model's config"
+    with pytest.raises(EngineStartTimeoutError, match=words):
+        hello(engine)
+    assert 15 < time.monotonic() - began < 50
+    assert hello(engine) == ANSWER, "by another launcher"

@@ -19,6 +19,7 @@ import pytest
 
 from shared_engine import Engine
 from tests.support.in_flight import ATTEMPTS, HELLO, LONG, SHORT, is_cut_short, running, wait_quiet
+from tests.support.notebooks import cell, kernel
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -36,34 +37,6 @@ from shared_engine import Engine
 HELLO, SHORT, LONG = {HELLO!r}, {SHORT!r}, {LONG!r}
 engine = Engine(**{settings!r})
 """
-
-
-@contextmanager
-def kernel(folder: Path) -> Iterator[tuple[Any, Any]]:
-    """A Jupyter kernel: its manager and a client."""
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
-            patch.setenv(variable, str(folder))
-        from jupyter_client.manager import start_new_kernel
-
-        manager, client = start_new_kernel(kernel_name="python3")
-        try:
-            yield manager, client
-        finally:
-            client.stop_channels()
-            manager.shutdown_kernel(now=True)
-
-
-def cell(client: Any, code: str) -> tuple[str, str]:
-    """The name of the error a cell ended with, if any, and all that it wrote."""
-    written: list[str] = []
-
-    def hear(message: dict[str, Any]) -> None:
-        written.append(message["content"].get("text", ""))
-
-    reply = client.execute_interactive(code, timeout=30, output_hook=hear)["content"]
-    assert reply["status"] != "aborted", f"never run: {code}"
-    return reply.get("ename", ""), "".join(written)
 
 
 def test_a_notebook_waits_awaits_streams_and_can_be_interrupted(

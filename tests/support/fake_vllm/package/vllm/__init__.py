@@ -1,6 +1,6 @@
 """A fake vLLM, for faults that the real one can't be made to show on demand. Standard library only.
 
-``--fake '<JSON>'`` chooses the faults, and FAKE_VLLM_IMPORT (JSON too) those of the import: see fake_faults.py.
+``--fake '<JSON>'`` chooses the faults, and FAKE_VLLM_IMPORT (JSON too) those of the launcher: see fake_faults.py.
 """
 
 import os
@@ -9,4 +9,6 @@ from vllm.fake_faults import Faults
 
 __version__ = "0.32.0"
 
-Faults.read(os.environ.get("FAKE_VLLM_IMPORT", "{}")).reach("import")
+faults = Faults.read(os.environ.get("FAKE_VLLM_IMPORT", "{}"))
+faults.reach("import")
+os.register_at_fork(before=lambda: faults.reach("fork"))

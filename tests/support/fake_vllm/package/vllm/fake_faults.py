@@ -22,7 +22,9 @@ core_orders = 0
 
 @dataclass(frozen=True)
 class Faults:
-    """The knobs. Phases: import, start, weights, ready (not listening yet), request, idle (when SIGUSR2 comes)."""
+    """The knobs. Phases: import, fork (these two of the launcher), start, weights, ready (not listening yet), request,
+    idle (when SIGUSR2 comes).
+    """
 
     start_delay_s: float = 0.0
     """How long the start takes, spread over the loading of the weights."""
