@@ -188,8 +188,10 @@ def prompt_of(config: Any, tokenizer: Any, messages: Any, tools: Any, variables:
     options = {"add_generation_prompt": True, "continue_final_message": False, **variables}
     try:
         prompt: str = safe_apply_chat_template(config, tokenizer, conversation, tools=dumped, tokenize=False, **options)
-    except ValueError:
-        return None
+    except Exception as exc:
+        if exc.__cause__ is None:
+            raise
+        return None  # what the template raised, in vLLM's own error
     return prompt
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared_engine.errors import EngineError, EngineStartTimeoutError, RequestError, RequestTimeoutError, VLLMError
-from shared_engine.request.forwarding import ForwardedAnswer, ForwardedRequest, Forwarding
+from shared_engine.request.forwarded_answer import ForwardedAnswer
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from shared_engine.request.io_loop import iterate_sync, run_sync
 
 # openai sends them where the environment has OPENAI_ORG_ID and OPENAI_PROJECT_ID, which are no business of a vLLM.

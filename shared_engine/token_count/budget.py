@@ -72,12 +72,14 @@ class ContextBudget:
         if count is None:
             _say_uncounted(repr(self._settings.base_url or self._settings.model))
             return request
-        most = None if request.names_model else self._window()
+        # An adapter of an engine of ours has the engine's window, and its tokens; another model of a server its own.
+        other = request.model if self._settings.is_remote else None
+        most = self._window() if other is None else None
         if most is not None:
             fitted = _fitted(request, body, count, most, checks=checks, lowers=lowers)
             if self._is_exact():
                 return fitted
-        limit = await self._limit(request.params, body["model"] if request.names_model else None)
+        limit = await self._limit(request.params, other)
         return request if limit is None else _fitted(request, body, count, limit, checks=checks, lowers=lowers)
 
     async def limit(self) -> int:
@@ -120,7 +122,7 @@ class ContextBudget:
             return None  # it has no such route; or it refuses the prompt, as it will refuse the request
 
     def _count_here(self, request: Request, body: Mapping[str, Any]) -> int | None:
-        if request.names_model or not body.keys().isdisjoint(PROMPT_SWITCHES) or "documents" in body:
+        if not body.keys().isdisjoint(PROMPT_SWITCHES) or "documents" in body:
             return None
         if request.path == CHAT:
             return self._tokenizer.chat_tokens(body["messages"], body.get("tools"), prompt_variables(body))

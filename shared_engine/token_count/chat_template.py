@@ -124,7 +124,8 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = json.loads(function.get("arguments") or "{}")
     if not isinstance(arguments, dict):
         raise UnknownFormError
-    return {"id": call["id"], "function": {"name": function["name"], "arguments": arguments}, "type": "function"}
+    # In this order, which a template may show: pydantic's, of the declared types.
+    return {"id": call["id"], "function": {"arguments": arguments, "name": function["name"]}, "type": "function"}
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from shared_engine import ContextLengthError, Engine, EngineState, RequestReject
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher import TOKENIZER_EXPORTER
 from shared_engine.request.bodies import Request, text_tokens_request, tokenize_request
+from shared_engine.token_count.chat_template import ChatTemplate
 from shared_engine.token_count.exported import tokenizer_of
 from shared_engine.token_count.source import ServerOnlyError
 from tests.support.small_tokenizers import declared, make_folder
@@ -232,6 +233,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+SHOWS_ALL = """{{ bos_token }}{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% for message in messages -%}
+{% if message.role == 'system' and not loop.first %}{{ raise_exception('system first') }}{% endif %}
+<|{{ message.role }}|>{{ message }}{{ message | tojson }}{% for call in message.tool_calls %}{{ call }}{% endfor %}
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{{ enable_thinking }}{{ strftime_now('%d %b %Y') }}{% endif %}"""
+TEMPLATES = {
+    "shows all": (SHOWS_ALL, "string"),
+    "parts": (
+        "{% for message in messages %}{% for part in message.content %}{{ part | tojson }}{% generation %}{{ message }}"
+        "{% endgeneration %}{% endfor %}{% if message.role == 'tool' %}{% break %}{% endif %}{% endfor %}",
+        "openai",
+    ),
+    "no system": (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}"
+        "{% endfor %}",
+        "string",
+    ),
+}
+
+
 def with_dropout() -> str:
     state = json.loads(small_tokenizer("llama3").to_str())
     state["model"]["dropout"] = 0.1
@@ -253,6 +273,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             options = {"files": {"tokenizer.json": with_dropout()}}
         folder = make_folder(hub if name == "of Mistral's" else root / name, **options)
         argvs[name] = ["--model", str(folder), *(["--trust-remote-code"] if name == "remote code" else [])]
+    for name, (template, _) in TEMPLATES.items():
+        folder = make_folder(root / name, files={"chat_template.jinja": template})
+        argvs[name] = ["--model", str(folder)]
     texts = ["", "The engine's", *random_texts(40)]
     done = subprocess.run(
         [find_interpreter(None).path, "-c", IN_THE_ENGINES_PYTHON, str(TOKENIZER_EXPORTER.parent)],
@@ -280,3 +303,21 @@ def test_what_vllm_exports_gives_the_tokens_of_the_tokenizer_it_loads(told: dict
 def test_what_the_rust_tokenizer_alone_does_not_give_is_not_exported(told: dict[str, Any], name: str) -> None:
     with pytest.raises(ServerOnlyError, match=REFUSED[name][1]):
         tokenizer_of(told[name][0])
+
+
+@pytest.mark.apart
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_conversations_become_the_prompts_that_vllm_makes(told: dict[str, Any], name: str) -> None:
+    chat = told[name][0]["chat"]
+    assert chat["plain"]["content_format"] == TEMPLATES[name][1]
+    made = ChatTemplate(chat)  # which sees to it that all probes are alike
+    prompts = [made.prompt(*probe[:3]) for probe in chat["probes"]]
+    assert prompts == [probe[3] for probe in chat["probes"]]
+    assert len({prompt for prompt in prompts if prompt}) >= 5
+    assert (None in prompts) == (name == "no system")
+
+
+@pytest.mark.apart
+def test_without_a_template_only_the_server_knows(told: dict[str, Any]) -> None:
+    with pytest.raises(ServerOnlyError, match="no chat template"):
+        ChatTemplate(told["llama3 llama PreTrainedTokenizerFast "][0]["chat"])

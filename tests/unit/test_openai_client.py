@@ -16,7 +16,8 @@ from aiohttp import web
 from shared_engine import Engine, EngineSettings, RequestError, ServerConnectionError, ServerUnreachableError, VLLMError
 from shared_engine.request.client import HttpClient
 from shared_engine.request.endpoint import Connection, Route
-from shared_engine.request.forwarding import ForwardedAnswer, ForwardedRequest, Forwarding
+from shared_engine.request.forwarded_answer import ForwardedAnswer
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.tally import EngineName
 from tests.support.paths import REPOSITORY
