@@ -88,7 +88,8 @@ class DirectEndpoint(EngineEndpoint):
         """Look for vLLM here, read the model's files: in a thread, as disks can be slow."""
 
         async def resolve() -> EngineSpec:
-            return await in_a_thread(lambda: engine_spec(self._settings, interpreter_here()))
+            awake = self._settings.model_copy(update={"sleep_after_s": None})  # nobody here would wake it
+            return await in_a_thread(lambda: engine_spec(awake, interpreter_here()))
 
         if self._spec is None:
             self._spec = await self._resolving.run("spec", resolve)

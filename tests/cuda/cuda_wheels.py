@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import shared_engine.direct
 import shared_engine.launcher
 from shared_engine import EngineSettings
 from shared_engine.launch.install import CUDA_MAJOR, CUDA_TORCH
@@ -100,6 +101,22 @@ def test_every_module_that_the_launcher_imports_is_there(wheel: CudaWheel) -> No
     assert not [name for name in sorted(named) if not wheel.has_module(name)]
     sources = "\n".join(wheel.source_of(name) for name in named)
     assert not [name for name in SERVER_NAMES if f"def {name}(" not in sources]
+
+
+def test_what_direct_mode_replaces_is_there(wheel: CudaWheel) -> None:
+    named = {
+        str(node.value)
+        for file in Path(shared_engine.direct.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"vllm(\.\w+)+", str(node.value))
+    }
+    assert len(named) > 2
+    assert not [name for name in sorted(named) if not wheel.has_module(name)]
+    server = wheel.source_of(release_of(wheel.version).api_server)
+    assert all(word in server for word in ("async def run_server_worker(", "import serve_http", "await serve_http("))
+    metrics = "".join(wheel.source_of(name) for name in named)
+    words = ("_gauge_cls = ", "_counter_cls = ", "_histogram_cls = ", "def get_prometheus_registry(")
+    assert [word for word in words if word not in metrics] == []
 
 
 # ---- command lines

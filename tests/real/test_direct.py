@@ -12,8 +12,9 @@ import pytest
 
 from shared_engine import Engine
 from shared_engine.runtime.directory import runtime_root
-from tests.support.direct import run_direct_app
+from tests.support.direct import run_direct_app, run_in_vllms_python
 from tests.support.in_flight import LONG, SHORT_ANSWER
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.processes import any_exists, end_of
 from tests.support.questions import answers_of, answers_of_adapters
 from tests.support.waiting import wait_until
@@ -21,27 +22,23 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.timeout(180)
 
 
-def test_answers_and_errors_are_those_of_a_local_engine_and_the_app_ends_well(tiny_chat: dict[str, Any]) -> None:
-    app = run_direct_app("direct_answers", json.dumps(tiny_chat))
-    local = json.loads(json.dumps({**answers_of(Engine(**tiny_chat)), **answers_of_adapters(tiny_chat)}))
-    code, out, err = end_of(app, 120)
-    assert (code, "Traceback" in err, "leaked" in err) == (0, False, False), err
-    begun, answers, starts = out.splitlines()  # vLLM writes nothing on the app's stdout; nothing ran the script again
-    assert (begun, starts) == ("begun", "1")
-    assert json.loads(answers) == local
-
-
 @pytest.fixture(scope="module")
 def life(tiny_chat: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What an app has seen in its engine's life, and the app, which is killed at the end; see apps/direct_life.py."""
     app = run_direct_app("direct_life", json.dumps({**tiny_chat, "idle_ttl_s": 600}))
     assert app.stdout
-    child, told = app.stdout.readline(), app.stdout.readline()
+    local = json.loads(json.dumps({**answers_of(Engine(**tiny_chat)), **answers_of_adapters(tiny_chat)}))
+    answers, child, told = (app.stdout.readline() for _ in range(3))
     if not told:
         pytest.fail(end_of(app, 1)[2])
-    yield {"child": json.loads(child), **json.loads(told), "app": app}
+    seen = {"local": local, "direct": json.loads(answers), "child": json.loads(child), **json.loads(told)}
+    yield {**seen, "app": app}
     app.kill()
     end_of(app, 10)
+
+
+def test_answers_and_errors_are_those_of_a_local_engine(life: dict[str, Any]) -> None:
+    assert life["direct"] == life["local"]
 
 
 def test_threads_event_loops_and_a_running_loop_share_one_start(life: dict[str, Any]) -> None:
@@ -79,6 +76,24 @@ def test_an_engine_that_nobody_uses_leaves_memory_and_another_one_stays(life: di
     assert life["seen"]["two engines have their own metrics"] is True
     assert life["seen"]["an idle one has left"] is True
     assert life["seen"]["and only that"] is True
+
+
+def test_an_app_ends_well_with_its_engine_and_prints_only_what_it_says(
+    tiny_chat: dict[str, Any], tmp_path: Path
+) -> None:
+    code = (REPOSITORY / "examples" / "direct_batch.py").read_text()
+    assert len(code.splitlines()) < 40
+    settings = {**tiny_chat, "model": None, "show_progress": False}
+    sizes = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+    script = tmp_path / "direct.py"
+    script.write_text(code.replace("gpu_memory_utilization=0.3", sizes))
+    code_at_end, out, err = end_of(run_in_vllms_python(script, str(TINY_CHAT)), 120)
+    assert (code_at_end, "Traceback" in err, "leaked" in err) == (0, False, False), err
+    assert out.splitlines() == [
+        "64 answers; the first: The capital of France is Paris.",
+        "The capital of Italy is Rome.",
+        "stopped",
+    ]
 
 
 def test_a_killed_app_takes_its_engine_with_it_and_leaves_nothing(life: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""The life of an engine under this app itself: prints what was seen, as JSON, and waits to be killed.
+"""An engine under this app itself, asked with and without a framework, and its life.
+
+Prints, as JSON, the answers, what a forked child got, and what was seen; then waits to be killed.
 
 A script as beginners write it: no ``if __name__ == "__main__"`` around it. Run by the Python that has vLLM.
 """
@@ -13,10 +15,13 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+sys.path.append(os.environ["PACKAGES_BESIDE"])
+
 from shared_engine import Engine, EngineBusyError, EngineDiedError
 from shared_engine.machine.proc import shared_files
 from tests.support.in_flight import HELLO, LONG, SHORT, running, wait_quiet
 from tests.support.processes import process_exists
+from tests.support.questions import answers_of, answers_of_adapters
 from tests.support.waiting import wait_until
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
@@ -57,9 +62,11 @@ async def chats_in_a_running_loop() -> list[str]:
 for _ in range(2):
     texts += asyncio.run(chats_in_a_running_loop())
 seen["answers of threads and loops"] = sorted(set(texts))
-seen["starts"] = engine.status().starts
 after = of_the_app()
 seen["what is the app's has changed"] = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+direct = {**settings, "mode": "direct"}
+print(json.dumps({**answers_of(engine), **answers_of_adapters(direct)}), flush=True)
+seen["starts"] = engine.status().starts
 
 first = processes()
 files = shared_files(first)
