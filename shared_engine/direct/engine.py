@@ -65,23 +65,33 @@ class DirectEngine:
 
     # ---- requests
 
-    def take(self, policy: KeepPolicy) -> Held | Future[None]:
-        """The right to make a request; or what to wait for, and then to ask again.
-
-        Raises:
-            EngineStartError: vLLM can't run on this machine.
-        """
+    def take(self, policy: KeepPolicy) -> Held | Future[None] | None:
+        """The right to make a request; or what to wait for, and then to ask again; or None: have it started."""
         with self._guard:
             self._policy = policy if self._policy is None else self._policy.merged_with(policy)
             current = self._host
             if current is None:
-                current = self._begin_start()
+                return None
             if self.state is EngineState.STARTING:
                 return current.ready
             if self.state is EngineState.READY and current.is_usable:
                 self.in_flight += 1
                 return Held(current, self.start_number)
             return current.ended
+
+    def start(self) -> Future[None]:
+        """Begin a start, unless somebody else has; return what to wait for. Asks the driver and the disk: for a thread.
+
+        Raises:
+            EngineStartError: vLLM can't run on this machine, or no thread can be started.
+            SettingsError: the runtime directory can't be used.
+        """
+        misfit = misfit_of(self.spec, os.environ)
+        if misfit is not None:
+            raise EngineStartError(f"the engine was not started: {misfit}")
+        with self._guard:
+            current = self._host or self._begin_start()
+            return current.ended if self.state is EngineState.STOPPING else current.ready
 
     def give_back(self) -> None:
         with self._guard:
@@ -146,15 +156,16 @@ class DirectEngine:
 
     def info(self, *, processes: bool) -> EngineInfo:
         """The engine as it is now."""
+        current = self._host
+        pids = [] if current is None else current.children.pids
+        tree = tree_in_app(pids, gpu_memory_by_process()) if processes else None
         with self._guard:
-            current, folder = self._host, self.folder
-            pids = [] if current is None else current.children.pids
             return EngineInfo(
                 state=self.state,
                 mode="direct",
                 model=self.spec.model,
                 key=self.spec.key,
-                is_alive=current is not None,
+                is_alive=self._host is not None,
                 state_since=self.state_since or None,
                 starts=self.start_number,
                 start_s=self.start_s,
@@ -163,9 +174,9 @@ class DirectEngine:
                 lease_holders=(os.getpid(),) if self.in_flight else (),
                 devices=self.spec.devices,
                 last_error=None if self.failure is None else self.failure.message,
-                log_file=None if folder is None else str(folder.log),
+                log_file=None if self.folder is None else str(self.folder.log),
                 vllm_version=self.spec.vllm_version,
-                processes=tree_in_app(pids, gpu_memory_by_process()) if processes else None,
+                processes=tree,
             )
 
     @property
@@ -174,20 +185,18 @@ class DirectEngine:
         return self._host
 
     def _begin_start(self) -> Host:
-        misfit = misfit_of(self.spec, os.environ)
-        if misfit is not None:
-            raise EngineStartError(f"the engine was not started: {misfit}")
+        assert self._policy is not None
         if self.folder is None:
             self.folder = DirectFolder()
         began = time.monotonic()
-        assert self._policy is not None
         new = Host(self.spec, self._policy, self.folder, self._s_until_next_look)
-        new.ready.add_done_callback(lambda ready: self._note_start(ready, began))
-        new.ended.add_done_callback(lambda _: self._note_end(new))
         new.begin()
         self._host = new
         self.start_number += 1
         self._enter(EngineState.STARTING)
+        # Only now: a start that fails at once waits for this thread's guard.
+        new.ready.add_done_callback(lambda ready: self._note_start(ready, began))
+        new.ended.add_done_callback(lambda _: self._note_end(new))
         _close_at_exit_first()
         return new
 

@@ -38,7 +38,7 @@ LOGGING_VARIABLE, SOCKETS_VARIABLE, KEY_VARIABLE = "VLLM_CONFIGURE_LOGGING", "VL
 _SET_BY_VLLM = ("VLLM_", "TORCHINDUCTOR_", "NUMEXPR_", "LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_", "CUDA_VISIBLE_DEVICES")
 # How long requests have for what vLLM says of its death, and its processes for an end of their own.
 LAST_WORDS_S = 2.0
-GRACE_S = 5.0
+GRACE_S = 3.0
 MIN_PAUSE_S = 0.01
 MEMORY_BACK_S = 10.0
 
@@ -97,9 +97,10 @@ class Host:
         """
         try:
             threading.Thread(target=self._run, name="vllm-local-direct", daemon=True).start()
-            threading.Thread(target=self._watch_start, name="vllm-local-direct-start", daemon=True).start()
         except RuntimeError as exc:
-            raise EngineStartError(f"the engine can't be started while the app ends: {exc}") from exc
+            raise EngineStartError(f"the engine can't be started: {exc}") from exc
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._watch_start, name="vllm-local-direct-start", daemon=True).start()
 
     # ---- for any thread
 

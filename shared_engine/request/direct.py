@@ -72,6 +72,8 @@ class DirectEndpoint(EngineEndpoint):
         deadline = time.monotonic() + self._policy.start_timeout_s
         while True:
             step = engine.take(self._policy)
+            if step is None:
+                step = await in_a_thread(engine.start)
             if self._settings.verbose and engine.folder is not None:
                 forward_log(engine.folder.log, Path(engine.spec.model).name, self)
             if isinstance(step, Held):
@@ -136,7 +138,8 @@ class DirectEndpoint(EngineEndpoint):
         return end_error(engine.outcome(connection.incarnation))
 
     async def status(self, *, processes: bool) -> EngineInfo:
-        return direct_engine(await self._resolved()).info(processes=processes)
+        engine = direct_engine(await self._resolved())
+        return await in_a_thread(lambda: engine.info(processes=True)) if processes else engine.info(processes=False)
 
     async def observer_client(self) -> Client | None:
         engine = direct_engine(await self._resolved())
