@@ -19,7 +19,7 @@ from tests.support.processes import any_exists, end_of
 from tests.support.questions import answers_of, answers_of_adapters
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
