@@ -434,9 +434,8 @@ class EngineSettings(EngineFields):
     @classmethod
     def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = {**_from_environment(values), **values}
-        if values.get("mode") in ("local", "direct") and values.get("base_url") == os.environ.get(
-            ENVIRONMENT["base_url"]
-        ):
+        is_here = values.get("mode") in ("local", "direct") and "remote" not in (values.get("fallback") or ())
+        if is_here and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         if values.get("mode") == "direct" and values.get("python") == os.environ.get(ENVIRONMENT["python"]):
             values["python"] = None

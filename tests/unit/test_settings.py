@@ -87,6 +87,8 @@ def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch
     monkeypatch.setenv("VLLM_API_URL", "http://host:8000")
     assert EngineSettings(model="org/name").is_remote
     assert not EngineSettings(model="org/name", mode="local").is_remote
+    assert EngineSettings(model="org/name", mode="local").base_url is None
+    assert EngineSettings(model="org/name", mode="local", fallback=["remote"]).modes == ("local", "remote")
 
 
 def test_an_explicit_direct_mode_wins_over_a_url_and_a_python_from_the_environment(
