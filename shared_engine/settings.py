@@ -321,7 +321,7 @@ class EngineFields(DefaultFields):
     standby: Annotated[bool, Setting("VLLM_STANDBY", Decides.KEEPING)] = True
     """Keep vLLM imported, without GPU memory, after the model has left, so that it comes back faster."""
     standby_ttl_s: Annotated[Seconds, Setting("VLLM_STANDBY_TTL_SECONDS", Decides.KEEPING)] = 1800
-    """Seconds until standby ends too."""
+    """Seconds until standby ends too; 120 at most after a start that failed."""
     pinned: Annotated[bool, Setting("VLLM_PINNED", Decides.KEEPING)] = False
     """Never evict this engine to make room for another one. ``idle_ttl_s`` holds all the same."""
     max_loaded_engines: Annotated[int | None, Field(ge=1), Setting("VLLM_MAX_LOADED_ENGINES", Decides.KEEPING)] = None

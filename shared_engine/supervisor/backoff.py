@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 MAX_WAIT_S = 30.0
+FAILED_STANDBY_S = 120.0
+"""While somebody may be mending the cause; a launcher takes half a GB."""
 FREE_TRIES, FREE_TRIES_AFTER_KILLS = 1, 5
 
 
@@ -35,6 +37,12 @@ class Backoff:
     def succeeded(self) -> None:
         """A start has gone well."""
         self._failures = self._killed = 0
+
+    def standby_ttl_s(self, wished_s: float) -> float:
+        """How long a launcher stays without a server: not as long as ``wished_s`` after a start that failed by itself,
+        as of a model whose name is wrong.
+        """
+        return min(wished_s, FAILED_STANDBY_S) if self._failures else wished_s
 
     def remaining_s(self) -> float:
         """Seconds until the next start is allowed; 0 if it is."""

@@ -117,7 +117,8 @@ class Supervisor:
         engine = self._engine
         if not engine.callers.have_asked:
             return engine.keeper.entered_at + FIRST_CALLER_S
-        return max(engine.keeper.entered_at + engine.callers.policy.standby_ttl_s, engine.backoff.retry_at)
+        ttl_s = engine.backoff.standby_ttl_s(engine.callers.policy.standby_ttl_s)
+        return max(engine.keeper.entered_at + ttl_s, engine.backoff.retry_at)
 
     def _keep_files(self) -> None:
         """Keep them from whoever removes what is old in /tmp."""

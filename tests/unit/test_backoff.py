@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared_engine.supervisor.backoff import MAX_WAIT_S, Backoff
+from shared_engine.supervisor.backoff import FAILED_STANDBY_S, MAX_WAIT_S, Backoff
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,14 @@ def test_the_wait_passes_and_a_success_ends_it() -> None:
     backoff.succeeded()
     backoff.failed()
     assert backoff.remaining_s() == 0
+
+
+def test_a_launcher_of_a_start_that_failed_does_not_stay_long() -> None:
+    backoff = Backoff(lambda: 0.0)
+    assert backoff.standby_ttl_s(1800.0) == 1800.0
+    backoff.was_killed()
+    assert backoff.standby_ttl_s(1800.0) == 1800.0, "the next start will do"
+    backoff.failed()
+    assert (backoff.standby_ttl_s(1800.0), backoff.standby_ttl_s(5.0)) == (FAILED_STANDBY_S, 5.0)
+    backoff.succeeded()
+    assert backoff.standby_ttl_s(1800.0) == 1800.0
