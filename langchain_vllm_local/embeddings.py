@@ -102,6 +102,7 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
             prefix=self.query_prefix if input_type == "query" else self.document_prefix,
             dimensions=self.dimensions,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            lora=self.lora,
             batch_size=self.chunk_size,
             extra_body=self.extra_body,
         )

@@ -95,6 +95,7 @@ class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompres
             documents=[document.page_content for document in documents],
             top_n=self.top_n,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            lora=self.lora,
             extra_body=self.extra_body,
         )
 

@@ -159,6 +159,7 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
             prefix=self.query_instruction if input_type == "query" else self.text_instruction,
             dimensions=self.dimensions,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            lora=self.lora,
             batch_size=min(self.embed_batch_size, TEXTS_IN_A_REQUEST),
             extra_body=self.extra_body,
         )

@@ -98,6 +98,7 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
             documents=[node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes],
             top_n=self.top_n,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            lora=self.lora,
             extra_body=self.extra_body,
         )
 

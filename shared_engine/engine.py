@@ -154,6 +154,7 @@ class Engine(Batches, AdapterLoading):
         prefix: str | None = None,
         dimensions: int | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_progress: Callable[[int], object] | None = None,
         extra_body: Mapping[str, Any] | None = None,
@@ -172,6 +173,7 @@ class Engine(Batches, AdapterLoading):
             dimensions: shorten the vectors, of a model that was trained for it (Matryoshka).
             truncate_prompt_tokens: use only so many tokens of a text; -1: as many as the model takes. Default: a text
                 that is too long is an error, which names it.
+            lora: the LoRA adapter that answers, as for every request.
             on_progress: called with the number of texts each time some more are done.
             timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
@@ -182,7 +184,8 @@ class Engine(Batches, AdapterLoading):
         check_number("truncate_prompt_tokens", truncate_prompt_tokens, -1)
         if not checked:
             return EmbeddingResult(embeddings=[], usage=TokenUsage(), model=self.settings.model or "")
-        options = _given(dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
+        sent = _given(dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens)
+        options = self._pooling_options(sent, lora, extra_body)
         if prefix is None:
             prefix = await call.deadline.wait("the model's own prefix", self._prefix(input_type))
         prefixed = [prefix + text for text in checked] if check_text(prefix, "prefix") else checked
@@ -197,6 +200,7 @@ class Engine(Batches, AdapterLoading):
         *,
         top_n: int | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -210,6 +214,7 @@ class Engine(Batches, AdapterLoading):
         Args:
             truncate_prompt_tokens: use only so many tokens of a query and document together; -1: as many as the model
                 takes. Default: what is too long is an error, which names it.
+            lora: the LoRA adapter that answers, as for every request.
             timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
         call = Call.begin(CallParams(timeout=timeout, max_retries=max_retries, extra_headers=extra_headers))
@@ -219,7 +224,8 @@ class Engine(Batches, AdapterLoading):
         check_number("truncate_prompt_tokens", truncate_prompt_tokens, -1)
         if not checked:
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
-        options = _given(truncate_prompt_tokens=truncate_prompt_tokens) | dict(extra_body or {})
+        sent = _given(truncate_prompt_tokens=truncate_prompt_tokens)
+        options = self._pooling_options(sent, lora, extra_body)
         return await self._pooling.rerank(query, checked, top_n, options, call)
 
     rerank = blocking(arerank)
@@ -392,6 +398,15 @@ class Engine(Batches, AdapterLoading):
                 self._requests, self._servers * max_in_flight(self.settings.engine_args, SPARE_TEXTS)
             )
         return self._made_pooling
+
+    def _pooling_options(
+        self, sent: Mapping[str, Any], lora: str | None, extra_body: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The body's fields beside the texts."""
+        options = {**sent, **_given(model=lora), **(extra_body or {})}
+        if options.get("model") is not None:
+            self._requests.endpoint.check_model(options["model"], "model" if lora is None else "lora")
+        return options
 
     async def _prefix(self, input_type: str | None) -> str:
         if input_type not in (None, "query", "document"):

@@ -293,6 +293,11 @@ class EngineFields(DefaultFields):
     """No compilation, no CUDA graphs: starts faster, answers slower."""
     trust_remote_code: Annotated[bool, Setting("VLLM_TRUST_REMOTE_CODE", Decides.ENGINE, "--trust-remote-code")] = False
     """Run Python code that comes with the model. Off: that is the user's decision."""
+    reproducible: Annotated[bool, Setting("VLLM_REPRODUCIBLE", Decides.ENGINE)] = False
+    """The same request has the same answer: each is held to temperature 0 and seed 42 (or ``seed``), whatever its call
+    says, and vLLM computes it alike in every batch (its batch invariance), on NVIDIA GPUs of compute capability 8.0 or
+    more. On a CPU, where vLLM has none, in float32 unless ``dtype`` is given. A ``base_url``'s requests are held, its
+    server is as it is."""
     visible_devices: Annotated[str | None, Setting("VLLM_VISIBLE_DEVICES", Decides.ENGINE)] = None
     """CUDA_VISIBLE_DEVICES of the engine, such as ``"0,1"``. Default: the environment's; without it, of several GPUs
     those with the most free memory."""

@@ -117,11 +117,19 @@ class GenerationModel(EngineModel, SamplingFields):
     def _use(self, settings: EngineSettings) -> None:
         GenerationParams(**self._request_defaults())  # refuses values out of range
         super()._use(settings)
+        self._hold_seed()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._request_fields:
             GenerationParams(**{**self._request_defaults(), name: value})
         super().__setattr__(name, value)
+        if name == "seed":
+            self._hold_seed()
+
+    def _hold_seed(self) -> None:
+        """With ``reproducible`` the seed given here is that of every request: a call's does not replace it."""
+        if self.seed is not None:
+            self._engine.reproducible_seed = self.seed
 
     def _request_defaults(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self._request_fields}
@@ -140,6 +148,8 @@ class PoolingModel(EngineModel):
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
     """Use only so many tokens of what is too long; -1: as many as the model takes. None: it is an error, which names
     the text."""
+    lora: Annotated[str | None, Field(min_length=1)] = None
+    """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
     extra_body: dict[str, Any] | None = None
     """Further fields of the requests' body, passed on as they are, such as ``{"truncation_side": "left"}``."""
 

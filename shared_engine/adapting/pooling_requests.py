@@ -21,6 +21,7 @@ class EmbedRequest(TypedDict):
     prefix: str | None
     dimensions: int | None
     truncate_prompt_tokens: int | None
+    lora: str | None
     batch_size: int
     extra_body: dict[str, Any] | None
 
@@ -32,4 +33,5 @@ class RerankRequest(TypedDict):
     documents: list[str]
     top_n: int | None
     truncate_prompt_tokens: int | None
+    lora: str | None
     extra_body: dict[str, Any] | None

@@ -16,6 +16,7 @@ from shared_engine.errors import EngineNotInstalledError, SettingsError
 from shared_engine.launch.adapters import check_adapters, lora_args
 from shared_engine.launch.free_gpus import on_free_gpus
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
+from shared_engine.launch.reproducible import EXACT_ON_A_CPU, batch_invariance
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
@@ -66,9 +67,11 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
     _check_quantization(settings, release)
     check_adapters(settings)
     model = resolve_model(settings)
+    is_cpu = interpreter.build == "cpu"
+    if is_cpu and settings.reproducible and settings.dtype == "auto":
+        settings = settings.model_copy(update={"dtype": EXACT_ON_A_CPU})
     argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
     argv += _setting_flags(settings, (name for name in FLAGS if name != "model"))
-    is_cpu = interpreter.build == "cpu"
     if interpreter.build not in ("cpu", "cuda"):
         _say_once(f"vLLM's build for {interpreter.build} ({interpreter.path}) was not tried with vllm-local")
     if settings.sleep_after_s is not None:
@@ -91,7 +94,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
         python=interpreter.path,
         vllm_version=interpreter.version,
         model=model,
-        environment=_environment(settings, argv),
+        environment={**_environment(settings, argv), **_batch_invariance(settings, interpreter)},
         devices=("cpu",) if is_cpu else _gpus(settings),
         memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
         memory_bytes=_memory_bytes(argv, model) if is_cpu else 0,
@@ -237,6 +240,13 @@ def _environment(settings: EngineSettings, argv: list[str]) -> dict[str, str]:
     for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", START_VARIABLE):
         if name in os.environ:
             environment.setdefault(name, os.environ[name])
+    return environment
+
+
+def _batch_invariance(settings: EngineSettings, interpreter: Interpreter) -> dict[str, str]:
+    environment, lacking = batch_invariance(settings, interpreter.build)
+    if lacking is not None:
+        _say_once(lacking)
     return environment
 
 

@@ -39,6 +39,7 @@ class Gpu:
         memory_by_pid: bytes of each process that computes; None where they are not told.
         utilization_percent: share of the last moments in which it computed; never told of an instance.
         temperature_c, power_w: of the GPU, also where this is an instance.
+        compute_capability: as CUDA counts what its GPUs can do, such as ``(9, 0)``; of the GPU, also for an instance.
         is_in_mig_mode: it is split: only its instances can be used.
     """
 
@@ -52,6 +53,7 @@ class Gpu:
     utilization_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
+    compute_capability: tuple[int, int] | None = None
     is_in_mig_mode: bool = False
     instances: tuple[Gpu, ...] = ()
 
@@ -168,7 +170,15 @@ def _gpu(nvml: _Nvml, handle: ctypes.c_void_p, index: int) -> Gpu:
         for number in range(nvml.number("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
     )
     described = (_device(nvml, each, index) for each in instances if each is not None)
-    shared = tuple(replace(each, temperature_c=gpu.temperature_c, power_w=gpu.power_w) for each in described)
+    shared = tuple(
+        replace(
+            each,
+            temperature_c=gpu.temperature_c,
+            power_w=gpu.power_w,
+            compute_capability=gpu.compute_capability,
+        )
+        for each in described
+    )
     return replace(gpu, is_in_mig_mode=True, instances=shared)
 
 
@@ -189,7 +199,14 @@ def _device(nvml: _Nvml, handle: ctypes.c_void_p, index: int) -> Gpu:
         else None,
         temperature_c=nvml.number("nvmlDeviceGetTemperature", handle, ctypes.c_uint(_GPU_SENSOR)),
         power_w=None if milliwatts is None else milliwatts / 1000,
+        compute_capability=_capability(nvml, handle),
     )
+
+
+def _capability(nvml: _Nvml, handle: ctypes.c_void_p) -> tuple[int, int] | None:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = "nvmlDeviceGetCudaComputeCapability"
+    return (major.value, minor.value) if nvml.fill(name, handle, ctypes.byref(major), ctypes.byref(minor)) else None
 
 
 def _memory(nvml: _Nvml, handle: ctypes.c_void_p) -> tuple[int | None, int | None, int | None]:

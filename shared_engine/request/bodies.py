@@ -223,13 +223,18 @@ def embedding_request(texts: Sequence[str], encoding_format: str, options: Mappi
     taken = {"encoding_format", "embed_dtype", "endianness"} & set(options)
     if taken:
         raise InvalidInputError(f"{', '.join(sorted(taken))}: can't be set: vllm-local chooses how numbers are sent")
-    return request_of(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
+    return _pooling_request(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
 
 
 def rerank_request(query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]) -> Request:
     """A score for each document."""
     limit = {} if top_n is None else {"top_n": top_n}
-    return request_of(RERANK, {"query": query, "documents": list(documents), **limit, **options})
+    return _pooling_request(RERANK, {"query": query, "documents": list(documents), **limit, **options})
+
+
+def _pooling_request(path: str, body: Mapping[str, Any]) -> Request:
+    rest = {name: value for name, value in body.items() if name != "model"}
+    return request_of(path, rest, model=body.get("model"))
 
 
 def tokenize_request(

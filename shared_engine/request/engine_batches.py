@@ -11,6 +11,7 @@ from shared_engine.request.bodies import ToolChoice, Tools, chat_request, comple
 from shared_engine.request.checks import Message, check_messages, check_prompts
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.lifecycle import Lifecycle
+from shared_engine.request.reproducible import held
 from shared_engine.results import GenerationResult
 
 Results = list[GenerationResult]
@@ -32,6 +33,8 @@ class Batches(Lifecycle):
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
         """The settings' defaults, ``params`` over them, and keywords over those."""
         merged = self._defaults.merged({} if params is None else params.given, overrides)
+        if self.settings.reproducible:
+            merged = held(merged, self.reproducible_seed)
         if merged.lora is not None:
             self._requests.endpoint.check_model(merged.lora, "lora")
         elif merged.model is not None:

@@ -25,6 +25,7 @@ from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import error_from_response
+from shared_engine.request.reproducible import held_fields, seed_of
 from shared_engine.request.retry import Retry, is_retryable
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
@@ -79,6 +80,7 @@ class Forwarding:
         model = settings.model
         own = () if model is None or settings.is_remote else (model, Path(model).name)
         self._names = {ANY_MODEL, *own}
+        self._held_seed = seed_of(settings) if settings.reproducible else None
 
     async def forward(self, request: ForwardedRequest) -> ForwardedAnswer:
         """The server's answer. It holds the lease until it was read to its end, or is closed.
@@ -215,10 +217,13 @@ class Forwarding:
         """
         fields = _fields(request)
         is_stream = _is(fields, "stream", True)
+        changes = held_fields(request.route, self._held_seed, fields)
         if any(_is(fields, "model", name) for name in (*self._names, adapter)):
-            fields["model"] = msgspec.Raw(msgspec.json.encode(model))
-            return msgspec.json.encode(fields), is_stream
-        return request.body, is_stream
+            changes["model"] = model
+        if not changes:
+            return request.body, is_stream
+        fields |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in changes.items()}
+        return msgspec.json.encode(fields), is_stream
 
 
 def _is_no_answer(error: VLLMError) -> bool:

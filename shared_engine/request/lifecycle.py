@@ -13,6 +13,7 @@ from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Request
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.fleet import Fleet, FleetEndpoint
+from shared_engine.request.reproducible import seed_of
 from shared_engine.request.sending import Requests
 from shared_engine.request.tally import tally_of
 from shared_engine.request.twins import blocking
@@ -35,6 +36,8 @@ class Lifecycle:
             raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
         self.settings = settings if settings is not None else EngineSettings(**fields)
         self._defaults = GenerationParams(**self.settings.sampling_defaults)
+        self.reproducible_seed = seed_of(self.settings)
+        """Of every request, with the setting ``reproducible``."""
         self._made_requests: Requests | None = None
         self._context_window: int | None = None
 

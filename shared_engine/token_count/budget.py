@@ -72,9 +72,8 @@ class ContextBudget:
         if count is None:
             _say_uncounted(repr(self._settings.base_url or self._settings.model))
             return request
-        # An adapter of an engine of ours has the engine's window, and its tokens; another model of a server its own.
-        other = request.model if self._settings.is_remote else None
-        most = self._window() if other is None else None
+        other = self._other_model(request, body)
+        most = None if other is not None else self._window()
         if most is not None:
             fitted = _fitted(request, body, count, most, checks=checks, lowers=lowers)
             if self._is_exact():
@@ -122,12 +121,21 @@ class ContextBudget:
             return None  # it has no such route; or it refuses the prompt, as it will refuse the request
 
     def _count_here(self, request: Request, body: Mapping[str, Any]) -> int | None:
-        if not body.keys().isdisjoint(PROMPT_SWITCHES) or "documents" in body:
+        is_others = self._other_model(request, body) is not None
+        if is_others or not body.keys().isdisjoint(PROMPT_SWITCHES) or "documents" in body:
             return None
         if request.path == CHAT:
             return self._tokenizer.chat_tokens(body["messages"], body.get("tools"), prompt_variables(body))
         tokens = self._tokenizer.tokens(body["prompt"], add_special_tokens=True)
         return None if tokens is None else len(tokens)
+
+    def _other_model(self, request: Request, body: Mapping[str, Any]) -> str | None:
+        """Of a remote server the model that is asked for in place of the engine's. An adapter is none: it has the
+        model's own tokens and limit.
+        """
+        named = body["model"] if request.names_model else request.model
+        is_adapter = isinstance(request.params, GenerationParams) and request.params.lora is not None
+        return named if self._settings.is_remote and not is_adapter else None
 
     async def _limit(self, params: CallParams, model: str | None) -> int | None:
         """The server's own word for it, for which a local engine is started; None where it does not say.

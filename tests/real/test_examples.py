@@ -221,6 +221,14 @@ def test_the_code_in_the_docs_of_lora_runs(lora_chat: dict[str, Any]) -> None:
     ]
 
 
+def test_the_code_in_the_docs_of_reproducible_answers_runs(tiny_chat: dict[str, Any]) -> None:
+    page = (REPOSITORY / "docs" / "reproducible.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    written = 'model="Qwen/Qwen3-4B"'
+    assert block.count(written) == 2
+    assert run("-c", block.replace(written, keywords(tiny_chat))).splitlines() == [f"{{'{CAPITALS[0]}'}}"] * 2
+
+
 def stand_ins(tiny_chat: dict[str, Any], minilm: dict[str, Any], base_url: str) -> dict[str, str]:
     """For the models and the server that both pages of docs/ name."""
     embedder = keywords(minilm)

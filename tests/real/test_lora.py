@@ -83,6 +83,19 @@ def test_batches_streams_and_text_are_answered_by_the_adapter(
     assert engine.chat(FRANCE, model=str(TINY_CHAT)).text == ANSWERS[None]
 
 
+def test_openai_clients_name_an_adapter_as_their_model(engine: Engine) -> None:
+    pytest.importorskip("openai")
+    client: Any = engine.openai_client()
+
+    def ask(model: str) -> str:
+        answer = client.chat.completions.create(model=model, messages=FRANCE, temperature=0)
+        return str(answer.choices[0].message.content)
+
+    assert [ask(model) for model in ("default", "brief", "polite")] == list(ANSWERS.values())
+    engine.unload_adapter("polite")
+    assert ask("polite") == ANSWERS["polite"]
+
+
 def test_forms_and_tools_hold_with_an_adapter(engine: Engine) -> None:
     form = {"regex": r"Gladly\. [A-Z]{5}"}
     assert engine.chat(FRANCE, lora="brief", structured_outputs=form, max_tokens=20).text.startswith("Gladly. ")

@@ -6,6 +6,7 @@
  *   gpu UUID|NAME|TOTAL|FREE|USED|BUSY|TEMPERATURE|MILLIWATTS|MIG      -1: not supported
  *   lost                                      a GPU that gives no handle
  *   mig UUID|NAME|TOTAL|FREE|USED             an instance of the GPU before
+ *   capability MAJOR MINOR                    of the device before; without such a line it is not told
  *   process PID BYTES                         on the device before; -1: not told
  *   cuda UUID                                 a device in CUDA's order
  */
@@ -21,7 +22,7 @@ typedef struct { unsigned version; u64 total, reserved, free, used; } MemoryV2;
 typedef struct Device {
     char uuid[96], name[96];
     long long total, free, used, busy, temperature, milliwatts;
-    int is_mig_enabled, is_lost, parent;
+    int is_mig_enabled, is_lost, parent, major, minor;
     unsigned processes;
     Process process[64];
 } Device;
@@ -57,6 +58,8 @@ static double read_machine(void) {
             device_count++;
         } else if (sscanf(line, "process %u %lld", &pid, (long long *)&bytes) == 2)
             last->process[last->processes++] = (Process){pid, bytes, 0, 0};
+        else if (sscanf(line, "capability %d %d", &new->major, &new->minor) == 2)
+            last->major = new->major, last->minor = new->minor;
         else if (sscanf(line, "cuda %95s", cuda_uuids[cuda_count]) == 1)
             cuda_count++;
         else if (!strncmp(line, "old", 3))
@@ -105,6 +108,9 @@ int nvmlDeviceGetTemperature(Device *device, int sensor, unsigned *to) {
 }
 int nvmlDeviceGetPowerUsage(Device *device, unsigned *to) { return number(device->milliwatts, to); }
 int nvmlDeviceGetUtilizationRates(Device *device, unsigned to[2]) { return number(device->busy, to); }
+int nvmlDeviceGetCudaComputeCapability(Device *device, int *major, int *minor) {
+    return device->major ? (*major = device->major, *minor = device->minor, OK) : NOT_SUPPORTED;
+}
 int nvmlDeviceGetMemoryInfo(Device *device, Memory *to) {
     if (device->total < 0) return NOT_SUPPORTED;
     return *to = (Memory){(u64)device->total, (u64)device->free, (u64)(device->total - device->free)}, OK;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
 
+from langchain_vllm_local import VLLMEmbeddings as LangChainEmbeddings
+from langchain_vllm_local import VLLMRerank as LangChainRerank
+from llama_index_vllm_local import VLLMEmbedding
+from llama_index_vllm_local import VLLMRerank as LlamaIndexRerank
 from shared_engine import Engine, EngineSettings, GenerationParams, InvalidInputError, SettingsError
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, RequestRejectedError, ServerError
 from shared_engine.launch.adapters import modules_of
@@ -467,6 +474,37 @@ def test_of_a_remote_server_an_adapter_is_one_of_its_models(
     assert not any("lora" in body for _, body in server.requests)
 
 
+async def test_embeddings_and_scores_name_an_adapter_likewise() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        models.append(body["model"])
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        scores = [{"index": 0, "relevance_score": 0.5}]
+        vectors = [{"index": 0, "embedding": [1.0]}]
+        return web.json_response({"model": body["model"], "data": vectors, "results": scores, "usage": usage})
+
+    models: list[str] = []
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", answer)
+    app.router.add_post("/v1/rerank", answer)
+    with running_app(app) as url:
+        async with Engine(base_url=url, model="served") as engine:
+            await engine.aembed(["a"], lora="sql")
+            await engine.aembed(["a"], extra_body={"model": "other"})
+            await engine.arerank("q", ["d"], lora="sql")
+            await engine.aembed(["a"])
+        await LangChainEmbeddings(base_url=url, model="served", lora="sql").aembed_query("a")
+        await LangChainRerank(base_url=url, model="served", lora="sql").acompress_documents([Document("d")], "q")
+        await VLLMEmbedding(base_url=url, model="served", lora="sql").aget_text_embedding("a")
+        nodes = [NodeWithScore(node=TextNode(text="d"))]
+        await LlamaIndexRerank(base_url=url, model="served", lora="sql").apostprocess_nodes(nodes, query_str="q")
+    assert models == ["sql", "other", "sql", "served", "sql", "sql", "sql", "sql"]
+    local = Engine(model=MODEL, lora_adapters=ADAPTERS, engine_args={"runner": "pooling"})
+    for ask in (local.aembed(["a"], lora="sql"), local.arerank("q", ["d"], lora="sql")):
+        with pytest.raises(InvalidInputError, match="lora = 'sql': there is no such adapter"):
+            await ask
+
+
 def test_a_model_that_a_remote_server_has_not_is_told_with_those_it_has(server: RemoteServer) -> None:
     server.models += [{"id": f"m{n}"} for n in range(30)]
     server.fails(404, message="The model `sql` does not exist.")
@@ -500,6 +538,27 @@ async def test_a_remote_server_that_allows_it_loads_and_unloads() -> None:
             with pytest.raises(ServerError, match="rank too high"):
                 await engine.aload_adapter("sql", "adapters/sql")
         assert [line for line in server.log if "load sql" in line].count("load sql") == 3, "no second try"
+
+
+# ---- several endpoints
+
+
+def test_where_a_remote_server_stands_in_an_adapter_is_one_of_its_models(
+    server: RemoteServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    python = make_interpreter(tmp_path / "none", None)
+    engine = Engine(
+        model=MODEL, lora_adapters=ADAPTERS, mode="local", fallback="remote", base_url=server.url, python=python
+    )
+    with pytest.raises(InvalidInputError, match="there is no such adapter"):
+        engine.chat(HELLO, lora="sql")
+    engine.chat(HELLO, lora="brief")
+    "".join(chunk.text for chunk in engine.stream_chat(HELLO, lora="polite", max_tokens=1))
+    assert [body["model"] for _, body in server.requests] == ["brief", "polite"]
+    assert "mode 'remote' is used in place of 'local'" in caplog.text
+    with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+        engine.load_adapter("sql", BRIEF)
 
 
 # ---- parameters

@@ -145,7 +145,8 @@ def test_what_extra_body_says_of_model_and_limit_wins() -> None:
     assert not request.needs_max_tokens
     assert sent(request, "m", 2048) == {"prompt": "Hello", "model": "other", "max_tokens": 3}
     assert sent(chat_request(HELLO, extra), "m") == {"messages": HELLO, "model": "other", "max_tokens": 3}
-    assert sent(embedding_request(["a"], "float", {"model": "x"}), "m")["model"] == "x"
+    embedding = embedding_request(["a"], "float", {"model": "x"})
+    assert (embedding.model, sent(embedding, "x")["model"]) == ("x", "x"), "the endpoint says what the server calls it"
     named = completion_request("Hello", GenerationParams(extra_body={"model": "other"}))
     assert sent(named, "m", 2048) == {"max_tokens": 2048, "prompt": "Hello", "model": "other"}
 

@@ -147,6 +147,14 @@ def test_another_models_limit_is_its_own(server: RemoteServer) -> None:
     assert engine.chat(FIVE, max_tokens=9, extra_body={"model": "other"}).text == "Hi"
     with pytest.raises(ContextLengthError, match="limit is 20"):
         engine.chat(FIVE, max_tokens=19, extra_body={"model": "other"})
+    assert engine.chat(FIVE, max_tokens=9, model="other").text == "Hi"
+
+
+def test_an_adapter_has_its_models_limit(server: RemoteServer) -> None:
+    engine = Engine(base_url=server.url, model="served", check_context=True)
+    assert engine.chat(FIVE, max_tokens=5, lora="sql").text == "Hi"
+    with pytest.raises(ContextLengthError, match="limit is 10"):
+        engine.chat(FIVE, max_tokens=9, lora="sql")
 
 
 def test_a_batch_refuses_the_items_that_do_not_fit(server: RemoteServer) -> None:

@@ -43,6 +43,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_START_TIMEOUT_SECONDS": ("start_timeout_s", "30", 30.0),
     "VLLM_REQUEST_TIMEOUT_SECONDS": ("timeout", "5", 5.0),
     "VLLM_ENGINE_ARGS": ("engine_args", '{"max-num-seqs": 8}', {"max_num_seqs": 8}),
+    "VLLM_REPRODUCIBLE": ("reproducible", "true", True),
     "VLLM_LORA_ADAPTERS": ("lora_adapters", '{"a": "org/adapter"}', {"a": "org/adapter"}),
     "VLLM_STANDBY": ("standby", "false", False),
     "VLLM_STANDBY_TTL_SECONDS": ("standby_ttl_s", "10", 10.0),
