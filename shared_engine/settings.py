@@ -275,7 +275,8 @@ class EngineFields(DefaultFields):
     ] = "auto"
     """Data type of weights and activations."""
     quantization: Annotated[str | None, Setting("VLLM_QUANTIZATION", Decides.ENGINE, "--quantization")] = None
-    """Quantization method. Default: what the model's config says."""
+    """Quantization method. Default: what the model's config says, which this must not contradict. ``fp8`` quantises a
+    plain model while it is loaded (not on a CPU build)."""
     revision: Annotated[str | None, Setting("VLLM_REVISION", Decides.ENGINE, "--revision")] = None
     """Branch, tag or commit of the model on the hub."""
     tokenizer: Annotated[

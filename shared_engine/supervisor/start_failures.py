@@ -28,6 +28,9 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (r"(?P<what>Model architectures .* are not supported for now.*)", "this vLLM does not support the model: {what}"),
     (r"^(?P<what>.*(requires you to execute the configuration file|trust_remote_code=True).*)",
      "the model needs its own code, which is run only with trust_remote_code=True: {what}"),
+    # torch's words for an operator that is declared, and not built in.
+    (r"(?P<what>_C\w{0,40}::\w{1,200})\(\) expected at most 0 argument",
+     "this build of vLLM lacks a kernel that the model's quantization needs: {what}"),
     (r"(?P<what>User-specified max_model_len .* is greater than the derived.*)", "max_model_len is too large: {what}"),
     (r"^(?P<what>.*estimated maximum model length is.*)",
      "the KV cache is too small for max_model_len: lower it ('auto' takes the longest that fits) or raise "

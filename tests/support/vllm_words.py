@@ -24,6 +24,7 @@ OF_OTHERS = {
     ("Cannot allocate memory",),
     ("OutOfMemoryError",),
     ("no NVIDIA driver",),
+    ("() expected at most 0 argument",),
     ("libcuda.so",),
     ("does not recognize this architecture",),
     (" is not a local folder and is not a valid model identifier",),

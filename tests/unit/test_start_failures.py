@@ -30,6 +30,15 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             ],
             "does not support the model: Error parsing config for /m",
         ),
+        (
+            [
+                "(Worker pid=26453) ERROR 11-29 04:53:35 [multiproc_executor.py:953] RuntimeError: "
+                "_C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4 argument(s). Declaration: "
+                "_C::static_scaled_fp8_quant() -> ()",
+                LAST,
+            ],
+            "lacks a kernel that the model's quantization needs: _C::static_scaled_fp8_quant",
+        ),
         (["ValueError: Model architectures ['Foo'] are not supported for now."], "does not support"),
         (
             ["ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len"],
