@@ -197,6 +197,20 @@ def test_where_only_the_server_counts_cuts_are_between_words(text: str, size: in
         assert all(piece.endswith((" ", "\n")) for piece in pieces(made, text))
 
 
+def test_a_long_text_is_not_counted_at_once() -> None:
+    asked: list[int] = []
+
+    def count(piece: str) -> int:
+        asked.append(len(piece))
+        return len(piece.split())
+
+    text = "word " * 40_000
+    made = plan_by_words(text, 500, 0, count)
+    assert made.count == 80
+    assert made.n_tokens == 40_000
+    assert max(asked) <= 50_000
+
+
 def test_a_remote_server_counts() -> None:
     text = "one two three four five six seven eight nine ten"
     with running_server() as server:
