@@ -329,6 +329,7 @@ def test_the_users_choice_wins(tmp_path: Path) -> None:
 
 
 CALLS = ("--tool-call-parser", "hermes", "--tool-strict-level", "function")
+XGRAMMAR = ["--structured-outputs-config.backend", "xgrammar"]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ def test_none_switches_a_parser_off(tmp_path: Path, switched_off: tuple[str, ...
     model = folder_with(tmp_path, QWEN3, config={"model_type": "qwen3"})
     without = EngineSettings(python=python, model=model, engine_args={"runner": "pooling"})
     settings = EngineSettings(python=python, model=model, engine_args=dict.fromkeys(switched_off))
-    common = engine_spec(without).argv[:-2]  # all but the runner
+    common = [*engine_spec(without).argv[:-2], *XGRAMMAR]  # all but the runner
     assert engine_spec(settings).argv == (*common, *left)
 
 
