@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-imports bench-direct bench-gpu install clean
+.PHONY: help demo test quick-unit quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-direct bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
 	@echo "make bench-neighbours  how long a small request waits beside somebody else's large one: 3 minutes"
 	@echo "make bench-soak        three apps, and a signal to a random process of their engine every few seconds; MINUTES=10"
+	@echo "make bench-fleet       three real servers under load: killed, frozen, busy, drained, added; 5 minutes"
 	@echo "make bench-imports     what importing and constructing cost"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
@@ -153,6 +154,9 @@ bench-neighbours: .venv/dev install
 MINUTES := 10
 bench-soak: .venv/dev install
 	@$(CLEAN_ENV) MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py
+
+bench-fleet: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/fleet.py
 
 bench-gpu: install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)

@@ -65,6 +65,13 @@ def llm_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def plain_server(settings: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """vLLM's own API server with the same flags, on a free port; yields its URL once it has answered a chat."""
+    with plain_process(settings, folder) as (url, _):
+        yield url
+
+
+@contextmanager
+def plain_process(settings: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, int]]:
+    """The same, with the number of its process group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,7 +90,7 @@ def plain_server(settings: Mapping[str, Any], folder: Path) -> Iterator[str]:
             if server.poll() is not None:
                 raise SystemExit(f"vllm serve ended: {log.read_text()[-3000:]}")
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server.pid
     finally:
         _end(server)
 
@@ -104,6 +111,7 @@ def _answers(port: int, model: str) -> bool:
 def _end(server: subprocess.Popen[bytes]) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
+            os.killpg(server.pid, signal.SIGCONT)
             os.killpg(server.pid, signal_number)
         except ProcessLookupError:
             break

@@ -177,3 +177,14 @@ def test_every_folder_of_the_engine_is_in_the_architecture() -> None:
     page = text_of("architecture")
     for init in (REPOSITORY / "shared_engine").glob("*/__init__.py"):
         assert f"| `shared_engine/{init.parent.name}/`" in page, init
+
+
+def test_each_feature_names_a_test_that_there_is() -> None:
+    rows = (REPOSITORY / "docs" / "features.md").read_text().splitlines()
+    named = [row.rsplit("|", 2)[1].strip().strip("`") for row in rows if row.startswith("| ") and "tests/" in row]
+    assert len(named) >= 30
+    for name in named:
+        file, _, test = name.partition("::")
+        path = REPOSITORY / file
+        assert path.is_file(), name
+        assert not test or f"def {test}(" in path.read_text(), name
