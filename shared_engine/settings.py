@@ -106,7 +106,22 @@ def _server_root(value: str | None) -> str | None:
     return f"{parts.scheme}://{parts.netloc}{_ROUTE.sub('', parts.path.rstrip('/'))}".rstrip("/")
 
 
+FILE, DNS = "file://", "dns+"
+"""What the ``base_url`` of a fleet begins with whose servers are listed elsewhere."""
+
+
 def _server_roots(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    if isinstance(value, str) and value.startswith(FILE):
+        if not value.removeprefix(FILE).startswith("/"):
+            raise ValueError("must name a file by its whole path, such as file:///etc/vllm-servers")
+        return value
+    if isinstance(value, str) and value.startswith(DNS):
+        root = str(_server_root(value.removeprefix(DNS)))
+        if not root.startswith("http://"):
+            raise ValueError(
+                "must begin with dns+http://: a certificate is of a name, and servers are reached by address"
+            )
+        return DNS + root
     if not isinstance(value, tuple):
         return _server_root(value)
     roots = tuple(_server_root(each) or "" for each in value)
@@ -197,7 +212,8 @@ class EngineFields(DefaultFields):
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
     With or without ``/v1`` or a route at its end; a ``user:password@`` in it is ``basic_auth``, a query is
-    ``default_query``. A list, or several between commas: a fleet (docs/fleets.md)."""
+    ``default_query``. A list, or several between commas, ``file:///...`` or ``dns+http://...``: a fleet
+    (docs/fleets.md)."""
     api_key: Annotated[
         SecretStr | tuple[SecretStr, ...] | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)
     ] = None
@@ -535,12 +551,13 @@ class EngineSettings(EngineFields):
 
     @property
     def is_fleet(self) -> bool:
-        """Several servers."""
-        return isinstance(self.base_url, tuple)
+        """Several servers, or a list of them."""
+        return isinstance(self.base_url, tuple) or (self.base_url or "").startswith((FILE, DNS))
 
     def members(self) -> list[EngineSettings]:
-        """The settings of each server of a fleet by itself."""
-        assert isinstance(self.base_url, tuple)
+        """The settings of each server by itself of a fleet that names them."""
+        if not isinstance(self.base_url, tuple):
+            return []
         return [
             self.model_copy(
                 update={

@@ -5,12 +5,15 @@ reached the caller.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import os
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
@@ -28,12 +31,15 @@ from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.pool.pool import Fault, Member, Pool
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
+from shared_engine.request.fleet_sources import Source, source_of
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.tally import EngineName
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 1.0
 """Where all are out: then the one that returns first is tried before its time."""
@@ -55,10 +61,13 @@ class FleetConnection(Connection):
 class Fleet:
     """The servers of a fleet, for all objects of this process that name the same ones. Thread-safe, and fork-safe."""
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], source: Source | None = None) -> None:
         self.guard = threading.Lock()
         self.pool = Pool()
         self.came_later: dict[str, EngineSettings] = {}
+        self._source = source
+        self._listed: set[str] = set()
+        self._look_at = 0.0
         for url, weight in weights.items():
             self.pool.add(url, weight)
 
@@ -102,6 +111,36 @@ class Fleet:
             self._check(url)
             self.pool.remove(url)
 
+    async def refresh(self) -> None:
+        """Look at the list of servers again, if there is one and it is time.
+
+        Raises:
+            RequestError: it can't be read, and never could be: else what it had stays.
+        """
+        if self._source is None or time.monotonic() < self._look_at:
+            return
+        if self._listed:
+            self._look_at = time.monotonic() + self._source.look_s  # of many requests one looks
+        try:
+            weights = await self._source.weights()
+        except RequestError as exc:
+            if not self._listed:
+                raise
+            logger.warning("the fleet keeps its servers: %s", exc)
+            return
+        with self.guard:
+            for url in self._listed - weights.keys():
+                if url in self.pool.members:
+                    self.pool.remove(url)
+            for url, weight in weights.items():
+                known = self.pool.members.get(url)
+                if known is not None and known.weight != weight:
+                    self.pool.remove(url)
+                if url not in self.pool.members:
+                    self.pool.add(url, weight)
+            self._listed = set(weights)
+        self._look_at = time.monotonic() + self._source.look_s
+
     def _check(self, url: str) -> None:
         if url not in self.pool.members:
             raise SettingsError(f"{url} is not a member of the fleet: {', '.join(self.pool.members) or 'it has none'}")
@@ -114,12 +153,17 @@ class Fleet:
             self.pool.add(member.name, member.weight).is_draining = member.is_draining
 
 
-_fleets: dict[tuple[tuple[str, float], ...], Fleet] = {}
+_fleets: dict[Any, Fleet] = {}
 
 
-def fleet_of(weights: Mapping[str, float]) -> Fleet:
+def fleet_of(settings: EngineSettings) -> Fleet:
     """This process's one of these servers: what is in flight counts over all objects."""
-    return _fleets.setdefault(tuple(sorted(weights.items())), Fleet(weights))
+    if not isinstance(settings.base_url, tuple):
+        url = str(settings.base_url)
+        return _fleets.get(url) or _fleets.setdefault(url, Fleet({}, source_of(url)))
+    weights = dict(zip(settings.base_url, settings.member_weights or itertools.repeat(1.0), strict=False))
+    key = tuple(sorted(weights.items()))
+    return _fleets.get(key) or _fleets.setdefault(key, Fleet(weights))
 
 
 def _forget_in_child() -> None:
@@ -139,22 +183,23 @@ class FleetEndpoint(Endpoint):
         self._settings = settings
         self._of_members = {str(each.base_url): each for each in settings.members()}
         self._endpoints: dict[str, RemoteEndpoint] = {}
-        weights = settings.member_weights or [1.0] * len(self._of_members)
-        self.fleet = fleet_of(dict(zip(self._of_members, weights, strict=True)))
+        self.fleet = fleet_of(settings)
 
     @property
     def name(self) -> EngineName:
-        return EngineName(self._settings.model or "", ",".join(self._of_members))
+        urls = self._settings.base_url
+        return EngineName(self._settings.model or "", ",".join(urls) if isinstance(urls, tuple) else str(urls))
 
     def endpoint_of(self, url: str) -> RemoteEndpoint:
         """The endpoint of one member; one that came later is reached as the first one is."""
         if url not in self._endpoints:
             settings = self._of_members.get(url)
             if settings is None:
-                own = self.fleet.came_later[url]
-                names = ("base_url", "api_key", "basic_auth")
-                update = {name: getattr(own, name) for name in names}
-                settings = next(iter(self._of_members.values())).model_copy(update=update)
+                own = self.fleet.came_later.get(url)
+                update: dict[str, Any] = {"base_url": url, "member_weights": None}
+                if own is not None:
+                    update |= {"api_key": own.api_key, "basic_auth": own.basic_auth}
+                settings = self._settings.model_copy(update=update)
             self._endpoints[url] = RemoteEndpoint(settings)
         return self._endpoints[url]
 
@@ -198,6 +243,7 @@ class FleetEndpoint(Endpoint):
         await asyncio.gather(*(self.endpoint_of(url).unload_adapter(name) for url in list(self.fleet.pool.members)))
 
     async def status(self, *, processes: bool) -> EngineInfo:
+        await self.fleet.refresh()
         members = list(self.fleet.pool.members.values())
         asked = (self.endpoint_of(each.name).status(processes=processes) for each in members)
         infos = [
@@ -216,12 +262,13 @@ class FleetEndpoint(Endpoint):
         )
 
     async def check_health(self, client: Client) -> None:
-        await self.endpoint_of(next(iter(self._of_members))).check_health(client)
+        await self.endpoint_of(next(iter(self.fleet.pool.members))).check_health(client)
 
     async def observer_client(self) -> Client | None:
         return next(iter(await self.observer_clients()), None)
 
     async def observer_clients(self) -> list[Client]:
+        await self.fleet.refresh()
         names = list(self.fleet.pool.members)
         found = [await self.endpoint_of(name).observer_client() for name in names]
         return [client for client in found if client is not None]
@@ -254,6 +301,7 @@ class FleetRequest(Route):
         self._last = ""
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        await self._fleet.refresh()
         member = await self._chosen()
         self._last = member.name
         endpoint = self._owner.endpoint_of(member.name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from shared_engine import (
     SettingsError,
 )
 from shared_engine.request import fleet, retry
+from shared_engine.request.fleet_sources import DnsSource, FileSource
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -376,3 +379,65 @@ def test_threads_loops_and_forks_keep_their_counts(servers: list[RemoteServer]) 
 async def several(engine: Engine) -> Counter[str]:
     results = await asyncio.gather(*(engine.achat(ask(f"question {number}")) for number in range(10)))
     return Counter(result.text for result in results)
+
+
+# ---- lists that are elsewhere
+
+
+def test_a_file_that_is_watched_lists_the_servers(
+    servers: list[RemoteServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FileSource, "look_s", 0.0)
+    file = tmp_path / "servers"
+    file.write_text(f"# ours\n{servers[0].url}/v1\n\n{servers[1].url} 2  # the large one\n")
+    engine = Engine(base_url=f"file://{file}", model="served", api_key="secret")
+    assert set(answers(engine, 20)) == {servers[0].url, servers[1].url}
+    assert servers[0].requests[0][0]["Authorization"] == "Bearer secret"
+    file.write_text(f"{servers[1].url} 2\n{servers[2].url}\n")
+    assert set(answers(engine, 20)) == {servers[1].url, servers[2].url}
+    file.write_text("http//broken\n")
+    assert set(answers(engine, 20)) == {servers[1].url, servers[2].url}, "what it had stays"
+    assert "the fleet keeps its servers" in caplog.text
+    assert "line 1: 'http//broken'" in caplog.text
+    file.unlink()
+    assert len(engine.chat_batch([HELLO] * 3)) == 3
+
+
+@pytest.mark.parametrize("text", [None, "", "# nobody\n", "http://a b c\n", "http://a -1\n", "http://a,http://b\n"])
+def test_a_list_that_never_was_one_is_told(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "servers"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RequestError, match=str(file)):
+        Engine(base_url=f"file://{file}", model="served").chat(HELLO)
+
+
+def test_all_addresses_of_a_name_are_servers(servers: list[RemoteServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(servers[0].url.rpartition(":")[2])
+    addresses = ["127.0.0.1"]
+
+    async def getaddrinfo(_: object, host: str, of_port: int, **__: object) -> list[Any]:
+        if host == "nowhere":
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, of_port)) for address in addresses]
+
+    monkeypatch.setattr(DnsSource, "look_s", 0.0)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    engine = Engine(base_url=f"dns+http://vllm-headless:{port}/v1", model="served")
+    assert engine.chat(HELLO).text == servers[0].url
+    addresses.append("127.0.0.2")  # which reaches nobody: the server listens on one address
+    assert [member.base_url for member in engine.status().members] == [
+        f"http://127.0.0.1:{port}",
+        f"http://127.0.0.2:{port}",
+    ]
+    with pytest.raises(RequestError, match="the name nowhere has no address"):
+        Engine(base_url="dns+http://nowhere:8000", model="served").chat(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("file://servers", "whole path"), ("dns+https://host:8000", r"dns\+http://"), ("dns+host", "http")],
+)
+def test_wrong_names_of_lists_are_told(url: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        EngineSettings(base_url=url)
