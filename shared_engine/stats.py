@@ -76,11 +76,13 @@ class EngineStats:
         life: of the engine; None for a remote one.
         counters: vLLM's own counters by name, such as ``generation_tokens``, of all starts together; of a remote server
             since its own start. They count every client's requests.
+        gpu_alerts: how often monitors of this process have told that a GPU is over their threshold, by its UUID.
     """
 
     requests: RequestStats
     life: LifeStats | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
+    gpu_alerts: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All of it in JSON's own types, under the names of the attributes."""

@@ -25,6 +25,7 @@ from shared_engine.machine.gpu import gpu_memory_by_process
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.processes import tree_in_app
 from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.life_stats import EvictionReason, LifeStats
 from shared_engine.runtime.messages import Fate, Outcome
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.runtime.spec import EngineSpec
@@ -60,6 +61,7 @@ class DirectEngine:
         self._policy: KeepPolicy | None = None
         self._host: Host | None = None
         self.folder: DirectFolder | None = None
+        self.life = LifeStats()
         self._deaths: dict[int, Failure] = {}
         self._guard = threading.RLock()
 
@@ -117,7 +119,7 @@ class DirectEngine:
 
     # ---- life
 
-    def begin_eviction(self) -> Future[None] | None:
+    def begin_eviction(self, reason: EvictionReason = EvictionReason.ASKED) -> Future[None] | None:
         """Have the model leave memory if no request is in flight; what to wait for then.
 
         Returns:
@@ -134,6 +136,7 @@ class DirectEngine:
             if self.state is EngineState.STARTING or self.in_flight:
                 return None
             self._enter(EngineState.STOPPING)
+            self.life = self.life.evicted(reason)
             current.stop()
             return current.ended
 
@@ -145,6 +148,7 @@ class DirectEngine:
                 return None
             if self.state is EngineState.READY:
                 self._enter(EngineState.STOPPING)
+                self.life = self.life.evicted(EvictionReason.SHUTDOWN)
         current.stop(at_once=True)
         return current.ended
 
@@ -177,6 +181,7 @@ class DirectEngine:
                 log_file=None if self.folder is None else str(self.folder.log),
                 vllm_version=self.spec.vllm_version,
                 processes=tree,
+                life=self.life,
             )
 
     @property
@@ -205,8 +210,10 @@ class DirectEngine:
             error = ready.exception()
             if isinstance(error, EngineError):
                 self.failure = Failure(FailureKind.START, error.message, error.log_tail)
+                self.life = self.life.failed(self.failure.counted_as)
                 return
             self.failure = None
+            self.life = self.life.started({}, is_return=False)
             self.start_s = round(time.monotonic() - began, 3)
             self._last_use = time.monotonic()
             self._enter(EngineState.READY)
@@ -217,6 +224,7 @@ class DirectEngine:
             if of.end is not None:
                 self.failure = Failure(FailureKind.DIED, of.end.words, of.last_lines, of.end.is_from_outside)
                 self._deaths[self.start_number] = self.failure
+                self.life = self.life.failed(self.failure.counted_as)
             self._host = None
             has_failed = of.end is not None or self.state is EngineState.STARTING
             self._enter(EngineState.FAILED if has_failed else EngineState.STOPPED)
@@ -231,7 +239,7 @@ class DirectEngine:
             if policy is None or policy.idle_ttl_s == math.inf:
                 return LOOK_S
             if idle_s is not None and idle_s >= policy.idle_ttl_s:
-                self.begin_eviction()
+                self.begin_eviction(EvictionReason.IDLE)
                 return None
             return min(policy.idle_ttl_s - (idle_s or 0.0), LOOK_S)
 

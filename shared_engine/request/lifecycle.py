@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.errors import SettingsError
+from shared_engine.gpu import alert_counts
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Request
@@ -136,7 +137,12 @@ class Lifecycle:
         life = None if self.settings.is_remote else info.life
         if life is not None:
             counters = added(life.counters, counters)
-        return EngineStats(requests=tally_of(requests.endpoint.name).stats(), life=life, counters=counters)
+        return EngineStats(
+            requests=tally_of(requests.endpoint.name).stats(),
+            life=life,
+            counters=counters,
+            gpu_alerts=alert_counts(),
+        )
 
     stats = blocking(astats)
 

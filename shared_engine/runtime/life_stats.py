@@ -20,12 +20,12 @@ class EvictionReason(str, Enum):
 
 @dataclass(frozen=True)
 class LifeStats:
-    """The life of an engine since the machine was booted, whichever process has used it.
+    """The life of an engine since the machine was booted, whoever has used it; of a direct one in this process.
 
     Attributes:
         starts: starts that went well.
         returns: how often the model came back fast: starts from standby, and wakes.
-        start_seconds: how long those starts and wakes took, all together, by phase (``StartPhase``).
+        start_seconds: how long those starts and wakes took in all, by phase (``StartPhase``); not of direct engines.
         evictions: how often the model left memory, by EvictionReason.
         failures: starts that failed and servers that died, by FailureKind; ``killed`` where it was done from outside.
         counters: vLLM's own counters of the servers that have ended, added up; of one that died, as last seen.

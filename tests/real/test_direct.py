@@ -75,6 +75,7 @@ def test_an_engine_that_nobody_uses_leaves_memory_and_another_one_stays(life: di
     assert life["seen"]["memory while loaded, MB"] > 300
     assert life["seen"]["two engines have their own metrics"] is True
     assert life["seen"]["an idle one has left"] is True
+    assert life["seen"]["its life"] == [1, {"idle": 1}, {}]
     assert life["seen"]["and only that"] is True
 
 

@@ -117,6 +117,9 @@ idle = [] if tree is None else [node.pid for node in tree.walk() if node.pid != 
 wait_until(lambda: not any(map(process_exists, idle)), 20, "the idle engine to leave")
 wait_until(lambda: short_lived.status().state.value == "stopped", 5, "its state")
 seen["an idle one has left"] = len(idle) > 0
+life = short_lived.stats().life
+assert life is not None
+seen["its life"] = [life.starts, life.evictions, life.failures]
 seen["and only that"] = all(map(process_exists, third))
 
 files = shared_files(third)
