@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from shared_engine import ContextLengthError, Engine, EngineStats, RequestError
-from shared_engine.request import retry
+from shared_engine.request import lifecycle, retry
 from shared_engine.stats import RequestStats
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -35,7 +35,8 @@ def requests_of(engine: Engine) -> RequestStats:
     return engine.stats().requests
 
 
-def test_nothing_was_asked_yet(engine: Engine) -> None:
+def test_nothing_was_asked_yet(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "alert_counts", dict)
     assert engine.stats() == EngineStats(requests=RequestStats())
 
 
