@@ -29,14 +29,24 @@ def lora_args(settings: EngineSettings) -> dict[str, Any]:
     """vLLM's arguments for adapters, those of engine_args among them; none for an engine that takes no adapters.
 
     Raises:
-        SettingsError: an adapter's rank is above what vLLM can do.
+        SettingsError: an adapter's rank is above what vLLM can do, or its files are gone.
     """
     if not takes_adapters(settings):
         return {}
-    adapters = {name: read_adapter(path) for name, path in (settings.lora_adapters or {}).items()}
+    adapters = _adapters_of(settings)
     own: dict[str, Any] = {"enable_lora": True, "max_lora_rank": _rank(adapters), "max_loras": _slots(len(adapters))}
     given = {name: value for name, value in settings.engine_args.items() if name in own and value is not None}
     return {**own, **given}
+
+
+def _adapters_of(settings: EngineSettings) -> dict[str, Adapter]:
+    adapters: dict[str, Adapter] = {}
+    for name, path in (settings.lora_adapters or {}).items():
+        try:
+            adapters[name] = read_adapter(path)
+        except ValueError as exc:  # it was there when the settings were made
+            raise SettingsError(f"lora_adapters[{name!r}] = {path!r}: {exc}") from None
+    return adapters
 
 
 def _rank(adapters: Mapping[str, Adapter]) -> int:
@@ -57,15 +67,20 @@ def check_adapters(settings: EngineSettings) -> None:
     Raises:
         SettingsError: one of lora_adapters can't be an adapter of this model, by the files of both.
     """
-    for name, path in (settings.lora_adapters or {}).items():
-        problem = problem_of(read_adapter(path), settings)
+    args = lora_args(settings)
+    for name, adapter in _adapters_of(settings).items():
+        problem = problem_of(adapter, settings, args)
         if problem is not None:
-            raise SettingsError(f"lora_adapters[{name!r}] = {path!r}: {problem}")
+            raise SettingsError(f"lora_adapters[{name!r}] = {adapter.path!r}: {problem}")
 
 
-def problem_of(adapter: Adapter, settings: EngineSettings) -> str | None:
-    """Why this engine can't load an adapter; None where it can, or only vLLM can tell."""
-    limit = int(lora_args(settings)["max_lora_rank"])
+def problem_of(adapter: Adapter, settings: EngineSettings, args: Mapping[str, Any]) -> str | None:
+    """Why this engine can't load an adapter; None where it can, or only vLLM can tell.
+
+    Args:
+        args: what ``lora_args`` gave for the engine.
+    """
+    limit = int(args["max_lora_rank"])
     if (adapter.rank or 0) > limit:
         needed = next((rank for rank in _RANKS if rank >= (adapter.rank or 0)), adapter.rank)
         return (

@@ -8,8 +8,9 @@ is remembered for one start of the engine; that another process has unloaded it,
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared_engine.declared import Decides
 from shared_engine.errors import InvalidInputError, ModelNotFoundError, RequestRejectedError, ServerError
@@ -32,11 +33,13 @@ class _Shared:
     """What all objects of this process know of one engine.
 
     Attributes:
+        args: vLLM's for adapters.
         paths: of the adapters that were loaded at run time, by name.
         served: what vLLM calls an adapter that it has loaded, by start of the engine, name and path. A start is named
             by the endpoint, which may be one of several.
     """
 
+    args: Mapping[str, Any]
     paths: dict[str, str] = field(default_factory=dict)
     served: dict[tuple[Hashable, str, str], str] = field(default_factory=dict)
     loading: SharedTasks = field(default_factory=SharedTasks)
@@ -65,8 +68,8 @@ class Adapters:
         if self._known is None:
             decisive = [name for name, each in SETTINGS.items() if each.decides is Decides.ENGINE and name != "model"]
             values = [repr(getattr(self._settings, name)) for name in decisive]
-            key = (resolve_model(self._settings), *values, repr(lora_args(self._settings)))
-            self._known = _of_engines.setdefault(key, _Shared())
+            args = lora_args(self._settings)
+            self._known = _of_engines.setdefault((resolve_model(self._settings), *values, repr(args)), _Shared(args))
         return self._known
 
     @property
@@ -198,7 +201,7 @@ class Adapters:
     def _read(self, name: str, path: str) -> Adapter:
         try:
             adapter = read_adapter(path)
-            problem = problem_of(adapter, self._settings)
+            problem = problem_of(adapter, self._settings, self._shared.args)
         except ValueError as exc:
             problem = str(exc)
         if problem is not None:

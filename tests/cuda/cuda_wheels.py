@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sleep": {"sleep_after_s": 5},
     "parallel": {"engine_args": {"pipeline_parallel_size": 2, "data_parallel_size": 2}},
     "lora": {"engine_args": {"enable_lora": True, "max_loras": 2, "max_lora_rank": 32, "lora_modules": ["sql=/l/sql"]}},
+    "lora adapters": {"lora_adapters": {}},
     "lora by dicts": {"engine_args": {"enable_lora": True, "lora_modules": [{"name": "sql", "path": "/l/sql"}]}},
     "queue": {"engine_args": {"max_num_queued_reqs": 8, "max_num_seqs": 64, "max_num_batched_tokens": 4096}},
     "kv cache": {"engine_args": {"kv_cache_memory_bytes": 1 << 30, "kv_cache_dtype": "fp8", "block_size": 16}},

@@ -68,6 +68,7 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
     "refusals": (
         *map(re.escape, (*refusals._TOO_LONG, *refusals._ENGINE_BUSY)),
         *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)),
+        *map(re.escape, (refusals._LOADED_BEFORE, refusals._ENGINE_FAILED)),
         refusals._CONTEXT_LIMIT.pattern,
         refusals._PROMPT_LENGTH.pattern,
     ),

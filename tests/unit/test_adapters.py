@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -169,6 +170,17 @@ def test_damaged_weights_are_left_to_vllm(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 9, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": []}'):
         (tmp_path / "a" / "adapter_model.safetensors").write_bytes(content)
         assert misfit(read_adapter(path), TINY_CHAT) is None
+
+
+def test_an_adapter_whose_files_are_gone_is_named(tmp_path: Path, python: str) -> None:
+    path = make_adapter(tmp_path / "a")
+    settings = EngineSettings(model=MODEL, python=python, lora_adapters={"sql": path, "brief": BRIEF})
+    shutil.rmtree(path)
+    words = rf"lora_adapters\['sql'\] = '{path}': there is no such folder"
+    with pytest.raises(SettingsError, match=words):
+        engine_spec(settings)
+    with pytest.raises(SettingsError, match=words):
+        Engine(settings).chat(HELLO, lora="brief")
 
 
 # ---- what an engine needs
