@@ -15,9 +15,12 @@ import pytest
 import shared_engine.direct
 import shared_engine.launcher
 from shared_engine import EngineSettings
+from shared_engine.launch import adapters, reproducible
 from shared_engine.launch.install import CUDA_MAJOR, CUDA_TORCH
 from shared_engine.launch.spec import engine_spec
+from shared_engine.model_files import quantization
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
+from shared_engine.request import routes
 from shared_engine.settings import FLAGS
 from shared_engine.vllm_versions import INSTALLED, release_of
 from tests.support.cuda_wheel import CudaWheel, parse
@@ -118,6 +121,22 @@ def test_what_direct_mode_replaces_is_there(wheel: CudaWheel) -> None:
     metrics = "".join(wheel.source_of(name) for name in named)
     words = ("_gauge_cls = ", "_counter_cls = ", "_histogram_cls = ", "def get_prometheus_registry(")
     assert [word for word in words if word not in metrics] == []
+
+
+def test_what_adapters_and_reproducible_answers_need_is_there(wheel: CudaWheel) -> None:
+    variables = wheel.source_of("vllm.envs")
+    assert all(f'"{name}"' in variables for name in (reproducible.VARIABLE, "VLLM_ALLOW_RUNTIME_LORA_UPDATING"))
+    server = wheel.source_of("vllm.entrypoints.serve.lora.api_router")
+    assert all(f'"{route}"' in server for route in (routes.LOAD_ADAPTER, routes.UNLOAD_ADAPTER))
+    (ranks,) = re.findall(r"MaxLoRARanks = Literal\[(.*)\]", wheel.source_of("vllm.config.lora"))
+    assert {*map(int, ranks.split(","))} >= {*adapters._RANKS}
+
+
+def test_every_quantization_that_is_told_apart_is_a_method_of_vllms_or_was_one(wheel: CudaWheel) -> None:
+    known = wheel.source_of("vllm.model_executor.layers.quantization")
+    names = {*quantization._NEED_QUANTISED, *quantization._WHILE_LOADING}
+    of_others = {"marlin", "auto-round", *release_of(wheel.version).lost_quantizations}
+    assert {name for name in names if f'"{name}"' not in known} <= of_others
 
 
 # ---- command lines
