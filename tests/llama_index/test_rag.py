@@ -83,7 +83,12 @@ WAYS: dict[str, Callable[[BaseSynthesizer, list[NodeWithScore]], Any]] = {
 
 @pytest.mark.parametrize(
     ("mode", "way"),
-    [*(("tree_summarize", way) for way in WAYS), ("accumulate", "in a thread"), ("compact_accumulate", "async")],
+    [
+        ("tree_summarize", "in a thread"),
+        ("compact_accumulate", "async"),
+        *(pytest.param("tree_summarize", way, marks=pytest.mark.slow) for way in WAYS if way != "in a thread"),
+        pytest.param("accumulate", "in a thread", marks=pytest.mark.slow),
+    ],
 )
 def test_the_whole_fan_out_is_in_flight_at_once(remote: VLLM, server: RemoteServer, mode: str, way: str) -> None:
     synthesizer = get_response_synthesizer(remote, response_mode=mode, use_async=True)

@@ -225,6 +225,7 @@ def test_without_retries_the_first_failure_is_the_callers() -> None:
     assert "also tried" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_requests_again(servers: list[RemoteServer]) -> None:
     servers[0].fails(503, times=1)
     engine = fleet_of(servers)
@@ -251,6 +252,7 @@ def test_a_model_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> Non
         engine.chat(HELLO)
 
 
+@pytest.mark.slow
 def test_a_deadline_holds_over_all_servers(servers: list[RemoteServer]) -> None:
     async def never(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(2)

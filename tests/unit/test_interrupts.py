@@ -11,9 +11,9 @@ from tests.support.processes import end_of, run_app
 # Some hundredths of a second, but where others have the processor. What is not interrupted waits for ever here.
 BACK_S = 4.0
 
-QUICK = ["engine.chat", "engine.achat_batch"]
+QUICK = ["engine.chat"]
 OTHERS = [
-    "engine.stream_chat", "engine.generate_batch",
+    "engine.stream_chat", "engine.generate_batch", "engine.achat_batch",
     "engine.embed", "engine.rerank", "engine.achat", "engine.astream_chat", "engine.aembed",
     "langchain.invoke", "langchain.stream", "langchain.batch", "langchain.generate", "langchain.text_batch",
     "langchain.embed", "langchain.rerank", "langchain.ainvoke", "langchain.abatch", "langchain.agenerate",

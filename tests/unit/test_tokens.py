@@ -357,6 +357,7 @@ def test_threads_share_one_export(model: Path, python: str) -> None:
     assert runs_of(python) == 1
 
 
+@pytest.mark.slow
 def test_processes_do_each_other_no_harm(model: Path, python: str, cache: Path) -> None:
     code = f"from shared_engine import Engine; print(Engine(model={str(model)!r}, python={python!r}).count_tokens('a'))"
     with ThreadPoolExecutor(2) as pool:

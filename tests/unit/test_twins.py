@@ -115,6 +115,7 @@ def test_a_bad_stream_is_refused_at_the_call_in_both_forms(call: Callable[[Any],
         call(Engine(base_url="http://127.0.0.1:1"))
 
 
+@pytest.mark.slow
 def test_type_checkers_see_names_and_types(tmp_path: Path) -> None:
     pytest.importorskip("mypy")  # not in the environment of the oldest releases
     app = tmp_path / "app.py"
