@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from shared_engine.runtime.directory import runtime_root
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
 from shared_engine.vllm_versions import RELEASES, release_of
 from tests.support.engine_versions import environment
+from tests.support.failure_matrix import ACTIVITIES, Fault
 from tests.support.paths import REPOSITORY
 from tests.support.vllm_sources import registered
 from tests.support.vllm_words import WAITED_FOR, Words
@@ -177,6 +179,24 @@ def test_an_option_it_lacks_is_refused_in_words(settings: dict[str, Any], versio
         engine = Engine(**{**settings, "engine_args": {**settings["engine_args"], name: 5}})
         with pytest.raises(SettingsError, match=f"vLLM {release_of(version).minor} has no {name}"):
             engine.generate("Hello")
+
+
+@another_start
+@pytest.mark.parametrize(
+    ("activity", "fault"),
+    [("nothing shown yet", Fault(SIGTERM, "APIServer")), ("in mid-stream", Fault(SIGKILL, "EngineCore"))],
+    ids=str,
+)
+def test_an_end_from_outside_is_made_good_or_told(settings: dict[str, Any], activity: str, fault: Fault) -> None:
+    """Two cells of tests/real/test_failure_matrix.py: the words of an engine that goes are each release's own."""
+    engine = Engine(**{**settings, "max_model_len": 2048, "stall_timeout_s": 10})
+    try:
+        outcome = ACTIVITIES[activity](engine, fault)
+        assert (outcome.lost, outcome.left, outcome.files) == (0, 0, 0), outcome
+        assert (outcome.told > 0) is (activity == "in mid-stream"), outcome
+        assert outcome.heard_s < 10, outcome
+    finally:
+        engine.shutdown(force=True)
 
 
 @another_start

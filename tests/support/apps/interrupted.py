@@ -156,8 +156,11 @@ class Interruption:
             os.kill(os.getpid(), signal.SIGINT)
 
     def _trace(self, frame: Any, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(TRACED):
+        code = frame.f_code
+        if not code.co_filename.startswith(TRACED):
             return None
+        if code.co_filename == asyncio.base_events.__file__ and code.co_name.startswith("__"):
+            return None  # a loop that is half made can't be dropped without noise, whoever made it
         if event == "line" and self.at is None:
             self._left -= 1
             if self._left < 0:
