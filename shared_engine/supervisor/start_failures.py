@@ -52,6 +52,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     # What follows is a hint at vLLM's own log level, which shows nothing more.
     (r"(?P<what>Failed to infer device type)", NO_GPU + _CPU_INSTEAD),
     (r"(?P<what>(No CUDA GPUs are available|libcuda\.so|no NVIDIA driver).*)", NO_GPU + _CPU_INSTEAD),
+    # In pydantic's form, what is known by no other words.
+    (r"Value error, (?P<what>.{1,600}?) \[type=", "vLLM refused a setting: {what}"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), text) for pattern, text in _CAUSES)
 # What another engine on the device may be the cause of: those that are idle can make room.

@@ -25,6 +25,7 @@ OF_OTHERS = {
     ("OutOfMemoryError",),
     ("no NVIDIA driver",),
     ("() expected at most 0 argument",),
+    ("Value error, ", " [type="),
     ("libcuda.so",),
     ("does not recognize this architecture",),
     (" is not a local folder and is not a valid model identifier",),

@@ -39,6 +39,15 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             ],
             "lacks a kernel that the model's quantization needs: _C::static_scaled_fp8_quant",
         ),
+        (
+            [
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+                "  Value error, Quantization method specified in the model config (awq) does not match the "
+                "quantization method specified in the `quantization` argument (awq_marlin). [type=value_error, x]",
+            ],
+            "vLLM refused a setting: Quantization method specified in the model config (awq) does not match the "
+            "quantization method specified in the `quantization` argument (awq_marlin).",
+        ),
         (["ValueError: Model architectures ['Foo'] are not supported for now."], "does not support"),
         (
             ["ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len"],
