@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from shared_engine.direct import children, host
 from shared_engine.direct.folder import DirectFolder
 from shared_engine.direct.host import Host
-from shared_engine.errors import EngineError, EngineStartError
+from shared_engine.errors import EngineError, EngineStartError, EngineStoppedError
 from shared_engine.launch.fit import misfit_of
 from shared_engine.machine.gpu import gpu_memory_by_process
 from shared_engine.observe.engine_info import EngineInfo
@@ -171,6 +171,7 @@ class DirectEngine:
                 key=self.spec.key,
                 is_alive=self._host is not None,
                 state_since=self.state_since or None,
+                progress=None if current is None else current.progress,
                 starts=self.start_number,
                 start_s=self.start_s,
                 max_model_len=None if current is None else current.max_model_len,
@@ -208,9 +209,10 @@ class DirectEngine:
     def _note_start(self, ready: Future[None], began: float) -> None:
         with self._guard:
             error = ready.exception()
-            if isinstance(error, EngineError):
+            if isinstance(error, EngineError) and not isinstance(error, EngineStoppedError):
                 self.failure = Failure(FailureKind.START, error.message, error.log_tail)
                 self.life = self.life.failed(self.failure.counted_as)
+            if error is not None:
                 return
             self.failure = None
             self.life = self.life.started({}, is_return=False)
@@ -226,7 +228,7 @@ class DirectEngine:
                 self._deaths[self.start_number] = self.failure
                 self.life = self.life.failed(self.failure.counted_as)
             self._host = None
-            has_failed = of.end is not None or self.state is EngineState.STARTING
+            has_failed = of.end is not None or (self.state is EngineState.STARTING and not of.is_stopped)
             self._enter(EngineState.FAILED if has_failed else EngineState.STOPPED)
 
     def _enter(self, state: EngineState) -> None:

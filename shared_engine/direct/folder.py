@@ -24,6 +24,7 @@ from shared_engine.runtime.engine_log import RING_LINES, TAIL_LINES
 from shared_engine.runtime.redacted import redacted
 
 OWNER = "owner.lock"
+MAX_READ_BYTES = 1 << 20
 _numbers = itertools.count(1)
 
 
@@ -60,6 +61,15 @@ class DirectFolder:
         except OSError:
             return []
         return [redacted(line.rstrip()) for line in text.splitlines()[-RING_LINES:] if line.strip()]
+
+    def read(self, position: int) -> bytes:
+        """Of the log, what comes after ``position``; of a flood a part."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(position)
+                return file.read(MAX_READ_BYTES)
+        except OSError:
+            return b""
 
     def tail(self) -> tuple[str, ...]:
         return tuple(self.lines()[-TAIL_LINES:])

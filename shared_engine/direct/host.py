@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
@@ -27,6 +28,7 @@ from shared_engine.observe.log_lines import this_process
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
+from shared_engine.runtime.progress import Progress, ProgressReader, StartPhase
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT
 from shared_engine.supervisor.ends import End, Exit, end_of, first_exit
@@ -40,6 +42,7 @@ _SET_BY_VLLM = ("VLLM_", "TORCHINDUCTOR_", "NUMEXPR_", "LD_PRELOAD", "LOCAL_WORL
 LAST_WORDS_S = 2.0
 GRACE_S = 3.0
 MIN_PAUSE_S = 0.01
+PROGRESS_S = 0.2
 MEMORY_BACK_S = 10.0
 
 # As vLLM's own.
@@ -58,6 +61,7 @@ class Host:
         last_lines: of the log, from before that.
         headers: that vLLM wants of each request.
         queued_for: what a start waits for, in words; empty where it does not.
+        progress: how far a start has come; None while none is under way.
 
     Args:
         policy: of whoever has the engine started.
@@ -87,6 +91,7 @@ class Host:
         self._start = contextlib.ExitStack()
         self._admission = contextlib.AsyncExitStack()
         self.queued_for = ""
+        self.progress: Progress | None = None
         self._stalled = ""
 
     def begin(self) -> None:
@@ -130,6 +135,11 @@ class Host:
             self.children.end(0)
 
     @property
+    def is_stopped(self) -> bool:
+        """Somebody here has asked for its end."""
+        return self._is_stopped
+
+    @property
     def is_usable(self) -> bool:
         app = self.app
         return app is not None and self._dead is None and not (self._is_stopped or app.state.engine_client.errored)
@@ -142,14 +152,29 @@ class Host:
     def _watch_start(self) -> None:
         """In a thread of its own: the other one is vLLM's until the engine is ready."""
         watch = StartWatch(self.spec, self.children, self.folder.log, self._policy.stall_timeout_s)
-        while not wait([self.ready], watch.poll_s).done:
-            if watch.has_stalled() and not self.queued_for:
+        reader, position, look_at = ProgressReader(StartPhase.IMPORT), 0, 0.0
+        while not wait([self.ready], min(watch.poll_s, PROGRESS_S)).done:
+            position += self._follow_log(reader, position)
+            if self.queued_for or time.monotonic() < look_at:
+                continue
+            look_at = time.monotonic() + watch.poll_s
+            if watch.has_stalled():
                 self._stalled = (
                     "the start hangs: no line in the log and no use of the processor for stall_timeout_s = "
-                    f"{self._policy.stall_timeout_s:g} s"
+                    f"{self._policy.stall_timeout_s:g} s, while it was {self.progress}"
                 )
                 self.children.end(0)
-                return
+                break
+        self.progress = None
+
+    def _follow_log(self, reader: ProgressReader, position: int) -> int:
+        """How many bytes have come since."""
+        if self.queued_for and reader.progress.detail != self.queued_for:
+            reader.enter(StartPhase.QUEUED, self.queued_for)
+        data = self.folder.read(position)
+        reader.feed(data.decode(errors="replace"))
+        self.progress = reader.progress
+        return len(data)
 
     # ---- its thread
 
@@ -240,10 +265,21 @@ class Host:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(pause_s, MIN_PAUSE_S)):
                     await self._stopping.wait()
-            if steps.is_hung(has_requests=bool(self._calls)):
+            if await steps.is_hung(self._answered, has_requests=bool(self._calls)):
                 self.end = End(f"it hung: requests were running and nothing moved for stall_timeout_s = {limit_s:g} s")
                 self.last_lines = self.folder.tail()
                 self._notice_end(self.children.processes[0])
+
+    async def _answered(self) -> None:
+        """Return when EngineCore has answered, or has ended, or is to end."""
+        asking = asyncio.ensure_future(self.app.state.engine_client.is_sleeping())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((asking, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())  # its error is the end's
+            asking.cancel()
+            stopping.cancel()
 
     def _notice_end(self, process: EngineProcess) -> None:
         self._dead = self._dead or process

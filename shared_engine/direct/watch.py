@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from shared_engine.direct.children import Children
@@ -68,8 +69,12 @@ class StepWatch:
         self._clock = WatchedClock(MAX_GAP_FACTOR * self.poll_s)
         self._look_at = 0.0
 
-    def is_hung(self, *, has_requests: bool) -> bool:
-        """True when no step was made for ``stall_timeout_s``, though vLLM has requests."""
+    async def is_hung(self, answers: Callable[[], Awaitable[object]], *, has_requests: bool) -> bool:
+        """True when no step was made for ``stall_timeout_s``, though there are requests.
+
+        Args:
+            answers: asks EngineCore something; where vLLM's metrics know of no request, it may not have reached it.
+        """
         now = time.monotonic()
         if not has_requests:
             self._watch = None
@@ -78,5 +83,13 @@ class StepWatch:
             self._watch = HangWatch(self._clock.now())
         elif now >= self._look_at:
             self._look_at = now + self.poll_s / 2
-            return self._watch.look(self._clock.now(), read_activity(self._metrics()), self._limit_s) is Verdict.HUNG
+            verdict = self._watch.look(self._clock.now(), read_activity(self._metrics()), self._limit_s)
+            if verdict is not Verdict.ASK:
+                return verdict is Verdict.HUNG
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    await answers()
+            except TimeoutError:
+                return True
+            self._watch.reset(self._clock.now())
         return False

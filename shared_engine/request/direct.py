@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -34,13 +33,12 @@ from shared_engine.request.progress_bar import StartReporter
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import end_error
 from shared_engine.request.threads import in_a_thread
-from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.record import EngineState
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import EngineSettings
 
 POLL_S = 0.02
-LOOK_AT_LOG_S = 0.2
+REPORT_S = 0.2
 END_S = 20.0
 
 
@@ -187,19 +185,8 @@ async def _outcome_of(future: Future[None]) -> None:
 
 
 async def _follow(engine: DirectEngine, reporter: StartReporter) -> None:
-    reader, position = ProgressReader(StartPhase.IMPORT), 0
     while True:
-        reporter.report(reader.progress)
-        await asyncio.sleep(LOOK_AT_LOG_S)
-        folder, host = engine.folder, engine.host
-        if host is not None and host.queued_for:
-            reader.enter(StartPhase.QUEUED, host.queued_for)
-        elif folder is not None:
-            with contextlib.suppress(OSError):
-                fd = os.open(folder.log, os.O_RDONLY)
-                try:
-                    data = os.pread(fd, 1 << 20, position)
-                finally:
-                    os.close(fd)
-                position += len(data)
-                reader.feed(data.decode(errors="replace"))
+        host = engine.host
+        if host is not None and host.progress is not None:
+            reporter.report(host.progress)
+        await asyncio.sleep(REPORT_S)
