@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-direct bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-direct bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -87,15 +87,18 @@ types: .venv/dev
 
 # Side by side: tests mostly wait. Processes without xdist, which alone would take a sixth of the processor time.
 check:
-	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target quick-unit quick-adapters quick-fake types lint
+	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target quick-unit-1 quick-unit-2 quick-adapters quick-fake types lint
 
 # Without what takes longer than about half a second, which is marked slow; the last lines name what should be.
 QUICK := -m pytest -q -p no:cacheprovider -m "smoke or not (engine or fault or slow)" --durations=5 --durations-min=1 \
 	--benchmark-disable
 
-quick-unit: .venv/dev
-	@echo "== tests without an engine"
-	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/unit
+UNIT_1 := $(wildcard tests/unit/test_[a-f]*.py)
+UNIT_2 := $(filter-out $(UNIT_1),$(wildcard tests/unit/test_*.py))
+
+quick-unit-1 quick-unit-2: .venv/dev
+	@echo "== tests without an engine, part $(subst quick-unit-,,$@) of 2"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) $(if $(filter %-1,$@),$(UNIT_1),$(UNIT_2))
 
 quick-fake: .venv/dev
 	@echo "== some tests on the fake vLLM"
