@@ -24,6 +24,7 @@ class Release:
         api_server: the module that has ``run_server``.
         cli_args: the module that has ``make_arg_parser`` and ``validate_parsed_serve_args``.
         startup: the module that has ``cli_env_setup``.
+        chat_utils: the module that has ``parse_chat_messages``.
         lacks_args: names of ``engine_args`` that later releases have.
         lacks_parsers: tool-call and reasoning parsers that later releases have.
         lost_quantizations: methods that earlier releases have.
@@ -33,6 +34,7 @@ class Release:
     api_server: str = "vllm.entrypoints.launchers.api_server.entry"
     cli_args: str = "vllm.entrypoints.launchers.cli_args"
     startup: str = "vllm.entrypoints.serve.utils.api_utils"
+    chat_utils: str = "vllm.renderers.chat_utils"
     lacks_args: tuple[str, ...] = ()
     lacks_parsers: tuple[str, ...] = ()
     lost_quantizations: tuple[str, ...] = ()
@@ -46,17 +48,19 @@ class Release:
 _LOST = ("bitsandbytes",)
 # Up to 0.28 the API server was one file.
 _OLD_SERVER, _OLD_CLI_ARGS = "vllm.entrypoints.openai.api_server", "vllm.entrypoints.openai.cli_args"
+_OLD_CHAT = "vllm.entrypoints.chat_utils"  # up to 0.31
 
+_LACKS = ("max_num_queued_reqs", "tool_strict_level")
 RELEASES = (
-    Release("0.26", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
+    Release("0.26", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
-    Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
+    Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
-    Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, lacks_args=("max_num_queued_reqs", "tool_strict_level"),
+    Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,
             lacks_parsers=("deepseek_v41",), lost_quantizations=_LOST),
-    Release("0.29", lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
-    Release("0.30", lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
-    Release("0.31", lost_quantizations=_LOST),
+    Release("0.29", chat_utils=_OLD_CHAT, lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
+    Release("0.30", chat_utils=_OLD_CHAT, lacks_args=("tool_strict_level",), lost_quantizations=_LOST),
+    Release("0.31", chat_utils=_OLD_CHAT, lost_quantizations=_LOST),
     Release("0.32", lost_quantizations=_LOST),
     Release("0.33", cli_args="vllm.entrypoints.common.cli_args", startup="vllm.entrypoints.common.startup",
             lost_quantizations=_LOST),

@@ -17,10 +17,21 @@ gives them, with and without the special ones around them: who loads ``tokenizer
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+from types import ModuleType
 from typing import Any
+
+if __name__ == "__main__":  # run by path: see launcher.py
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    package = ModuleType("shared_engine")
+    package.__path__ = [os.path.dirname(here)]
+    sys.modules["shared_engine"] = package
+
+from shared_engine.vllm_versions import release_of
 
 # What tokenizers split by, normalize, or treat in ways of their own.
 TEXTS = (
@@ -65,8 +76,6 @@ VARIABLES: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True, "thinking
 
 
 def main() -> None:
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # vLLM imports nothing of this folder
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # vLLM may print
     json.dump(export(sys.argv[1:]), answer)
@@ -173,14 +182,11 @@ def export_chat(config: Any, tokenizer: Any) -> dict[str, Any]:
 
 def prompt_of(config: Any, tokenizer: Any, messages: Any, tools: Any, variables: dict[str, Any]) -> str | None:
     """As the server makes it of a request; None where the template refuses it."""
+    import vllm
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
     from vllm.renderers.hf import resolve_chat_template_content_format, safe_apply_chat_template
 
-    try:
-        from vllm.renderers.chat_utils import parse_chat_messages
-    except ImportError:  # before 0.32
-        from vllm.entrypoints.chat_utils import parse_chat_messages
-
+    parse_chat_messages = importlib.import_module(release_of(str(vllm.__version__)).chat_utils).parse_chat_messages
     request = TokenizeChatRequest.model_validate({"messages": messages, "tools": tools})
     dumped = None if request.tools is None else [tool.model_dump() for tool in request.tools]
     content_format = resolve_chat_template_content_format(None, dumped, "auto", tokenizer, model_config=config)
