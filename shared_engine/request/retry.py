@@ -9,7 +9,14 @@ import math
 import random
 import time
 
-from shared_engine.errors import EngineBusyError, EngineDiedError, RequestError, ServerConnectionError, VLLMError
+from shared_engine.errors import (
+    EngineBusyError,
+    EngineDiedError,
+    RequestError,
+    RequestTimeoutError,
+    ServerConnectionError,
+    VLLMError,
+)
 from shared_engine.request.endpoint import AnotherModelError
 
 # What passes: a server or a proxy before it is too busy, is restarted, or timed out (520 to 529: proxies' own numbers).
@@ -43,10 +50,10 @@ class Retry:
         Doubled each time, and never the same for two requests: many that were refused together must not come back
         together. A server that says when to come (Retry-After) is not asked before; where that is more than
         MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all. With ``can_move``
-        another server is next, which needs no wait, and is not counted.
+        another server is next, which needs no wait, and is not counted; silence is a reason then, too.
         """
-        if can_move and self._max_retries and is_retryable(error):
-            return 0.0
+        if can_move and self._max_retries and (is_retryable(error) or isinstance(error, RequestTimeoutError)):
+            return 0.0 if left_s is None or left_s > 0 else None
         if isinstance(error, EngineDiedError) and error.is_from_outside and self._max_retries:
             wait_s = FIRST_WAIT_S * random.uniform(0.5, 1)
             limit_s = math.inf if left_s is None else left_s

@@ -150,7 +150,7 @@ def test_objects_of_one_fleet_count_together(servers: list[RemoteServer]) -> Non
 
 
 @pytest.mark.parametrize("way", ["chat", "stream", "async", "batch", "generate"])
-@pytest.mark.parametrize("fault", ["gone", "500", "503", "429", "cut"])
+@pytest.mark.parametrize("fault", ["gone", "500", "503", "429", "cut", "silent"])
 def test_a_request_that_has_shown_nothing_goes_to_another_server(
     servers: list[RemoteServer], way: str, fault: str
 ) -> None:
@@ -162,13 +162,20 @@ def test_a_request_that_has_shown_nothing_goes_to_another_server(
             return web.Response()
 
         servers[0].handler = cut
+    elif fault == "silent":
+
+        async def silent(_: web.Request) -> web.StreamResponse:
+            await asyncio.sleep(30)
+            return web.Response()
+
+        servers[0].handler = silent
     elif fault != "gone":
         servers[0].fails(int(fault))
     urls = [NOBODY if fault == "gone" else servers[0].url, servers[1].url, servers[2].url]
     for server in servers[1:]:
         if way == "stream":
             server.streams("Hel", "lo")
-    engine = Engine(base_url=urls, model="served", max_retries=1)
+    engine = Engine(base_url=urls, model="served", max_retries=1, timeout=0.3 if fault == "silent" else 20)
     for number in range(12):
         messages = ask(f"question {number}")
         if way == "chat":
