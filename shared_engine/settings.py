@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.model_files.adapter import read_adapter
@@ -27,8 +26,6 @@ from shared_engine.validation import Headers, describe_invalid, text_values
 
 SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
 """Never shown, dumped or pickled: another process reads them from its environment."""
-NO_PROXY = "none"
-_ROUTE = re.compile(r"(/v1)?/(chat/completions|completions|embeddings|rerank|responses)$|/v1(/models)?$")
 # Decided by how the engine is shared; another value would make it unreachable or public.
 _RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "headless", "ssl_keyfile", "ssl_certfile"}
 
@@ -83,101 +80,9 @@ def _length_or_auto(value: object) -> object:
     raise ValueError("must be a number of tokens greater than 0, or 'auto'")
 
 
-def _http_url(value: str | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        parts = urlsplit(value)
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError as exc:
-        raise ValueError(f"is not a valid URL: {exc}") from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("must start with http:// or https://, such as http://127.0.0.1:8000/v1")
-    if not has_host:
-        raise ValueError("has no host; it must be like http://127.0.0.1:8000/v1")
-    return value
-
-
-def _server_root(value: str | None) -> str | None:
-    """The OpenAI client libraries name the /v1 root, people also a route; vLLM's own routes lie beside /v1."""
-    if value is None or _http_url(value) is None:
-        return None
-    parts = urlsplit(value)
-    return f"{parts.scheme}://{parts.netloc}{_ROUTE.sub('', parts.path.rstrip('/'))}".rstrip("/")
-
-
-FILE, DNS = "file://", "dns+"
-"""What the ``base_url`` of a fleet begins with whose servers are listed elsewhere."""
-
-
-def _server_roots(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    if isinstance(value, str) and value.startswith(FILE):
-        if not value.removeprefix(FILE).startswith("/"):
-            raise ValueError("must name a file by its whole path, such as file:///etc/vllm-servers")
-        return value
-    if isinstance(value, str) and value.startswith(DNS):
-        root = str(_server_root(value.removeprefix(DNS)))
-        if not root.startswith("http://"):
-            raise ValueError(
-                "must begin with dns+http://: a certificate is of a name, and servers are reached by address"
-            )
-        return DNS + root
-    if not isinstance(value, tuple):
-        return _server_root(value)
-    roots = tuple(_server_root(each) or "" for each in value)
-    if not roots:
-        raise ValueError("is an empty list; it must name a server, such as http://127.0.0.1:8000/v1")
-    twice = {root for root in roots if roots.count(root) > 1}
-    if twice:
-        raise ValueError(f"names {min(twice)} twice")
-    return roots[0] if len(roots) == 1 else roots
-
-
 def _numbers(value: object) -> object:
     """Also as a variable of the environment has them."""
     return value.split(",") if isinstance(value, str) else value
-
-
-def _proxy(value: str | None) -> str | None:
-    if value is None or value in ("", NO_PROXY):
-        return None if value is None else NO_PROXY
-    if value.startswith("socks"):
-        raise ValueError("is a SOCKS proxy; only HTTP proxies are supported, such as http://proxy:3128")
-    return _http_url(value if "://" in value else f"http://{value}")
-
-
-def _user_and_password(value: Any) -> Any:
-    for each in value if isinstance(value, tuple) else (value,):
-        if each is not None and ":" not in each.get_secret_value():
-            raise ValueError("must be user:password")
-    return value
-
-
-def _several(base_url: Any) -> list[Any] | None:
-    """The URLs of a fleet; None for one URL, or what is none."""
-    if isinstance(base_url, str) and "," in base_url:
-        base_url = [each for each in map(str.strip, base_url.split(",")) if each]
-    if not isinstance(base_url, list | tuple) or len(base_url) == 0:
-        return None
-    return list(base_url)
-
-
-def _without_credentials(url: Any) -> tuple[Any, str | None]:
-    """A URL, and the ``user:password`` that it carried; also where it is not a valid one: it will be shown."""
-    if not isinstance(url, str):
-        return url, None
-    scheme, separator, rest = url.strip().partition("://") if "://" in url else ("", "", url.strip())
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    port = authority.rpartition(":")[2] if ":" in authority else ""
-    if "@" in authority:
-        credentials, _, host = authority.rpartition("@")
-        bare = host + rest[len(authority) :]
-    elif "@" in rest and port and not port.isdigit():  # a password with a slash in it
-        credentials, _, bare = rest.rpartition("@")
-    else:
-        return url.strip(), None
-    user, colon, password = credentials.partition(":")
-    return scheme + separator + bare, f"{unquote(user)}{colon or ':'}{unquote(password)}"
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -207,7 +112,7 @@ class EngineFields(DefaultFields):
     """What is used instead when an engine can't start, in this order. Default: with ``mode="auto"`` ``("local",
     "remote")``, the second only with a ``base_url``; else nothing."""
     base_url: Annotated[
-        str | tuple[str, ...] | None, AfterValidator(_server_roots), Setting("VLLM_API_URL", Decides.CALLS)
+        str | tuple[str, ...] | None, AfterValidator(server_roots), Setting("VLLM_API_URL", Decides.CALLS)
     ] = None
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
@@ -226,7 +131,7 @@ class EngineFields(DefaultFields):
     """Of a fleet: each server's share of the requests, against the others'. Default: equal."""
     basic_auth: Annotated[
         SecretStr | tuple[SecretStr | None, ...] | None,
-        AfterValidator(_user_and_password),
+        AfterValidator(user_and_password),
         Field(exclude=True),
         Setting("VLLM_BASIC_AUTH", Decides.CALLS),
     ] = None
@@ -241,12 +146,12 @@ class EngineFields(DefaultFields):
         Setting("VLLM_DEFAULT_QUERY", Decides.CALLS, is_json=True),
     ] = None
     """Query of every request to ``base_url``, such as ``{"api-version": "1"}``. Not for secrets: it is shown."""
-    proxy: Annotated[str | None, AfterValidator(_proxy), Setting("VLLM_PROXY", Decides.CALLS)] = None
+    proxy: Annotated[str | None, AfterValidator(proxy_url), Setting("VLLM_PROXY", Decides.CALLS)] = None
     """HTTP proxy for ``base_url``; ``"none"`` for none. Default: the environment's (``HTTP_PROXY``, ``HTTPS_PROXY``,
     ``ALL_PROXY``, ``NO_PROXY``), never for this machine itself."""
     proxy_auth: Annotated[
         SecretStr | None,
-        AfterValidator(_user_and_password),
+        AfterValidator(user_and_password),
         Field(exclude=True),
         Setting("VLLM_PROXY_AUTH", Decides.CALLS),
     ] = None
@@ -392,27 +297,7 @@ class EngineFields(DefaultFields):
         """Credentials stand in URLs only until here: a URL is shown in errors, logs and pickles."""
         if not isinstance(values, Mapping):
             return values
-        split = dict(values)
-        urls = _several(split.get("base_url"))
-        if urls is not None and len(urls) == 1:
-            split["base_url"], urls = urls[0], None
-        if urls is not None:
-            bare, credentials_of = zip(*map(_without_credentials, urls), strict=True)
-            split["base_url"] = bare
-            if any(credentials_of):
-                split["basic_auth"] = tuple(None if each is None else SecretStr(each) for each in credentials_of)
-            keys = split.get("api_key")
-            if isinstance(keys, str) and keys.count(",") == len(urls) - 1:
-                split["api_key"] = tuple(keys.split(","))
-        for url, auth in (("base_url", "basic_auth"), ("proxy", "proxy_auth")):
-            if split.get(url) is not None and not (url == "base_url" and urls is not None):
-                split[url], credentials = _without_credentials(split[url])
-                split |= {} if credentials is None else {auth: credentials}
-        address, _, query = str(split.get("base_url") or "" if urls is None else "").partition("?")
-        if query:
-            split["base_url"] = address
-            split["default_query"] = {**dict(parse_qsl(query)), **(split.get("default_query") or {})}
-        return split
+        return split_urls(values)
 
     @classmethod
     def _sources(cls, given: Collection[str]) -> dict[str, str]:  # noqa: ARG003

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared_engine.request.endpoint import Endpoint
-from shared_engine.request.fleet import FleetEndpoint
+from shared_engine.request.fleet_endpoint import FleetEndpoint
 from shared_engine.request.local import LocalEndpoint
 from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.settings import EngineSettings

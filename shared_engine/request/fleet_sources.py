@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from shared_engine.addresses import DNS, FILE
 from shared_engine.errors import RequestError, SettingsError
 from shared_engine.request.threads import in_a_thread
-from shared_engine.settings import DNS, FILE, EngineSettings
+from shared_engine.settings import EngineSettings
 
 
 class Source(ABC):

@@ -13,7 +13,8 @@ from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Request
 from shared_engine.request.endpoints import endpoint_of
-from shared_engine.request.fleet import Fleet, FleetEndpoint
+from shared_engine.request.fleet import Fleet
+from shared_engine.request.fleet_endpoint import FleetEndpoint
 from shared_engine.request.reproducible import seed_of
 from shared_engine.request.sending import Requests
 from shared_engine.request.tally import tally_of

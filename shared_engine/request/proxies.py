@@ -10,8 +10,8 @@ import urllib.request
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import quote, urlsplit
 
+from shared_engine.addresses import NO_PROXY
 from shared_engine.errors import SettingsError
-from shared_engine.settings import NO_PROXY
 
 _PORTS = {"http": 80, "https": 443}
 

@@ -28,7 +28,7 @@ from shared_engine import (
     ServerUnreachableError,
     SettingsError,
 )
-from shared_engine.request import fleet, retry
+from shared_engine.request import fleet, fleet_endpoint, retry
 from shared_engine.request.fleet_sources import DnsSource, FileSource
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -43,7 +43,7 @@ def ask(text: str) -> list[dict[str, str]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
-    monkeypatch.setattr(fleet, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(fleet_endpoint, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(fleet, "_fleets", {})
 
 

@@ -28,6 +28,7 @@ ORDER = (
     "direct",
     "launch",
     "settings",
+    "addresses",
     "params",
     "declared",
     "validation",
