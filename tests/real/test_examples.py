@@ -407,11 +407,12 @@ def test_swapping_llama_index_vllm_for_vllm_answers(tiny_chat: dict[str, Any]) -
 
 
 def test_every_example_is_run_here_or_by_the_demo() -> None:
-    here, demo = Path(__file__).read_text(), (EXAMPLES / "demo.py").read_text()
+    here = Path(__file__).read_text() + Path(__file__).with_name("test_direct.py").read_text()
+    demo = (EXAMPLES / "demo.py").read_text()
     names = [path.stem for path in EXAMPLES.glob("*_*.py")]
     assert len(names) >= 13
     for name in names:
-        assert f'"{name}"' in here or f'"examples/{name}.py"' in here or f'"{name}.py"' in demo, name
+        assert f'"{name}"' in here or f'"examples/{name}.py"' in here or f'"{name}.py"' in here + demo, name
     for path in EXAMPLES.glob("swap_from_*.diff"):
         assert f'sides_of_swap("{path.stem.removeprefix("swap_from_")}")' in here, path
 

@@ -33,25 +33,27 @@ def answers_of(engine: Engine) -> dict[str, Any]:
     """By the name of the question."""
     weather = [{"role": "user", "content": "What is the weather in Paris?"}]
     named = {"type": "function", "function": {"name": "get_weather"}}
-    return {
-        "chat": _told(lambda: engine.chat(CAPITAL, **GREEDY)),
-        "async chat": _told(lambda: asyncio.run(engine.achat(CAPITAL, **GREEDY))),
-        "text": _told(lambda: engine.generate("Hello", **GREEDY)),
-        "text to the limit": _told(lambda: engine.generate("word " * 1900, extra_body={"ignore_eos": True})),
-        "stream": _told(lambda: _pieces(engine)),
-        "batch": _told(lambda: engine.chat_batch([HELLO, LONG, COUNT], return_exceptions=True, **GREEDY)),
-        "two choices": _told(lambda: engine.chat(HELLO, n=2, **GREEDY)),
-        "log probabilities": _told(lambda: engine.chat(HELLO, logprobs=2, temperature=0, max_tokens=2)),
-        "called by name": _told(lambda: engine.chat(weather, tools=[WEATHER], tool_choice=named, **GREEDY)),
-        "called of itself": _told(lambda: engine.chat(weather, tools=[WEATHER], **GREEDY)),
-        "held to a schema": _told(lambda: engine.chat(HELLO, response_format=PERSON, **GREEDY)),
-        "tokens of messages": _told(lambda: engine.count_tokens(COUNT)),
-        "too long": _told(lambda: engine.chat(LONG)),
-        "too long, streamed": _told(lambda: list(engine.stream_chat(LONG))),
-        "refused": _told(lambda: engine.chat(HELLO, extra_body={"logprobs": True, "top_logprobs": 5000})),
-        "no such route": _told(lambda: engine.embed(["a"])),
-        "well": _told(engine.warmup),
-    }
+    return without_history(
+        {
+            "chat": _told(lambda: engine.chat(CAPITAL, **GREEDY)),
+            "async chat": _told(lambda: asyncio.run(engine.achat(CAPITAL, **GREEDY))),
+            "text": _told(lambda: engine.generate("Hello", **GREEDY)),
+            "text to the limit": _told(lambda: engine.generate("word " * 1900, extra_body={"ignore_eos": True})),
+            "stream": _told(lambda: _pieces(engine)),
+            "batch": _told(lambda: engine.chat_batch([HELLO, LONG, COUNT], return_exceptions=True, **GREEDY)),
+            "two choices": _told(lambda: engine.chat(HELLO, n=2, **GREEDY)),
+            "log probabilities": _told(lambda: engine.chat(HELLO, logprobs=2, temperature=0, max_tokens=2)),
+            "called by name": _told(lambda: engine.chat(weather, tools=[WEATHER], tool_choice=named, **GREEDY)),
+            "called of itself": _told(lambda: engine.chat(weather, tools=[WEATHER], **GREEDY)),
+            "held to a schema": _told(lambda: engine.chat(HELLO, response_format=PERSON, **GREEDY)),
+            "tokens of messages": _told(lambda: engine.count_tokens(COUNT)),
+            "too long": _told(lambda: engine.chat(LONG)),
+            "too long, streamed": _told(lambda: list(engine.stream_chat(LONG))),
+            "refused": _told(lambda: engine.chat(HELLO, extra_body={"logprobs": True, "top_logprobs": 5000})),
+            "no such route": _told(lambda: engine.embed(["a"])),
+            "well": _told(engine.warmup),
+        }
+    )
 
 
 def answers_of_adapters(settings: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +64,30 @@ def answers_of_adapters(settings: dict[str, Any]) -> dict[str, Any]:
     chat, llm = ChatVLLM(**settings, **GREEDY), VLLM(**settings, **GREEDY)
     message = chat.invoke("Hello")
     called = chat.bind_tools([WEATHER], tool_choice="get_weather").invoke("What is the weather in Paris?")
-    return {
-        "langchain": [message.content, message.usage_metadata, message.response_metadata["finish_reason"]],
-        "langchain, streamed": "".join(str(chunk.content) for chunk in chat.stream("Hello")),
-        "langchain, a batch": [str(answer.content) for answer in chat.batch(["Hello", "Count from 1 to 10."])],
-        "langchain, called": [[call["name"], call["args"]] for call in called.tool_calls],
-        "llama_index": str(llm.complete("Hello")),
-        "llama_index, streamed": [str(part) for part in llm.stream_complete("Hello")][-1],
-    }
+    return without_history(
+        {
+            "langchain": [message.content, message.usage_metadata, message.response_metadata["finish_reason"]],
+            "langchain, streamed": "".join(str(chunk.content) for chunk in chat.stream("Hello")),
+            "langchain, a batch": [str(answer.content) for answer in chat.batch(["Hello", "Count from 1 to 10."])],
+            "langchain, called": [[call["name"], call["args"]] for call in called.tool_calls],
+            "llama_index": str(llm.complete("Hello")),
+            "llama_index, streamed": [str(part) for part in llm.stream_complete("Hello")][-1],
+        }
+    )
+
+
+def without_history(answers: dict[str, Any]) -> dict[str, Any]:
+    """Without what depends on what the engine was asked before: how much of a prompt it has in its cache."""
+    return {name: _without_history(answer) for name, answer in answers.items()}
+
+
+def _without_history(value: Any) -> Any:
+    if isinstance(value, dict):
+        names = value.keys() - {"cached_tokens", "cache_read"}
+        return {name: _without_history(each) for name, each in value.items() if name in names}
+    if isinstance(value, list | tuple):
+        return [_without_history(each) for each in value]
+    return value
 
 
 def _pieces(engine: Engine) -> list[Any]:

@@ -21,7 +21,7 @@ def never_made(settings: EngineSettings) -> NoReturn:
     raise AssertionError
 
 
-patched = patch("shared_engine.request.lifecycle.LocalEndpoint", never_made)
+patched = patch("shared_engine.request.endpoints.LocalEndpoint", never_made)
 patched.start()
 threading.Thread(target=engine.status, daemon=True).start()
 entered.wait()
