@@ -126,6 +126,7 @@ class Requests:
             while True:
                 try:
                     acquired = await deadline.wait(route.awaited, route.acquire(call.headers))
+                    events = None
                     try:
                         connection = observed.connected(acquired)
                         where = connection.client.where
@@ -133,13 +134,10 @@ class Requests:
                         events = await deadline.wait(f"an answer from {where}", self._opened(request, connection))
                         route.answered(acquired)
                         reader = ChunkReader()
-                        try:
-                            async for event in deadline.over(f"more of the answer from {where}", events):
-                                for chunk in reader.chunks(event):
-                                    observed.saw(chunk)
-                                    yield _marked(_as_named(chunk, connection), request)
-                        finally:
-                            events.close()
+                        async for event in deadline.over(f"more of the answer from {where}", events):
+                            for chunk in reader.chunks(event):
+                                observed.saw(chunk)
+                                yield _marked(_as_named(chunk, connection), request)
                         for chunk in reader.end(where, is_done=events.is_done, needs_done=route.sends_done):
                             observed.saw(chunk)
                             yield _as_named(chunk, connection)
@@ -149,6 +147,8 @@ class Requests:
                             raise
                         await self._raise(exc, connection, route, request)
                     finally:
+                        if events is not None:
+                            events.close()  # not before: what the server does with the request is part of an error
                         route.release(acquired)
                 except VLLMError as exc:
                     has_reached_caller = observed.has_reached_caller
