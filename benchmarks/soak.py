@@ -31,7 +31,6 @@ from servers import MODEL, runtime_directory
 from soak_app import right_answers
 
 from shared_engine import Engine, VLLMError
-from tests.support import failure_matrix as matrix
 from tests.support.processes import wait_gone
 from tests.support.waiting import wait_until
 
@@ -229,11 +228,11 @@ def _since_deed(request: dict[str, Any], deeds: list[Deed]) -> float:
 
 def main() -> int:
     with runtime_directory() as root:
+        shared_before = shared_memory()
         engine = Engine(**SETTINGS)
         deeds: list[Deed] = []
         try:
             apps = Apps(right_answers(engine))
-            files = matrix.shared_memory_of(engine)
             try:
                 wait_until(lambda: apps.told, BEGIN_S, "the apps to ask")
                 for deed in deeds_of(engine, time.monotonic() + MINUTES * 60):
@@ -245,11 +244,17 @@ def main() -> int:
             with contextlib.suppress(VLLMError):
                 engine.shutdown(force=True)
         left = wait_gone(processes_below(root), LEFT_AFTER_S)
-        sockets = sum(path.suffix == ".sock" for path in root.rglob("*"))
-        text = report(apps, deeds, hung, left, sockets + sum(os.path.exists(path) for path in files))
+        files_left = [str(path) for path in (*root.rglob("*.sock"), *shared_memory() - shared_before)]
+        print("files left:", *files_left)
+        text = report(apps, deeds, hung, left, len(files_left))
     (HERE / "results" / "soak.md").write_text(text)
     print(text)
     return 0
+
+
+def shared_memory() -> set[Path]:
+    """Files as vLLM's processes name them."""
+    return {*Path("/dev/shm").glob("psm_*"), *Path("/dev/shm").glob("sem.mp-*")}
 
 
 def processes_below(root: Path) -> list[int]:

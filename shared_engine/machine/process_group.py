@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from shared_engine.machine.proc import shared_files
+
 PR_SET_CHILD_SUBREAPER = 36
 END_POLL_S = 0.01
 GIVE_UP_S = 30.0
@@ -32,11 +34,15 @@ def signal_group(pgid: int, number: signal.Signals) -> None:
         os.killpg(pgid, number)
 
 
-def kill_marked(pids: Iterable[int], variable: str) -> None:
+def kill_marked(pids: Iterable[int], variable: str) -> set[str]:
     """SIGKILL to those of ``pids`` that have ``variable`` (``NAME=value``) in their environment.
 
     A PID may be another process's by now. So each is held by a file descriptor before it is looked at.
+
+    Returns:
+        Their files of shared memory, which they leave behind.
     """
+    files: set[str] = set()
     for pid in pids:
         try:
             process = os.pidfd_open(pid)
@@ -45,11 +51,13 @@ def kill_marked(pids: Iterable[int], variable: str) -> None:
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             if os.fsencode(variable) in environment:
+                files.update(shared_files([pid]))
                 signal.pidfd_send_signal(process, signal.SIGKILL)
         except OSError:  # it has ended, or is another user's
             continue
         finally:
             os.close(process)
+    return files
 
 
 def reap_children() -> None:

@@ -47,7 +47,7 @@ from shared_engine.supervisor.start_failures import NO_GPU, explain, lacks_memor
 from shared_engine.vllm_versions import INSTALLED, matter_of_version
 
 POLL_S = 0.02
-FILES_POLL_S = 1.0
+FILES_POLL_S = 0.3
 STALL_POLL_S = 5.0
 FORK_STALL_S = 20.0
 """A launcher that has imported vLLM forks within milliseconds, and reads no file for it: one that does nothing for so
@@ -144,11 +144,12 @@ class EngineProcess:
         except OSError as exc:
             raise self._failed(FailureKind.NOT_INSTALLED, f"{python} can't be run: {exc.strerror}") from exc
 
-    async def serve(self, path: str, stall_timeout_s: float, forked: Callable[[int], None]) -> None:
+    async def serve(self, path: str, stall_timeout_s: float, publish: Callable[..., None]) -> None:
         """Have the launcher fork a server on the socket ``path``; return when it answers.
 
         Args:
-            forked: called with its PID as soon as there is one.
+            publish: takes fields of the record as soon as they are known: who comes after a supervisor that is
+                killed meanwhile cleans up by them.
 
         Raises:
             StartFailedError: it ended instead, or hangs. ``end_server`` ends what is left.
@@ -173,7 +174,7 @@ class EngineProcess:
         if server is None:
             raise self._explained(launcher.exit("the process that starts vLLM"))
         self.server = server
-        forked(server.pid)
+        publish(server_pid=server.pid)
         stall = self._stall_check(lambda: [launcher.pid, *group_members(server.pid)], stall_timeout_s)
         look_at, had_bytes = 0.0, self._bytes_on_disk()
         while not can_connect(path):
@@ -181,7 +182,8 @@ class EngineProcess:
                 raise self._explained(server.ended.result())
             await stall()
             if time.monotonic() >= look_at:
-                self._note_shared_files(server)  # it may die before it is ready
+                if self._note_shared_files(server):  # it may die before it is ready
+                    publish(shared_files=self.shared_files)
                 self._note_fetched(self._bytes_on_disk() - had_bytes)
                 look_at = time.monotonic() + FILES_POLL_S
             await asyncio.sleep(POLL_S)
@@ -218,8 +220,11 @@ class EngineProcess:
             self._launcher.drain_log()
         return self._log.lines()
 
-    def _note_shared_files(self, server: ServerProcess) -> None:
+    def _note_shared_files(self, server: ServerProcess) -> bool:
+        """True if there are more than before."""
+        before = len(self.shared_files)
         self.shared_files = tuple({*self.shared_files, *shared_files(group_members(server.pid))})
+        return len(self.shared_files) > before
 
     def give_way(self) -> None:
         """Let the apps that wait for a server on the CPU have the processor first, now that it has started."""

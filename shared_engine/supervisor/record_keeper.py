@@ -43,10 +43,11 @@ class RecordKeeper:
         """When the state was entered."""
         old = read_record(directory.record) or Record()
         if old.boot_id == boot_id():
+            files = set(old.shared_files)
             if old.server_pid and sys.platform == "linux":
                 # The kernel ends a server with its supervisor, but not all helpers of vLLM: one that is stopped stays.
-                kill_marked((stat.pid for stat in living_processes()), f"TMPDIR={directory.scratch}")
-            remove_files(old.shared_files)
+                files |= kill_marked((stat.pid for stat in living_processes()), f"TMPDIR={directory.scratch}")
+            remove_files(files)
         self.first_start = old.start_number + 1
         """Number of the first start of this supervisor; those before were another's."""
         self.deaths: dict[int, Failure] = {}

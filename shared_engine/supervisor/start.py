@@ -75,13 +75,9 @@ class Start(Work):
 
     async def _serve(self, policy: KeepPolicy) -> None:
         engine = self._engine
-
-        def forked(pid: int) -> None:
-            engine.keeper.publish(server_pid=pid)
-
         # At once, unless the launcher has died since: with the server, when memory was short, or while this one waited.
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
-        await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, forked)
+        await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, engine.keeper.publish)
 
     def _be_ready(self, max_model_len: int | None, *, is_return: bool) -> None:
         engine = self._engine

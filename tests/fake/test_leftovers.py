@@ -14,6 +14,7 @@ import pytest
 import shared_engine
 from shared_engine import Engine, EngineStartError, EngineState
 from shared_engine.machine.proc import cpu_seconds
+from shared_engine.runtime.record import Record, read_record
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
     ANSWER,
@@ -96,6 +97,17 @@ def test_of_a_killed_supervisor_no_process_stays_and_its_next_removes_the_files(
     os.kill(supervisor_pid(engine), signal.SIGKILL)
     wait_until(lambda: not any_exists(everything), 15, "all to be gone")
     assert hello(engine) == ANSWER
+    assert things.left() == []
+
+
+def test_a_supervisor_killed_during_a_start_leaves_no_files(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"leftovers": True, "start_delay_s": 3}, max_retries=0)
+    with calls(engine) as waiting:
+        record = directory_of(engine).record
+        wait_until(lambda: (read_record(record) or Record()).shared_files != (), 10, "the record to name the file")
+        things = Things(engine)
+        os.kill(supervisor_pid(engine), signal.SIGKILL)
+    assert waiting[0].exception() is None, "another start answers"
     assert things.left() == []
 
 
