@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
@@ -15,13 +12,15 @@ from pydantic_core import PydanticUndefined
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shared_engine import params, settings
-from shared_engine.declared import Decides
+from shared_engine.declared import Decides, docstrings
 
 HEAD = """\
 # Settings
 
 Every setting has one name: as a keyword of `Engine`, a field of `EngineSettings` and of both adapters' classes.
 An argument wins over its environment variable. These variables are not passed on to vLLM.
+`vllm-local` has them as options (`--max-model-len`) and reads [config files](cli.md#config-files) too; a program does
+with `EngineSettings.from_file()`.
 In the adapters `seed` is a request's; the engine's own is `engine_args={"seed": ...}` there.
 This page is written by `docs/settings_page.py` from the declarations in `shared_engine/settings.py` and `params.py`.
 """
@@ -43,16 +42,6 @@ call's parameter replaces a default that contradicts it; two in one call are ref
 | parameter | what it does |
 |---|---|
 """
-
-
-def docstrings(module: Any) -> dict[str, str]:
-    """Of the fields of all classes in ``module``, by name."""
-    found = {}
-    for kind in ast.parse(inspect.getsource(module)).body:
-        for field, text in zip(getattr(kind, "body", ()), getattr(kind, "body", ())[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
-    return found
 
 
 def in_cell(text: str) -> str:

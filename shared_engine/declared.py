@@ -5,8 +5,11 @@ max_model_len: Annotated[int | None, Field(gt=0), Setting("VLLM_MAX_MODEL_LEN", 
 
 from __future__ import annotations
 
+import ast
+import inspect
 from dataclasses import dataclass
 from enum import Enum
+from types import ModuleType
 
 from pydantic import BaseModel
 
@@ -40,3 +43,13 @@ def declared(model: type[BaseModel]) -> dict[str, Setting]:
     """The settings among the fields of ``model``, by name, in the order of their definition."""
     settings = ((name, each) for name, field in model.model_fields.items() for each in field.metadata)
     return {name: each for name, each in settings if isinstance(each, Setting)}
+
+
+def docstrings(module: ModuleType) -> dict[str, str]:
+    """Of the fields of all classes in ``module``, by name."""
+    found = {}
+    for kind in ast.parse(inspect.getsource(module)).body:
+        for field, text in zip(getattr(kind, "body", ()), getattr(kind, "body", ())[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value))
+    return found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
+from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.model_files.adapter import read_adapter
@@ -283,13 +284,17 @@ class EngineFields(DefaultFields):
             if positional:
                 name = type(self).__name__
                 raise SettingsError(f"settings are keywords: {name}(model=...), got {name}({positional[0]!r:.80})")
-            try:
-                super().__init__(**values)
-            except ValidationError as exc:
-                message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, self._sources(values))
-                raise SettingsError(message) from None
-            except InvalidInputError as exc:  # of a default for requests, or of a setting under two names
-                raise SettingsError(str(exc)) from None
+            self._fill(values, self._sources(values))
+
+    def _fill(self, values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        """Take these values; an error says of those in ``sources`` where they came from."""
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources)
+            raise SettingsError(message) from None
+        except InvalidInputError as exc:  # of a default for requests, or of a setting under two names
+            raise SettingsError(str(exc)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -334,6 +339,24 @@ class EngineSettings(EngineFields):
     """vLLM's ``--seed``: the engine's own. A request's ``seed`` (GenerationParams) makes that request repeatable."""
 
     @classmethod
+    def from_file(cls, *files: str | os.PathLike[str], **values: Any) -> EngineSettings:
+        """Settings of config files: TOML with settings under their names, an earlier file before a later one.
+
+        Args:
+            files: default: ``./vllm-local.toml`` and ``~/.config/vllm-local/config.toml``, where they are there.
+            values: settings, which win over the environment, which wins over the files.
+        """
+        return cls.from_given(collect({name: Given(value, "") for name, value in values.items()}, files or None))
+
+    @classmethod
+    def from_given(cls, given: Mapping[str, Given]) -> EngineSettings:
+        """Of what ``collect`` has found; an error says where a value came from."""
+        made = cls.__new__(cls)
+        sources = {name: each.source for name, each in given.items() if each.source}
+        made._fill({name: each.value for name, each in given.items()}, sources)
+        return made
+
+    @classmethod
     def _sources(cls, given: Collection[str]) -> dict[str, str]:
         return {name: ENVIRONMENT[name] for name in _from_environment(given)}
 
@@ -341,8 +364,7 @@ class EngineSettings(EngineFields):
     @classmethod
     def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = {**_from_environment(values), **values}
-        is_here = values.get("mode") in ("local", "direct") and "remote" not in (values.get("fallback") or ())
-        if is_here and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
+        if _is_here(values) and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         if values.get("mode") == "direct" and values.get("python") == os.environ.get(ENVIRONMENT["python"]):
             values["python"] = None
@@ -481,6 +503,39 @@ ENVIRONMENT = {name: setting.env for name, setting in SETTINGS.items()}
 """Setting -> environment variable."""
 FLAGS = {name: setting.flag for name, setting in SETTINGS.items() if setting.flag}
 """Setting -> the flag of ``vllm serve`` that it stands for."""
+
+
+def collect(values: Mapping[str, Given], files: Collection[str | os.PathLike[str]] | None = None) -> dict[str, Given]:
+    """Every setting that is given anywhere, from where it counts: ``values``, then the environment, then the files.
+
+    Args:
+        files: an earlier one wins. None: the default ones (config_files.py).
+
+    Raises:
+        SettingsError: a file is not to be used, or a variable does not hold JSON.
+    """
+    environment = {name: Given(value, ENVIRONMENT[name]) for name, value in _from_environment(values).items()}
+    found: dict[str, Given] = {}
+    for layer in (dict(values), environment, read_files(default_files(os.environ) if files is None else files)):
+        found |= {
+            name: each for name, each in layer.items() if name not in found and not _contradicts(name, each, found)
+        }
+    return found
+
+
+def _contradicts(name: str, given: Given, above: Mapping[str, Given]) -> bool:
+    """Whether a value of a lower layer names another place for the requests than a higher one."""
+    values = {name: each.value for name, each in above.items()}
+    if name == "base_url":
+        return _is_here(values)
+    if name == "python":
+        return values.get("mode") == "direct"
+    return name == "mode" and given.value in ("local", "direct") and "base_url" in values
+
+
+def _is_here(values: Mapping[str, Any]) -> bool:
+    """Whether a mode is given that goes to no server."""
+    return values.get("mode") in ("local", "direct") and "remote" not in (values.get("fallback") or ())
 
 
 def _from_environment(given: Collection[str]) -> dict[str, Any]:

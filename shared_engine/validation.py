@@ -67,15 +67,16 @@ def describe_invalid(
 
     Args:
         known: all names, to offer the nearest one for an unknown name.
-        sources: for a value that came from an environment variable, its name.
+        sources: for a value that is no argument, where it came from: an environment variable, a file.
     """
     lines: list[str] = []
+    sources = sources or {}
     for error in exc.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in error["loc"]) or kind
         field = str(error["loc"][0]) if error["loc"] else ""
-        label = f"{name} (from {sources[field]})" if sources and field in sources else name
+        label = f"{name} (from {sources[field]})" if field in sources else name
         if error["type"] == "extra_forbidden":
-            lines.append(say_unknown(kind, name, known))
+            lines.append(say_unknown(kind, name, known) + (f" (in {sources[field]})" if field in sources else ""))
             continue
         message = error["msg"].removeprefix("Value error, ")
         if not field:  # about the whole, whose input may hold a secret

@@ -1,9 +1,11 @@
-"""What the ``vllm-local`` command exits with. 2, for wrong usage, is argparse's own."""
+"""What the ``vllm-local`` command exits with."""
 
 DONE = 0
 """For doctor: nothing failed; there may be warnings. Also for ``status --watch`` that is left with Ctrl-C."""
 FAILED = 1
 """The reason is on stderr."""
+USAGE = 2
+"""An option, a setting or the input must be corrected; argparse's own too."""
 BUSY = 3
 """Requests in flight forbade stop or evict for all of --timeout."""
 INTERRUPTED = 130

@@ -15,8 +15,9 @@ import pytest
 
 import shared_engine
 from shared_engine.cli.exit_codes import READER_LEFT
-from shared_engine.cli.main import main
+from shared_engine.cli.main import COMMANDS, main
 from shared_engine.cli.status_table import duration, size, status_table
+from shared_engine.errors import EngineNameError, InvalidInputError, SettingsError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
 from shared_engine.observe.processes import ProcessNode
@@ -31,7 +32,7 @@ from tests.support.waiting import wait_until
 Capture = pytest.CaptureFixture[str]
 
 
-def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+def start(*arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
     """The command as a process of its own, unbuffered by nothing but itself."""
     return subprocess.Popen(
         [sys.executable, "-m", "shared_engine.cli", *arguments],
@@ -39,6 +40,7 @@ def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        env={**os.environ, **environment},
     )
 
 
@@ -67,12 +69,14 @@ def test_wrong_usage_is_exit_code_2(root: Path, capsys: Capture, arguments: list
     assert "usage: vllm-local" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["status"], ["logs"], ["stop"], ["evict"], ["doctor"], ["install"]])
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
 def test_help_names_the_exit_codes(capsys: Capture, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--help"])
     assert ended.value.code == 0
-    assert "exit codes: 0 done, 1 failed, 2 wrong usage, 3 busy" in " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out
+    assert "exit codes: 0 done, 1 failed, 2 wrong usage, 3 busy" in shown
+    assert f"examples:\n  vllm-local {' '.join(arguments)}" in shown
 
 
 def test_the_version_is_told(capsys: Capture) -> None:
@@ -80,6 +84,56 @@ def test_the_version_is_told(capsys: Capture) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"vllm-local {shared_engine.__version__}\n"
+
+
+def test_another_name_of_a_command_is_as_good(hand_made: MakeEngine, capsys: Capture) -> None:
+    made = hand_made()
+    assert main(["unload", KEY[:4]]) == 0
+    assert made.asked() == [Evict()]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (SettingsError("max_model_len = -1: too small"), 2, "max_model_len = -1: too small"),
+        (InvalidInputError("prompt: must be text"), 2, "prompt: must be text"),
+        (EngineNameError("no engine is named 'x'"), 1, "no engine is named 'x'"),
+        (FileNotFoundError(2, "No such file or directory", "in.txt"), 1, "in.txt: No such file or directory"),
+        (KeyError("key"), 1, "a fault of its own: KeyError: 'key' (with --debug it shows where)"),
+    ],
+)
+def test_an_error_is_a_line_and_with_debug_a_traceback_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: Exception, code: int, told: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("shared_engine.cli.commands.status.find_engines", fail)
+    assert main(["status"]) == code
+    assert capsys.readouterr().err == f"vllm-local: {told}\n"
+    assert main(["status", "--debug"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith(f"vllm-local: {told}\n")
+
+
+def test_only_the_command_that_is_asked_for_is_imported() -> None:
+    code = (
+        "import sys; from shared_engine.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not {name for name in loaded if name.startswith("shared_engine.cli.commands")}
+    assert not {"asyncio", "pydantic", "logging", "subprocess"} & loaded
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
+def test_output_that_cannot_be_written_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        command = start("status", stdout=full.fileno())
+        _, errors = command.communicate(timeout=10)
+    assert (command.returncode, errors) == (1, "vllm-local: the output: No space left on device\n")
 
 
 # ---- status
@@ -197,7 +251,7 @@ def test_watch_as_json_is_one_line_each_time(hand_made: MakeEngine) -> None:
 def test_watch_redraws_on_a_terminal(hand_made: MakeEngine) -> None:
     hand_made()
     ours, theirs = pty.openpty()
-    watch = start("status", "--watch", "0.1", stdout=theirs)
+    watch = start("status", "--watch", "0.1", stdout=theirs, TERM="xterm")
     os.close(theirs)
     assert os.read(ours, 7).startswith(b"\x1b[H\x1b[J")
     watch.send_signal(signal.SIGINT)

@@ -28,6 +28,7 @@ ORDER = (
     "direct",
     "launch",
     "settings",
+    "config_files",
     "addresses",
     "params",
     "declared",
