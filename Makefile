@@ -154,7 +154,7 @@ bench-faults: .venv/dev install
 bench-neighbours: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/neighbours.py
 
-MINUTES := 10
+MINUTES ?= 10
 bench-soak: .venv/dev install
 	@$(CLEAN_ENV) MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py
 
