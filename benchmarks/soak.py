@@ -1,7 +1,8 @@
 """The soak: three apps ask without a pause while processes of their engine are hit by signals, one every few seconds.
 
 Real vLLM on tiny_chat. Every answer is compared with the one that the engine gave at rest. Writes
-benchmarks/results/soak.md. ``make bench-soak MINUTES=10`` runs it; SEED and EVERY_S choose the deeds.
+benchmarks/results/soak.md. ``make bench-soak MINUTES=10`` runs it; SEED and EVERY_S choose the deeds,
+LENGTHS the answers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from servers import MODEL, runtime_directory
-from soak_app import right_answers
+from soak_app import BATCH, LENGTHS, right_answers
 
 from shared_engine import Engine, VLLMError
 from tests.support.processes import wait_gone
@@ -162,11 +163,13 @@ def report(apps: Apps, deeds: list[Deed], hung: int, left: int, files: int) -> s
         "# The soak",
         "",
         f"{MINUTES:g} minutes, seed {SEED}: {APPS} app processes with 4 threads and 4 tasks each ask without a pause; "
-        f"a random process of the engine gets a random signal about every {EVERY_S:g} s. `make bench-soak`.",
+        f"a random process of the engine gets a random signal about every {EVERY_S:g} s. "
+        f"Answers have {', '.join(map(str, LENGTHS))} tokens at most. `make bench-soak`.",
         "",
         "| | |",
         "|---|---|",
         f"| requests (a batch is one) | {len(requests):,} |",
+        f"| prompts | {len(requests) + (BATCH - 1) * sum('batch' in each['way'] for each in requests):,} |",
         f"| answered, the right text | {outcomes['answered']:,} |",
         f"| tries that no caller saw | {retried:,} |",
         f"| typed errors of requests that had shown nothing | {outcomes['typed']:,} |",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
 import threading
@@ -24,7 +25,9 @@ from shared_engine import Engine, VLLMError
 
 THREADS, TASKS = 4, 4
 PROMPTS = ["Hello", "What is 2 + 3?", "What is the weather in Paris?", "Add 12 and 30.", "Tell me about Berlin."]
-LENGTHS = [4, 16, 64, 200]
+LENGTHS = [int(each) for each in os.environ.get("LENGTHS", "4,16,64,200").split(",")]
+"""Tokens of an answer. Short ones make more requests in a time."""
+BATCH = 4
 GREEDY: dict[str, Any] = {"temperature": 0.0, "extra_body": {"ignore_eos": True}}
 TOOLS = [
     {
@@ -94,7 +97,7 @@ class App:
             return [_of_chunks(shown)]
 
         def batch(prompt: str, length: int, _: Shown) -> list[Answer]:
-            results = engine.chat_batch([messages(prompt)] * 4, max_tokens=length, **GREEDY)
+            results = engine.chat_batch([messages(prompt)] * BATCH, max_tokens=length, **GREEDY)
             return [(each.text, each.usage.completion_tokens) for each in results]
 
         def langchain_invoke(prompt: str, length: int, _: Shown) -> list[Answer]:
@@ -105,10 +108,10 @@ class App:
             return [("".join(chunk.text for chunk in shown), None)]
 
         def langchain_batch(prompt: str, length: int, _: Shown) -> list[Answer]:
-            return [_of_message(each) for each in chat.batch([prompt] * 4, max_tokens=length)]
+            return [_of_message(each) for each in chat.batch([prompt] * BATCH, max_tokens=length)]
 
         def llama_index_batch(prompt: str, length: int, _: Shown) -> list[Answer]:
-            answers = llm.chat_batch([_llama_messages(prompt)] * 4, max_tokens=length)
+            answers = llm.chat_batch([_llama_messages(prompt)] * BATCH, max_tokens=length)
             return [(each.message.content, None) for each in answers]
 
         def llama_index_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
@@ -143,7 +146,7 @@ class App:
             return [_of_chunks(shown)]
 
         async def batch(prompt: str, length: int, _: Shown) -> list[Answer]:
-            return [_of_message(each) for each in await chat.abatch([prompt] * 4, max_tokens=length)]
+            return [_of_message(each) for each in await chat.abatch([prompt] * BATCH, max_tokens=length)]
 
         async def langchain_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
             async for chunk in chat.astream(prompt, max_tokens=length):
