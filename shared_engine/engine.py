@@ -15,7 +15,7 @@ from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.params import CallParams, GenerationParams
 from shared_engine.request.adapter_loading import AdapterLoading
-from shared_engine.request.answers import parse_tokens
+from shared_engine.request.answers import parse_token_strings, parse_tokens
 from shared_engine.request.batches import SPARE_TEXTS, max_in_flight
 from shared_engine.request.bodies import (
     Request,
@@ -289,6 +289,17 @@ class Engine(Batches, AdapterLoading):
         check_text(text, "text")
         here = self._tokens_here(text, add_special_tokens=False)  # as in count_tokens: called for each word
         return run_sync(self._ask_for_tokens(text)) if here is None else here
+
+    async def atoken_strings(self, text: str) -> list[str]:
+        """The tokens of ``atokenize`` as the model's vocabulary spells them, which has marks of its own for spaces."""
+        check_text(text, "text")
+        here = await in_a_thread(partial(self._local_tokenizer.encoding, text, add_special_tokens=False))
+        if here is not None:
+            return list(here.tokens)
+        request = text_tokens_request(text, add_special_tokens=False, strings=True)
+        return await self._requests.ask(request, parse_token_strings)
+
+    token_strings = blocking(atoken_strings)
 
     # ---- long texts
 

@@ -5,6 +5,7 @@
     ├── InvalidInputError                     a prompt, message or parameter can't be sent; names its position
     ├── LengthFinishReasonError (ValueError)  max_tokens or the model's limit cut a structured answer off; carries it
     ├── InstallError                          `vllm-local install` failed; shows the command to run
+    ├── FetchError                            `vllm-local pull` failed: no such model, no way to the hub, no room
     ├── EngineNameError                       the command line was given a name that no engine has, or several have
     ├── EngineError
     │   ├── EngineStartError                  the engine did not come up; carries its last log lines
@@ -268,3 +269,7 @@ class InstallError(VLLMError):
 
 class EngineNameError(VLLMError):
     """No engine, or more than one, goes by that name. The message lists those there are."""
+
+
+class FetchError(VLLMError):
+    """A model could not be fetched from the hub. The message says why, and what to do."""

@@ -37,10 +37,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, model: bool = True)
     described = docstrings(settings_module)
     usual = parser.add_argument_group("engine")
     rare = parser.add_argument_group("further settings (docs/settings.md)")
-    text = (
-        f'settings from this file instead of ./vllm-local.toml and ~/.config/vllm-local/config.toml; "{NO_FILE}": none'
-    )
-    usual.add_argument("--config", metavar="FILE", help=text)
+    add_config_argument(usual)
     hidden: dict[argparse.Action, str | None] = {}
     for name in (*_USUAL, *(name for name in OPTIONS if name not in _USUAL)):
         field = EngineSettings.model_fields[name]
@@ -55,6 +52,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, model: bool = True)
     parser.add_argument(
         "--help-all", action=_HelpAll, nargs=0, hidden=hidden, help="show this help with every setting, and exit"
     )
+
+
+def add_config_argument(group: argparse._ActionsContainer) -> None:
+    """Which config files are read."""
+    usual = "./vllm-local.toml and ~/.config/vllm-local/config.toml"
+    group.add_argument("--config", metavar="FILE", help=f'read this file instead of {usual}; "{NO_FILE}": none')
 
 
 class _HelpAll(argparse.Action):
@@ -88,7 +91,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Given]:
     Raises:
         SettingsError: a config file can't be used, or a variable does not hold JSON.
     """
-    options = {name: getattr(arguments, f"setting_{name}") for name in OPTIONS}
+    options = {name: getattr(arguments, f"setting_{name}", None) for name in OPTIONS}
     given = {name: Given(value, f"--{name.replace('_', '-')}") for name, value in options.items() if value is not None}
     model = getattr(arguments, "model", None)
     if model not in (None, FROM_ELSEWHERE):

@@ -46,6 +46,8 @@ def add_option(
     if bool in kinds:  # or a number: logprobs
         return group.add_argument(flag, dest=dest, nargs="?", const=True, metavar="N", help=text)
     words = [str(word) for kind in kinds if isinstance(kind, tuple) for word in kind]
+    if words and len(kinds) == 1:
+        return group.add_argument(flag, dest=dest, choices=words, help=text)
     if {int, float} & kinds:
         words.insert(0, "N")
     return group.add_argument(flag, dest=dest, metavar="|".join(words) or "TEXT", help=text)

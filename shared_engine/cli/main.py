@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Collection, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from shared_engine.cli.exit_codes import BUSY, DONE, FAILED, INTERRUPTED, READER_LEFT, USAGE
@@ -33,12 +34,23 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "pull": Command("fetch a model from the Hugging Face hub", "pull"),
+    "list": Command("show the models on this disk", "list"),
+    "show": Command("tell what a model is, what it can do, and whether it fits here", "show"),
+    "load": Command("load a model, and return when it is ready", "load", ("warmup",)),
+    "ps": Command("show the models that are loaded, what they do, and until when they stay", "ps"),
+    "embed": Command("print the vectors of texts", "embed"),
+    "rerank": Command("print how well documents fit a query, the best first", "rerank"),
+    "tokens": Command("count or show the tokens of a text", "tokens"),
+    "bench": Command("measure how fast a model answers here, alone and in parallel", "bench"),
+    "config": Command("show every setting, its value, and where it came from", "config"),
     "install": Command("make the Python environment that runs vLLM, and remember it", "install"),
     "status": Command("show the engines that are alive, or failed a short time ago", "status"),
     "logs": Command("print an engine's log", "logs"),
     "stop": Command("shut engines down: no process of theirs is left", "stop"),
     "evict": Command("give the engines' memory back; vLLM stays imported for a fast return", "evict", ("unload",)),
     "doctor": Command("check what an engine needs, and start one", "doctor"),
+    "completion": Command("have your shell complete commands, options, models and engines", "completion"),
 }
 _BY_ANY_NAME = {any_name: name for name, each in COMMANDS.items() for any_name in (name, *each.aliases)}
 _EXIT_CODES = (
@@ -120,9 +132,9 @@ def parser_of(names: Collection[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     _add_debug(parser)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_CommandParser)
     for name, command in COMMANDS.items():
-        module = importlib.import_module(f"shared_engine.cli.commands.{command.module}") if name in names else None
+        module = module_of(name) if name in names else None
         made = commands.add_parser(
             name,
             aliases=command.aliases,
@@ -140,6 +152,11 @@ def parser_of(names: Collection[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def module_of(name: str) -> ModuleType:
+    """The module of the command of this name."""
+    return importlib.import_module(f"shared_engine.cli.commands.{COMMANDS[name].module}")
+
+
 def _shorten_usage(parser: argparse.ArgumentParser) -> None:
     """Of many options the first line of a help only says that there are some."""
     if len(parser._actions) > MANY_ARGUMENTS:
@@ -155,6 +172,21 @@ def _epilog(examples: Sequence[str]) -> str:
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Takes words and options in any order: ``run MODEL --seed 1 PROMPT`` too."""
+
+    _is_within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        if self._is_within:
+            return super().parse_known_args(args, namespace)
+        self._is_within = True  # the other one calls this one, in Python 3.11
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_within = False
 
 
 class _Version(argparse.Action):

@@ -86,6 +86,7 @@ def _info(
         lease_holders=lease_holders,
         devices=record.devices,
         pinned=record.pinned,
+        idle_ttl_s=record.idle_ttl_s,
         last_error=None if record.failure is None else record.failure.message,
         supervisor_pid=record.supervisor_pid if is_alive else None,
         server_pid=(record.server_pid or None) if is_alive else None,

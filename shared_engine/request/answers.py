@@ -320,6 +320,14 @@ def parse_tokens(data: bytes) -> list[int]:
     return list(tokens)
 
 
+def parse_token_strings(data: bytes) -> list[str]:
+    """POST /tokenize: the tokens as the vocabulary spells them."""
+    strings = _tokenized(data).get("token_strs")
+    if not isinstance(strings, list):
+        raise _no_count(data)
+    return list(map(str, strings))
+
+
 def _tokenized(data: bytes) -> dict[str, Any]:
     answer = _json(data)
     return answer if isinstance(answer, dict) else {}

@@ -266,10 +266,15 @@ def _renamed(message: Message) -> dict[str, Any]:
     return renamed
 
 
-def text_tokens_request(text: str, *, add_special_tokens: bool = True) -> Request:
-    """The tokens of a text; with the special ones that the model puts around a prompt, or without."""
+def text_tokens_request(text: str, *, add_special_tokens: bool = True, strings: bool = False) -> Request:
+    """The tokens of a text; with the special ones that the model puts around a prompt, or without.
+
+    Args:
+        strings: each as the vocabulary spells it, too.
+    """
     plain = {} if add_special_tokens else {"add_special_tokens": False}
-    return request_of(TOKENIZE, {"prompt": text, **plain})
+    spelled = {"return_token_strs": True} if strings else {}
+    return request_of(TOKENIZE, {"prompt": text, **plain, **spelled})
 
 
 def prompt_tokens_request(request: Request) -> Request | None:

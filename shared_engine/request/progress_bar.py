@@ -165,7 +165,7 @@ def _new_bar(bar_format: str, done: int, total: int | None) -> Any:
     """A bar of tqdm, drawn; None where none can be, or the user has disabled tqdm's (TQDM_DISABLE=1)."""
     if _is_notebook():
         from tqdm.notebook import tqdm  # type: ignore[import-untyped]
-    elif sys.stderr is not None and sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from tqdm.std import tqdm  # type: ignore[import-untyped]
     else:
         return None

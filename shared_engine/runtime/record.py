@@ -107,6 +107,8 @@ class Record:
     """What it runs on: ``cpu``, or ``cuda:0``, ..."""
     pinned: bool = False
     """Never evicted to make room for another engine."""
+    idle_ttl_s: float | None = None
+    """Seconds from the end of the last request until the model leaves memory; infinite for never. None: not told."""
     made_room: tuple[str, ...] = ()
     """Engines that were evicted as memory was short for the last start, by name."""
     shared_files: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from shared_engine.runtime.control import Send
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -36,6 +37,11 @@ class Callers:
     @property
     def is_pinned(self) -> bool:
         return self._policy is not None and self._policy.pinned
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Fields of the record: how the engine is kept."""
+        return {"pinned": self.is_pinned, "idle_ttl_s": self.policy.idle_ttl_s}
 
     @property
     def are_waiting(self) -> bool:

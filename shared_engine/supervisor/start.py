@@ -38,7 +38,8 @@ class Start(Work):
             await engine.process.end_launcher_of_another(engine.callers.environment)
         engine.admission.made_room = ()
         engine.progress.begin(StartPhase.IMPORT)
-        engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **engine.keeper.next_start())
+        fields = {**engine.keeper.next_start(), **engine.callers.kept}
+        engine.keeper.enter(EngineState.STARTING, "a request waits", failure=None, **fields)
         try:
             async with engine.progress_reported():
                 await self._bring_up(policy, is_return=is_return)

@@ -186,8 +186,9 @@ class Supervisor:
     async def _ensure_ready(self, request: EnsureReady, send: Send) -> Ready | StartFailed | None:
         engine, keeper = self._engine, self._engine.keeper
         engine.callers.adopt(request.policy, request.environment)
-        if keeper.record.pinned != engine.callers.is_pinned:
-            keeper.publish(pinned=engine.callers.is_pinned)
+        kept = engine.callers.kept
+        if any(getattr(keeper.record, name) != value for name, value in kept.items()):
+            keeper.publish(**kept)
         engine.changes.note()  # it may have to be kept for longer
         if keeper.record.progress is not None:
             send(StartProgress(keeper.record.progress))

@@ -102,7 +102,8 @@ class RemoteServer:
         body = await request.json()
         text = body["prompt"] if "prompt" in body else " ".join(message["content"] for message in body["messages"])
         count = len(text.split()) + (2 if body.get("add_special_tokens", True) else 0)
-        return web.json_response({"count": count, "tokens": list(range(count))})
+        spelled = {"token_strs": [f"t{number}" for number in range(count)]} if body.get("return_token_strs") else {}
+        return web.json_response({"count": count, "tokens": list(range(count)), **spelled})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self.looks.append((request.path, dict(request.headers)))

@@ -15,8 +15,9 @@ import pytest
 
 import shared_engine
 from shared_engine.cli.exit_codes import READER_LEFT
-from shared_engine.cli.main import COMMANDS, main
-from shared_engine.cli.status_table import duration, size, status_table
+from shared_engine.cli.main import COMMANDS, main, parser_of
+from shared_engine.cli.status_table import status_table
+from shared_engine.cli.table import duration, size
 from shared_engine.errors import EngineNameError, InvalidInputError, SettingsError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
@@ -67,6 +68,20 @@ def test_wrong_usage_is_exit_code_2(root: Path, capsys: Capture, arguments: list
         main(arguments)
     assert ended.value.code == 2
     assert "usage: vllm-local" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a", "b", "--timeout", "3", "--all"],
+        ["--timeout", "3", "a", "--all", "b"],
+        ["a", "--all", "--timeout=3", "b"],
+        ["--all", "--timeout", "3", "--", "a", "b"],
+    ],
+)
+def test_words_and_options_stand_in_any_order(words: list[str]) -> None:
+    arguments = parser_of(["stop"]).parse_args(["stop", *words])
+    assert (arguments.engines, arguments.timeout, arguments.all) == (["a", "b"], 3.0, True)
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])

@@ -89,7 +89,6 @@ def test_a_command_has_defaults_of_its_own_below_all_else(tmp_path: Path, monkey
     [
         (["--max-model-len", "long"], "max_model_len (from --max-model-len) = 'long': must be a number of tokens"),
         (["--gpu-memory-utilization", "2"], "gpu_memory_utilization (from --gpu-memory-utilization) = '2': "),
-        (["--dtype", "int8"], "dtype (from --dtype) = 'int8': "),
         (["--config", "/no/such.toml"], "the config file /no/such.toml can't be read: No such file or directory"),
     ],
 )
@@ -97,6 +96,12 @@ def test_a_wrong_value_is_told_with_its_option(words: list[str], told: str) -> N
     with pytest.raises(SettingsError) as failed:
         settings_of(parsed("org/name", *words))
     assert told in str(failed.value)
+
+
+def test_a_word_that_is_none_of_the_known_ones_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("org/name", "--dtype", "int8")
+    assert "argument --dtype: invalid choice: 'int8'" in capsys.readouterr().err
 
 
 def test_json_that_is_none_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ MADE = [
     errors.InvalidInputError("no"),
     errors.InstallError("no"),
     errors.EngineNameError("no"),
+    errors.FetchError("no"),
     errors.EngineStartError("no", ("line 1", "line 2")),
     errors.EngineNotInstalledError("no"),
     errors.EngineStartTimeoutError("no"),

@@ -80,6 +80,8 @@ async def test_a_text_is_counted_with_its_special_tokens_and_tokenized_without(m
     assert engine.tokenize(TEXT) == await engine.atokenize(TEXT) == plain
     assert engine.count_tokens("") == 1
     assert engine.tokenize("") == []
+    strings = tokenizer_of("gemma").encode(TEXT, add_special_tokens=False).tokens
+    assert engine.token_strings(TEXT) == await engine.atoken_strings(TEXT) == strings
 
 
 def test_nothing_is_started(runtime_root: Path, model: Path, python: str) -> None:
@@ -145,7 +147,9 @@ def test_other_threads_run_while_a_long_text_is_tokenized(model: Path, python: s
 
 def test_a_remote_server_tokenizes_itself() -> None:
     with running_server() as server:
-        assert Engine(base_url=server.url).tokenize("one two three") == [0, 1, 2]
+        engine = Engine(base_url=server.url)
+        assert engine.tokenize("one two three") == [0, 1, 2]
+        assert engine.token_strings("one two") == ["t0", "t1"]
 
 
 FAILURES = {

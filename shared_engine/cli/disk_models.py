@@ -1,0 +1,82 @@
+"""Models on this machine: those from the hub in its cache, and the folders that engines were started on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared_engine.machine.hub_cache import bytes_on_disk, hub_cache
+from shared_engine.model_files.folder import model_folder
+from shared_engine.observe.engines import find_engines
+from shared_engine.runtime.record import EngineState
+
+_PREFIX = "models--"
+_LOADED = (EngineState.STARTING, EngineState.READY, EngineState.ASLEEP)
+
+
+@dataclass(frozen=True)
+class DiskModel:
+    """One model.
+
+    Attributes:
+        name: as commands take it: a hub id, or a folder.
+        folder: where its files lie; None where a download has not come that far.
+        bytes: on the disk, with what an ended download has left.
+        changed_at: when something of it was last written, in seconds since the epoch.
+        is_whole: no download of it is unfinished.
+        is_loaded: an engine has it in memory, or loads it.
+    """
+
+    name: str
+    folder: str | None
+    bytes: int
+    changed_at: float
+    is_whole: bool
+    is_loaded: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def models_on_disk(download_dir: str | None) -> list[DiskModel]:
+    """All that are known, the last changed first.
+
+    Args:
+        download_dir: where weights from the hub may be, beside its cache.
+    """
+    engines = find_engines()
+    loaded = {engine.model for engine in engines if engine.state in _LOADED}
+    caches = {hub_cache(os.environ), *([Path(download_dir).expanduser()] if download_dir else [])}
+    found = [*_of_the_hub(caches, loaded)]
+    for model in {engine.model for engine in engines if engine.model and os.path.isabs(engine.model)}:
+        folder = Path(model)
+        if folder.is_dir():
+            files = [file.stat() for file in folder.iterdir() if file.is_file()]
+            changed = max((status.st_mtime for status in files), default=0.0)
+            held = sum(status.st_size for status in files)
+            found.append(DiskModel(model, model, held, changed, is_whole=True, is_loaded=model in loaded))
+    return sorted(found, key=lambda each: (-each.changed_at, each.name))
+
+
+def _of_the_hub(caches: set[Path], loaded: set[str | None]) -> Iterator[DiskModel]:
+    for cached in sorted(each for cache in caches for each in cache.glob(f"{_PREFIX}*") if each.is_dir()):
+        name = cached.name.removeprefix(_PREFIX).replace("--", "/")
+        blobs = list((cached / "blobs").glob("*")) if (cached / "blobs").is_dir() else []
+        folder = model_folder(name, None, str(cached.parent))
+        changed = max((blob.stat().st_mtime for blob in blobs if blob.exists()), default=cached.stat().st_mtime)
+        yield DiskModel(
+            name,
+            None if folder is None else str(folder),
+            bytes_on_disk(cached),
+            changed,
+            is_whole=folder is not None and not _is_coming({blob.name for blob in blobs}),
+            is_loaded=name in loaded,
+        )
+
+
+def _is_coming(blobs: set[str]) -> bool:
+    """Whether there is a file that has begun to come, and is not here as a whole."""
+    return any(name.endswith(".incomplete") and name.partition(".")[0] not in blobs for name in blobs)

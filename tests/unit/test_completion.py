@@ -1,0 +1,118 @@
+"""Completion, installed by the command and tried in the shells themselves, on a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shared_engine.cli.completion import MARK
+from shared_engine.cli.main import main
+from tests.support.hand_made import MakeEngine
+from tests.support.paths import REPOSITORY
+
+Capture = pytest.CaptureFixture[str]
+SHELLS = ("bash", "zsh", "fish")
+each_shell = pytest.mark.parametrize("shell", SHELLS)
+
+
+@pytest.fixture
+def home(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's home, with the command on the path."""
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "ZDOTDIR", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "bin/vllm-local"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m shared_engine.cli "$@"\n')
+    program.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hub"))
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("TERM", "dumb")
+    return home
+
+
+def completed(shell: str, typed: str, home: Path) -> str:
+    """What a shell that has just started makes of these words when the tabulator key is pressed twice."""
+    if shell == "fish":
+        command = ["fish", "-c", 'complete -C "$argv[1]"', typed]
+        return subprocess.run(command, capture_output=True, text=True, cwd=home, timeout=30, check=True).stdout
+    ours, theirs = pty.openpty()
+    command = [shell, "-i"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=home, start_new_session=True)
+    os.close(theirs)
+    try:
+        # What the shell says when it is ready is not what it echoes: the words stand in two parts there.
+        read_until(ours, b"it is ready", b"echo 'it is'' ready'\n")
+        return read_until(ours, b"it is over", typed.encode() + b"\t\t", b"\x15echo 'it is'' over'\n").decode()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, end: bytes, *keys: bytes) -> bytes:
+    """Press the keys, each group when nothing comes any more; return what was shown up to ``end``."""
+    shown, deadline = b"", time.monotonic() + 20
+    for group in keys:
+        os.write(terminal, group)
+        while select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 65536)
+            if end in shown:
+                break
+    while end not in shown:
+        assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], shown
+        shown += os.read(terminal, 65536)
+    return shown
+
+
+@pytest.mark.slow
+@each_shell
+def test_a_shell_completes_commands_options_words_and_models(shell: str, home: Path, hand_made: MakeEngine) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    assert main(["completion", "install", shell]) == 0
+    model = home / "hub/hub/models--org--name/blobs"
+    model.mkdir(parents=True)
+    hand_made(model="/models/an-engine")
+    assert "status" in completed(shell, "vllm-local stat", home)
+    assert "--max-model-len" in completed(shell, "vllm-local load --max-model", home)
+    assert "--ssl-ca-certs" in completed(shell, "vllm-local load --ssl-ca", home), "rare ones too"
+    assert "bfloat16" in completed(shell, "vllm-local load --dtype bf", home)
+    assert "org/name" in completed(shell, "vllm-local show org/n", home)
+    assert "an-engine" in completed(shell, "vllm-local logs an-e", home)
+
+
+@each_shell
+def test_it_is_installed_once_and_removed_without_a_trace(shell: str, home: Path, capsys: Capture) -> None:
+    start_up = home / f".{shell}rc"
+    start_up.write_text("alias a=b")
+    assert main(["completion", "install", shell]) == 0
+    first = start_up.read_text()
+    assert main(["completion", "install", shell]) == 0
+    assert start_up.read_text() == first
+    assert first.count(MARK) == (0 if shell == "fish" else 1)
+    assert capsys.readouterr().out.count("written: ") == (2 if shell == "fish" else 3)
+    assert main(["completion", "remove", shell]) == 0
+    assert start_up.read_text().rstrip() == "alias a=b"
+    assert [file for file in home.rglob("*vllm-local*") if file.is_file()] == []
+    assert main(["completion", "remove", shell]) == 0
+    assert capsys.readouterr().out.endswith(f"nothing was installed for {shell}\n")
+
+
+def test_the_shell_is_the_users(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("SHELL", "/usr/bin/fish")
+    assert main(["completion", "show"]) == 0
+    assert "complete -c vllm-local" in capsys.readouterr().out
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    assert main(["completion", "install"]) == 2
+    assert "SHELL = '/bin/tcsh': name one of bash, zsh, fish" in capsys.readouterr().err
