@@ -1,7 +1,5 @@
 """``python -m shared_engine.cli``: the ``vllm-local`` command."""
 
-import sys
+from shared_engine.cli.entry import run
 
-from shared_engine.cli.main import main
-
-sys.exit(main())
+run()

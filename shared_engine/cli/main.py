@@ -197,7 +197,3 @@ class _Version(argparse.Action):
 
         print(f"vllm-local {shared_engine.__version__}")
         parser.exit()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

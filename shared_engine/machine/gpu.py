@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import re
@@ -168,6 +167,8 @@ async def wait_released(devices: Sequence[str], pids: Sequence[int], timeout: fl
     """
     if not any(device.startswith("cuda") for device in devices):
         return True
+    import asyncio  # late: who looks at GPUs, such as `vllm-local status`, waits for none
+
     deadline = asyncio.get_running_loop().time() + timeout
     wanted = set(pids)
     while True:

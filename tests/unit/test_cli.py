@@ -18,6 +18,7 @@ from shared_engine.cli.exit_codes import READER_LEFT
 from shared_engine.cli.main import COMMANDS, main, parser_of
 from shared_engine.cli.status_table import status_table
 from shared_engine.cli.table import duration, size
+from shared_engine.cli.terminal import DIM, has_colours, painted
 from shared_engine.errors import EngineNameError, InvalidInputError, SettingsError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
@@ -141,6 +142,75 @@ def test_only_the_command_that_is_asked_for_is_imported() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not {name for name in loaded if name.startswith("shared_engine.cli.commands")}
     assert not {"asyncio", "pydantic", "logging", "subprocess"} & loaded
+
+
+INTERRUPTED_AT_AN_IMPORT = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+wanted = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupts())
+from shared_engine.cli.entry import run
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("shared_engine.cli.main", -signal.SIGINT),
+        ("argparse", -signal.SIGINT),
+        ("shared_engine.cli.commands.config", 130),
+        ("pydantic", 130),
+    ],
+)
+def test_ctrl_c_while_the_command_imports_makes_no_traceback(root: Path, module: str, code: int) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, module, "config"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_command_in_the_background_does_not_heed_ctrl_c(root: Path) -> None:
+    command = f"trap '' INT; exec {sys.executable} -m shared_engine.cli status --watch 0.1"
+    watch = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert watch.stdout is not None
+    try:
+        watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        assert [watch.stdout.readline() for _ in range(4)]
+        assert watch.poll() is None
+    finally:
+        watch.kill()
+        watch.communicate()
+
+
+def test_what_an_encoding_lacks_is_replaced(hand_made: MakeEngine) -> None:
+    hand_made()
+    tree = start("status", "--tree", PYTHONIOENCODING="ascii")
+    shown, errors = tree.communicate(timeout=10)
+    assert (tree.returncode, errors) == (0, "")
+    assert "?? " in shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({}, False)],
+)
+def test_colours_are_for_terminals_that_show_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], is_coloured: bool
+) -> None:
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal, open(os.devnull, "w") as no_terminal:
+        assert has_colours(terminal) is is_coloured
+        assert painted("x", DIM, terminal) == ("\x1b[2mx\x1b[0m" if is_coloured else "x")
+        assert painted("x", DIM, no_terminal) == painted("x", DIM, None) == "x"
+    os.close(ours)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
