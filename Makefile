@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-direct bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-commands bench-direct bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-soak        three apps, and a signal to a random process of their engine every few seconds; MINUTES=10"
 	@echo "make bench-fleet       three real servers under load: killed, frozen, busy, drained, added; 5 minutes"
 	@echo "make bench-imports     what importing and constructing cost"
+	@echo "make bench-commands    what the vllm-local command costs before it does anything"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make format  let ruff rewrite the code"
@@ -144,6 +145,9 @@ bench-lifecycle: .venv/dev install
 
 bench-imports: .venv/dev
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/imports.py
+
+bench-commands: .venv/dev
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/commands.py
 
 bench-direct: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/direct.py

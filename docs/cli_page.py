@@ -97,10 +97,12 @@ Prints vLLM's log, the last 100 lines by default. `-f` goes on with new lines, a
 Without ENGINE: the engine that is alive, or the last one used.""",
     "evict": """\
 Frees the engines' memory: the model leaves, and the launcher keeps vLLM imported so that the next start is quick. Waits up to S seconds
-(default 30) for requests in flight. Returns when the memory is free.""",
+(default 30) for requests in flight. Returns when the memory is free.
+
+`--json` prints a list of objects with `key`, `model`, `outcome` (`done`, `busy` or `failed`) and `message`.""",
     "stop": """\
 Ends the engines and leaves no process. Waits like `evict`; with `--force` it does not wait, and requests in flight fail with
-`EngineStoppedError`.""",
+`EngineStoppedError`. `--json` as of `evict`.""",
     "doctor": """\
 Checks what an engine needs (interpreter, whether its build of vLLM can run here, vLLM, GPU or C++ compiler, RAM, `/dev/shm`, the runtime directory, the systemd service, the model cache) and prints a remedy for each
 problem. Unless one of them rules it out, it then starts an engine, lets it write ten tokens, and ends it: on M, or `VLLM_MODEL_PATH`, or a tiny model with random
@@ -115,7 +117,8 @@ ENGINE_OPTIONS = """
 ## Options of every engine
 
 Commands with a MODEL take every [setting](settings.md) as an option. `--help` leaves those of the second half to `--help-all`.
-MODEL is a folder, an id on the hub, or `-` for the one of the environment, of a config file, or of the server at `--base-url`.
+MODEL is a folder, an id on the hub, or the last part of the name of a model that is on this disk (`Qwen3-4B`, as `list` and `ps` show it). `-` is the
+model of the environment, of a config file, or of the server at `--base-url`, where any other name is that server's.
 
 """
 PARAMETER_OPTIONS = """

@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared_engine.engine import Engine
+if TYPE_CHECKING:
+    from shared_engine.engine import Engine
 
 _WORDS = ("river", "stone", "light", "seven", "paper", "north", "green", "cloud", "table", "music", "glass", "early")
 

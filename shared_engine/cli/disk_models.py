@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shared_engine.errors import SettingsError
 from shared_engine.machine.hub_cache import bytes_on_disk, hub_cache
 from shared_engine.model_files.folder import model_folder
 from shared_engine.observe.engines import find_engines
@@ -59,6 +60,20 @@ def models_on_disk(download_dir: str | None) -> list[DiskModel]:
             held = sum(status.st_size for status in files)
             found.append(DiskModel(model, model, held, changed, is_whole=True, is_loaded=model in loaded))
     return sorted(found, key=lambda each: (-each.changed_at, each.name))
+
+
+def model_named(name: str, download_dir: str | None) -> str:
+    """The model on this disk that ``name`` is short for: the last component of its own; else ``name`` as it is.
+
+    Raises:
+        SettingsError: several are called so.
+    """
+    if "/" in name or os.path.exists(os.path.expanduser(name)):
+        return name
+    called = sorted({each.name for each in models_on_disk(download_dir) if each.name.rpartition("/")[2] == name})
+    if len(called) > 1 and name not in called:
+        raise SettingsError(f"model = {name!r} means {len(called)} models on this disk: {', '.join(called)}")
+    return called[0] if len(called) == 1 else name
 
 
 def _of_the_hub(caches: set[Path], loaded: set[str | None]) -> Iterator[DiskModel]:

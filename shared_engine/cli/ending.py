@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from shared_engine.cli.exit_codes import BUSY, DONE, FAILED
 from shared_engine.errors import EngineBusyError, VLLMError
@@ -15,17 +16,32 @@ from shared_engine.runtime.control import Control
 from shared_engine.runtime.directory import runtime_dir
 
 
-async def end_engines(
-    engines: Sequence[EngineInfo], timeout: float, *, shuts_down: bool, force: bool
-) -> list[tuple[int, str]]:
-    """End all at once; for each an exit code and a message.
+class Ending(NamedTuple):
+    """How it went with one engine.
+
+    Attributes:
+        text: for people.
+    """
+
+    engine: EngineInfo
+    code: int
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        outcome = {DONE: "done", BUSY: "busy"}.get(self.code, "failed")
+        return {"key": self.engine.key, "model": self.engine.model, "outcome": outcome, "message": self.text}
+
+
+async def end_engines(engines: Sequence[EngineInfo], timeout: float, *, shuts_down: bool, force: bool) -> list[Ending]:
+    """End all at once; how it went with each.
 
     Args:
         timeout: seconds to wait for requests in flight.
         shuts_down: leave no process; else evict, and vLLM stays imported.
         force: shut down at once; requests in flight fail.
     """
-    return await asyncio.gather(*(_end(engine, timeout, shuts_down, force) for engine in engines))
+    ended = await asyncio.gather(*(_end(engine, timeout, shuts_down, force) for engine in engines))
+    return [Ending(engine, code, text) for engine, (code, text) in zip(engines, ended, strict=True)]
 
 
 async def _end(engine: EngineInfo, timeout: float, shuts_down: bool, force: bool) -> tuple[int, str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_engine import settings as settings_module
+from shared_engine.cli.disk_models import model_named
 from shared_engine.cli.field_options import add_option
 from shared_engine.config_files import Given
 from shared_engine.declared import Decides, docstrings
-from shared_engine.engine import Engine
 from shared_engine.settings import SECRET, SETTINGS, EngineSettings, collect
+
+if TYPE_CHECKING:
+    from shared_engine.engine import Engine
 
 FROM_ELSEWHERE = "-"
 NO_FILE = "none"
@@ -30,10 +33,9 @@ OPTIONS = tuple(
 def add_engine_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
     """MODEL, unless the command has its own, and the options; ``--help`` leaves the rare ones to ``--help-all``."""
     if model:
-        text = (
-            f'folder of a model, or its id on the Hugging Face hub; "{FROM_ELSEWHERE}" for the one of VLLM_MODEL_PATH'
-        )
-        parser.add_argument("model", metavar="MODEL", help=f"{text}, a config file, or the server at --base-url")
+        text = "folder of a model, its id on the Hugging Face hub, or of a model on this disk the last part of its name"
+        other = f'"{FROM_ELSEWHERE}": the model of VLLM_MODEL_PATH, of a config file, or of the server at --base-url'
+        parser.add_argument("model", metavar="MODEL", help=f"{text}; {other}")
     described = docstrings(settings_module)
     usual = parser.add_argument_group("engine")
     rare = parser.add_argument_group("further settings (docs/settings.md)")
@@ -89,7 +91,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Given]:
     """Every setting that was given: as an option, in the environment, in a config file; each from where it counts.
 
     Raises:
-        SettingsError: a config file can't be used, or a variable does not hold JSON.
+        SettingsError: a config file can't be used, a variable does not hold JSON, or MODEL is short for several.
     """
     options = {name: getattr(arguments, f"setting_{name}", None) for name in OPTIONS}
     given = {name: Given(value, f"--{name.replace('_', '-')}") for name, value in options.items() if value is not None}
@@ -97,7 +99,12 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Given]:
     if model not in (None, FROM_ELSEWHERE):
         given["model"] = Given(model, "MODEL")
     files: Sequence[str] | None = None if arguments.config is None else [arguments.config]
-    return collect(given, [] if arguments.config == NO_FILE else files)
+    found = collect(given, [] if arguments.config == NO_FILE else files)
+    if "model" in given and "base_url" not in found:
+        place = found.get("download_dir")
+        name = model_named(str(model), None if place is None else str(place.value))
+        found["model"] = Given(name, found["model"].source)
+    return found
 
 
 def settings_of(arguments: argparse.Namespace, **defaults: Any) -> EngineSettings:
@@ -115,4 +122,6 @@ def settings_of(arguments: argparse.Namespace, **defaults: Any) -> EngineSetting
 
 def engine_of(arguments: argparse.Namespace, **defaults: Any) -> Engine:
     """An engine of ``settings_of``; nothing is started."""
+    from shared_engine.engine import Engine  # late: a help does without
+
     return Engine(settings_of(arguments, **defaults))

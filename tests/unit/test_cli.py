@@ -482,6 +482,17 @@ def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsy
     assert [engine.asked()[0] for engine in made] == [Shutdown(), Shutdown()]
 
 
+def test_how_an_end_went_is_told_to_programs_too(hand_made: MakeEngine, capsys: Capture) -> None:
+    assert main(["evict", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    hand_made()
+    hand_made(OTHER_KEY, supervisor="busy")
+    assert main(["stop", "--all", "--timeout", "0.1", "--json"]) == 3
+    told = {each["key"]: each for each in json.loads(capsys.readouterr().out)}
+    assert (told[KEY]["outcome"], told[OTHER_KEY]["outcome"]) == ("done", "busy")
+    assert told[KEY]["message"].startswith("tiny_chat (01234567) stopped in ")
+
+
 def test_a_busy_engine_is_exit_code_3_and_names_who_holds_it(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made(supervisor="busy")
     lease = Lease(made.directory.lease)

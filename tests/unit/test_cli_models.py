@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from shared_engine import EngineSettings
+from shared_engine.cli.commands.list import SETTING, VARIABLE
 from shared_engine.cli.commands.show import counted
-from shared_engine.cli.disk_models import models_on_disk
+from shared_engine.cli.disk_models import model_named, models_on_disk
 from shared_engine.cli.main import main
 from shared_engine.cli.model_description import cache_bytes_per_token, kind_of, licence_of
 from shared_engine.launcher.fetch_model import needed
 from shared_engine.runtime.record import EngineState
+from shared_engine.settings import ENVIRONMENT
 from tests.support.hand_made import MakeEngine
 from tests.support.hub import COMMIT, hub
 from tests.support.paths import REPOSITORY, TINY_CHAT
@@ -196,6 +198,20 @@ def cached(name: str, tmp_path: Path, blobs: dict[str, int], *, is_named: bool =
     return folder
 
 
+def test_list_looks_where_the_setting_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert ENVIRONMENT[SETTING] == VARIABLE
+    for place in ("of-the-file", "of-the-variable", "of-the-option"):
+        (tmp_path / place / f"models--org--{place}").mkdir(parents=True)
+    file = tmp_path / "config/vllm-local/config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"download_dir = '{tmp_path}/of-the-file'")
+    assert main(["list", "--names"]) == 0
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "of-the-variable"))
+    assert main(["list", "--names"]) == 0
+    assert main(["list", "--names", "--download-dir", str(tmp_path / "of-the-option")]) == 0
+    assert capsys.readouterr().out == "org/of-the-file\norg/of-the-variable\norg/of-the-option\n"
+
+
 def test_list_of_nothing(capsys: Capture) -> None:
     assert main(["list"]) == 0
     assert capsys.readouterr().out == "no models on this disk; `vllm-local pull MODEL` fetches one\n"
@@ -217,6 +233,29 @@ def test_list_has_models_of_the_cache_and_folders_of_engines(
     assert rows["org/begun"] == ["1M", today, "incomplete:", "pull", "it", "again"]
     assert rows[str(TINY_CHAT)][2:] == ["loaded"]
     assert len(rows) == 3
+
+
+def test_a_model_on_this_disk_is_known_by_the_last_part_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/whole", "org/twin", "other/twin", "gpt", "someone/gpt"):
+        cached(name, tmp_path, {"a": 1})
+    (tmp_path / "folder").mkdir()
+    asked = ("whole", "gpt", "none", "other/none", "./folder", "folder")
+    assert [model_named(each, None) for each in asked] == [
+        "org/whole",
+        "gpt",
+        "none",
+        "other/none",
+        "./folder",
+        "folder",
+    ]
+    assert main(["show", "twin"]) == 2
+    assert "model = 'twin' means 2 models on this disk: org/twin, other/twin" in capsys.readouterr().err
+    assert main(["show", "whole", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "org/whole"
+    assert main(["config", "model", "--base-url", "http://h"]) == 0
 
 
 # ---- show

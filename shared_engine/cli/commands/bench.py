@@ -8,14 +8,16 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_engine.cli.argument_types import count
 from shared_engine.cli.bench import Level, measure
 from shared_engine.cli.engine_arguments import add_engine_arguments, engine_of
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, table
-from shared_engine.engine import Engine
+
+if TYPE_CHECKING:
+    from shared_engine.engine import Engine
 
 PARALLEL, ROUNDS, PROMPT_WORDS, MAX_TOKENS = (1, 8, 64), 2, 100, 64
 HEAD = ("PARALLEL", "FIRST TOKEN", "TOKENS/S", "EACH")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 from shared_engine.cli.disk_models import DiskModel, models_on_disk
-from shared_engine.cli.engine_arguments import add_config_argument, given_settings
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, size, table
+from shared_engine.config_files import default_files, read_files
 
+# The setting, read here: its declaration takes longer to import than all else, and shells complete by this command.
+SETTING, VARIABLE = "download_dir", "VLLM_DOWNLOAD_DIR"
 EXAMPLES = ("vllm-local list", "vllm-local list --json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
     text = "of models from the hub here too (default: the setting download_dir)"
     parser.add_argument("--download-dir", metavar="DIR", help=text)
     parser.add_argument("--names", action="store_true", help="only the names, one on each line")
@@ -22,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    given = given_settings(arguments).get("download_dir")
-    found = models_on_disk(arguments.download_dir or (None if given is None else str(given.value)))
+    found = models_on_disk(arguments.download_dir or os.environ.get(VARIABLE) or _in_a_file())
     if arguments.json:
         print(as_json([each.to_json() for each in found]))
     elif arguments.names:
@@ -35,6 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("no models on this disk; `vllm-local pull MODEL` fetches one")
     return DONE
+
+
+def _in_a_file() -> str | None:
+    given = read_files(default_files(os.environ)).get(SETTING)
+    return None if given is None else str(given.value)
 
 
 def _row(model: DiskModel) -> tuple[str, ...]:

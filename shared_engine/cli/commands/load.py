@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_engine.cli.engine_arguments import add_engine_arguments, engine_of
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, duration
-from shared_engine.engine import Engine
 from shared_engine.errors import SettingsError
+
+if TYPE_CHECKING:
+    from shared_engine.engine import Engine
 
 EXAMPLES = (
     "vllm-local load Qwen/Qwen3-4B",
@@ -67,4 +69,4 @@ def loading_engine(arguments: argparse.Namespace, *, is_pooling: bool) -> Engine
     if not is_pooling or settings.is_remote:
         return engine
     changes: dict[str, Any] = {"engine_args": {**POOLING, **settings.engine_args}}
-    return Engine(settings.model_copy(update=changes))
+    return type(engine)(settings.model_copy(update=changes))

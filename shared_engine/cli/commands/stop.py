@@ -9,6 +9,7 @@ from shared_engine.cli.argument_types import seconds
 from shared_engine.cli.ending import end_engines
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.naming import ENGINE_HELP, named
+from shared_engine.cli.table import as_json
 from shared_engine.cli.terminal import complain
 from shared_engine.errors import EngineNameError
 from shared_engine.observe.engines import find_engines, listing
@@ -29,6 +30,7 @@ def add_ending(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="all of them")
     text = f"wait so many seconds for requests in flight (default {END_TIMEOUT_S:g})"
     parser.add_argument("--timeout", type=seconds, default=END_TIMEOUT_S, metavar="S", help=text)
+    parser.add_argument("--json", action="store_true", help="a list of objects: key, model, outcome, message")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,9 +48,12 @@ def end(arguments: argparse.Namespace, *, shuts_down: bool, force: bool) -> int:
         chosen = alive
     else:
         raise EngineNameError(f"{len(alive)} engines are alive: name one, or use --all:\n{listing(alive)}")
-    if not chosen:
+    if not chosen and not arguments.json:
         print("no engine is alive")
     ended = asyncio.run(end_engines(chosen, arguments.timeout, shuts_down=shuts_down, force=force))
-    for code, text in ended:
-        print(text) if code == DONE else complain(text)
-    return max((code for code, _ in ended), default=DONE)
+    if arguments.json:
+        print(as_json([each.to_json() for each in ended]))
+    else:
+        for each in ended:
+            print(each.text) if each.code == DONE else complain(each.text)
+    return max((each.code for each in ended), default=DONE)
