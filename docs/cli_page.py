@@ -190,7 +190,7 @@ returns, and a few derived ones. null: not known, or does not apply.
 | `socket`, `log_file` | paths of the server's socket and of the log |
 | `vllm_version` | the version of vLLM |
 | `leftovers` | files that a killed supervisor left behind; the next start removes them |
-| `in_flight`, `members` | of remote servers: nothing here |
+| `member`, `in_flight`, `members` | of fleets and replicas: nothing here, where each engine has a line of its own |
 | `life` | what its starts and ends have come to since the machine was booted: `starts`, `returns`, `start_seconds`, `evictions`, `failures`, `counters` ([statistics](metrics.md)) |
 """
 

@@ -122,7 +122,19 @@ class EngineError(VLLMError):
 
 
 class EngineStartError(EngineError):
-    """The engine did not come up."""
+    """The engine did not come up.
+
+    Attributes:
+        is_of_device: for lack of memory, or of a GPU: on another device it may come up.
+    """
+
+    def __init__(self, message: str, log_tail: tuple[str, ...] = (), is_of_device: bool = False) -> None:
+        super().__init__(message, log_tail)
+        self.args = (message, tuple(log_tail), is_of_device)
+
+    @property
+    def is_of_device(self) -> bool:
+        return bool(self.args[2])
 
 
 class EngineNotInstalledError(EngineStartError):

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretS
 from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
 from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
+from shared_engine.device_sets import DeviceSets, device_sets, devices_of_each, in_words, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.model_files.adapter import read_adapter
 from shared_engine.model_files.folder import context_window, model_folder
@@ -224,6 +225,17 @@ class EngineFields(DefaultFields):
     visible_devices: Annotated[str | None, Setting("VLLM_VISIBLE_DEVICES", Decides.ENGINE)] = None
     """CUDA_VISIBLE_DEVICES of the engine, such as ``"0,1"``. Default: the environment's; without it, of several GPUs
     those with the most free memory."""
+    cpu_omp_threads_bind: Annotated[str | None, Setting("VLLM_CPU_OMP_THREADS_BIND", Decides.ENGINE)] = None
+    """Of a CPU build: the cores that vLLM's threads run on, such as ``"0-3"``; ``"nobind"`` for any. Default: all."""
+    replicas: Annotated[int | None, Field(ge=1), Setting("VLLM_REPLICAS", Decides.CALLS)] = None
+    """So many engines with the same model behind this object, each on GPUs of its own, the first ones that are visible;
+    on a CPU build each with its share of the cores (docs/replicas.md)."""
+    gpu_ids: Annotated[DeviceSets | None, BeforeValidator(device_sets), Setting("VLLM_GPU_IDS", Decides.CALLS)] = None
+    """The GPUs of each replica: ``[0, 1]`` for two with one GPU each, ``[[0, 1], [2, 3]]`` for two with two GPUs each,
+    which then is ``tensor_parallel_size`` too. By number or UUID, as CUDA_VISIBLE_DEVICES has them."""
+    start: Annotated[Literal["lazy", "all"], Setting("VLLM_REPLICAS_START", Decides.CALLS)] = "lazy"
+    """``lazy``: of the replicas the first one starts, and each next one when the others have all that they take at
+    once. ``all``: all start with the first request."""
     engine_args: Annotated[
         dict[str, Any],
         AfterValidator(_normalize_engine_args),
@@ -368,7 +380,7 @@ class EngineSettings(EngineFields):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         if values.get("mode") == "direct" and values.get("python") == os.environ.get(ENVIRONMENT["python"]):
             values["python"] = None
-        return values
+        return with_size_of_sets(values)
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> EngineSettings:
@@ -386,6 +398,7 @@ class EngineSettings(EngineFields):
         if self.mode == "remote" and self.base_url is None:
             raise ValueError("mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1")
         self._check_fleet()
+        self._check_replicas()
         if self.api_key is not None and self.basic_auth is not None:
             raise ValueError(
                 "api_key (or VLLM_API_KEY) and the user and password of base_url (basic_auth, VLLM_BASIC_AUTH) would "
@@ -450,6 +463,51 @@ class EngineSettings(EngineFields):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != count:
                 raise ValueError(f"{name} has {len(value)} values for {count} base_url: give one for each")
+
+    def _check_replicas(self) -> None:
+        if not self.is_replicated:
+            return
+        given = "replicas" if self.gpu_ids is None else "gpu_ids"
+        if "local" not in self.modes:
+            raise ValueError(
+                f"{given} makes several engines on this machine, and "
+                + (
+                    f"base_url = {self.base_url!r} is a server that runs: leave one of them out, or name several "
+                    "servers with base_url=[...]"
+                    if self.is_remote
+                    else "mode='direct' runs one under this process: leave one of them out"
+                )
+            )
+        if "direct" in self.modes:
+            raise ValueError(f"{given} makes several engines, and mode={self.mode!r} may run one: pass mode='local'")
+        for name in ("visible_devices", "cpu_omp_threads_bind"):
+            value = getattr(self, name)
+            if value not in (None, "auto"):
+                raise ValueError(f"{given} gives each replica devices of its own: leave {name} = {value!r} out")
+        if self.gpu_ids is None:
+            return
+        if self.replicas not in (None, len(self.gpu_ids)):
+            raise ValueError(f"replicas = {self.replicas} contradicts gpu_ids, which names {len(self.gpu_ids)}")
+        needed, size = self.devices_of_each, len(self.gpu_ids[0])
+        if needed != size:
+            raise ValueError(
+                f"gpu_ids has {size} GPU{'s' * (size > 1)} for each replica ({in_words(self.gpu_ids)}), and the "
+                f"parallel sizes ask for {needed}: change one of them"
+            )
+
+    @property
+    def devices_of_each(self) -> int:
+        """How many devices one engine has."""
+        return devices_of_each({"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args})
+
+    @property
+    def is_replicated(self) -> bool:
+        """Several engines of this machine, or one for which ``gpu_ids`` says where."""
+        return self.gpu_ids is not None or self.replica_count > 1
+
+    @property
+    def replica_count(self) -> int:
+        return len(self.gpu_ids) if self.gpu_ids is not None else self.replicas or 1
 
     @property
     def is_remote(self) -> bool:

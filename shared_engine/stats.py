@@ -77,12 +77,17 @@ class EngineStats:
         counters: vLLM's own counters by name, such as ``generation_tokens``, of all starts together; of a remote server
             since its own start. They count every client's requests.
         gpu_alerts: how often monitors of this process have told that a GPU is over their threshold, by its UUID.
+        member: of a server of a fleet its URL; of a replica its devices, such as ``cuda:2,3``.
+        members: of a fleet, each server; of replicas each engine. A request counts for the member that it was asked of
+            last, and the fleet's are all of them together. Two objects that ask the same server share its numbers.
     """
 
     requests: RequestStats
     life: LifeStats | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     gpu_alerts: Mapping[str, int] = field(default_factory=dict)
+    member: str | None = None
+    members: tuple[EngineStats, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All of it in JSON's own types, under the names of the attributes."""

@@ -237,7 +237,9 @@ def _environment(settings: EngineSettings, argv: list[str]) -> dict[str, str]:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # likewise
     if settings.visible_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = settings.visible_devices
-    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", START_VARIABLE):
+    if settings.cpu_omp_threads_bind is not None:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.cpu_omp_threads_bind
+    for name in ("CUDA_VISIBLE_DEVICES", "VLLM_CPU_KVCACHE_SPACE", START_VARIABLE):
         if name in os.environ:
             environment.setdefault(name, os.environ[name])
     return environment

@@ -36,8 +36,6 @@ def fork_refusal(version: str) -> str | None:
         return f"not a CPU build: vLLM picks the start method itself ({START_VARIABLE}=fork tries it)"
     if age_of(version) is not Age.SUPPORTED:
         return f"vLLM {version} was not tried with it"
-    if os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto":
-        return "VLLM_CPU_OMP_THREADS_BIND is set"
     return None
 
 

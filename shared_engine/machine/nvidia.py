@@ -18,6 +18,8 @@ PROBE_TIMEOUT_S = 20.0
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # GPUs that have no /dev/nvidia0: of Windows in WSL2, and Jetson's.
 OTHER_GPUS = ("usr/lib/wsl/lib/libcuda.so.1", "etc/nv_tegra_release", "sys/class/tegra-firmware")
+# Of AMD, Intel's Gaudi, and Huawei.
+OTHER_MAKERS = ("dev/kfd", "dev/accel", "dev/davinci_manager")
 # What the driver's libraries answer when they come up. OTHER_RELEASE: than the part in the kernel; NVML's and CUDA's.
 SUCCESS, NO_DEVICE, OTHER_RELEASE = 0, 100, (18, 803)
 
@@ -77,6 +79,13 @@ def ask_driver(python: str, environment: Mapping[str, str]) -> Driver | None:
         RuntimeError,
     ):  # it may start no process any more
         return None
+
+
+def gpus_by_files(root: Path = Path("/")) -> int | None:
+    """How many GPUs the driver's files show to this process; None where they don't tell of all."""
+    if any((root / path).exists() for path in (*OTHER_GPUS, *OTHER_MAKERS)):
+        return None
+    return len(list(root.glob("dev/nvidia[0-9]*")))
 
 
 def looks_usable(visible: str | None, needed: int, cuda_major: int | None, root: Path = Path("/")) -> bool:

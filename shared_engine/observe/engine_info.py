@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shared_engine.observe.processes import ProcessNode
-from shared_engine.runtime.life_stats import LifeStats
+from shared_engine.runtime.life_stats import LifeStats, lives_together
 from shared_engine.runtime.progress import Progress
 from shared_engine.runtime.record import EngineState
 
@@ -44,8 +44,9 @@ class EngineInfo:
         socket: where the server listens.
         processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
         leftovers: files that a supervisor left behind when it was killed.
-        in_flight: requests that this process has there now; of a server of a fleet.
-        members: of a fleet, each server.
+        member: of a server of a fleet its URL; of a replica its devices, such as ``cuda:2,3`` or ``cpu:0-3``.
+        in_flight: requests that this process has there now; of a server of a fleet, or a replica.
+        members: of a fleet, each server; of replicas each engine.
         life: what its starts and ends have come to since the machine was booted.
     """
 
@@ -74,6 +75,7 @@ class EngineInfo:
     vllm_version: str | None = None
     processes: ProcessNode | None = None
     leftovers: tuple[str, ...] = ()
+    member: str | None = None
     in_flight: int | None = None
     members: tuple[EngineInfo, ...] = ()
     life: LifeStats = field(default_factory=LifeStats)
@@ -135,7 +137,44 @@ class EngineInfo:
         }
 
     def _everyone(self) -> Iterator[ProcessNode]:
-        return iter(()) if self.processes is None else self.processes.walk()
+        if self.processes is not None:
+            yield from self.processes.walk()
+        for member in self.members:
+            yield from member._everyone()
+
+
+_BY_USE = (
+    EngineState.READY, EngineState.STARTING, EngineState.ASLEEP, EngineState.STOPPING, EngineState.STANDBY,
+    EngineState.FAILED, EngineState.STOPPED,
+)  # fmt: skip
+
+
+def combined(members: Sequence[EngineInfo]) -> EngineInfo:
+    """Several engines with the same model as one: as ready as the one that is most."""
+    first = min(members, key=lambda info: _BY_USE.index(info.state))
+    said = [f"{info.member}: {info.last_error}" for info in members if info.last_error]
+    idle = [info.idle_for_s for info in members if info.idle_for_s is not None]
+    holders = {pid for info in members for pid in info.lease_holders}
+    return EngineInfo(
+        state=first.state,
+        mode=first.mode,
+        model=first.model,
+        is_alive=any(info.is_alive for info in members),
+        state_since=first.state_since,
+        progress=first.progress,
+        starts=sum(info.starts for info in members),
+        max_model_len=first.max_model_len,
+        idle_for_s=min(idle) if idle and not holders else None,
+        last_used=max((info.last_used or 0.0 for info in members), default=0.0) or None,
+        lease_holders=tuple(sorted(holders)),
+        devices=tuple(dict.fromkeys(device for info in members for device in info.devices)),
+        pinned=any(info.pinned for info in members),
+        last_error="; ".join(said) or None,
+        vllm_version=first.vllm_version,
+        in_flight=_sum(info.in_flight for info in members),
+        members=tuple(members),
+        life=lives_together(info.life for info in members),
+    )
 
 
 def _sum(values: Iterator[int | None]) -> int | None:

@@ -33,9 +33,10 @@ class Fault(Enum):
     BUSY = "busy"  # it says itself that it takes no more now
     SILENT = "silent"  # nothing came for too long
     BROKEN = "broken"  # a failure of the server's, unless it is the request's own
+    DIED = "died"  # of an engine of ours: it has ended, and can be started again
 
 
-FAULTS_UNTIL_OUT = {Fault.GONE: 1, Fault.BUSY: 1, Fault.SILENT: 2, Fault.BROKEN: 3}
+FAULTS_UNTIL_OUT = {Fault.GONE: 1, Fault.BUSY: 1, Fault.SILENT: 2, Fault.BROKEN: 3, Fault.DIED: 2}
 """How many in a row it takes."""
 
 
@@ -49,6 +50,7 @@ class Member:
         faults: in a row.
         out_until: on the caller's clock; 0 for a member that is in.
         out_s: how long it was sent out the last time.
+        is_on_trial: its time is over, and one request tries it.
         is_draining: it gets no further requests.
         lacks: models that it does not serve, as far as is known, and until when that is believed.
         number: which one of the pool it is, by the order in which they came.
@@ -61,6 +63,7 @@ class Member:
     faults: int = 0
     out_until: float = 0.0
     out_s: float = 0.0
+    is_on_trial: bool = False
     is_draining: bool = False
     lacks: dict[str, float] = field(default_factory=dict)
     number: int = 0
@@ -113,6 +116,12 @@ class Pool:
         """It gets no further requests; those under way go on."""
         self.members[name].is_draining = True
 
+    def resume(self, name: str) -> None:
+        """It gets requests again."""
+        member = self.members[name]
+        member.is_draining = False
+        self._file(member)
+
     def remove(self, name: str) -> None:
         """It is forgotten; requests under way may still be ended."""
         del self.members[name]
@@ -144,6 +153,7 @@ class Pool:
         self._turn = max(self._turn, member._turn)
         member._turn = self._turn + 1 / member.weight
         if member.out_until:
+            member.is_on_trial = True
             self._send_out(member, now + TRIAL_S)
         self._file(member)
         return member
@@ -167,10 +177,12 @@ class Pool:
         """A request has ended, or has an answer: the member is well."""
         if member.faults:
             member.faults, member.out_until, member.out_s, member.last_error = 0, 0.0, 0.0, ""
+            member.is_on_trial = False
             self._file(member)
 
     def failed(self, member: Member, fault: Fault, now: float, error: str, wait_s: float = 0.0) -> None:
-        """A request has failed by the member's fault.
+        """A request has failed by the member's fault. Those that fail while it is out, as they were sent before, do not
+        make its time longer.
 
         Args:
             error: in words.
@@ -178,9 +190,12 @@ class Pool:
         """
         member.faults += 1
         member.last_error = error
-        if member.out_until or member.faults >= FAULTS_UNTIL_OUT[fault]:
+        if member.is_on_trial or (not member.out_until and member.faults >= FAULTS_UNTIL_OUT[fault]):
+            member.is_on_trial = False
             member.out_s = min(MAX_OUT_S, max(FIRST_OUT_S, 2 * member.out_s))
             self._send_out(member, now + max(member.out_s, wait_s))
+        elif member.out_until and now + wait_s > member.out_until:
+            self._send_out(member, now + wait_s)
 
     def ended(self, member: Member) -> None:
         """A request is no longer in flight, however it has ended."""

@@ -148,6 +148,10 @@ class Adapters:
         """Load it, with what its files are now, and know it from now on."""
         self._shared.served.pop((start, name, path), None)
         await self._load_once(name, path, client, start)
+        self.know(name, path)
+
+    def know(self, name: str, path: str) -> None:
+        """Have it loaded when a request names it."""
         if name not in (self._settings.lora_adapters or {}):
             self._shared.paths[name] = path
 

@@ -91,6 +91,22 @@ class Endpoint(Route):
     def name(self) -> EngineName:
         """What its requests are counted by."""
 
+    def counted_by(self, connection: Connection | None) -> EngineName:  # noqa: ARG002
+        """What a request is counted by that has ended.
+
+        Args:
+            connection: the last one that it had; None where it had none.
+        """
+        return self.name
+
+    def counted_together(self) -> list[EngineName]:
+        """All that its requests were counted by."""
+        return [self.name]
+
+    async def member_endpoints(self) -> dict[str, Endpoint]:
+        """By name, of a fleet."""
+        return {}
+
     def for_request(
         self,
         path: str = "",  # noqa: ARG002

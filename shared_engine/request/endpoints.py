@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shared_engine.request.endpoint import Endpoint
-from shared_engine.request.fleet_endpoint import FleetEndpoint
 from shared_engine.request.local import LocalEndpoint
 from shared_engine.request.remote import RemoteEndpoint
+from shared_engine.request.remote_fleet import RemoteFleet
+from shared_engine.request.replica_endpoint import ReplicaEndpoint
 from shared_engine.settings import EngineSettings
 
 
@@ -22,10 +23,10 @@ def endpoint_of(settings: EngineSettings) -> Endpoint:
 def _of_mode(mode: str, settings: EngineSettings) -> Endpoint:
     if mode == "remote":
         if settings.is_fleet:
-            return FleetEndpoint(settings)
+            return RemoteFleet(settings)
         return RemoteEndpoint(settings)
     if mode == "direct":
         from shared_engine.request.direct import DirectEndpoint  # late: few apps have a use for it
 
         return DirectEndpoint(settings)
-    return LocalEndpoint(settings)
+    return ReplicaEndpoint(settings) if settings.is_replicated else LocalEndpoint(settings)

@@ -23,7 +23,7 @@ from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.refusals import says_engine_busy
 from shared_engine.request.routes import METRICS
 from shared_engine.request.tally import EngineName
-from shared_engine.runtime.metrics import totals
+from shared_engine.runtime.metrics import requests_in
 from shared_engine.settings import EngineSettings
 
 LOAD_TIMEOUT_S = 2.0
@@ -76,6 +76,10 @@ class EngineEndpoint(Endpoint):
     async def load_adapter(self, name: str, path: str, connection: Connection) -> None:
         await self._adapters.load(name, path, connection.client, self._start_of(connection))
 
+    def know_adapter(self, name: str, path: str) -> None:
+        """Requests may name it from now on; it is loaded for the first one."""
+        self._adapters.know(name, path)
+
     async def unload_adapter(self, name: str) -> None:
         await self._adapters.unload(name, await self.observer_client())
 
@@ -113,6 +117,5 @@ async def _load_of(connection: Connection) -> str | None:
         text = await connection.client.request("GET", METRICS, timeout=LOAD_TIMEOUT_S)
     except RequestError:
         return None
-    counts = totals(text.decode())
-    running, waiting = (int(counts.get(f"num_requests_{what}", 0)) for what in ("running", "waiting"))
+    running, waiting = requests_in(text.decode())
     return f"the engine has {running} requests running and {waiting} waiting in its queue"

@@ -98,6 +98,21 @@ class FallbackEndpoint(Endpoint):
         assert isinstance(connection, FallbackConnection)
         connection.endpoint.release(connection.inner)
 
+    def answered(self, connection: Connection) -> None:
+        assert isinstance(connection, FallbackConnection)
+        connection.endpoint.answered(connection.inner)
+
+    def counted_by(self, connection: Connection | None) -> EngineName:
+        if not isinstance(connection, FallbackConnection):
+            return self._current.counted_by(None)
+        return connection.endpoint.counted_by(connection.inner)
+
+    def counted_together(self) -> list[EngineName]:
+        return self._current.counted_together()
+
+    async def member_endpoints(self) -> dict[str, Endpoint]:
+        return await self._current.member_endpoints()
+
     async def check_health(self, client: Client) -> None:
         await self._current.check_health(client)
 
@@ -132,6 +147,9 @@ class FallbackEndpoint(Endpoint):
 
     async def observer_client(self) -> Client | None:
         return await self._current.observer_client()
+
+    async def observer_clients(self) -> list[Client]:
+        return await self._current.observer_clients()
 
     async def evict(self, timeout: float) -> None:
         await self._current.evict(timeout)

@@ -1,32 +1,26 @@
-"""The members of a fleet: which servers it has, for all objects of a process, and how they come and go."""
+"""The servers of a fleet: which there are, for all objects of a process, and how they come and go."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from shared_engine.errors import (
-    RequestError,
-    SettingsError,
-)
-from shared_engine.pool.pool import Pool
+from shared_engine.errors import RequestError, SettingsError
 from shared_engine.request.fleet_sources import Source, source_of
+from shared_engine.request.members import Members
 from shared_engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
 
-class Fleet:
-    """The servers of a fleet, for all objects of this process that name the same ones. Thread-safe, and fork-safe."""
+class Fleet(Members):
+    """The servers of a fleet."""
 
     def __init__(self, weights: Mapping[str, float], source: Source | None = None) -> None:
-        self.guard = threading.Lock()
-        self.pool = Pool()
+        super().__init__()
         self.came_later: dict[str, EngineSettings] = {}
         self._source = source
         self._listed: set[str] = set()
@@ -108,13 +102,6 @@ class Fleet:
         if url not in self.pool.members:
             raise SettingsError(f"{url} is not a member of the fleet: {', '.join(self.pool.members) or 'it has none'}")
 
-    def forget_in_child(self) -> None:
-        """A forked child has no request in flight, and a thread of the parent may have held the lock."""
-        self.guard = threading.Lock()
-        members, self.pool = self.pool.members, Pool()
-        for member in members.values():
-            self.pool.add(member.name, member.weight).is_draining = member.is_draining
-
 
 _fleets: dict[Any, Fleet] = {}
 
@@ -127,14 +114,6 @@ def fleet_of(settings: EngineSettings) -> Fleet:
     weights = dict(zip(settings.base_url, settings.member_weights or itertools.repeat(1.0), strict=False))
     key = tuple(sorted(weights.items()))
     return _fleets.get(key) or _fleets.setdefault(key, Fleet(weights))
-
-
-def _forget_in_child() -> None:
-    for fleet in _fleets.values():
-        fleet.forget_in_child()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def root_of(base_url: str) -> str:

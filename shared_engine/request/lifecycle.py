@@ -5,21 +5,27 @@ Knows nothing of what is asked of the server.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shared_engine.errors import SettingsError
+from shared_engine.errors import RequestError, SettingsError
 from shared_engine.gpu import alert_counts
+from shared_engine.launch.replica_sets import check_replicas
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Request
+from shared_engine.request.endpoint import Endpoint
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.fleet import Fleet
-from shared_engine.request.fleet_endpoint import FleetEndpoint
+from shared_engine.request.remote_fleet import RemoteFleet
+from shared_engine.request.replica_endpoint import ReplicaEndpoint
 from shared_engine.request.reproducible import seed_of
-from shared_engine.request.sending import Requests
-from shared_engine.request.tally import tally_of
+from shared_engine.request.sending import Requests, metrics_of
+from shared_engine.request.tally import stats_of, tally_of
 from shared_engine.request.twins import blocking
-from shared_engine.runtime.life_stats import added
+from shared_engine.runtime.life_stats import LifeStats, added, lives_together
 from shared_engine.runtime.metrics import counters as counters_of
 from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState
@@ -37,6 +43,7 @@ class Lifecycle:
         if settings is not None and fields:
             raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
         self.settings = settings if settings is not None else EngineSettings(**fields)
+        check_replicas(self.settings)
         self._defaults = GenerationParams(**self.settings.sampling_defaults)
         self.reproducible_seed = seed_of(self.settings)
         """Of every request, with the setting ``reproducible``."""
@@ -85,13 +92,20 @@ class Lifecycle:
             SettingsError: ``base_url`` names one server, or none.
         """
         endpoint = self._requests.endpoint
-        if not isinstance(endpoint, FleetEndpoint):
+        if isinstance(endpoint, ReplicaEndpoint):
+            raise SettingsError(
+                "replicas are no fleet that others can be added to: which there are follows from the settings, and "
+                "which of them run from the load (status().members)"
+            )
+        if not isinstance(endpoint, RemoteFleet):
             raise SettingsError("this is no fleet: pass base_url=[...] with several servers")
         return endpoint.fleet
 
     @property
     def _servers(self) -> int:
         """How many have a share of the requests."""
+        if self.settings.is_replicated:
+            return self.settings.replica_count
         return max(1, len(self.fleet.pool.members)) if self.settings.is_fleet else 1
 
     # ---- life
@@ -133,23 +147,14 @@ class Lifecycle:
         Of a remote server the requests of this process, and its own counters. Objects with equal settings share one
         engine, and so its statistics.
         """
-        requests = self._requests
-        info, counters = await requests.endpoint.status(processes=False), counters_of(await requests.metrics())
-        life = None if self.settings.is_remote else info.life
-        if life is not None:
-            counters = added(life.counters, counters)
-        return EngineStats(
-            requests=tally_of(requests.endpoint.name).stats(),
-            life=life,
-            counters=counters,
-            gpu_alerts=alert_counts(),
-        )
+        return replace(await _stats_of(self._requests.endpoint), gpu_alerts=alert_counts())
 
     stats = blocking(astats)
 
     def reset_stats(self) -> None:
         """Count this process's requests from zero. The engine's own numbers stay."""
-        tally_of(self._requests.endpoint.name).reset()
+        for name in self._requests.endpoint.counted_together():
+            tally_of(name).reset()
 
     async def aevict(self, timeout: float = 30.0) -> None:
         """Take the model out of memory; return when its processes are gone. The next request brings it back.
@@ -194,3 +199,31 @@ class Lifecycle:
 def _engine_of(kind: type[Lifecycle], given: dict[str, Any]) -> Lifecycle:
     """The engine of a pickle: its settings, with the secret of the process that unpickles it."""
     return kind(**given)
+
+
+async def _stats_of(endpoint: Endpoint, member: str | None = None) -> EngineStats:
+    named = await endpoint.member_endpoints()
+    members = tuple(await asyncio.gather(*(_stats_of(each, name) for name, each in named.items())))
+    life, counters = await _numbers_of(endpoint, member) if not members else _numbers_together(members)
+    requests = stats_of(endpoint.counted_together())
+    return EngineStats(requests=requests, life=life, counters=counters, member=member, members=members)
+
+
+async def _numbers_of(endpoint: Endpoint, member: str | None) -> tuple[LifeStats | None, dict[str, float]]:
+    info, counters = await endpoint.status(processes=False), dict[str, float]()
+    try:
+        counters = counters_of(await metrics_of(endpoint))
+    except RequestError:
+        if member is None:  # of a fleet, the others' are worth having
+            raise
+    if info.mode == "remote":
+        return None, counters
+    return info.life, added(info.life.counters, counters)
+
+
+def _numbers_together(members: Sequence[EngineStats]) -> tuple[LifeStats | None, dict[str, float]]:
+    counters: dict[str, float] = {}
+    for each in members:
+        counters = added(counters, each.counters)
+    lives = [each.life for each in members if each.life is not None]
+    return lives_together(lives) if lives else None, counters

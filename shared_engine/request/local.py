@@ -20,7 +20,7 @@ from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_cl
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
 from shared_engine.request.threads import in_a_thread
-from shared_engine.runtime.record import EngineState, current_record
+from shared_engine.runtime.record import EngineState, Record, current_record
 from shared_engine.settings import EngineSettings
 
 ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
@@ -43,12 +43,35 @@ class LocalEndpoint(EngineEndpoint):
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
         with _our_errors():
-            supervisor = self._supervisor or await self._resolved()
-            if self._settings.verbose:
-                forward_log(supervisor.directory.log, Path(supervisor.spec.model).name, self)
+            supervisor = await self._asked()
             # A bar would stand in the way of the lines.
             shows_bar = self._settings.show_progress and not self._settings.verbose
             record = await supervisor.acquire(self._policy, show_progress=shows_bar)
+        return await self._connected(supervisor, record)
+
+    async def acquire_ready(self, headers: HeaderPairs = ()) -> Connection | None:
+        """As ``acquire``, where the engine is ready; None where it would have to be started, or to return."""
+        self.leave_out(headers)
+        with _our_errors():
+            supervisor = await self._asked()
+            record = supervisor.try_acquire(self._policy)
+        if record is not None:
+            return await self._connected(supervisor, record)
+        return await self.acquire() if await self.is_ready() else None
+
+    async def is_ready(self) -> bool:
+        """Whether the engine answers, whoever has started it."""
+        with _our_errors():
+            record = current_record((await self._asked()).directory)
+        return record is not None and record.is_usable
+
+    async def _asked(self) -> SupervisorClient:
+        supervisor = self._supervisor or await self._resolved()
+        if self._settings.verbose:
+            forward_log(supervisor.directory.log, Path(supervisor.spec.model).name, self)
+        return supervisor
+
+    async def _connected(self, supervisor: SupervisorClient, record: Record) -> Connection:
         try:
             client = await self._clients_of(record.socket).get()
         except BaseException:

@@ -28,11 +28,13 @@ class Observed:
     """
 
     __slots__ = (
-        "_began", "_endpoint", "_first_s", "_operation", "_retries", "_span", "_usage", "_wait_s", "has_reached_caller",
+        "_began", "_connection", "_endpoint", "_first_s", "_operation", "_retries", "_span", "_usage", "_wait_s",
+        "has_reached_caller",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, path: str, body: bytes, *, is_streamed: bool = False) -> None:
         self._endpoint = endpoint
+        self._connection: Connection | None = None
         self._operation = OPERATIONS.get(path)
         self._wait_s: float | None = None
         self._first_s: float | None = None
@@ -46,6 +48,7 @@ class Observed:
 
     def connected(self, connection: Connection) -> Connection:
         """The server can be asked: by this connection, so that its own trace continues this one."""
+        self._connection = connection
         waited_s = perf_counter() - self._began
         if self._wait_s is None:
             self._wait_s = waited_s
@@ -87,6 +90,6 @@ class Observed:
         ended = None if error is None else CANCELLED if is_cancelled else type(error).__name__
         took_s = perf_counter() - self._began
         entry = Entry(ended, took_s, self._wait_s, self._first_s, self._retries, self._usage)
-        tally_of(self._endpoint.name).note(entry)
+        tally_of(self._endpoint.counted_by(self._connection)).note(entry)
         if self._span is not None:
             self._span.end(ended, error, self._usage, self._first_s)

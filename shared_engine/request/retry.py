@@ -50,9 +50,14 @@ class Retry:
         Doubled each time, and never the same for two requests: many that were refused together must not come back
         together. A server that says when to come (Retry-After) is not asked before; where that is more than
         MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all. With ``can_move``
-        another server is next, which needs no wait, and is not counted; silence is a reason then, too.
+        another server is next, which needs no wait, and is not counted; silence is a reason then, too. Counted is the
+        death of an engine, which may be this request's doing.
         """
+        is_own_death = isinstance(error, EngineDiedError) and not error.is_from_outside
         if can_move and self._max_retries and (is_retryable(error) or isinstance(error, RequestTimeoutError)):
+            if is_own_death and self._retries >= self._limit(error):
+                return None
+            self._retries += is_own_death
             return 0.0 if left_s is None or left_s > 0 else None
         if isinstance(error, EngineDiedError) and error.is_from_outside and self._max_retries:
             wait_s = FIRST_WAIT_S * random.uniform(0.5, 1)

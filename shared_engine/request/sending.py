@@ -211,12 +211,8 @@ class Requests:
         await self._with_connection(load, Call.begin(CallParams()), route, lambda _: None)
 
     async def metrics(self) -> str:
-        """vLLM's metrics as they come, read without a lease; empty if no server is up, or one that has none."""
-        clients = await self.endpoint.observer_clients()
-        if len(clients) == 1:
-            return await _metrics_of(clients[0])
-        asked = await asyncio.gather(*map(_metrics_of, clients), return_exceptions=True)
-        return "\n".join(text for text in asked if isinstance(text, str))  # of a fleet's servers, those that are up
+        """See ``metrics_of``."""
+        return await metrics_of(self.endpoint)
 
     async def _with_connection(
         self,
@@ -339,6 +335,15 @@ def _marked(answer: T, request: Request) -> T:
     if isinstance(answer, GenerationChunk) and answer.finish_reason is None:
         return answer
     return msgspec.structs.replace(answer, max_tokens_lowered_to=request.lowered_to)
+
+
+async def metrics_of(endpoint: Endpoint) -> str:
+    """vLLM's metrics as they come, read without a lease; empty if no server is up, or one that has none."""
+    clients = await endpoint.observer_clients()
+    if len(clients) == 1:
+        return await _metrics_of(clients[0])
+    asked = await asyncio.gather(*map(_metrics_of, clients), return_exceptions=True)
+    return "\n".join(text for text in asked if isinstance(text, str))  # of a fleet's servers, those that are up
 
 
 async def _metrics_of(client: Client) -> str:

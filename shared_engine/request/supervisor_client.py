@@ -71,7 +71,7 @@ class SupervisorClient:
         """
         deadline = time.monotonic() + policy.start_timeout_s + SUPERVISOR_START_S
         while True:
-            record = self._try_acquire(policy)
+            record = self.try_acquire(policy)
             if record is not None:
                 return record
             if time.monotonic() > deadline:
@@ -85,7 +85,8 @@ class SupervisorClient:
         """End one request's hold."""
         self._lease.give_back()
 
-    def _try_acquire(self, policy: KeepPolicy) -> Record | None:
+    def try_acquire(self, policy: KeepPolicy) -> Record | None:
+        """As ``acquire``, of an engine that is ready and has heard of this policy; else None."""
         if not self._sent or not self._lease.try_take():
             return None
         record = self._current_record()
@@ -165,7 +166,7 @@ class SupervisorClient:
                 return
         misfit = misfit_of(self.spec, launch_environment(os.environ))
         if misfit is not None:
-            raise EngineStartError(f"the engine was not started: {misfit}")
+            raise EngineStartError(f"the engine was not started: {misfit}", is_of_device=True)
 
     async def _reply(
         self, policy: KeepPolicy, deadline: float, report: Callable[[Progress], None]
@@ -315,7 +316,8 @@ def start_error(reply: StartFailed) -> EngineError:
         return EngineStoppedError(message)
     if reply.retry_in_s > 0:
         message += f" (this is the last start's error; the next start is allowed in {reply.retry_in_s:.1f} s)"
-    return _START_ERRORS.get(failure.kind, EngineStartError)(message, failure.log_tail)
+    is_of_device = failure.kind in (FailureKind.MEMORY, FailureKind.NO_GPU)
+    return _START_ERRORS.get(failure.kind, EngineStartError)(message, failure.log_tail, is_of_device)
 
 
 def end_error(outcome: Outcome | None) -> EngineDiedError | EngineStoppedError | None:

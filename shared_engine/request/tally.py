@@ -10,6 +10,7 @@ import math
 import os
 import threading
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from shared_engine.results import TokenUsage
@@ -67,6 +68,13 @@ class Durations:
         self._max_s = max(self._max_s, duration_s)
         self._buckets[math.ceil(math.log2(max(duration_s, 1e-9) / FINEST_S) * STEPS)] += 1
 
+    def include(self, other: Durations) -> None:
+        """Those of another engine too."""
+        self.count += other.count
+        self.sum_s += other.sum_s
+        self._max_s = max(self._max_s, other._max_s)
+        self._buckets.update(other._buckets)
+
     def count_within(self, limit_s: float) -> int:
         """How many took no longer than ``limit_s``, which is FINEST_S times a power of two."""
         last = round(math.log2(limit_s / FINEST_S) * STEPS)
@@ -121,6 +129,20 @@ class Tally:
             finally:
                 self._guard.release()
 
+    def include(self, other: Tally) -> None:
+        """Those of another engine too, as they are now."""
+        with other._guard:
+            other._add_up()
+            self._successes += other._successes
+            self._errors.update(other._errors)
+            self._retries += other._retries
+            self._prompt_tokens += other._prompt_tokens
+            self._completion_tokens += other._completion_tokens
+            self._cached_tokens += other._cached_tokens
+            self.latency.include(other.latency)
+            self.time_to_first_token.include(other.time_to_first_token)
+            self.wait.include(other.wait)
+
     def stats(self) -> RequestStats:
         """What has been noted so far."""
         with self._guard:
@@ -166,6 +188,15 @@ _tallies: dict[EngineName, Tally] = {}
 def tally_of(name: EngineName) -> Tally:
     """The one tally that this process has of an engine."""
     return _tallies.get(name) or _tallies.setdefault(name, Tally())
+
+
+def stats_of(names: Iterable[EngineName]) -> RequestStats:
+    """The requests to several engines together."""
+    whole = Tally()
+    for name in names:
+        if (tally := _tallies.get(name)) is not None:
+            whole.include(tally)
+    return whole.stats()
 
 
 def tallies() -> dict[EngineName, Tally]:

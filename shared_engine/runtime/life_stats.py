@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -56,6 +56,21 @@ class LifeStats:
     def ended(self, counters: Mapping[str, float]) -> LifeStats:
         """A server has ended, whose counters had come to this."""
         return replace(self, counters=added(self.counters, counters))
+
+
+def lives_together(lives: Iterable[LifeStats]) -> LifeStats:
+    """Of several engines, added up."""
+    whole = LifeStats()
+    for life in lives:
+        whole = LifeStats(
+            starts=whole.starts + life.starts,
+            returns=whole.returns + life.returns,
+            start_seconds=added(whole.start_seconds, life.start_seconds),
+            evictions=added(whole.evictions, life.evictions),
+            failures=added(whole.failures, life.failures),
+            counters=added(whole.counters, life.counters),
+        )
+    return whole
 
 
 def added(sums: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,3 +53,9 @@ def totals(text: str) -> dict[str, float]:
             name = sample.name.removesuffix("_total")
             sums[name] = sums.get(name, 0.0) + sample.value
     return sums
+
+
+def requests_in(text: str) -> tuple[int, int]:
+    """How many requests run in the server, and how many wait in its queue."""
+    counts = totals(text)
+    return int(counts.get("num_requests_running", 0)), int(counts.get("num_requests_waiting", 0))

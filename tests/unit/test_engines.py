@@ -150,6 +150,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "vllm_version",
         "processes",
         "leftovers",
+        "member",
         "in_flight",
         "members",
         "life",

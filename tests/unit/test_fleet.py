@@ -28,7 +28,7 @@ from shared_engine import (
     ServerUnreachableError,
     SettingsError,
 )
-from shared_engine.request import fleet, fleet_endpoint, retry
+from shared_engine.request import fleet, fleet_endpoint, retry, tally
 from shared_engine.request.fleet_sources import DnsSource, FileSource
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
     monkeypatch.setattr(fleet_endpoint, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(fleet, "_fleets", {})
+    monkeypatch.setattr(tally, "_tallies", {})  # a port may have been another test's
 
 
 @pytest.fixture
@@ -362,6 +363,44 @@ def test_status_tells_of_each_and_metrics_add_up(servers: list[RemoteServer]) ->
     engine.warmup()
     engine.fleet.remove(NOBODY)
     assert engine.metrics() == {"generation_tokens": 10.0}
+
+
+def test_stats_tell_of_each_and_add_up(servers: list[RemoteServer]) -> None:
+    async def metrics(_: web.Request) -> web.StreamResponse:
+        return web.Response(text='vllm:generation_tokens_total{engine="0"} 5.0\n')
+
+    servers[0].metrics = metrics
+    engine = Engine(base_url=[servers[0].url, servers[1].url, NOBODY], model="served")
+    answers(engine, 20)
+    stats = engine.stats()
+    assert [member.member for member in stats.members] == [servers[0].url, servers[1].url, NOBODY]
+    assert [member.requests.successes for member in stats.members] == [*counts(servers[:2]), 0]
+    assert stats.requests.successes == stats.requests.latency.count == 20
+    assert [member.counters for member in stats.members] == [{"generation_tokens": 5.0}, {}, {}]
+    assert stats.counters == {"generation_tokens": 5.0}
+    assert stats.life is None
+    assert Engine(base_url=servers[0].url, model="served").stats().requests == stats.members[0].requests
+    assert stats.to_json()["members"][1]["requests"]["successes"] == counts(servers)[1]
+    engine.fleet.remove(servers[1].url)
+    assert engine.stats().requests.successes == 20, "of servers that have left, too"
+    engine.reset_stats()
+    assert engine.stats().requests.requests == 0
+
+
+def test_many_that_fail_with_a_server_send_it_out_no_longer_than_one(servers: list[RemoteServer]) -> None:
+    async def break_together(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    servers[0].handler = break_together
+    engine = fleet_of(servers[:2])
+    with ThreadPoolExecutor(30) as pool:
+        list(pool.map(lambda number: engine.chat(ask(f"question {number}")), range(30)))
+    member = engine.fleet.pool.members[servers[0].url]
+    assert member.faults > 5
+    assert member.out_s == 1.0
 
 
 def test_threads_loops_and_forks_keep_their_counts(servers: list[RemoteServer]) -> None:

@@ -30,6 +30,7 @@ ORDER = (
     "settings",
     "config_files",
     "addresses",
+    "device_sets",
     "params",
     "declared",
     "validation",

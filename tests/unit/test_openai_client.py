@@ -270,6 +270,9 @@ class LeasedEndpoint(Route):
         self.held += 1
         return Connection(self.client, "served")
 
+    def counted_by(self, _: Connection | None) -> EngineName:
+        return self.name
+
     def for_request(self, *_: object) -> LeasedEndpoint:
         return self
 

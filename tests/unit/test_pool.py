@@ -157,7 +157,9 @@ def test_keys_of_a_member_that_is_out_go_to_one_other() -> None:
 # ---- failures
 
 
-@pytest.mark.parametrize(("fault", "times"), [(Fault.GONE, 1), (Fault.BUSY, 1), (Fault.SILENT, 2), (Fault.BROKEN, 3)])
+@pytest.mark.parametrize(
+    ("fault", "times"), [(Fault.GONE, 1), (Fault.BUSY, 1), (Fault.SILENT, 2), (Fault.BROKEN, 3), (Fault.DIED, 2)]
+)
 def test_so_many_faults_in_a_row_put_a_member_out(fault: Fault, times: int) -> None:
     pool = pool_of("a")
     for number in range(times):
@@ -198,6 +200,25 @@ def test_the_time_out_grows_and_an_answer_ends_it() -> None:
     assert pool.members["a"].is_in
     pool.failed(chosen(pool, now), Fault.GONE, now, "gone")
     assert pool.returns_at(now) == now + FIRST_OUT_S
+
+
+def test_requests_that_were_sent_before_make_the_time_out_no_longer() -> None:
+    pool = pool_of("a")
+    under_way = [chosen(pool) for _ in range(50)]
+    for member in under_way:
+        pool.failed(member, Fault.GONE, NOW, "gone")
+        pool.ended(member)
+    assert pool.returns_at(NOW) == NOW + FIRST_OUT_S
+    pool.failed(pool.members["a"], Fault.BUSY, NOW, "busy", wait_s=20)
+    assert pool.returns_at(NOW) == NOW + 20, "but it may ask for more"
+
+
+def test_a_member_that_takes_requests_again_has_the_least() -> None:
+    pool = pool_of("a", "b")
+    pool.drain("a")
+    assert {chosen(pool).name for _ in range(5)} == {"b"}
+    pool.resume("a")
+    assert {chosen(pool).name for _ in range(5)} == {"a"}
 
 
 def test_one_request_tries_a_member_that_comes_back_while_others_go_elsewhere() -> None:

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(told.to_json()))
         return DONE
-    where = f"{told.name} ({told.short_key})" if told.key else engine.settings.base_url
+    where = f"{told.name} ({told.short_key})" if told.key else engine.settings.base_url or told.name
     print(f"{where} is ready after {time.monotonic() - began:.1f} s{_how_long(engine)}")
     return DONE
 

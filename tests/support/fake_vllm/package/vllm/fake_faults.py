@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 # Not faults: they hold in every start, whatever ``once`` says.
-_SHAPE = ("start_delay_s", "weights", "token_delay_s", "memory", "journal", "spawn_core", "leftovers")
+_SHAPE = ("start_delay_s", "weights", "token_delay_s", "queues_above", "memory", "journal", "spawn_core", "leftovers")
 SHARED_MEMORY = "/dev/shm/psm_fake"
 
 core_orders = 0
@@ -31,6 +31,8 @@ class Faults:
     weights: int = 1
     """Checkpoint shards that the log tells of."""
     token_delay_s: float = 0.0
+    queues_above: int | None = None
+    """So many requests run at once; others wait."""
     memory: str | None = None
     """A file that stands for a device which holds one engine: locked while loaded and awake, till the group is gone."""
     memory_error: str = ""
@@ -44,6 +46,8 @@ class Faults:
     leftovers: bool = False
     """The server maps shared memory and makes a temporary file; it tidies up neither."""
 
+    on_devices: str | None = None
+    """The faults happen only in an engine on these: as in VLLM_CPU_OMP_THREADS_BIND, or CUDA_VISIBLE_DEVICES."""
     once: str | None = None
     """The faults happen in the first start (or import) only, which makes this file."""
     hang_at: str | None = None
@@ -73,6 +77,9 @@ class Faults:
     @classmethod
     def read(cls, text: str) -> Faults:
         knobs: dict[str, Any] = json.loads(text)
+        own = (os.environ.get(name) for name in ("VLLM_CPU_OMP_THREADS_BIND", "CUDA_VISIBLE_DEVICES"))
+        if knobs.get("on_devices") is not None and knobs["on_devices"] not in own:
+            knobs = {name: value for name, value in knobs.items() if name in _SHAPE}
         if "once" in knobs and not _make_mark(knobs["once"]):
             knobs = {name: value for name, value in knobs.items() if name in _SHAPE}
         return cls(**knobs)

@@ -33,6 +33,7 @@ class FakeServer:
         self._memory = memory
         self._requests = self._iterations = self._generated = self._waiting = 0
         self._is_sleeping = False
+        self._adapters: set[str] = set()
         self.running = 0
         self.is_stopping = False
 
@@ -63,9 +64,21 @@ class FakeServer:
             count = count_tokens(body)
             answer = {"count": count, "max_model_len": self._max_model_len, "tokens": list(range(count))}
             return send_json(writer, answer)
+        if (method, path) in (("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter")):
+            return self._load_or_unload(path, body["lora_name"], writer)
         if self._can_sleep and (method, path) in (("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping")):
             return await self._sleep_or_wake(path, writer)
         send_json(writer, {"detail": "Not Found"}, 404)
+
+    # ---- adapters
+
+    def _load_or_unload(self, path: str, name: str, writer: asyncio.StreamWriter) -> None:
+        is_load = path == "/v1/load_lora_adapter"
+        if not is_load and name not in self._adapters:
+            return send_error(writer, 404, f"The lora adapter '{name}' cannot be found.")
+        (self._adapters.add if is_load else self._adapters.remove)(name)
+        self._faults.note("loaded" if is_load else "unloaded", self._seed)
+        send(writer, 200, f"Success: LoRA adapter '{name}' added or removed successfully.".encode(), "text/plain")
 
     # ---- sleep
 
@@ -95,7 +108,9 @@ class FakeServer:
         self._requests += 1
         if self._requests <= self._faults.storm_503:
             return send_error(writer, 503, "The server is overloaded: too many queued requests.")
-        answer = Answer(path, self._model, f"{self._requests:08x}", count_tokens(body))
+        if body.get("model") not in (self._model, None, *self._adapters):
+            return send_error(writer, 404, f"The model `{body['model']}` does not exist.")
+        answer = Answer(path, body.get("model") or self._model, f"{self._requests:08x}", count_tokens(body))
         wanted = body.get("max_tokens") or (self._max_model_len if path == CHAT else DEFAULT_COMPLETION_TOKENS)
         is_stream = bool(body.get("stream"))
         async with contextlib.aclosing(self._tokens(wanted, bool(body.get("ignore_eos")), reader)) as tokens:
@@ -116,7 +131,7 @@ class FakeServer:
         self, wanted: int, ignore_eos: bool, reader: asyncio.StreamReader
     ) -> AsyncGenerator[tuple[str, str | None], None]:
         """Each token, the last one with the finish reason. A client that hangs up aborts its request."""
-        await self._until_awake(reader)
+        await self._until_its_turn(reader)
         count = wanted if ignore_eos else min(wanted, len(TOKENS))
         last_reason = "stop" if wanted > count or (wanted == len(TOKENS) and not ignore_eos) else "length"
         self.running += 1
@@ -139,10 +154,11 @@ class FakeServer:
         finally:
             self.running -= 1
 
-    async def _until_awake(self, reader: asyncio.StreamReader) -> None:
+    async def _until_its_turn(self, reader: asyncio.StreamReader) -> None:
+        most = self._faults.queues_above
         self._waiting += 1
         try:
-            await until(lambda: not self._is_sleeping, reader)
+            await until(lambda: not self._is_sleeping and (most is None or self.running < most), reader)
         finally:
             self._waiting -= 1
 

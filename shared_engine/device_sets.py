@@ -1,0 +1,86 @@
+"""The devices of replicas, as users write them: ``[0, 1]`` for one each, ``[[0, 1], [2, 3]]`` for two each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DeviceSets = tuple[tuple[str, ...], ...]
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def device_sets(value: Any) -> Any:
+    """A set of devices for each replica, each by its name in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):  # of an environment variable
+        value = _parsed(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("must be a list with a GPU, or a list of GPUs, for each replica, such as [0, 1]")
+    sets = tuple(
+        tuple(map(_name, each)) if isinstance(each, list | tuple) else (_name(each),)  # one GPU each
+        for each in value
+    )
+    names = [name for each in sets for name in each]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"names {', '.join(twice)} twice: each replica has GPUs of its own")
+    if len({len(each) for each in sets}) > 1 or not sets[0]:
+        raise ValueError("must name as many GPUs for each replica, and one at least")
+    return sets
+
+
+def _parsed(text: str) -> Any:
+    if not text.lstrip().startswith("["):
+        return [each.strip() for each in text.split(",")]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise ValueError(f"is not a list in JSON: {exc}") from None
+
+
+def _name(value: Any) -> str:
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_name = isinstance(value, str) and (value.isdigit() or value.startswith(("GPU-", "MIG-")))
+    if not is_number and not is_name:
+        raise ValueError(f"{value!r} is not a GPU: name each by its number, or by its UUID (GPU-..., MIG-...)")
+    return str(value)
+
+
+def with_size_of_sets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose ``tensor_parallel_size`` is what the sets of ``gpu_ids`` ask for, where it was not given."""
+    values = dict(values)
+    if values.get("gpu_ids") is None or "tensor_parallel_size" in values:
+        return values
+    try:
+        size = len(device_sets(values["gpu_ids"])[0])
+    except ValueError:  # which is told with the field's name
+        return values
+    rest = devices_of_each({"tensor_parallel_size": 1, **_args(values.get("engine_args"))})
+    if size > rest and size % rest == 0:
+        values["tensor_parallel_size"] = size // rest
+    return values
+
+
+def devices_of_each(sizes: Mapping[str, Any]) -> int:
+    """How many devices an engine with these sizes has on this machine; one that is no number counts as 1."""
+    count = 1
+    for name in SIZES:
+        value = str(sizes.get(name) or 1)
+        count *= max(1, int(value)) if value.isdigit() else 1
+    return count
+
+
+def _args(engine_args: Any) -> dict[str, Any]:
+    if not isinstance(engine_args, Mapping):
+        return {}
+    return {str(name).lstrip("-").replace("-", "_"): value for name, value in engine_args.items()}
+
+
+def in_words(sets: Sequence[Sequence[str]]) -> str:
+    return "; ".join(", ".join(each) for each in sets)
