@@ -18,10 +18,16 @@ MARK = "# completion of vllm-local"
 
 
 def _lines_of(command: str, function: str) -> dict[str, Any]:
-    """What a command prints, when it is wanted: shtab's own form for zsh would run it when the script is read."""
-    made: Any = shtab.cmd(command)
-    zsh = f'{function}() {{ compadd -- ${{(f)"$({command} 2>/dev/null)"}}; _files -/ }}'
-    return {**made, "zsh": function, "preamble": {**made["preamble"], "zsh": zsh}}
+    """What a command prints, when it is wanted.
+
+    Not by ``shtab.cmd``: in bash the shell would run what stands in ``$(...)`` in a name, and in zsh the command would
+    run when the script is read.
+    """
+    run = f"{command} 2>/dev/null"
+    each = """while IFS= read -r name; do [[ $name == "$1"* ]] && printf '%s\\n' "$name"; done"""
+    bash = f"{function}() {{ {run} | {each}; }}"
+    zsh = f'{function}() {{ compadd -- ${{(f)"$({run})"}}; _files -/ }}'
+    return {"bash": function, "zsh": function, "fish": f"({run})", "preamble": {"bash": bash, "zsh": zsh}}
 
 
 # What words of these kinds are: by the name that the help has for them.

@@ -84,11 +84,13 @@ def test_a_shell_completes_commands_options_words_and_models(shell: str, home: P
     model = home / "hub/hub/models--org--name/blobs"
     model.mkdir(parents=True)
     hand_made(model="/models/an-engine")
+    (model.parent.with_name("models--org--n$(touch run)`touch run`") / "blobs").mkdir(parents=True)
     assert "status" in completed(shell, "vllm-local stat", home)
     assert "--max-model-len" in completed(shell, "vllm-local load --max-model", home)
     assert "--ssl-ca-certs" in completed(shell, "vllm-local load --ssl-ca", home), "rare ones too"
     assert "bfloat16" in completed(shell, "vllm-local load --dtype bf", home)
     assert "org/name" in completed(shell, "vllm-local show org/n", home)
+    assert not (home / "run").exists(), "a name is only a name"
     assert "an-engine" in completed(shell, "vllm-local logs an-e", home)
 
 

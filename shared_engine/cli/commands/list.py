@@ -10,6 +10,7 @@ from shared_engine.cli.disk_models import DiskModel, models_on_disk
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, size, table
 from shared_engine.config_files import default_files, read_files
+from shared_engine.observe.log_reader import printable
 
 # The setting, read here: its declaration takes longer to import than all else, and shells complete by this command.
 SETTING, VARIABLE = "download_dir", "VLLM_DOWNLOAD_DIR"
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json([each.to_json() for each in found]))
     elif arguments.names:
-        print("".join(f"{each.name}\n" for each in found), end="")
+        print("".join(f"{printable(each.name)}\n" for each in found), end="")
     elif found:
         print(
             "\n".join(table([("MODEL", "SIZE", "CHANGED", "STATE"), *map(_row, found)], numbers=(1,), least=((0, 40),)))

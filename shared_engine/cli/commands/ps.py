@@ -15,6 +15,7 @@ from shared_engine.machine.memory import total_memory
 from shared_engine.observe.activity import Activity, activities
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import find_engines
+from shared_engine.observe.log_reader import printable
 from shared_engine.runtime.record import EngineState
 
 # Whose models are in memory, or on the way there.
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = find_engines()
     shown = named(found, arguments.engines) if arguments.engines else [each for each in found if each.state in _LOADED]
     if arguments.names:
-        print("".join(f"{engine.name}\n" for engine in shown), end="")
+        print("".join(f"{printable(engine.name)}\n" for engine in shown), end="")
         return DONE
     in_use = [engine for engine in shown if engine.leases]
     seen = asyncio.run(activities(in_use)) if in_use else []
