@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shared_engine.cli.engine_arguments import reveal_all
 from shared_engine.cli.main import COMMANDS, module_of, parser_of
 
+SCREENS = Path(__file__).with_name("screens")
+"""Taken by the tests: tests/support/command_screens.py."""
 HEAD = """\
 # Command line
 
@@ -25,10 +27,12 @@ other. `vllm-local COMMAND --help` shows a command's usual options, `--help-all`
 $ vllm-local pull Qwen/Qwen3-4B
 $ vllm-local show Qwen/Qwen3-4B
 $ vllm-local load Qwen/Qwen3-4B
-$ vllm-local ps
-NAME      KEY       SIZE  DEVICE   CONTEXT  DOES                    UNTIL
-Qwen3-4B  c213196e  9.1G  cpu 15%    40960  2 running, 1 waiting    30m after use
 ```
+
+What a terminal shows of a start (on `examples/tiny_chat`, the lines one after the other), and then:
+
+```console
+{screens}```
 
 This page is written by `docs/cli_page.py` from the command's own parser.
 """
@@ -197,7 +201,7 @@ returns, and a few derived ones. null: not known, or does not apply.
 
 def page() -> Iterator[str]:
     """The page, in pieces."""
-    yield HEAD
+    yield HEAD.format(screens="".join((SCREENS / f"{name}.txt").read_text() for name in ("load", "ps")))
     yield "\n- " + " · ".join(f"[{name}](#{name})" for name in COMMANDS)
     sections = ("Options of every engine", *(["Options of an answer"] if _options("param_") else []))
     ends = [line.removeprefix("## ") for line in END.splitlines() if line.startswith("## ")]

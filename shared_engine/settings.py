@@ -82,6 +82,11 @@ def _length_or_auto(value: object) -> object:
     raise ValueError("must be a number of tokens greater than 0, or 'auto'")
 
 
+def _or_none(value: object) -> object:
+    """For a variable, an option or a file, which have no None."""
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
 def _numbers(value: object) -> object:
     """Also as a variable of the environment has them."""
     return value.split(",") if isinstance(value, str) else value
@@ -277,10 +282,15 @@ class EngineFields(DefaultFields):
     verbose: Annotated[bool, Setting("VLLM_VERBOSE", Decides.CALLS)] = False
     """vLLM's own log in this process's log, line by line with its level, as loggers ``shared_engine.vllm`` and
     ``shared_engine.supervisor``, from the first request until ``close``. Not of a remote server."""
-    timeout: Annotated[float | None, Field(gt=0), Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS)] = 600
-    """Limit of silence: seconds a request may go without receiving a byte; None for no limit. The engine's start is not
-    counted, nor the time in which it works on an answer that comes in one piece. A call's own ``timeout`` limits all of
-    that call."""
+    timeout: Annotated[
+        float | None,
+        Field(gt=0),
+        BeforeValidator(_or_none),
+        Setting("VLLM_REQUEST_TIMEOUT_SECONDS", Decides.CALLS),
+    ] = 600
+    """Limit of silence: seconds a request may go without receiving a byte; None (as a variable, option or in a file
+    ``none``) for no limit. The engine's start is not counted, nor the time in which it works on an answer that comes
+    in one piece. A call's own ``timeout`` limits all of that call."""
     check_context: Annotated[bool, Setting("VLLM_CHECK_CONTEXT", Decides.CALLS)] = False
     """Count each prompt before it is sent, and before the engine is started for it: if prompt and ``max_tokens``
     together do not fit the model, that is a ``ContextLengthError`` with all numbers. Of images the server counts."""
@@ -353,6 +363,8 @@ class EngineSettings(EngineFields):
     @classmethod
     def from_file(cls, *files: str | os.PathLike[str], **values: Any) -> EngineSettings:
         """Settings of config files: TOML with settings under their names, an earlier file before a later one.
+
+        Secrets in them don't go to another process by pickle, as ever: it would read its own environment.
 
         Args:
             files: default: ``./vllm-local.toml`` and ``~/.config/vllm-local/config.toml``, where they are there.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def models_on_disk(download_dir: str | None) -> list[DiskModel]:
     """
     engines = find_engines()
     loaded = {engine.model for engine in engines if engine.state in _LOADED}
-    caches = {hub_cache(os.environ), *([Path(download_dir).expanduser()] if download_dir else [])}
-    found = [*_of_the_hub(caches, loaded)]
+    caches = dict.fromkeys([hub_cache(os.environ), *([Path(download_dir).expanduser()] if download_dir else [])])
+    found = _merged(_of_the_hub(caches, loaded))
     for model in {engine.model for engine in engines if engine.model and os.path.isabs(engine.model)}:
         folder = Path(model)
         if folder.is_dir():
@@ -76,8 +76,28 @@ def model_named(name: str, download_dir: str | None) -> str:
     return called[0] if len(called) == 1 else name
 
 
-def _of_the_hub(caches: set[Path], loaded: set[str | None]) -> Iterator[DiskModel]:
-    for cached in sorted(each for cache in caches for each in cache.glob(f"{_PREFIX}*") if each.is_dir()):
+def _merged(models: Iterable[DiskModel]) -> list[DiskModel]:
+    """With a download_dir the weights of a model are there, and the rest is in the hub's cache."""
+    found: dict[str, DiskModel] = {}
+    for model in models:
+        other = found.get(model.name)
+        found[model.name] = (
+            model
+            if other is None
+            else DiskModel(
+                model.name,
+                other.folder or model.folder,
+                other.bytes + model.bytes,
+                max(other.changed_at, model.changed_at),
+                is_whole=other.is_whole and model.is_whole,
+                is_loaded=model.is_loaded,
+            )
+        )
+    return list(found.values())
+
+
+def _of_the_hub(caches: Iterable[Path], loaded: set[str | None]) -> Iterator[DiskModel]:
+    for cached in (each for cache in caches for each in sorted(cache.glob(f"{_PREFIX}*")) if each.is_dir()):
         name = cached.name.removeprefix(_PREFIX).replace("--", "/")
         blobs = list((cached / "blobs").glob("*")) if (cached / "blobs").is_dir() else []
         folder = model_folder(name, None, str(cached.parent))

@@ -47,6 +47,9 @@ def describe(settings: EngineSettings) -> dict[str, Any]:
         "tool_call_parser": parsers.get("tool_call_parser"),
         "reasoning_parser": parsers.get("reasoning_parser"),
     }
+    file = Path(settings.model or "").expanduser()
+    if file.is_file():
+        return {**told, "file": str(file), "weights_bytes": file.stat().st_size}
     if folder is None:
         return told
     config = read_json(folder / "config.json")

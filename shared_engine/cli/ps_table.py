@@ -64,8 +64,8 @@ def until(engine: EngineInfo) -> str:
         return "-"
     if engine.idle_ttl_s == math.inf:
         return "unloaded by hand (pinned)" if engine.pinned else "memory is short"
-    leaves_at = engine.leaves_at
-    text = (
-        f"{duration(engine.idle_ttl_s)} after use" if leaves_at is None else f"in {duration(leaves_at - time.time())}"
-    )
+    if engine.leaves_at is None:
+        text = f"{duration(engine.idle_ttl_s)} after use"
+    else:
+        text = f"in {duration(engine.leaves_at - time.time())}"
     return f"{text} (pinned)" if engine.pinned else text

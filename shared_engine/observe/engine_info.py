@@ -40,6 +40,8 @@ class EngineInfo:
         devices: ``cpu``, or ``cuda:0``, ...
         pinned: never evicted to make room for another engine.
         idle_ttl_s: seconds from the end of the last request until the model leaves memory; infinite for never.
+        leaves_at: when that will be if nobody asks until then, in seconds since the epoch; None also while requests
+            run, and where nothing is loaded.
         last_error: why the last start or run failed; None once a start has gone well.
         socket: where the server listens.
         processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
@@ -67,6 +69,7 @@ class EngineInfo:
     devices: tuple[str, ...] = ()
     pinned: bool = False
     idle_ttl_s: float | None = None
+    leaves_at: float | None = None
     last_error: str | None = None
     supervisor_pid: int | None = None
     server_pid: int | None = None
@@ -96,16 +99,6 @@ class EngineInfo:
         return len(self.lease_holders)
 
     @property
-    def leaves_at(self) -> float | None:
-        """When the model leaves memory if nobody asks until then, in seconds since the epoch; None while requests run,
-        and where it is never, not known, or has left already.
-        """
-        is_loaded = self.state in (EngineState.READY, EngineState.ASLEEP)
-        if not is_loaded or self.idle_for_s is None or self.idle_ttl_s in (None, math.inf):
-            return None
-        return time.time() + max(0.0, (self.idle_ttl_s or 0.0) - self.idle_for_s)
-
-    @property
     def memory_bytes(self) -> int | None:
         """RAM of all processes together."""
         return _sum(process.memory_bytes for process in self._everyone())
@@ -130,7 +123,6 @@ class EngineInfo:
             "start_phase": None if self.progress is None else self.progress.phase.value,
             "idle_for_s": None if self.idle_for_s is None else round(self.idle_for_s, 1),
             "idle_ttl_s": None if self.idle_ttl_s == math.inf else self.idle_ttl_s,
-            "leaves_at": self.leaves_at,
             "leases": self.leases,
             "memory_bytes": self.memory_bytes,
             "gpu_memory_bytes": self.gpu_memory_bytes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,7 @@ def _info(
     """
     is_alive = record.boot_id == boot_id() and is_supervised(directory)
     lease_holders = holders(directory.lease, locks) if is_alive else ()
+    idle_for_s = _idle_for_s(directory, record) if is_alive and not lease_holders else None
     return EngineInfo(
         state=record.state if is_alive else EngineState.STOPPED,  # whatever an old record says
         model=record.model,
@@ -81,12 +83,13 @@ def _info(
         starts=record.start_number,
         start_s=record.start_s,
         max_model_len=record.max_model_len,
-        idle_for_s=_idle_for_s(directory, record) if is_alive and not lease_holders else None,
+        idle_for_s=idle_for_s,
         last_used=max(record.state_since, _modified(directory.lease)) or None,
         lease_holders=lease_holders,
         devices=record.devices,
         pinned=record.pinned,
         idle_ttl_s=record.idle_ttl_s,
+        leaves_at=None if idle_for_s is None else _leaves_at(record, idle_for_s),
         last_error=None if record.failure is None else record.failure.message,
         supervisor_pid=record.supervisor_pid if is_alive else None,
         server_pid=(record.server_pid or None) if is_alive else None,
@@ -113,6 +116,13 @@ def _idle_for_s(directory: RuntimeDir, record: Record) -> float | None:
     unused_s = time.monotonic() - last_use
     # The supervisor counts from the end of the start; an engine asleep or in standby has been idle for longer.
     return min(unused_s, in_state_s) if record.state is EngineState.READY else unused_s
+
+
+def _leaves_at(record: Record, idle_for_s: float) -> float | None:
+    is_loaded = record.state in (EngineState.READY, EngineState.ASLEEP)
+    if not is_loaded or record.idle_ttl_s is None or record.idle_ttl_s == math.inf:
+        return None
+    return time.time() + max(0.0, record.idle_ttl_s - idle_for_s)
 
 
 def _leftovers(directory: RuntimeDir, record: Record) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ def test_nothing_is_given_where_no_option_is() -> None:
         (["--dtype", "float32"], {"dtype": "float32"}),
         (["--enforce-eager", "--no-standby"], {"enforce_eager": True, "standby": False}),
         (["--idle-ttl-s", "inf"], {"idle_ttl_s": float("inf")}),
+        (["--timeout", "none"], {"timeout": None}),
         (["--engine-args", '{"max_num_seqs": 4}'], {"engine_args": {"max_num_seqs": 4}}),
         (["--fallback", "local, remote", "--base-url", "http://h"], {"fallback": ("local", "remote")}),
         (["--base-url", "http://a/v1,http://b"], {"base_url": ("http://a", "http://b")}),

@@ -57,7 +57,8 @@ GIB = 1 << 30
 
 def engine(**fields: Any) -> EngineInfo:
     processes = ProcessNode(1, "server", 2 * GIB, fields.pop("gpu", None))
-    usual: dict[str, Any] = {"state": EngineState.READY, "is_alive": True, "idle_ttl_s": 1800.0, "idle_for_s": 360.0}
+    usual: dict[str, Any] = {"state": EngineState.READY, "is_alive": True, "idle_ttl_s": 1800.0}
+    usual["leaves_at"] = time.time() + 1439
     return EngineInfo(**{**usual, "key": KEY, "model": "org/small", "processes": processes, **fields})
 
 
@@ -66,8 +67,8 @@ def engine(**fields: Any) -> EngineInfo:
     [
         ({}, "in 23m"),
         ({"pinned": True}, "in 23m (pinned)"),
-        ({"idle_for_s": None}, "30m after use"),
-        ({"idle_for_s": 5000.0}, "in 0s"),
+        ({"leaves_at": None}, "30m after use"),
+        ({"leaves_at": 0.0}, "in 0s"),
         ({"idle_ttl_s": math.inf}, "memory is short"),
         ({"idle_ttl_s": math.inf, "pinned": True}, "unloaded by hand (pinned)"),
         ({"idle_ttl_s": None}, "-"),
@@ -138,8 +139,7 @@ def test_ps_leaves_out_what_is_not_loaded(hand_made: MakeEngine, capsys: Capture
 
 
 def test_never_is_null_for_programs() -> None:
-    told = engine(idle_ttl_s=math.inf).to_json()
-    assert (told["idle_ttl_s"], told["leaves_at"]) == (None, None)
+    assert engine(idle_ttl_s=math.inf).to_json()["idle_ttl_s"] is None
     assert json.loads(as_json({"a": [math.inf, 1.5]})) == {"a": [None, 1.5]}
 
 

@@ -212,6 +212,15 @@ def test_list_looks_where_the_setting_says(tmp_path: Path, monkeypatch: pytest.M
     assert capsys.readouterr().out == "org/of-the-file\norg/of-the-variable\norg/of-the-option\n"
 
 
+def test_a_model_whose_weights_are_elsewhere_is_one_model(tmp_path: Path) -> None:
+    cached("org/name", tmp_path, {"config": 1 << 20})
+    weights = tmp_path / "weights/models--org--name/blobs"
+    weights.mkdir(parents=True)
+    (weights / "w.1.incomplete").write_bytes(b"x" * (2 << 20))
+    (model,) = models_on_disk(str(tmp_path / "weights"))
+    assert (model.name, model.bytes, model.is_whole) == ("org/name", 3 << 20, False)
+
+
 def test_list_of_nothing(capsys: Capture) -> None:
     assert main(["list"]) == 0
     assert capsys.readouterr().out == "no models on this disk; `vllm-local pull MODEL` fetches one\n"
@@ -286,6 +295,12 @@ def test_show_of_what_is_not_here_says_how_to_get_it(capsys: Capture) -> None:
     assert "not on this disk: `vllm-local pull Qwen/Qwen3-4B`" in capsys.readouterr().out
     assert main(["show", "/no/such/folder"]) == 2
     assert main(["show", "-", "--base-url", "http://h"]) == 2
+
+
+def test_show_of_a_single_file_says_that_it_is_one(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"x" * (3 << 20))
+    assert main(["show", str(tmp_path / "model.gguf")]) == 0
+    assert "model.gguf, 3M: vLLM alone reads what is in it" in capsys.readouterr().out
 
 
 QWEN: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +144,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "devices",
         "pinned",
         "idle_ttl_s",
+        "leaves_at",
         "last_error",
         "supervisor_pid",
         "server_pid",
@@ -155,12 +158,35 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "members",
         "life",
         "start_phase",
-        "leaves_at",
         "leases",
         "memory_bytes",
         "gpu_memory_bytes",
     ]
     assert list(data["processes"]) == ["pid", "name", "memory_bytes", "gpu_memory_bytes", "children"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "in_s"),
+    [
+        ({"idle_ttl_s": 600.0}, 480),
+        ({"idle_ttl_s": 60.0}, 0),
+        ({"idle_ttl_s": 600.0, "state": EngineState.ASLEEP}, 480),
+        ({"idle_ttl_s": 600.0, "state": EngineState.STANDBY}, None),
+        ({"idle_ttl_s": 600.0, "state": EngineState.STARTING}, None),
+        ({"idle_ttl_s": math.inf}, None),
+        ({}, None),
+    ],
+)
+def test_when_a_model_leaves_is_known_as_long_as_it_is_idle(
+    hand_made: MakeEngine, fields: dict[str, Any], in_s: float | None
+) -> None:
+    made = hand_made(**{"state_since": time.time() - 120, **fields})
+    leaves_at = the_engine().leaves_at
+    assert leaves_at == (None if in_s is None else pytest.approx(time.time() + in_s, abs=5))
+    lease = Lease(made.directory.lease)
+    assert lease.try_take()
+    assert the_engine().leaves_at is None
+    lease.give_back()
 
 
 # ---- leases

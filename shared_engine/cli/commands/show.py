@@ -41,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
 def lines(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What ``describe`` has found, for people."""
     yield "model", str(told["model"])
+    if "file" in told:
+        yield "file", f"{told['file']}, {size(told['weights_bytes'])}: vLLM alone reads what is in it"
+        return
     if told["folder"] is None:
         yield "files", f"not on this disk: `vllm-local pull {told['model']}`"
         yield "parsers", f"{_parsers(told)} (by its name)"
