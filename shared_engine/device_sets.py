@@ -49,7 +49,7 @@ def _name(value: Any) -> str:
     is_name = isinstance(value, str) and (value.isdigit() or value.startswith(("GPU-", "MIG-")))
     if not is_number and not is_name:
         raise ValueError(f"{value!r} is not a GPU: name each by its number, or by its UUID (GPU-..., MIG-...)")
-    return str(value)
+    return str(int(value)) if str(value).isdigit() else str(value)
 
 
 def with_size_of_sets(values: Mapping[str, Any]) -> dict[str, Any]:

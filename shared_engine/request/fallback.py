@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from shared_engine.errors import EngineNotInstalledError, EngineStartError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
-from shared_engine.request.endpoint import Connection, Endpoint
+from shared_engine.request.endpoint import Connection, Endpoint, Route
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.tally import EngineName
 
@@ -26,6 +26,7 @@ class FallbackConnection(Connection):
     """A connection that knows which endpoint gave it: requests in flight outlive a step down."""
 
     endpoint: Endpoint = field(kw_only=True)
+    route: Route = field(kw_only=True)
     inner: Connection = field(kw_only=True)
 
 
@@ -60,25 +61,50 @@ class FallbackEndpoint(Endpoint):
     def name(self) -> EngineName:
         return self._current.name
 
+    def for_request(
+        self, path: str = "", body: bytes = b"", session: str | None = None, model: str | None = None
+    ) -> FallbackRequest:
+        return FallbackRequest(self, lambda endpoint: endpoint.for_request(path, body, session, model))
+
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        return await self.for_request().acquire(headers)
+
+    async def try_step(self, route_of: Callable[[int, Endpoint], Route], headers: HeaderPairs) -> Connection | None:
+        """A connection to the endpoint that is used now; None where it can't be, and the next one is used from now on.
+
+        Raises:
+            VLLMError: there is no next one.
+        """
+        step, endpoint = self._place.step, self._current
+        route = route_of(step, endpoint)
+        try:
+            inner = await self._reached(step, endpoint, route, headers)
+        except (EngineStartError, RequestError) as exc:
+            if step + 1 == len(self._endpoints):
+                raise
+            await self._step_down(step, exc)
+            return None
+        self.max_model_len = endpoint.max_model_len or self.max_model_len
+        incarnation = (step << STEP_BITS) + inner.incarnation
+        return FallbackConnection(inner.client, inner.model, incarnation, endpoint=endpoint, route=route, inner=inner)
+
+    async def _reached(self, step: int, endpoint: Endpoint, route: Route, headers: HeaderPairs) -> Connection:
+        """A server that something may be used in place of has answered: the first of a fleet that does."""
         while True:
-            step, endpoint = self._place.step, self._current
+            inner = await route.acquire(headers)
             try:
-                inner = await endpoint.acquire(headers)
-                try:
-                    if step + 1 < len(self._endpoints) and self._modes[step] == "remote":
-                        await endpoint.check_health(inner.client)
-                except BaseException:
-                    endpoint.release(inner)
-                    raise
-            except (EngineStartError, RequestError) as exc:
-                if step + 1 == len(self._endpoints):
-                    raise
-                await self._step_down(step, exc)
+                if step + 1 < len(self._endpoints) and self._modes[step] == "remote":
+                    await endpoint.check_health(inner.client)
+            except RequestError as exc:
+                explained = await route.explain(exc, inner)
+                route.release(inner)
+                if not route.can_move():
+                    raise explained from exc
+            except BaseException:
+                route.release(inner)
+                raise
             else:
-                self.max_model_len = endpoint.max_model_len or self.max_model_len
-                incarnation = (step << STEP_BITS) + inner.incarnation
-                return FallbackConnection(inner.client, inner.model, incarnation, endpoint=endpoint, inner=inner)
+                return inner
 
     async def _step_down(self, step: int, why: VLLMError) -> None:
         with self._stepping:
@@ -96,11 +122,11 @@ class FallbackEndpoint(Endpoint):
 
     def release(self, connection: Connection) -> None:
         assert isinstance(connection, FallbackConnection)
-        connection.endpoint.release(connection.inner)
+        connection.route.release(connection.inner)
 
     def answered(self, connection: Connection) -> None:
         assert isinstance(connection, FallbackConnection)
-        connection.endpoint.answered(connection.inner)
+        connection.route.answered(connection.inner)
 
     def counted_by(self, connection: Connection | None) -> EngineName:
         if not isinstance(connection, FallbackConnection):
@@ -140,7 +166,7 @@ class FallbackEndpoint(Endpoint):
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         assert isinstance(connection, FallbackConnection)
-        return await connection.endpoint.explain(error, connection.inner)
+        return await connection.route.explain(error, connection.inner)
 
     async def status(self, *, processes: bool) -> EngineInfo:
         return await self._current.status(processes=processes)
@@ -162,6 +188,47 @@ class FallbackEndpoint(Endpoint):
     async def close(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.close()
+
+
+class FallbackRequest(Route):
+    """One request, and its route on each endpoint that it has come to.
+
+    Args:
+        make: its route on an endpoint.
+    """
+
+    def __init__(self, owner: FallbackEndpoint, make: Callable[[Endpoint], Route]) -> None:
+        self._owner = owner
+        self._make = make
+        self._routes: dict[int, Route] = {}
+        self._last: Route | None = None
+
+    def _route_of(self, step: int, endpoint: Endpoint) -> Route:
+        self._last = self._routes.get(step) or self._routes.setdefault(step, self._make(endpoint))
+        self.awaited, self.sends_done = self._last.awaited, self._last.sends_done
+        return self._last
+
+    async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        while True:
+            connection = await self._owner.try_step(self._route_of, headers)
+            if connection is not None:
+                return connection
+
+    def release(self, connection: Connection) -> None:
+        self._owner.release(connection)
+
+    def answered(self, connection: Connection) -> None:
+        self._owner.answered(connection)
+
+    async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
+        return await self._owner.explain(error, connection)
+
+    def can_move(self) -> bool:
+        return self._last is not None and self._last.can_move()
+
+    def sum_up(self, error: VLLMError) -> None:
+        if self._last is not None:
+            self._last.sum_up(error)
 
 
 _places: dict[str, Place] = {}

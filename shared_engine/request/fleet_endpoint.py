@@ -13,6 +13,7 @@ from shared_engine.errors import (
     EngineBusyError,
     EngineDiedError,
     EngineError,
+    EngineStoppedError,
     ModelNotFoundError,
     RequestError,
     RequestTimeoutError,
@@ -256,6 +257,8 @@ class FleetRequest(Route):
             if self._model and self._owner.lacks_models and isinstance(error, ModelNotFoundError):
                 pool.lack(member, self._model, now)
                 error = error if isinstance(error, AnotherModelError) else AnotherModelError(*error.args)
+            elif isinstance(error, EngineStoppedError):
+                self._members.gone(member)
             elif fault is None:
                 if isinstance(error, RequestError):
                     pool.answered(member)
@@ -278,7 +281,7 @@ class FleetRequest(Route):
 
 
 def fault_of(error: VLLMError) -> Fault | None:
-    """What it says about the member; None where it is the request's own, or an engine was ended with intent."""
+    """What it says about the member; None where it is the request's own."""
     if isinstance(error, EngineDiedError):
         return Fault.DIED
     if isinstance(error, EngineBusyError):

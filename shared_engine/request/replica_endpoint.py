@@ -202,8 +202,8 @@ class ReplicaEndpoint(FleetEndpoint):
     async def _end(self, end: Callable[[LocalEndpoint], Awaitable[None]]) -> None:
         """Of each; the first error when all have ended, or have not."""
         await self.refresh()
+        self.members.all_gone()  # so that requests that are stopped with one don't go on to the next
         results = await asyncio.gather(*map(end, self._endpoints.values()), return_exceptions=True)
-        self.members.all_gone()
         for error in results:
             if error is not None:
                 raise error

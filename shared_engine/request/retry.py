@@ -12,6 +12,7 @@ import time
 from shared_engine.errors import (
     EngineBusyError,
     EngineDiedError,
+    EngineStoppedError,
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
@@ -21,6 +22,8 @@ from shared_engine.request.endpoint import AnotherModelError
 
 # What passes: a server or a proxy before it is too busy, is restarted, or timed out (520 to 529: proxies' own numbers).
 PASSING = frozenset((408, 409, 429, 500, 502, 503, 504, *range(520, 525), 529))
+OF_ONE_SERVER = (RequestTimeoutError, EngineStoppedError)
+"""Not tried again there, but on another one."""
 MAX_DEATHS = 1
 MAX_FAULTS = 2
 FIRST_WAIT_S = 0.1
@@ -50,11 +53,11 @@ class Retry:
         Doubled each time, and never the same for two requests: many that were refused together must not come back
         together. A server that says when to come (Retry-After) is not asked before; where that is more than
         MAX_ASKED_S, or than the ``left_s`` seconds that the caller still has, it is not asked at all. With ``can_move``
-        another server is next, which needs no wait, and is not counted; silence is a reason then, too. Counted is the
-        death of an engine, which may be this request's doing.
+        another server is next, which needs no wait, and is not counted; silence is a reason then, too, and an engine
+        that somebody has stopped. Counted is the death of an engine, which may be this request's doing.
         """
         is_own_death = isinstance(error, EngineDiedError) and not error.is_from_outside
-        if can_move and self._max_retries and (is_retryable(error) or isinstance(error, RequestTimeoutError)):
+        if can_move and self._max_retries and (is_retryable(error) or isinstance(error, OF_ONE_SERVER)):
             if is_own_death and self._retries >= self._limit(error):
                 return None
             self._retries += is_own_death

@@ -28,6 +28,7 @@ from shared_engine import (
     EngineNotInstalledError,
     EngineStartError,
     EngineState,
+    EngineStoppedError,
     InvalidInputError,
     SettingsError,
 )
@@ -37,7 +38,7 @@ from shared_engine.pool import growth
 from shared_engine.request import replicas
 from tests.fake.conftest import MakeEngine
 from tests.support.adapters import BRIEF, POLITE
-from tests.support.callers import ANSWER, HELLO, journal, server_group, server_pid, wait_for
+from tests.support.callers import ANSWER, HELLO, journal, server_group, server_pid, supervisor_pid, wait_for
 from tests.support.engines import settings_of
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
@@ -192,6 +193,7 @@ def test_a_crash_loses_nothing_that_had_shown_nothing(fake_engine: MakeEngine) -
     # Of adapters the seed is the requests' own, and engine_args takes none: another key, and so other engines.
     settings = {**engine.settings.model_dump(exclude_unset=True, exclude={"seed"}), "max_model_len": 512}
     chain, index, own = ChatVLLM(**settings), VLLM(**settings), Engine(**settings)
+    openai: Any = own.openai_client()
 
     def stream() -> str:
         while True:
@@ -210,6 +212,9 @@ def test_a_crash_loses_nothing_that_had_shown_nothing(fake_engine: MakeEngine) -
         lambda: own.chat_batch([question(), question()])[1].text,
         lambda: str(chain.invoke(question()[0]["content"]).content),
         lambda: str(index.complete(question()[0]["content"])),
+        lambda: asyncio.run(own.achat(question())).text,
+        lambda: str(asyncio.run(chain.ainvoke(question()[0]["content"])).content),
+        lambda: str(openai.chat.completions.create(model="default", messages=question()).choices[0].message.content),
     ])  # fmt: skip
     try:
         own.warmup()
@@ -241,6 +246,47 @@ def test_while_one_is_started_again_the_other_answers_at_once(fake_engine: MakeE
         before = shares(engine)[0]
         wait_until(lambda: shares(engine)[0] > before, 20, "answers of the first again")
     assert load.errors == []
+
+
+def test_one_that_hangs_is_left_for_the_other(fake_engine: MakeEngine) -> None:
+    faults = {"hang_mid_generation": True, "hang_after_tokens": 0, "on_devices": "2"}
+    engine = fake_engine(faults, replicas=2, start="all", timeout=0.5)
+    engine.warmup()
+    ask(engine, 16, at_once=4)
+    assert shares(engine) == [16, 0]
+    assert engine.stats().requests.errors == {}
+
+
+def test_a_supervisor_that_is_killed_takes_no_request_with_it(fake_engine: MakeEngine) -> None:
+    engine = fake_engine(SLOW, replicas=2, start="all")
+    engine.warmup()
+    with Load(lambda: hello(engine), 4) as load:
+        load.goes_on()
+        os.kill(supervisor_pid(alone(engine)[0]), signal.SIGKILL)
+        load.goes_on()
+        wait_until(lambda: states(engine) == [READY, READY], 20, "the first to be back")
+    assert load.errors == []
+
+
+def test_one_that_somebody_stops_hands_its_requests_to_the_other(fake_engine: MakeEngine) -> None:
+    engine = fake_engine(SLOW, replicas=2, start="all")
+    engine.warmup()
+    with Load(lambda: hello(engine), 4) as load:
+        load.goes_on()
+        alone(engine)[0].shutdown(force=True)
+        load.goes_on()
+    assert load.errors == []
+
+
+def test_when_all_are_stopped_their_requests_start_none_of_them_again(fake_engine: MakeEngine) -> None:
+    engine = fake_engine({"token_delay_s": 1}, replicas=2, start="all")
+    engine.warmup()
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(hello, engine) for _ in range(4)]
+        wait_until(lambda: engine.metrics().get("num_requests_running") == 4, 10, "requests to run")
+        engine.shutdown(force=True)
+        assert {type(each.exception()) for each in asked} == {EngineStoppedError}
+    assert states(engine) == [STOPPED, STOPPED]
 
 
 def test_a_request_that_kills_engines_kills_two_at_most(fake_engine: MakeEngine) -> None:

@@ -78,6 +78,21 @@ def test_a_server_that_does_not_answer_is_left_for_an_engine(
     assert "can't be reached" in caplog.text
 
 
+def test_a_fleet_is_left_only_when_none_of_it_answers(
+    settings: dict[str, Any], server: RemoteServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = ["http://127.0.0.1:9", "http://127.0.0.1:19", server.url]
+    engine = Engine(**{**settings, "mode": "remote", "base_url": urls, "fallback": ["local"], "max_retries": 2})
+    for number in range(6):
+        assert engine.chat([{"role": "user", "content": f"question {number}"}]).text
+    assert "in place of" not in caplog.text
+    assert engine.chat(HELLO, session="a").text
+    members = {member.base_url: member for member in engine.status().members}
+    assert members[server.url].state is EngineState.READY
+    assert members[server.url].in_flight == 0
+    assert "can't be reached" in (members[urls[0]].last_error or "")
+
+
 def test_shutdown_begins_with_the_first_one_again(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(**{**settings, "fallback": ["local", "remote"], "seed": 2})
     assert engine.chat(HELLO).text

@@ -125,6 +125,7 @@ def test_on_a_cpu_each_has_cores_of_its_own() -> None:
         ({"gpu_ids": []}, ["gpu_ids = []", "such as [0, 1]"]),
         ({"gpu_ids": 2}, ["gpu_ids = 2", "must be a list"]),
         ({"gpu_ids": [0, 0]}, ["names 0 twice"]),
+        ({"gpu_ids": "0,00"}, ["names 0 twice"]),
         ({"gpu_ids": [[0, 1], [1, 2]]}, ["names 1 twice"]),
         ({"gpu_ids": [[0, 1], [2]]}, ["as many GPUs for each replica"]),
         ({"gpu_ids": [[], []]}, ["one at least"]),
