@@ -161,6 +161,8 @@ def combined(members: Sequence[EngineInfo]) -> EngineInfo:
         lease_holders=tuple(sorted(holders)),
         devices=tuple(dict.fromkeys(device for info in members for device in info.devices)),
         pinned=any(info.pinned for info in members),
+        idle_ttl_s=max((info.idle_ttl_s for info in members if info.idle_ttl_s is not None), default=None),
+        leaves_at=None if holders else max((info.leaves_at for info in members if info.leaves_at), default=None),
         last_error="; ".join(said) or None,
         vllm_version=first.vllm_version,
         in_flight=_sum(info.in_flight for info in members),

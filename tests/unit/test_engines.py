@@ -19,7 +19,7 @@ import pytest
 
 from shared_engine.errors import EngineNameError
 from shared_engine.machine.locks import try_lock
-from shared_engine.observe.engine_info import RECENT_FAILURE_S, EngineInfo
+from shared_engine.observe.engine_info import RECENT_FAILURE_S, EngineInfo, combined
 from shared_engine.observe.engines import choose, find_engines
 from shared_engine.observe.log_reader import read_log
 from shared_engine.observe.processes import program_of
@@ -187,6 +187,15 @@ def test_when_a_model_leaves_is_known_as_long_as_it_is_idle(
     assert lease.try_take()
     assert the_engine().leaves_at is None
     lease.give_back()
+
+
+def test_several_engines_as_one_stay_as_long_as_the_last_of_them() -> None:
+    ready = EngineInfo(state=EngineState.READY, idle_ttl_s=60.0, leaves_at=100.0)
+    later = EngineInfo(state=EngineState.READY, idle_ttl_s=90.0, leaves_at=130.0)
+    busy = EngineInfo(state=EngineState.READY, lease_holders=(1,))
+    assert (combined([ready, later]).idle_ttl_s, combined([ready, later]).leaves_at) == (90.0, 130.0)
+    assert combined([ready, busy]).leaves_at is None
+    assert combined([busy]).idle_ttl_s is None
 
 
 # ---- leases
