@@ -33,7 +33,7 @@ def add_option(
         description: the field's docstring; its first sentence becomes the help.
         flag: its name, where it is another one.
     """
-    text = first_sentence(description).replace("%", "%%")
+    text = _as_in_a_help(first_sentence(description)).replace("%", "%%")
     flag = flag or f"--{name.replace('_', '-')}"
     kinds = set(_kinds(field.annotation))
     if kinds == {bool}:
@@ -72,6 +72,12 @@ def _items(annotation: Any) -> set[Any]:
     if get_origin(annotation) is list:
         return set(_kinds(get_args(annotation)[0]))
     return {kind for each in get_args(annotation) for kind in _items(each)}
+
+
+def _as_in_a_help(sentence: str) -> str:
+    """Without the capital of its first word, unless that has others: ``LoRA``, ``HTTP``."""
+    word = sentence.partition(" ")[0]
+    return sentence[:1].lower() + sentence[1:] if word[1:] == word[1:].lower() else sentence
 
 
 def first_sentence(description: str) -> str:

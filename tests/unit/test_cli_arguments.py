@@ -155,6 +155,10 @@ def test_help_shows_the_usual_settings_and_help_all_shows_every_one(capsys: pyte
     assert [flag for flag in flags if flag not in shown[1]] == []
     assert "--max-model-len" in shown[0]
     assert "--ssl-ca-certs" not in shown[0]
+    texts = " ".join(shown[1].split())
+    assert "--max-model-len N|auto longest prompt and answer together" in texts
+    assert "--lora-adapters JSON LoRA adapters by name" in texts
+    assert "--base-url TEXT a remote vLLM server" in texts
 
 
 @pytest.mark.parametrize(
