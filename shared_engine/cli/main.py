@@ -184,9 +184,19 @@ class _CommandParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._is_within = True  # the other one calls this one, in Python 3.11
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_within = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._near(unknown[0])}")
+        return parsed, unknown
+
+    def _near(self, word: str) -> str:
+        import difflib  # late: only where something is wrong
+
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 class _Version(argparse.Action):

@@ -85,6 +85,24 @@ def test_words_and_options_stand_in_any_order(words: list[str]) -> None:
     assert (arguments.engines, arguments.timeout, arguments.all) == (["a", "b"], 3.0, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tiemout=3"], "unrecognized arguments: --tiemout=3; did you mean --timeout?"),
+        (["--what"], "unrecognized arguments: --what\n"),
+    ],
+)
+def test_an_unknown_option_is_told_with_the_command_and_the_nearest_one(
+    capsys: Capture, words: list[str], told: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["stop", "a", *words])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: vllm-local stop ")
+    assert told in error
+
+
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
 def test_help_names_the_exit_codes(capsys: Capture, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -21,6 +21,7 @@ from shared_engine.cli.model_description import cache_bytes_per_token, kind_of, 
 from shared_engine.launcher.fetch_model import needed
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import ENVIRONMENT
+from tests.support.command_screens import frames_of, shown_by
 from tests.support.hand_made import MakeEngine
 from tests.support.hub import COMMIT, hub
 from tests.support.paths import REPOSITORY, TINY_CHAT
@@ -114,6 +115,14 @@ def test_a_model_is_fetched_and_then_listed_and_shown(
     assert (model["name"], model["folder"], model["is_whole"], model["is_loaded"]) == (MODEL, str(folder), True, False)
     assert main(["show", MODEL, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["context_window"] == 2048
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_how_much_has_come(python: str) -> None:
+    with hub(TINY_CHAT, MODEL, bytes_per_s=4_000_000) as url:
+        shown = shown_by(["pull", MODEL, "--python", python], HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
+    assert "tiny_chat: 100%|" in shown
+    assert frames_of(shown)[-1].startswith(f"{MODEL} is here after ")
 
 
 @pytest.mark.slow
