@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.params import CallParams, GenerationParams
 from shared_engine.request.adapter_loading import AdapterLoading
@@ -425,7 +425,7 @@ class Engine(Batches, AdapterLoading):
         if input_type is None or self.settings.is_remote:
             return ""
         if self._prefixes is None:
-            if not await in_a_thread(Path(self.settings.model or "").expanduser().is_dir):
+            if not await in_a_thread(expanded(self.settings.model or "").is_dir):
                 await self.awarmup()  # a model of the hub may be here in part, or not at all, until it was served
             self._prefixes = await in_a_thread(lambda: _read_prefixes(self.settings))
         return self._prefixes.get(input_type, "")

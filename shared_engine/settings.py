@@ -20,6 +20,7 @@ from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.device_sets import DeviceSets, device_sets, devices_of_each, in_words, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
+from shared_engine.machine.home import expanded
 from shared_engine.model_files.adapter import read_adapter
 from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.model_files.quantization import contradiction
@@ -41,7 +42,7 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
         if flag in _RESERVED_FLAGS:
             raise ValueError(f"{name!r} is chosen by vllm-local and can't be set")
         if isinstance(value, str) and value.startswith(("./", "../", "~")):
-            value = os.path.abspath(os.path.expanduser(value))
+            value = os.path.abspath(expanded(value))
         normal[flag] = value
     return normal
 
@@ -67,11 +68,11 @@ def _adapter_path(path: Any) -> Any:
     if not isinstance(path, str):
         return path
     is_id = path.count("/") == 1 and not path.startswith((".", "~", "/")) and not os.path.exists(path)
-    return path if is_id else os.path.abspath(os.path.expanduser(path))
+    return path if is_id else os.path.abspath(expanded(path))
 
 
 def _absolute_path(value: str | None) -> str | None:
-    return None if value is None else os.path.abspath(os.path.expanduser(value))
+    return None if value is None else os.path.abspath(expanded(value))
 
 
 def _length_or_auto(value: object) -> object:
@@ -637,7 +638,7 @@ def check_model(model: str | None) -> None:
             "no model: pass model='<folder or Hugging Face id>', or set VLLM_MODEL_PATH; "
             "for a server that already runs, pass base_url='http://host:8000/v1'"
         )
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise SettingsError(

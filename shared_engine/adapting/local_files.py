@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 
 MAX_FILE_BYTES = 256 << 20
 """The largest file that is sent; also the largest that vLLM downloads (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)."""
@@ -37,7 +38,7 @@ def file_of(place: object, position: str) -> Path:
     if not isinstance(place, (str, os.PathLike)):
         raise InvalidInputError(f"{position} has the path {place!r:.80}, of type {type(place).__name__}")
     if not isinstance(place, str) or place[:5].lower() != "file:":
-        return Path(os.path.expanduser(place))
+        return expanded(place)
     parts = urlsplit(place)
     if parts.netloc not in ("", "localhost"):
         raise InvalidInputError(f"{position} names {place!r}, a file on another machine")

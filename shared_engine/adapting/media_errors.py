@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from shared_engine.adapting.model_facts import media_inputs
 from shared_engine.errors import InvalidInputError, RequestError, ServerError, VLLMError
+from shared_engine.machine.home import expanded
 from shared_engine.request.refusals import NOT_LOADED
 from shared_engine.settings import EngineSettings
 
@@ -151,7 +151,7 @@ def _raise_limit(kind: str, wanted: int, settings: EngineSettings) -> str:
 def _model_name(settings: EngineSettings) -> str:
     if settings.model is None:
         return "the model"
-    folder = Path(settings.model).expanduser()
+    folder = expanded(settings.model)
     return folder.name if folder.is_dir() else settings.model
 
 

@@ -310,7 +310,7 @@ class Host:
 
 
 def _birth(folder: DirectFolder) -> Birth:
-    passed_on = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", LOGGING_VARIABLE)
+    passed_on = ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", LOGGING_VARIABLE)
     environment = {name: os.environ[name] for name in passed_on if name in os.environ}
     unset = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE, LOGGING_VARIABLE)
     return Birth(os.getpid(), str(folder.log), unset, folder.directory.scratch_environment(environment))

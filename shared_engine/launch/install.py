@@ -21,6 +21,7 @@ from typing import Literal
 from shared_engine.errors import InstallError
 from shared_engine.launch.fit import VISIBLE_VARIABLE, misfit_with
 from shared_engine.launch.interpreter import INSTALL_COMMAND, data_dir, find_torch, remember_default
+from shared_engine.machine.home import expanded
 from shared_engine.machine.memory import GIB
 from shared_engine.machine.nvidia import Driver, ask_driver
 from shared_engine.vllm_versions import INSTALLED as VLLM_VERSION
@@ -59,7 +60,7 @@ def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> st
     """
     if sys.platform != "linux":
         raise InstallError("vLLM's builds, and engines of this machine, are for Linux: here only base_url=... works")
-    folder = (folder or data_dir() / f"engine-{build}").expanduser().absolute()
+    folder = expanded(folder or data_dir() / f"engine-{build}").absolute()
     python = str(folder / "bin" / "python")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder.with_name(folder.name + ".lock"), say):

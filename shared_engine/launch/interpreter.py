@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared_engine.errors import EngineNotInstalledError
+from shared_engine.machine.home import expanded
 from shared_engine.runtime.files import write_atomically
 
 INSTALL_COMMAND = "vllm-local install"
@@ -54,8 +55,7 @@ class Interpreter:
 
 def data_dir() -> Path:
     """Where the engine's environment and the note of the default interpreter live."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return Path(base) / "vllm-local"
+    return expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "vllm-local"
 
 
 def default_file() -> Path:

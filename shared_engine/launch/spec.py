@@ -18,10 +18,11 @@ from shared_engine.launch.free_gpus import on_free_gpus
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
 from shared_engine.launch.reproducible import EXACT_ON_A_CPU, batch_invariance
 from shared_engine.launcher.start_method import START_VARIABLE
+from shared_engine.machine.home import expanded, home
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
-from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.directory import ROOT_VARIABLE, runtime_root
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT, FLAGS, EngineSettings
@@ -176,7 +177,7 @@ def _memory_bytes(argv: list[str], model: str) -> int:
 def resolve_model(settings: EngineSettings) -> str:
     """The model as vLLM and requests name it: a folder by its real path, a hub id as it is."""
     assert settings.model is not None  # EngineSettings checked it
-    path = os.path.expanduser(settings.model)
+    path = expanded(settings.model)
     return os.path.realpath(path) if os.path.exists(path) else settings.model
 
 
@@ -254,4 +255,9 @@ def _batch_invariance(settings: EngineSettings, interpreter: Interpreter) -> dic
 
 def launch_environment(base: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine's processes, from the app's: without what is the app's alone."""
-    return {name: value for name, value in base.items() if name not in _APP_ONLY}
+    environment = {name: value for name, value in base.items() if name not in _APP_ONLY}
+    if environment.get("VLLM_PORT", "").startswith("tcp://"):
+        del environment["VLLM_PORT"]  # Kubernetes' address of a service named vllm; vLLM takes it for a port, and fails
+    if home(base) is None:
+        environment["HOME"] = str(runtime_root() / "home")  # vLLM and torch keep things there: private, and not in "~"
+    return environment

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.launcher.log import say
+from shared_engine.machine.home import caches, expanded
 
 ROOT_VARIABLE, INDUCTOR_VARIABLE = "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"
 CHECKS = "checks.json"
@@ -169,10 +170,9 @@ def _sum(file: Path) -> str:
 
 def use_safe_cache() -> None:
     """Have the server that is about to start keep what it compiles where that is safe, and say where it is not kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    for variable, default in ((ROOT_VARIABLE, os.path.join(home, "vllm")), (INDUCTOR_VARIABLE, None)):
+    for variable, default in ((ROOT_VARIABLE, caches() / "vllm"), (INDUCTOR_VARIABLE, None)):
         folder = os.environ.get(variable) or default
-        refusal = folder and refusal_of(Path(folder).expanduser())
+        refusal = folder and refusal_of(expanded(folder))
         if refusal:
             # In the server's own temporary folder: private, and gone with it.
             os.environ[variable] = tempfile.mkdtemp(prefix="compiled-")

@@ -12,18 +12,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from shared_engine.machine.home import caches, expanded
+
 MAIN = "main"
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
     """As huggingface_hub/constants.py finds it."""
-    home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(environment.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    home = environment.get("HF_HOME") or caches(environment) / "huggingface"
+    return expanded(environment.get("HF_HUB_CACHE") or Path(home, "hub"), environment)
 
 
 def cached_model(model: str, environment: Mapping[str, str], download_dir: str | None) -> Path:
     """The folder of a model with this id, whether it is there or not."""
-    cache = Path(download_dir).expanduser() if download_dir else hub_cache(environment)
+    cache = expanded(download_dir, environment) if download_dir else hub_cache(environment)
     return cache / f"models--{model.replace('/', '--')}"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import model_folder, read_json
 from shared_engine.model_files.safetensors import Tensor, tensors_in
 
@@ -47,7 +48,7 @@ def read_adapter(path: str) -> Adapter:
     Raises:
         ValueError: there is none; the message says what is there instead.
     """
-    given = Path(path).expanduser()
+    given = expanded(path)
     folder = given if given.is_dir() else None
     if folder is None:
         if given.exists():

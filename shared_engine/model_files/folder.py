@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.home import expanded
 from shared_engine.machine.hub_cache import cached_model, commit_of
 
 # One of these in config.json; the first that is there counts, as in vllm/config/model.py.
@@ -27,7 +28,7 @@ _INPUT_MARKS = {
 
 def model_folder(model: str, revision: str | None = None, download_dir: str | None = None) -> Path | None:
     """The folder with the model's files on this machine; None for a hub id that was never downloaded."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder
     cached = cached_model(model, os.environ, download_dir)

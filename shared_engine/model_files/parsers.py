@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import chat_template, read_json
 
 
@@ -220,7 +221,7 @@ def known_reasoning_parsers() -> tuple[str, ...]:
 
 def _known_parsers(model: str, users_template: str | None) -> tuple[str | None, str | None]:
     """The tool-call and the reasoning parser; a template that the user names replaces the model's own."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     for architecture in read_json(folder / "config.json").get("architectures") or ():
         if architecture in _ARCHITECTURES:
             return _ARCHITECTURES[architecture]

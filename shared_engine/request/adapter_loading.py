@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 from shared_engine.request.lifecycle import Lifecycle
 from shared_engine.request.twins import blocking
 
@@ -55,8 +55,8 @@ class AdapterLoading(Lifecycle):
         given = os.fspath(path)
         if not isinstance(given, str) or not given:
             raise InvalidInputError(f"path = {path!r}: must be the folder of an adapter")
-        is_here = not self.settings.is_remote and Path(given).expanduser().exists()
-        return os.path.abspath(os.path.expanduser(given)) if is_here else given
+        is_here = not self.settings.is_remote and expanded(given).exists()
+        return os.path.abspath(expanded(given)) if is_here else given
 
 
 def _checked(name: str) -> str:

@@ -8,6 +8,7 @@ from base64 import b64encode
 from pydantic import SecretStr
 
 from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, RequestRejectedError, VLLMError
+from shared_engine.machine.home import expanded
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.adapters import LOAD_TIMEOUT_S, load_body
 from shared_engine.request.answers import parse_models
@@ -33,7 +34,9 @@ class RemoteEndpoint(Endpoint):
         self._base_url = settings.base_url
         self._clients = loop_clients(settings.base_url, options=http_options(settings))
         # Where it stands in for an engine of this machine, a folder there has another name, or none.
-        is_folder_here = not settings.is_remote and os.path.exists(os.path.expanduser(settings.model or ""))
+        is_folder_here = (
+            not settings.is_remote and settings.model is not None and os.path.exists(expanded(settings.model))
+        )
         self._model = None if is_folder_here else settings.model
         self._is_named = self._model is not None
         self._named = settings.model or ""

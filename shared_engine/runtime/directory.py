@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shared_engine.errors import SettingsError
+from shared_engine.machine.home import caches
 
 ROOT_VARIABLE = "VLLM_LOCAL_RUNTIME_DIR"
 MAX_SOCKET_PATH = 107  # sun_path is 108 bytes with its terminating zero; macOS has 104
@@ -62,14 +63,22 @@ class RuntimeDir:
         """
         if len(os.fsencode(self.scratch / _LONGEST_SCRATCH_NAME)) > MAX_SOCKET_PATH:
             return dict(base)
-        caches = base.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        inductor = os.path.join(caches, "vllm-local", "torchinductor")  # torch's own default is open to others in /tmp
+        inductor = str(self._compiled(base))
         # Not in front: setproctitle, which names vLLM's processes, looks for argv before the first variable.
         return {
             **base,
             "TORCHINDUCTOR_CACHE_DIR": base.get("TORCHINDUCTOR_CACHE_DIR", inductor),
             "TMPDIR": str(self.scratch),
         }
+
+    def _compiled(self, base: Mapping[str, str]) -> Path:
+        """Where torch keeps what it compiles: its own default is open to others in /tmp, and it needs one to be imported."""
+        kept = caches(base) / "vllm-local" / "torchinductor"
+        with contextlib.suppress(OSError):
+            kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(kept, os.W_OK | os.X_OK):
+                return kept
+        return self.scratch / "torchinductor"  # of a user whose home is read-only, or / as in a container
 
     def clear_scratch(self) -> None:
         """Remove what vLLM left behind: a killed one removes nothing itself."""

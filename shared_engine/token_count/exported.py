@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared_engine.launch.spec import launch_environment
 from shared_engine.launcher import TOKENIZER_EXPORTER
+from shared_engine.machine.home import caches
 from shared_engine.runtime.files import remove_files, write_atomically
 from shared_engine.token_count.chat_template import ChatTemplate
 from shared_engine.token_count.source import ServerOnlyError, TokenizerSource
@@ -200,8 +201,7 @@ def _folder() -> Path:
     Raises:
         OSError: it can't be made, or is not only this user's.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(caches, "vllm-local", "tokenizers")
+    folder = caches() / "vllm-local" / "tokenizers"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:

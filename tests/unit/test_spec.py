@@ -168,6 +168,11 @@ def test_secrets_and_the_apps_python_stay_out_of_the_engine(monkeypatch: pytest.
     assert not {"VLLM_API_KEY", "VLLM_MODEL_PATH", "PYTHONPATH", "VIRTUAL_ENV"} & set(environment)
 
 
+def test_what_kubernetes_sets_for_a_service_named_vllm_is_not_taken_for_a_port() -> None:
+    assert "VLLM_PORT" not in launch_environment({"VLLM_PORT": "tcp://10.96.0.7:8000"})
+    assert launch_environment({"VLLM_PORT": "29500"})["VLLM_PORT"] == "29500"
+
+
 def test_a_relative_path_in_engine_args_is_made_absolute(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/tmp")
     assert has(flags(python, engine_args={"chat_template": "./my.jinja"}), "--chat-template", "/tmp/my.jinja")

@@ -20,6 +20,15 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             "vLLM refused a setting: --max-num-seqs",
         ),
         (
+            [
+                "RuntimeError: Insufficient space in /dev/shm for shared-memory allocation: 160 MiB required, 64 MiB "
+                "free. Increase /dev/shm (e.g. --shm-size or --ipc=host).",
+                LAST,
+            ],
+            "/dev/shm is too small, through which vLLM's processes talk: Insufficient space in /dev/shm for "
+            "shared-memory allocation: 160 MiB required, 64 MiB free",
+        ),
+        (
             ["huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name'", LAST],
             "the model was not found",
         ),
