@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import SettingsError
+from shared_engine.machine.home import expanded
 
 PROJECT_FILE = "vllm-local.toml"
 
@@ -32,7 +33,7 @@ class Given:
 def default_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
     """Those that there are of the two, the winning one first."""
     home = environment.get("XDG_CONFIG_HOME") or "~/.config"
-    files = (Path(PROJECT_FILE), Path(home, "vllm-local", "config.toml").expanduser())
+    files = (Path(PROJECT_FILE), expanded(Path(home, "vllm-local", "config.toml"), environment))
     return tuple(file for file in files if file.exists())
 
 
@@ -45,7 +46,7 @@ def read_files(files: Iterable[str | os.PathLike[str]]) -> dict[str, Given]:
     """
     found: dict[str, Given] = {}
     for file in map(Path, files):
-        file = file.expanduser()
+        file = expanded(file)
         for name, value in _read(file).items():
             found.setdefault(name, Given(_with_paths(value, file.absolute().parent), str(file)))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import shtab
 
 from shared_engine.cli.engine_arguments import reveal_all
+from shared_engine.machine.home import expanded
 from shared_engine.runtime.files import write_atomically
 
 PROGRAM = "vllm-local"
@@ -57,7 +57,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 
 def file_of(shell: str, environment: Mapping[str, str]) -> Path:
     """Where the script goes: fish reads its place by itself, bash and zsh as their start-up file says."""
-    home = Path(environment.get("HOME") or os.path.expanduser("~"))
+    home = expanded("~", environment)
     if shell == "fish":
         return Path(environment.get("XDG_CONFIG_HOME") or home / ".config", "fish", "completions", f"{PROGRAM}.fish")
     data = Path(environment.get("XDG_DATA_HOME") or home / ".local/share", PROGRAM, "completion")
@@ -66,7 +66,7 @@ def file_of(shell: str, environment: Mapping[str, str]) -> Path:
 
 def start_up(shell: str, environment: Mapping[str, str]) -> tuple[Path, str] | None:
     """The file that a shell reads at its start, and the line that it needs there; None where it needs none."""
-    home = Path(environment.get("HOME") or os.path.expanduser("~"))
+    home = expanded("~", environment)
     file = file_of(shell, environment)
     if shell == "bash":
         return home / ".bashrc", f"[ -r '{file}' ] && . '{file}'  {MARK}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import SettingsError
+from shared_engine.machine.home import expanded
 from shared_engine.machine.hub_cache import bytes_on_disk, hub_cache
 from shared_engine.model_files.folder import model_folder
 from shared_engine.observe.engines import find_engines
@@ -50,7 +51,7 @@ def models_on_disk(download_dir: str | None) -> list[DiskModel]:
     """
     engines = find_engines()
     loaded = {engine.model for engine in engines if engine.state in _LOADED}
-    caches = dict.fromkeys([hub_cache(os.environ), *([Path(download_dir).expanduser()] if download_dir else [])])
+    caches = dict.fromkeys([hub_cache(os.environ), *([expanded(download_dir)] if download_dir else [])])
     found = _merged(_of_the_hub(caches, loaded))
     for model in {engine.model for engine in engines if engine.model and os.path.isabs(engine.model)}:
         folder = Path(model)
@@ -68,7 +69,7 @@ def model_named(name: str, download_dir: str | None) -> str:
     Raises:
         SettingsError: several are called so.
     """
-    if "/" in name or os.path.exists(os.path.expanduser(name)):
+    if "/" in name or os.path.exists(expanded(name)):
         return name
     called = sorted({each.name for each in models_on_disk(download_dir) if each.name.rpartition("/")[2] == name})
     if len(called) > 1 and name not in called:

@@ -19,6 +19,7 @@ from shared_engine.errors import VLLMError
 from shared_engine.launch.fit import misfit_of
 from shared_engine.launch.spec import engine_spec, launch_environment
 from shared_engine.machine.gpu import device_named, find_gpus
+from shared_engine.machine.home import expanded
 from shared_engine.machine.memory import ram
 from shared_engine.model_files.folder import chat_template, context_window, inputs, read_json
 from shared_engine.model_files.parsers import choose_parsers
@@ -47,7 +48,7 @@ def describe(settings: EngineSettings) -> dict[str, Any]:
         "tool_call_parser": parsers.get("tool_call_parser"),
         "reasoning_parser": parsers.get("reasoning_parser"),
     }
-    file = Path(settings.model or "").expanduser()
+    file = expanded(settings.model or "")
     if file.is_file():
         return {**told, "file": str(file), "weights_bytes": file.stat().st_size}
     if folder is None:

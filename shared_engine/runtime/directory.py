@@ -72,7 +72,7 @@ class RuntimeDir:
         }
 
     def _compiled(self, base: Mapping[str, str]) -> Path:
-        """Where torch keeps what it compiles: its own default is open to others in /tmp, and it needs one to be imported."""
+        """Where torch keeps what it compiles: its own default is open to others. It can't be imported without any."""
         kept = caches(base) / "vllm-local" / "torchinductor"
         with contextlib.suppress(OSError):
             kept.mkdir(mode=0o700, parents=True, exist_ok=True)

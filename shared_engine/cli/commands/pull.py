@@ -15,6 +15,7 @@ from shared_engine.cli.table import as_json, size
 from shared_engine.cli.terminal import can_draw
 from shared_engine.errors import FetchError, SettingsError
 from shared_engine.launch.fetching import OFFLINE_VARIABLE, fetch, is_offline
+from shared_engine.machine.home import expanded
 from shared_engine.settings import EngineSettings
 
 EXAMPLES = (
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     if settings.model is None or settings.is_remote:
         raise SettingsError("pull fetches a model to this machine: name its hub id, without base_url")
-    if os.path.exists(os.path.expanduser(settings.model)):
+    if os.path.exists(expanded(settings.model)):
         raise SettingsError(f"model = {settings.model!r} is on this disk already: pull takes an id on the hub")
     began, bar = time.monotonic(), _Bar(settings.model)
     if is_offline():
