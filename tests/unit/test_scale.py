@@ -16,8 +16,9 @@ MEASURED = (REPOSITORY / "benchmarks" / "results" / "fleet.md").read_text()
 def test_the_arithmetic_gives_the_numbers_beside_it() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     printed = io.StringIO()
+    values: dict[str, int] = {}
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "docs/scale.md", "exec"), values := {})
+        exec(compile(code, "docs/scale.md", "exec"), values)
     claimed = re.findall(r"^print.*?# .*: ([\d,]+) tokens, or (\d+) requests of 4,000", code, re.MULTILINE)
     assert len(claimed) == 3
     for tokens, (whole, requests) in zip(map(int, printed.getvalue().split()), claimed, strict=True):
