@@ -37,6 +37,12 @@ What a terminal shows of a start (on `examples/tiny_chat`, the lines one after t
 This page is written by `docs/cli_page.py` from the command's own parser.
 """
 PROSE = {
+    "run": """\
+Asks one thing: the answer alone is on stdout, everything else on stderr. Words after MODEL and what is piped in are the prompt. Without a prompt, on
+a terminal, it is `chat`. [chat.md](chat.md#run) has the rules.""",
+    "chat": """\
+A conversation with history, completion, Markdown, thinking, pictures, and a meter of the context: [chat.md](chat.md#chat). Needs `pip install
+'vllm-local[cli]'`.""",
     "pull": """\
 Fetches what vLLM needs of a model, as vLLM would at its first start: one form of the weights, the tokenizer, the templates, and the licence.
 It shows a bar on a terminal, goes on where an interrupted one has stopped, and says before it begins whether the disk has room. It uses the

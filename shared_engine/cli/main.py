@@ -34,6 +34,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "run": Command("ask a model one thing; without a prompt: chat with it", "run", ("generate",)),
+    "chat": Command("chat with a model at a terminal", "chat"),
     "pull": Command("fetch a model from the Hugging Face hub", "pull"),
     "list": Command("show the models on this disk", "list"),
     "show": Command("tell what a model is, what it can do, and whether it fits here", "show"),
@@ -61,6 +63,7 @@ MANY_ARGUMENTS = 12
 _EXAMPLES = (
     "vllm-local install",
     "vllm-local doctor",
+    'vllm-local run Qwen/Qwen3-4B "Why is the sky blue?"',
     "vllm-local status --watch",
     "vllm-local COMMAND --help",
 )

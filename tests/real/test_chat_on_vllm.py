@@ -1,0 +1,173 @@
+"""`vllm-local chat` and `run` on real vLLM, at a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared_engine import Engine
+from tests.support.in_flight import LONG, is_cut_short, running
+from tests.support.paths import REPOSITORY
+from tests.support.screens import check_screen
+from tests.support.terminal import CTRL_C, CTRL_D, ENTER, Terminal, on_a_terminal
+from tests.support.vision_model import png
+from tests.support.waiting import wait_until
+
+COMMAND = [sys.executable, "-m", "shared_engine.cli"]
+QUIET = {"VLLM_LOCAL_CHAT_HISTORY": "off"}
+GREETING = "Hello! How can I help you today?"
+
+
+def options_of(engine: Engine) -> list[str]:
+    """MODEL and options, with which the command uses this engine."""
+    given = engine.settings.model_dump(exclude_unset=True, exclude={"api_key", "seed"})
+    words = [given.pop("model")]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words
+
+
+@pytest.fixture
+def chat(quiet_engine: Engine) -> Iterator[Terminal]:
+    with on_a_terminal([*COMMAND, "chat", *options_of(quiet_engine)], QUIET) as terminal:
+        terminal.wait_for_prompt()
+        yield terminal
+
+
+def test_a_session_with_every_command(chat: Terminal, quiet_engine: Engine, tmp_path: Path) -> None:
+    assert chat.say("Hello") == GREETING
+    assert chat.say("/think on") == "thinking: on, shown"
+    italy = "What is the capital of Italy?"
+    assert chat.say(italy) == "Thinking ...\nI answer.\n\nThe capital of Italy is Rome."
+    chat.wait_for(" of 2,048 tokens (")
+    check_screen("chat", "talk", chat.picture)
+
+    assert chat.say("/think hide") == "thinking: on, hidden"
+    assert chat.say("/retry") == "Thinking ...\nThe capital of Italy is Rome."
+    assert chat.say("/undo") == f"taken back: {italy}"
+    assert chat.say("/think off") == "thinking: off, hidden"
+    assert chat.say("/set temperature 0") == "temperature = 0"
+    assert "did you mean 'temperature'?" in chat.say("/set temprature 1")
+    assert chat.say("/system Be brief.") == "the system prompt is set"
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": GREETING},
+    ]
+    assert chat.say("/tokens").startswith(f"{quiet_engine.count_tokens(messages)} tokens of 2,048")
+    assert chat.say("/stats").startswith("last answer: load ")
+    shown = chat.say("/show")
+    assert f"model: {quiet_engine.settings.model}"[:60] in shown.replace("\n", "")
+    assert "system: Be brief." in shown
+    assert "temperature = 0" in shown
+
+    (tmp_path / "dot.png").write_bytes(png(1, 2, 3))
+    assert chat.say(f"/image {tmp_path}/dot.png").endswith("image attached: it goes with your next message")
+    refused = " ".join(chat.say("What is it?").split())
+    assert "attachment 1 of message 4 is an image, and tiny_chat takes text only" in refused
+    assert "Your message is kept: /retry sends it again." in refused
+
+    saved = tmp_path / "talk.json"
+    chat.say(f"/save {saved}")
+    assert [message["role"] for message in json.loads(saved.read_text())["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert "a new conversation; the system prompt stays" in chat.say("/clear")
+    chat.say(f"/load {saved}")
+    assert "messages: 2" in chat.say("/show")
+    assert chat.say("What is the capital of France?") == "The capital of France is Paris."
+    assert "2,048 tokens of context" in chat.say(f"/model {quiet_engine.settings.model}").replace("\n", " ")
+    assert chat.say("/stats on") == "stats = on"
+    assert "tokens/s" in chat.say("Hello")
+    assert chat.say("/nothing") == "there is no /nothing (/? lists all)"
+    chat.type(f"/help{ENTER}")
+    chat.wait_for("goes with it.")
+    chat.wait_for_prompt()
+    chat.type(f"/exit{ENTER}")
+    assert chat.ended() == 0
+
+
+def test_ctrl_c_ends_the_request_in_vllm_and_not_the_chat(chat: Terminal, quiet_engine: Engine) -> None:
+    chat.say(f"/set max_tokens {LONG['max_tokens']}")
+    chat.say("/set ignore_eos true")
+
+    def stop_an_answer() -> None:
+        stopped = chat.text.count("stopped; what came is kept")
+        chat.type(f"Hello{ENTER}")
+        wait_until(lambda: chat.pump() and running(quiet_engine) > 0, 20, "the request to run")
+        chat.wait_for("Hello! How", times=stopped + 1)
+        chat.type(CTRL_C + CTRL_C)
+        chat.wait_for("stopped; what came is kept", times=stopped + 1)
+        chat.wait_for_prompt()
+
+    assert any(is_cut_short(quiet_engine, stop_an_answer) for _ in range(5))
+    chat.say("/set ignore_eos none")
+    assert chat.say("What is the capital of France?") == "The capital of France is Paris."
+    chat.type(CTRL_D)
+    assert chat.ended() == 0
+
+
+def test_a_full_context_warns_before_and_loses_nothing_then(chat: Terminal, quiet_engine: Engine) -> None:
+    chat.say("/set max_tokens 8")
+    long = "river " * (850 * 1000 // quiet_engine.count_tokens("river " * 1000))
+    chat.say(long, pasted=True)
+    assert "nearly full" not in chat.text
+    chat.say(long, pasted=True)
+    assert "the context is nearly full, 1," in " ".join(chat.text.split())
+    chat.say(long, pasted=True)
+    shown = " ".join(chat.text.split())
+    assert "This does not fit: 2," in shown
+    assert "Nothing is lost. /undo takes the last question and its answer back, /clear all of them" in shown
+    chat.wait_for("| unanswered: /retry")
+    assert chat.say("/undo").startswith("taken back: river river")
+    assert "This does not fit" not in chat.say("/retry")
+    assert "messages: 4" in chat.say("/show")
+
+
+def test_run_on_real_vllm(quiet_engine: Engine, tmp_path: Path) -> None:
+    def run(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        command = [*COMMAND, "run", *options_of(quiet_engine), *words]
+        return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=90)
+
+    asked = run("What is the capital of France?", "--think", "--stats")
+    assert (asked.returncode, asked.stdout) == (0, b"The capital of France is Paris.\n"), asked.stderr
+    assert asked.stderr.startswith(b"I answer.\nvllm-local: load ")
+    chosen = run("--choice", "yes,no", "--output", "json", stdin=b"Is it blue?")
+    assert json.loads(chosen.stdout)["choices"][0]["text"] in ("yes", "no")
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    (tmp_path / "city.json").write_text(json.dumps(schema))
+    held = run("Name a city", "--json", str(tmp_path / "city.json"), "--max-tokens", "60")
+    assert list(json.loads(held.stdout)) == ["city"]
+    raw = run("--raw", "--max-tokens", "4", stdin=b"The capital of France is")
+    assert raw.stdout == (quiet_engine.generate("The capital of France is", max_tokens=4).text + "\n").encode()
+
+
+@pytest.mark.timeout(120)
+def test_a_chat_shows_how_its_engine_starts_and_ctrl_c_ends_the_waiting_only(breakable: Callable[..., Engine]) -> None:
+    engine = breakable()
+    engine.warmup()
+    engine.evict(timeout=10)
+    environment = {**QUIET, "VLLM_SEED": str(engine.settings.seed)}
+    with on_a_terminal([*COMMAND, "chat", *options_of(engine)], environment) as chat:
+        chat.wait_for("tiny_chat: ")
+        check_screen("chat", "start", chat.picture, changing=r": .*")
+        chat.type(CTRL_C)
+        chat.wait_for_prompt()
+        assert chat.lines[0] == "not waiting any longer; the engine goes on starting"
+        assert chat.lines[1].startswith("tiny_chat, 2,048 tokens of context.")
+        assert chat.say("Hello", 60) == GREETING
+    starts = engine.status().starts
+    engine.warmup()
+    assert engine.status().starts == starts
