@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-imports bench-commands bench-direct bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -19,12 +19,15 @@ help:
 	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
+	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
 	@echo "make bench-neighbours  how long a small request waits beside somebody else's large one: 3 minutes"
 	@echo "make bench-soak        three apps, and a signal to a random process of their engine every few seconds; MINUTES=10"
 	@echo "make bench-fleet       three real servers under load: killed, frozen, busy, drained, added; 5 minutes"
+	@echo "make bench-fleet-cache prefix caches of three real servers by who chooses the server; and the model of fleets beside them"
+	@echo "make bench-fleet-scaling   throughput of 1 to 12 servers that keep time, 3 minutes"
 	@echo "make bench-imports     what importing and constructing cost"
 	@echo "make bench-commands    what the vllm-local command costs before it does anything"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
@@ -60,6 +63,12 @@ help:
 	@echo "== making .venv-peers: what make bench compares with, which does not fit beside the rest"
 	@$(PYTHON) -m venv --clear .venv-peers
 	@.venv-peers/bin/pip install $(PIP_FLAGS) --requirement benchmarks/peers.txt
+	@touch $@
+
+.venv-routers/made: tests/routers/packages.txt
+	@echo "== making .venv-routers: vLLM's router"
+	@$(PYTHON) -m venv --clear .venv-routers
+	@.venv-routers/bin/pip install $(PIP_FLAGS) --requirement tests/routers/packages.txt
 	@touch $@
 
 .venv-oldest/made: pyproject.toml tests/oldest.txt
@@ -137,6 +146,10 @@ test-versions: .venv/dev
 test-cuda: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -v tests/cuda/cuda_wheels.py
 
+# By its name, which pytest does not look for: it takes the router, four real servers and a quarter of an hour.
+test-routers: .venv/dev .venv-routers/made install
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/routers/through_vllm_router.py
+
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
 
@@ -165,6 +178,12 @@ bench-soak: .venv/dev install
 bench-fleet: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/fleet.py
 
+bench-fleet-cache: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/fleet_cache.py
+
+bench-fleet-scaling: .venv/dev
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/fleet_scaling.py
+
 bench-gpu: install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
@@ -173,4 +192,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peers .venv-routers .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,8 @@
 """A fleet of three real vLLM servers under mixed load of both adapters: one is killed, one stands still, one is busy,
 one is drained and comes back.
 
-Writes benchmarks/results/fleet.md. ``make bench-fleet`` runs it: 5 minutes.
+Where this process may make network namespaces (as root), each server is on a host of its own, and the cable of one is
+pulled. Writes benchmarks/results/fleet.md. ``make bench-fleet`` runs it: 5 minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import aiohttp
 from aiohttp import web
 from figures import percentile
-from servers import ENV_DEFAULTS, MODEL, SETTINGS, plain_process
+from servers import ENV_DEFAULTS, MODEL, SETTINGS
 
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import Engine, VLLMError
+from tests.support.network_hosts import NetworkHost, network_hosts
+from tests.support.plain_server import plain_servers
 from tests.support.remote_server import running_app
 
 PHASE_S = float(os.environ.get("PHASE_S", "20"))
@@ -136,14 +138,16 @@ def main() -> None:
         os.environ.setdefault(name, value)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        places = [folder / str(number) for number in range(SERVERS)]
-        for place in places:
-            place.mkdir()
-        with ThreadPoolExecutor(SERVERS) as pool:
-            servers = list(pool.map(lambda place: stack.enter_context(plain_process(LOAD, place)), places))
-        (first, first_group), (second, second_group), (third, _) = servers
-        front, is_busy = stack.enter_context(doorman(third))
-        load = Load([first, second, front])
+        hosts: list[NetworkHost] = []
+        try:
+            hosts = stack.enter_context(network_hosts(SERVERS))
+            where = "each on a host of its own (network namespaces)"
+        except OSError as exc:
+            where = f"all on one host (no network namespaces: {exc})"
+        print(where, flush=True)
+        first, second, third = stack.enter_context(plain_servers(SERVERS, LOAD, folder, hosts=hosts))
+        front, is_busy = stack.enter_context(doorman(third.url))
+        load = Load([first.url, second.url, front])
         marks: list[tuple[str, float]] = []
 
         def phase(name: str) -> None:
@@ -153,31 +157,36 @@ def main() -> None:
 
         try:
             phase("undisturbed")
-            os.killpg(first_group, signal.SIGKILL)
+            first.signal(signal.SIGKILL)
             phase("one of three is killed")
-            os.killpg(second_group, signal.SIGSTOP)
+            second.signal(signal.SIGSTOP)
             phase("another one stands still")
-            os.killpg(second_group, signal.SIGCONT)
+            second.signal(signal.SIGCONT)
             phase("it goes on")
             is_busy.set()
             phase("the third one answers 503")
             is_busy.clear()
-            load.engine.fleet.drain(second)
+            load.engine.fleet.drain(second.url)
             phase("the second is drained")
-            load.engine.fleet.remove(second)
-            load.engine.fleet.add(second)
+            load.engine.fleet.remove(second.url)
+            load.engine.fleet.add(second.url)
             phase("it is added again")
+            if hosts:
+                hosts[1].unplug()
+                phase("the cable of its host is pulled")
+                hosts[1].plug_in()
+                phase("it is plugged in again")
         finally:
             load.end()
-        write(load, marks)
+        write(load, marks, where)
 
 
-def write(load: Load, marks: list[tuple[str, float]]) -> None:
+def write(load: Load, marks: list[tuple[str, float]], where: str) -> None:
     lines = [
         "# A fleet",
         "",
-        f"Three plain vLLM servers on 2 cores, {PHASE_S:g} s each; LangChain, LlamaIndex and batches ask without a "
-        f"pause; silence limit {SILENCE_S:g} s. `make bench-fleet`.",
+        f"Three plain vLLM servers on 2 cores, {where}, {PHASE_S:g} s each; LangChain, LlamaIndex and batches ask "
+        f"without a pause; silence limit {SILENCE_S:g} s. `make bench-fleet`.",
         "",
         "| while | requests | told in mid-stream | lost | p50, s | p99, s |",
         "|---|---|---|---|---|---|",

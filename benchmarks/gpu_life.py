@@ -16,7 +16,7 @@ from typing import Any
 from device_memory import MIB, memory
 from figures import say
 from gpu_run import GPU_ONLY, Run, ask, engine_of, last_match, log_of, wait_until
-from servers import MODEL, plain_server
+from servers import MODEL
 
 from shared_engine import Engine, EngineSettings, EngineState
 from shared_engine.cli.selftest import import_vllm
@@ -25,6 +25,7 @@ from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.memory import GIB, total_memory
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
+from tests.support.plain_server import plain_server
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
 QUESTIONS = [f"How many legs have {count} spiders and {count + 1} birds?" for count in range(64)]

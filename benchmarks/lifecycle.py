@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from figures import say
-from servers import HELLO, HERE, MODEL, SETTINGS, plain_server, runtime_directory
+from servers import HELLO, HERE, MODEL, SETTINGS, runtime_directory
 
 from shared_engine import Engine, GenerationResult
 from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.proc import cpu_seconds
 from shared_engine.request.local import LocalEndpoint
+from tests.support.plain_server import plain_server
 
 CHATS, TOKENS, ROUNDS = 256, 64, int(os.environ.get("ROUNDS", "3"))
 QUESTIONS = [f"How many legs have {number} spiders and {number + 1} birds?" for number in range(64)]

@@ -1,12 +1,16 @@
-"""A server that streams on time: a token every few milliseconds, whatever the machine's vLLM would do meanwhile.
+"""A server that answers on time: a token every few milliseconds, whatever the machine's vLLM would do meanwhile.
 
-What a client adds to a stream is far less than vLLM's own unrest on a small CPU. Run as a program it writes its URL.
+What a client adds to a stream is far less than vLLM's own unrest on a small CPU. Run as a program it writes its URL;
+its one argument, in JSON, may say ``gap_s``, the time of a token, and ``slots``, how many are answered at once: the
+others wait, as with vLLM's max_num_seqs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from aiohttp import web
 
@@ -24,25 +28,47 @@ def _piece(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
     return _event({"choices": [choice]})
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
-    """As many tokens as are asked for, the first one GAP_S after the request, in vLLM's form."""
-    tokens = (await request.json())["max_tokens"]
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-    await response.prepare(request)
-    await response.write(_piece({"role": "assistant", "content": ""}))
-    for index in range(1, tokens + 1):
-        await asyncio.sleep(began + index * GAP_S - loop.time())
-        await response.write(_piece({"content": f" {index}"}, "length" if index == tokens else None))
-    usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
-    await response.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
-    return response
+class Paced:
+    """
+    Args:
+        gap_s: the time of a token.
+        slots: how many are answered at once; None for all.
+    """
+
+    def __init__(self, gap_s: float = GAP_S, slots: int | None = None) -> None:
+        self._gap_s = gap_s
+        self._slots: AbstractAsyncContextManager[None] = nullcontext() if slots is None else asyncio.Semaphore(slots)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """As many tokens as are asked for, in vLLM's form."""
+        asked = await request.json()
+        tokens = asked["max_tokens"]
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
+        async with self._slots:
+            if asked.get("stream"):
+                return await self._streamed(request, tokens, usage)
+            await asyncio.sleep(tokens * self._gap_s)
+        message = {"role": "assistant", "content": "".join(f" {index}" for index in range(1, tokens + 1))}
+        choice = {"index": 0, "message": message, "finish_reason": "length"}
+        return web.json_response({"id": "chatcmpl-paced", "model": "paced", "choices": [choice], "usage": usage})
+
+    async def _streamed(self, request: web.Request, tokens: int, usage: dict[str, int]) -> web.StreamResponse:
+        """The first token one gap after the request."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(_piece({"role": "assistant", "content": ""}))
+        for index in range(1, tokens + 1):
+            await asyncio.sleep(began + index * self._gap_s - loop.time())
+            await response.write(_piece({"content": f" {index}"}, "length" if index == tokens else None))
+        await response.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+        return response
 
 
 async def serve() -> None:
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_post("/v1/chat/completions", Paced(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}")).chat)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -14,10 +14,11 @@ from typing import Any
 from bare import Bare
 from child import Child
 from questions import Answer, questions
-from servers import HERE, llm_options, model_name, plain_server
+from servers import HERE, llm_options, model_name
 
 from shared_engine import Engine, EngineSettings
 from shared_engine.launch.interpreter import find_interpreter
+from tests.support.plain_server import plain_server
 
 PEERS = HERE.parent / ".venv-peers"
 TOKENS = 64
@@ -116,7 +117,7 @@ def set_stage(plan: Plan, folder: Path, stack: ExitStack) -> Stage:
     stage = Stage(plan, loop, engine, bare, in_process)
     if plan.peers is None:
         return stage
-    stage.url = stack.enter_context(plain_server(plan.settings, folder))
+    stage.url = stack.enter_context(plain_server(plan.settings, folder)).url
     warm = Bare(model, url=stage.url)
     loop.run(warm.gathered(questions(BATCH), 8))
     loop.run(warm.close())

@@ -166,4 +166,12 @@ def langchain_errors() -> Iterator[None]:
         translated = TRANSLATED.get(type(exc))
         if translated is None:
             raise
-        raise translated(*exc.args) from exc
+        raise _filled(translated(*exc.args), exc) from exc
+
+
+def _filled(error: VLLMError, original: VLLMError) -> VLLMError:
+    """The error, with what the original has beside its args; where a server said whether to try again, that holds."""
+    vars(error).update(vars(original))
+    if isinstance(original, engine.RequestError) and original.should_retry is not None:
+        vars(error)["is_retryable"] = original.should_retry
+    return error

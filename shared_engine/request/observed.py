@@ -8,14 +8,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.request import tracing
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RERANK_UNREAD
 from shared_engine.request.tally import CANCELLED, Entry, tally_of
 from shared_engine.results import GenerationChunk, TokenUsage
 
 if TYPE_CHECKING:
     from shared_engine.request.endpoint import Connection, Endpoint
 
-OPERATIONS = {CHAT: "chat", COMPLETIONS: "text_completion", EMBEDDINGS: "embeddings", RERANK: "rerank"}
+OPERATIONS = {
+    CHAT: "chat",
+    COMPLETIONS: "text_completion",
+    EMBEDDINGS: "embeddings",
+    RERANK: "rerank",
+    RERANK_UNREAD: "rerank",
+}
 """What is counted, under the names of OpenTelemetry's conventions for generative AI."""
 
 

@@ -13,7 +13,8 @@ from shared_engine.request.answers import parse_embeddings, parse_rerank, parse_
 from shared_engine.request.batches import gather
 from shared_engine.request.bodies import Request, embedding_request, rerank_request, text_tokens_request
 from shared_engine.request.call import Call
-from shared_engine.request.refusals import remedy_for_texts, says_no_base64
+from shared_engine.request.refusals import remedy_for_texts, says_no_base64, says_rerank_misread
+from shared_engine.request.routes import RERANK, RERANK_UNREAD
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
 from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
 
@@ -24,7 +25,11 @@ DEFAULT_BATCH_SIZE = 64
 MAX_COUNTED_TEXTS = 8
 """To find the one at fault, the longest first: nearly always it is the first."""
 
-_CUT = "pass truncate_prompt_tokens=-1 to leave out what does not fit"
+
+def _remedy(options: Mapping[str, Any]) -> str:
+    if options.get("truncate_prompt_tokens") is None:
+        return "pass truncate_prompt_tokens=-1 to leave out what does not fit"
+    return "truncate_prompt_tokens was sent, and has not reached the model: a router before it leaves it out"
 
 
 class Pooling:
@@ -39,6 +44,7 @@ class Pooling:
         self._max_texts = max_texts
         # A quarter of the bytes, and half the time to decode, of JSON's numbers; the values are the same.
         self._encoding_format = "base64"
+        self._rerank_path = RERANK
 
     async def embed(
         self,
@@ -91,9 +97,15 @@ class Pooling:
         self, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any], call: Call
     ) -> RerankResult:
         """The documents' scores, best first. One request: some models score each document in view of the others."""
-        request = rerank_request(query, documents, top_n, options)
+        path = self._rerank_path
+        request = rerank_request(path, query, documents, top_n, options)
         try:
             result = await self._requests.ask(request, parse_rerank, call)
+        except ServerError as exc:
+            if path == RERANK_UNREAD or not says_rerank_misread(exc):
+                raise
+            self._rerank_path = RERANK_UNREAD
+            return await self.rerank(query, documents, top_n, options, call)
         except ContextLengthError as exc:
             raise await self._naming_document(exc, query, documents, options, call) from exc
         wanted = min(top_n or len(documents), len(documents))
@@ -115,16 +127,16 @@ class Pooling:
                 refusal = await self._refusal(embedding_request([text], self._encoding_format, options), call)
                 if refusal is not None:
                     what = f"texts[{start + index}] is too long ({len(text)} characters): {refusal.message}"
-                    return ContextLengthError(f"{what}; {_CUT}", *refusal.args[1:])
+                    return ContextLengthError(f"{what}; {_remedy(options)}", *refusal.args[1:])
                 continue
             count = await self._length(text, call)
             if count is None or limit is None:
                 break
             if count > limit:
                 what = f"texts[{start + index}] has {count} tokens, and the model's limit is {limit}"
-                return ContextLengthError(f"{what}; {_CUT}", error.status, limit, count)
+                return ContextLengthError(f"{what}; {_remedy(options)}", error.status, limit, count)
         where = f"texts[{start}]" if len(texts) == 1 else f"one of texts[{start}:{start + len(texts)}]"
-        return ContextLengthError(f"{where}: {error.message}; {_CUT}", *error.args[1:])
+        return ContextLengthError(f"{where}: {error.message}; {_remedy(options)}", *error.args[1:])
 
     async def _naming_document(
         self, error: ContextLengthError, query: str, documents: Sequence[str], options: Mapping[str, Any], call: Call
@@ -132,25 +144,25 @@ class Pooling:
         longest = _longest(documents)
         first = documents[longest[0]]
         if len(query) + len(first) > MAX_COUNTED_BYTES:
-            refusal = await self._refusal(rerank_request(query, [first], None, options), call)
+            refusal = await self._refusal(rerank_request(self._rerank_path, query, [first], None, options), call)
             if refusal is not None:
                 lengths = f"({len(first)} characters) with the query ({len(query)} characters)"
-                message = f"documents[{longest[0]}] {lengths} is too long: {refusal.message}; {_CUT}"
+                message = f"documents[{longest[0]}] {lengths} is too long: {refusal.message}; {_remedy(options)}"
                 return ContextLengthError(message, *refusal.args[1:])
-            return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
+            return ContextLengthError(f"{error.message}; {_remedy(options)}", *error.args[1:])
         query_tokens = await self._length(query, call)
         counts = {
             index: await self._length(documents[index], call) or 0 for index in longest if query_tokens is not None
         }
         if not counts:
-            return ContextLengthError(f"{error.message}; {_CUT}", *error.args[1:])
+            return ContextLengthError(f"{error.message}; {_remedy(options)}", *error.args[1:])
         # A pair has tokens of its own between the two, so sums are not exact; but the longest is surely too long.
         index = max(counts, key=counts.__getitem__)
         what = (
             f"documents[{index}] ({counts[index]} tokens) with the query ({query_tokens} tokens) exceeds the model's "
             f"limit of {error.max_model_len}"
         )
-        return ContextLengthError(f"{what}; {_CUT}", *error.args[1:])
+        return ContextLengthError(f"{what}; {_remedy(options)}", *error.args[1:])
 
     async def _refusal(self, request: Request, call: Call) -> ContextLengthError | None:
         """What the server says about the length of one text alone; None where that is not too long."""

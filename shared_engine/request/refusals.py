@@ -33,7 +33,7 @@ from shared_engine.errors import (
     ServerError,
 )
 from shared_engine.request import dialects
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RERANK_UNREAD
 
 _BY_STATUS: dict[int, type[RequestError]] = {
     401: AuthenticationError,
@@ -72,17 +72,24 @@ NOT_LOADED = re.compile(
 )
 _NO_ROUTE = "Not Found"  # FastAPI's words; for a model that it does not have, vLLM names it
 _NO_BASE64 = ("encoding_format", "base64")  # not vLLM: it has both
+# vllm-router and sglang-router read the answer as SGLang's, which is a list, and name another model at /v1/rerank.
+_RERANK_MISREAD = "Failed to build rerank response"
+_RERANK_RENAMED = "`default`"
 _EMPTY_TEXT = "cannot be empty"
 _NOT_MATRYOSHKA = "does not support Matryoshka"
 
 _GENERATES_NO_TEXT = "generates no text: it is one for embeddings, scores or classes"
+_DOES_NOT_RERANK = (
+    "does not rerank: that takes a cross-encoder with one label, or an embedding model, on an engine with"
+    ' engine_args={"runner": "pooling"}'
+)
 _WITHOUT = {
     CHAT: _GENERATES_NO_TEXT,
     COMPLETIONS: _GENERATES_NO_TEXT,
     EMBEDDINGS: "makes no embeddings: that takes an embedding model, on an engine with"
     ' engine_args={"runner": "pooling"}',
-    RERANK: "does not rerank: that takes a cross-encoder with one label, or an embedding model, on an engine with"
-    ' engine_args={"runner": "pooling"}',
+    RERANK: _DOES_NOT_RERANK,
+    RERANK_UNREAD: _DOES_NOT_RERANK,
 }
 
 
@@ -110,7 +117,7 @@ def _error(status: int, message: str) -> RequestError:
         return _BY_STATUS[status](message, status)
     if status >= 500:
         failed = ServerError(message, status)
-        if status == 500 and NOT_LOADED.search(message):
+        if status == 500 and (NOT_LOADED.search(message) or _RERANK_MISREAD in message):
             failed.should_retry = False
         return failed
     if status in (400, 413, 422) and _has(message, (*_TOO_LONG, *_TOO_LONG_ELSEWHERE)):
@@ -121,7 +128,13 @@ def _error(status: int, message: str) -> RequestError:
 
 
 def explain_missing_route(error: RequestError, path: str) -> RequestError:
-    """For a server that lacks the route ``path``: an error that says what its model can't do. Else ``error``."""
+    """For a server that lacks the route ``path``: an error that says what its model can't do. For a router that has
+    changed what it passed on: one that ``says_rerank_misread``. Else ``error``.
+    """
+    if path == RERANK and isinstance(error, ModelNotFoundError) and _RERANK_RENAMED in error.message:
+        misread = ServerError(f"{_RERANK_MISREAD}: {error.message}", error.status)
+        misread.should_retry = False
+        return misread
     if isinstance(error, ModelNotFoundError) and error.message == _NO_ROUTE and path in _WITHOUT:
         return ModelNotFoundError(f"the server has no {path}, so its model {_WITHOUT[path]}", error.status)
     return error
@@ -145,6 +158,11 @@ def says_loaded_before(error: RequestError) -> bool:
 def says_no_base64(error: RequestRejectedError) -> bool:
     """True when a server, which then is not vLLM, sends embeddings as JSON's numbers only."""
     return _has(error.message, _NO_BASE64)
+
+
+def says_rerank_misread(error: ServerError) -> bool:
+    """True when a router could not read the server's answer, which has come by then."""
+    return _RERANK_MISREAD in error.message
 
 
 def remedy_for_texts(error: RequestRejectedError, texts: Sequence[str], start: int) -> str | None:

@@ -4,6 +4,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 RERANK = "/v1/rerank"  # the one of vLLM's three such routes that other servers have too, and that an API key guards
+RERANK_UNREAD = "/v2/rerank"  # another name for it in vLLM, which routers pass on as it is
 TOKENIZE = "/tokenize"
 MODELS = "/v1/models"
 HEALTH = "/health"

@@ -78,6 +78,16 @@ def test_fields_are_kept() -> None:
     assert (caught.value.max_model_len, caught.value.prompt_tokens) == (2048, 3000)
 
 
+@pytest.mark.parametrize("should_retry", [True, False])
+def test_what_a_server_says_about_trying_again_is_kept(should_retry: bool) -> None:
+    original = engine.ServerError("busy", 503)
+    original.retry_after_s, original.should_retry = 7.0, should_retry
+    with pytest.raises(engine.ServerError) as caught, langchain_errors():
+        raise original
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (error.retry_after_s, error.should_retry, error.is_retryable) == (7.0, should_retry, should_retry)
+
+
 def test_only_what_may_pass_is_called_retryable() -> None:
     retryable = {kind for kind, ours in TRANSLATED.items() if getattr(ours, "is_retryable", False)}
     assert retryable == {

@@ -332,3 +332,9 @@ def test_a_local_engine_takes_functions_whose_names_differ(tools: list[Any], pro
 def test_another_server_may_have_tools_of_its_own(server: RemoteServer) -> None:
     chat(server).bind_tools([add, SEARCH]).invoke("Hi")
     assert sent(server)["tools"][1] == SEARCH
+
+
+def test_a_tool_without_parameters_goes_out_with_an_empty_schema(server: RemoteServer) -> None:
+    """vLLM takes it as it is, vllm-router does not."""
+    chat(server).bind_tools([{"type": "function", "function": {"name": "get_time"}}]).invoke("What time is it?")
+    assert sent(server)["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}

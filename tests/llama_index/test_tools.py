@@ -265,6 +265,13 @@ def test_tools_beside_a_schema_are_strict(server: RemoteServer, remote: VLLM) ->
     assert body["tools"][0]["function"]["strict"] is True
 
 
+def test_a_tool_without_parameters_goes_out_with_an_empty_schema(server: RemoteServer, remote: VLLM) -> None:
+    """vLLM takes it as it is, vllm-router does not."""
+    remote.chat_with_tools([{"type": "function", "function": {"name": "get_time"}}], "What time is it?")
+    (_, body) = server.requests[-1]
+    assert body["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
 def test_a_required_call_without_any_tool_is_refused(remote: VLLM) -> None:
     with pytest.raises(InvalidInputError, match="tool_choice = 'required' needs tools"):
         remote.chat_with_tools([], "Hi", tool_required=True)

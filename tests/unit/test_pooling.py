@@ -16,6 +16,7 @@ from shared_engine import (
     AuthenticationError,
     ContextLengthError,
     Engine,
+    EngineState,
     InvalidInputError,
     ModelNotFoundError,
     RankedDocument,
@@ -350,3 +351,50 @@ def test_bad_input_is_refused_before_anything_is_sent(
     with pytest.raises(InvalidInputError, match=message):
         call(Engine(base_url=server.url))
     assert not server.requests
+
+
+def test_a_router_that_can_not_read_scores_is_asked_to_pass_them_on_from_then_on(server: RemoteServer) -> None:
+    """vllm-router 0.1.17 answers so, in plain text, whatever vLLM has said."""
+    paths = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        paths.append(request.path)
+        if request.path != "/v2/rerank":
+            return web.Response(status=500, text="Failed to build rerank response")
+        return web.json_response({"results": [{"index": 0, "relevance_score": 0.5}]})
+
+    server.handler = handler
+    engine = Engine(base_url=server.url)
+    for _ in range(2):
+        assert [each.relevance_score for each in engine.rerank("q", ["a"], truncate_prompt_tokens=-1).results] == [0.5]
+    assert paths == ["/v1/rerank", "/v2/rerank", "/v2/rerank"]
+    assert [body.get("truncate_prompt_tokens") for body in bodies(server)] == [-1] * 3
+    assert engine.stats().requests.retries == 0
+
+
+def test_a_router_that_can_pass_no_scores_on_is_an_error_with_its_words(server: RemoteServer) -> None:
+    refuses(server, 500, {"error": {"message": "Failed to build rerank response", "code": 500}})
+    with pytest.raises(ServerError, match="Failed to build rerank response"):
+        Engine(base_url=server.url).rerank("q", ["a"])
+    assert len(server.requests) == 2
+
+
+def test_a_text_that_is_too_long_though_it_was_to_be_cut_has_met_a_router(server: RemoteServer) -> None:
+    with pytest.raises(ContextLengthError, match="truncate_prompt_tokens was sent, and has not reached the model"):
+        Engine(base_url=server.url).embed(["long " * 20], truncate_prompt_tokens=-1)
+
+
+def test_a_router_that_names_another_model_is_asked_to_pass_the_request_on(server: RemoteServer) -> None:
+    """vllm-router 0.1.17 sends ``default`` in place of the model."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path != "/v2/rerank":
+            return refusal(404, "The model `default` does not exist.")
+        return web.json_response({"results": [{"index": 0, "relevance_score": 0.5}]})
+
+    server.handler = handler
+    servers = {"one": server.url, "fleet": [server.url, "http://127.0.0.1:9"]}
+    for base_url in servers.values():
+        engine = Engine(base_url=base_url, model="served")
+        assert [each.relevance_score for each in engine.rerank("q", ["a"]).results] == [0.5]
+        assert engine.status().state is EngineState.READY
