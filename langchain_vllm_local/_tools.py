@@ -11,7 +11,7 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from shared_engine.adapting.structured import CUT_OFF
-from shared_engine.adapting.tools import arguments_of, stand_in, to_tool_choice
+from shared_engine.adapting.tools import arguments_of, stand_in, to_tool_choice, with_parameters
 from shared_engine.results import ToolCall, ToolCallDelta
 
 # ---- out
@@ -19,7 +19,7 @@ from shared_engine.results import ToolCall, ToolCallDelta
 
 def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[dict[str, Any]]:
     """Tools in OpenAI's form, from all that LangChain calls a tool."""
-    return [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    return with_parameters(convert_to_openai_tool(tool, strict=strict) for tool in tools)
 
 
 def to_openai_tool_choice(

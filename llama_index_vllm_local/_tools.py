@@ -13,7 +13,7 @@ from llama_index.core.llms.utils import parse_partial_json
 from pydantic import PydanticUserError
 
 from shared_engine.adapting.structured import CUT_OFF
-from shared_engine.adapting.tools import arguments_of, named_once, stand_in, to_tool_choice
+from shared_engine.adapting.tools import arguments_of, named_once, stand_in, to_tool_choice, with_parameters
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 
 # ---- out
@@ -28,10 +28,11 @@ def to_openai_tools(tools: Iterable[Any], strict: bool | None = None) -> list[di
     Raises:
         InvalidInputError: naming the position of what is not a tool, or shares its name with a different one.
     """
-    sent = named_once(
+    given = (
         tool if isinstance(tool, Mapping) else _form_of_metadata(tool, f"tools[{index}]")
         for index, tool in enumerate(tools)
     )
+    sent = with_parameters(named_once(given))
     if strict is None:
         return sent
     return [{**tool, "function": {**tool["function"], "strict": strict}} for tool in sent]

@@ -13,7 +13,6 @@ from shared_engine.errors import InvalidInputError
 
 Tool = Mapping[str, Any]
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
 _WORDS = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 
 
@@ -25,8 +24,20 @@ def with_strict_arguments(tools: Iterable[Tool]) -> list[dict[str, Any]]:
     ]
 
 
+def with_parameters(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """The tools; a function that has no parameters says so, as vllm-router takes none that leaves them out."""
+    return [_with_parameters(tool) if isinstance(tool.get("function"), Mapping) else dict(tool) for tool in tools]
+
+
+def _with_parameters(tool: Tool) -> dict[str, Any]:
+    function = tool["function"]
+    if function.get("parameters") is not None:
+        return dict(tool)
+    return {**tool, "function": {**function, "parameters": {"type": "object", "properties": {}}}}
+
+
 def named_once(tools: Iterable[Tool]) -> list[dict[str, Any]]:
-    """The tools, of which each comes once, with its ``parameters``: routers before vLLM do not take a tool without.
+    """The tools, of which each comes once.
 
     Raises:
         InvalidInputError: naming the position of what is not a function with a name, or shares its name with a
@@ -43,8 +54,7 @@ def named_once(tools: Iterable[Tool]) -> list[dict[str, Any]]:
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise InvalidInputError(f"tools[{index}] has no name for the model to call it by")
-        whole = {**tool, "function": {**function, "parameters": function.get("parameters") or _NO_PARAMETERS}}
-        if known.setdefault(name, whole) != whole:
+        if known.setdefault(name, dict(tool)) != tool:
             raise InvalidInputError(f"tools[{index}] has the name of another tool, {name!r}: a call would be ambiguous")
     return list(known.values())
 
