@@ -180,8 +180,8 @@ def models_of(data: Any) -> list[tuple[str, int | None]]:
 
 
 def _limit_of(model: Json) -> int | None:
-    places = (model, _mapping(model.get("meta")))
-    names = ("max_model_len", "context_length", "max_context_length", "n_ctx")
+    places = (model, _mapping(model.get("meta")), _mapping(model.get("metadata")))  # llama.cpp's; Ray Serve LLM's
+    names = ("max_model_len", "context_length", "max_context_length", "n_ctx", "max_request_context_length")
     limits = (whole_of(place.get(name), 0) for place in places for name in names)
     return next((limit for limit in limits if limit > 0), None)
 

@@ -282,6 +282,18 @@ def test_scores_of_other_servers(data: bytes) -> None:
     assert [(each.index, each.relevance_score) for each in parse_rerank(data).results] == [(0, 0.9), (1, 0.5)]
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_model_len": 2048},
+        {"meta": {"n_ctx": 2048}},  # llama.cpp
+        {"metadata": {"model_id": "m", "max_request_context_length": 2048}},  # Ray Serve LLM
+    ],
+)
+def test_limits_of_other_servers_models(limit: dict[str, Any]) -> None:
+    assert parse_models(json.dumps({"data": [{"id": "m", **limit}, {"id": "n"}]}).encode()) == [("m", 2048), ("n", None)]
+
+
 @pytest.mark.parametrize("parse", [parse_embeddings, parse_rerank, parse_models, parse_token_count, parse_tokens])
 def test_what_no_one_understands_is_a_typed_error_or_nothing(parse: Any) -> None:
     for data in (
