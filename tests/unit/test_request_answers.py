@@ -291,7 +291,8 @@ def test_scores_of_other_servers(data: bytes) -> None:
     ],
 )
 def test_limits_of_other_servers_models(limit: dict[str, Any]) -> None:
-    assert parse_models(json.dumps({"data": [{"id": "m", **limit}, {"id": "n"}]}).encode()) == [("m", 2048), ("n", None)]
+    listed = json.dumps({"data": [{"id": "m", **limit}, {"id": "n"}]}).encode()
+    assert parse_models(listed) == [("m", 2048), ("n", None)]
 
 
 @pytest.mark.parametrize("parse", [parse_embeddings, parse_rerank, parse_models, parse_token_count, parse_tokens])
