@@ -25,11 +25,11 @@ In the adapters `seed` is a request's; the engine's own is `engine_args={"seed":
 This page is written by `docs/settings_page.py` from the declarations in `shared_engine/settings.py` and `params.py`.
 """
 CPU = """
-On a CPU build the KV cache is 1/16 of the RAM, 4 GiB at most, unless `engine_args={"kv_cache_memory_bytes": ...}` or
-`VLLM_CPU_KVCACHE_SPACE` says otherwise.
+On a CPU build KV caches are 1/16 of the RAM, 4 GiB at most for each worker, unless
+`engine_args={"kv_cache_memory_bytes": ...}` or `VLLM_CPU_KVCACHE_SPACE` says otherwise.
 
-Not measured on a GPU yet: `gpu_memory_utilization`, `tensor_parallel_size`, `visible_devices`, `sleep_after_s`, and
-what `enforce_eager` saves and costs there.
+Not measured on a GPU yet: `gpu_memory_utilization`, several devices ([more](parallel.md)), `visible_devices`,
+`sleep_after_s`, and what `enforce_eager` saves and costs there.
 """
 PARAMETERS = """
 ## Parameters of a request

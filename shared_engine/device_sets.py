@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared_engine.parallelism import Parallelism
+
 DeviceSets = tuple[tuple[str, ...], ...]
-SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def device_sets(value: Any) -> Any:
@@ -61,19 +62,13 @@ def with_size_of_sets(values: Mapping[str, Any]) -> dict[str, Any]:
         size = len(device_sets(values["gpu_ids"])[0])
     except ValueError:  # which is told with the field's name
         return values
-    rest = devices_of_each({"tensor_parallel_size": 1, **_args(values.get("engine_args"))})
+    try:
+        rest = Parallelism.of({**_args(values.get("engine_args")), **values}).world
+    except ValueError:  # likewise
+        return values
     if size > rest and size % rest == 0:
         values["tensor_parallel_size"] = size // rest
     return values
-
-
-def devices_of_each(sizes: Mapping[str, Any]) -> int:
-    """How many devices an engine with these sizes has on this machine; one that is no number counts as 1."""
-    count = 1
-    for name in SIZES:
-        value = str(sizes.get(name) or 1)
-        count *= max(1, int(value)) if value.isdigit() else 1
-    return count
 
 
 def _args(engine_args: Any) -> dict[str, Any]:

@@ -405,9 +405,7 @@ class Engine(Batches, AdapterLoading):
     @property
     def _pooling(self) -> Pooling:
         if self._made_pooling is None:
-            self._made_pooling = Pooling(
-                self._requests, self._servers * max_in_flight(self.settings.engine_args, SPARE_TEXTS)
-            )
+            self._made_pooling = Pooling(self._requests, self._servers * max_in_flight(self.settings, SPARE_TEXTS))
         return self._made_pooling
 
     def _pooling_options(

@@ -18,19 +18,21 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretS
 from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
 from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
-from shared_engine.device_sets import DeviceSets, device_sets, devices_of_each, in_words, with_size_of_sets
+from shared_engine.device_sets import DeviceSets, device_sets, in_words, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.machine.home import expanded
 from shared_engine.model_files.adapter import read_adapter
 from shared_engine.model_files.folder import context_window, model_folder
+from shared_engine.model_files.parallel import indivisible_heads, lacks_experts
 from shared_engine.model_files.quantization import contradiction
+from shared_engine.parallelism import NO_ENGINE, Parallelism, parallel_contradiction
 from shared_engine.params import DefaultFields
 from shared_engine.validation import Headers, describe_invalid, text_values
 
 SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
 """Never shown, dumped or pickled: another process reads them from its environment."""
 # Decided by how the engine is shared; another value would make it unreachable or public.
-_RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "headless", "ssl_keyfile", "ssl_certfile"}
+_RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "ssl_keyfile", "ssl_certfile"}
 
 
 def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name!r} is a setting of its own: pass {flag}=... instead")
         if flag in _RESERVED_FLAGS:
             raise ValueError(f"{name!r} is chosen by vllm-local and can't be set")
+        if flag in NO_ENGINE and value not in (None, False):
+            raise ValueError(f"{name} = {value!r}: {NO_ENGINE[flag]}")
         if isinstance(value, str) and value.startswith(("./", "../", "~")):
             value = os.path.abspath(expanded(value))
         normal[flag] = value
@@ -197,7 +201,17 @@ class EngineFields(DefaultFields):
     tensor_parallel_size: Annotated[
         int, Field(ge=1), Setting("VLLM_TENSOR_PARALLEL_SIZE", Decides.ENGINE, "--tensor-parallel-size")
     ] = 1
-    """Number of GPUs the model is split over."""
+    """Number of GPUs that each layer of the model is split over; on a CPU, of workers with cores of their own."""
+    pipeline_parallel_size: Annotated[
+        int, Field(ge=1), Setting("VLLM_PIPELINE_PARALLEL_SIZE", Decides.ENGINE, "--pipeline-parallel-size")
+    ] = 1
+    """Number of groups that the layers are shared out to, each with ``tensor_parallel_size`` GPUs."""
+    data_parallel_size: Annotated[
+        int, Field(ge=1), Setting("VLLM_DATA_PARALLEL_SIZE", Decides.ENGINE, "--data-parallel-size")
+    ] = 1
+    """Number of copies of the model in one engine, each with GPUs of its own. vLLM shares the requests out; the copies
+    start, leave and die together. Of a model of experts, the copies may share those
+    (``engine_args={"enable_expert_parallel": True}``)."""
     dtype: Annotated[
         Literal["auto", "half", "float16", "bfloat16", "float", "float32"],
         Setting("VLLM_DTYPE", Decides.ENGINE, "--dtype"),
@@ -432,6 +446,7 @@ class EngineSettings(EngineFields):
             check_model(self.model)
             self._check_adapters()
             self._check_quantization()
+            self._check_parallelism()
         return self
 
     def _check_adapters(self) -> None:
@@ -457,6 +472,37 @@ class EngineSettings(EngineFields):
         problem = None if folder is None else contradiction(self.quantization or "", folder)
         if problem is not None:
             raise ValueError(f"quantization = {self.quantization!r}: {problem}")
+
+    def _check_parallelism(self) -> None:
+        problem = parallel_contradiction(
+            self._parallel_args,
+            takes_adapters=self.lora_adapters is not None or bool(self.engine_args.get("enable_lora")),
+            is_direct="direct" in self.modes,
+        )
+        if problem is not None:
+            raise ValueError(problem)
+        has_experts = self.engine_args.get("enable_expert_parallel")
+        folder = self.model_folder() if self.tensor_parallel_size > 1 or has_experts else None
+        if folder is None:
+            return
+        heads = indivisible_heads(folder, self.tensor_parallel_size)
+        if heads is not None:
+            raise ValueError(f"tensor_parallel_size = {self.tensor_parallel_size}: {heads}")
+        if has_experts and lacks_experts(folder):
+            raise ValueError(
+                f"enable_expert_parallel shares out experts, and the model in {folder} has none: leave it out "
+                "(tensor_parallel_size and data_parallel_size hold all the same)"
+            )
+
+    @property
+    def _parallel_args(self) -> dict[str, Any]:
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        return {**self.engine_args, **{name: getattr(self, name) for name in sizes}}
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """How the engine is spread over devices."""
+        return Parallelism.of(self._parallel_args)
 
     @property
     def modes(self) -> tuple[Literal["local", "direct", "remote"], ...]:
@@ -510,8 +556,8 @@ class EngineSettings(EngineFields):
 
     @property
     def devices_of_each(self) -> int:
-        """How many devices one engine has."""
-        return devices_of_each({"tensor_parallel_size": self.tensor_parallel_size, **self.engine_args})
+        """How many devices one engine has on this machine."""
+        return self.parallelism.here or self.parallelism.world
 
     @property
     def is_replicated(self) -> bool:

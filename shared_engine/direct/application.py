@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from shared_engine.direct.children import use_for_processes
 from shared_engine.launcher.api_server import installed_release, parsed
 from shared_engine.launcher.compiler import compile_refusal, without_compiling
+from shared_engine.launcher.cores import bind_workers_apart
 from shared_engine.launcher.replacing import replace_everywhere
 from shared_engine.launcher.vllm_build import is_cpu_build
 
@@ -39,6 +40,7 @@ async def run_application(argv: Sequence[str], serve: Serve) -> None:
     release = installed_release()
     api_server = import_server()
     args = parsed(_arguments(argv), release, on_error=_refuse)
+    bind_workers_apart(args)
     _serve.set(serve)
     _registry.set(importlib.import_module("prometheus_client").CollectorRegistry())
     await api_server.run_server_worker(IN_PLACE_OF_AN_ADDRESS, _NoSocket(), args)

@@ -103,10 +103,13 @@ class Children:
         self._shared = shared_files(pid for leader in self.pids for pid in group_members(leader))
 
     def remove_shared_memory(self) -> None:
-        """Of processes that are gone. Python's tracker would remove it with the app only, and warn."""
+        """Of processes that are gone. Python's tracker would remove its own with the app only, and warn."""
         for file in map(Path, self._shared):
-            if file.name.startswith("psm_") and file.exists():
-                file.unlink(missing_ok=True)
+            is_pythons = file.name.startswith("psm_")
+            if not (is_pythons or "-cpushm_" in file.name) or not file.exists():
+                continue
+            file.unlink(missing_ok=True)
+            if is_pythons:
                 resource_tracker.unregister(f"/{file.name}", "shared_memory")
 
     def forget_in_child(self) -> None:

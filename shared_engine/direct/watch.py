@@ -73,7 +73,8 @@ class StepWatch:
         """True when no step was made for ``stall_timeout_s``, though there are requests.
 
         Args:
-            answers: asks EngineCore something; where vLLM's metrics know of no request, it may not have reached it.
+            answers: asks each EngineCore something; where vLLM's metrics know of no request, it may not have reached
+                it.
         """
         now = time.monotonic()
         if not has_requests:
@@ -91,5 +92,5 @@ class StepWatch:
                     await answers()
             except TimeoutError:
                 return True
-            self._watch.reset(self._clock.now())
+            self._watch.answered(self._clock.now())
         return False

@@ -6,9 +6,8 @@ driver that is installed later is found by the next call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from shared_engine.launch.interpreter import (
     INSTALL_COMMAND,
@@ -26,14 +25,11 @@ from shared_engine.machine.nvidia import (
     ask_driver,
     looks_usable,
 )
+from shared_engine.parallelism import Parallelism, args_of
 from shared_engine.runtime.spec import EngineSpec
 
 CPU_INSTEAD = f"run `{INSTALL_COMMAND} --cpu`"
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
-_SIZES = ("--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size")
-# With these, some of the GPUs may be another machine's.
-_OF_SEVERAL_MACHINES = ("--distributed-executor-backend", "--nnodes", "--node-rank", "--data-parallel-")
-_OF_ONE_MACHINE = ("mp", "uni")
 # With these in its environment, vLLM brings CUDA for an older driver itself, or runs on something else.
 _COMPATIBILITY_VARIABLE, _TARGET_VARIABLE = "VLLM_ENABLE_CUDA_COMPATIBILITY", "VLLM_TARGET_DEVICE"
 
@@ -62,14 +58,14 @@ def misfit_of(spec: EngineSpec, environment: Mapping[str, str], *, thorough: boo
         environment: that the engine would be started in, but for its own variables.
         thorough: ask the driver even where its files leave no doubt: they do not tell everything.
     """
-    interpreter, needed = inspect_interpreter(spec.python), gpus_needed(spec.argv)
+    interpreter, parallelism = inspect_interpreter(spec.python), Parallelism.of(args_of(spec.argv))
     environment = {**environment, **spec.environment}
     is_cuda = interpreter is not None and interpreter.build == "cuda" and environment.get(_TARGET_VARIABLE) != "cpu"
-    if not is_cuda or needed == 0:
+    if not is_cuda or parallelism.here == 0:
         return None
     torch, visible = find_torch(spec.python), environment.get(VISIBLE_VARIABLE)
     has_cuda = torch is None or torch.cuda is not None
-    if has_cuda and not thorough and looks_usable(visible, needed, cuda_major(torch)):
+    if has_cuda and not thorough and looks_usable(visible, parallelism.here, cuda_major(torch)):
         return None
     if has_platform_plugin(spec.python):
         return None
@@ -79,18 +75,7 @@ def misfit_of(spec: EngineSpec, environment: Mapping[str, str], *, thorough: boo
     if driver is None:
         return None
     brings_cuda = environment.get(_COMPATIBILITY_VARIABLE, "0") not in ("", "0")
-    return misfit_with(driver, None if brings_cuda else cuda_major(torch), needed, visible)
-
-
-def gpus_needed(argv: Sequence[str]) -> int:
-    """How many GPUs of this machine a server with this command line uses; 0 where others' may be among them."""
-    count = 1
-    for flag, value in pairwise(argv):
-        if flag in _SIZES:
-            count *= int(value) if value.isdigit() else 1
-        elif flag.startswith(_OF_SEVERAL_MACHINES) and value not in _OF_ONE_MACHINE:
-            return 0
-    return count
+    return misfit_with(driver, None if brings_cuda else cuda_major(torch), parallelism, visible)
 
 
 def cuda_major(torch: Torch | None) -> int | None:
@@ -107,12 +92,12 @@ def without_cuda(torch: Torch) -> Misfit:
     )
 
 
-def misfit_with(driver: Driver, cuda: int | None, needed: int, visible: str | None) -> Misfit | None:
+def misfit_with(driver: Driver, cuda: int | None, parallelism: Parallelism, visible: str | None) -> Misfit | None:
     """Decide by what the driver has shown.
 
     Args:
         cuda: the major version that torch needs, None where any will do.
-        needed: how many GPUs.
+        parallelism: of the engine.
         visible: CUDA_VISIBLE_DEVICES, None where it is not set.
     """
     if driver.usable == 0:
@@ -124,12 +109,8 @@ def misfit_with(driver: Driver, cuda: int | None, needed: int, visible: str | No
             f"the NVIDIA driver {driver.release} is too old: it runs CUDA {newest}, and this build of vLLM has {cuda}",
             f"install {f'driver {oldest} or newer' if oldest else 'a newer driver'}, or {CPU_INSTEAD}",
         )
-    if needed > driver.usable:
-        return Misfit(
-            f"not enough GPUs: tensor, pipeline and data parallel sizes ask for {needed}, and {driver.usable} can be "
-            f"used{_under(visible)}",
-            "lower tensor_parallel_size",
-        )
+    if parallelism.here > driver.usable:
+        return Misfit(f"{parallelism.needs('GPUs')}; {driver.usable} can be used{_under(visible)}", parallelism.lower)
     return None
 
 

@@ -24,6 +24,7 @@ from shared_engine.launch.interpreter import INSTALL_COMMAND, data_dir, find_tor
 from shared_engine.machine.home import expanded
 from shared_engine.machine.memory import GIB
 from shared_engine.machine.nvidia import Driver, ask_driver
+from shared_engine.parallelism import Parallelism
 from shared_engine.vllm_versions import INSTALLED as VLLM_VERSION
 
 Build = Literal["cpu", "cuda"]
@@ -44,7 +45,7 @@ def fitting_build() -> tuple[Build, str]:
     """The build that this machine can run, and why that one: in words to follow it."""
     environment = {name: value for name, value in os.environ.items() if name != VISIBLE_VARIABLE}
     driver = ask_driver(sys.executable, environment) or Driver()
-    misfit = misfit_with(driver, CUDA_MAJOR, 1, None)
+    misfit = misfit_with(driver, CUDA_MAJOR, Parallelism.of({}), None)
     return ("cuda", f"there is a GPU: {', '.join(driver.gpus)}") if misfit is None else ("cpu", misfit.reason)
 
 

@@ -157,6 +157,20 @@ def find_torch(path: str) -> Torch | None:
     return None
 
 
+def lacks_package(path: str, name: str) -> bool:
+    """Whether the environment of this interpreter certainly has no package ``name``: another one may be behind it."""
+    folders = _site_packages(path)
+    return bool(folders) and not _sees_another(path) and not any((site / name).exists() for site in folders)
+
+
+def _sees_another(path: str) -> bool:
+    """An environment's interpreter may find what the Python that it was made with has."""
+    return (
+        re.search(r"(?mi)^include-system-site-packages *= *true", _texts([Path(path).parent.parent / "pyvenv.cfg"]))
+        is not None
+    )
+
+
 def has_platform_plugin(path: str) -> bool:
     """Whether something in the environment of this interpreter brings vLLM a device that only it knows."""
     return any(_PLATFORM_PLUGINS in _texts(site.glob("*.dist-info/entry_points.txt")) for site in _site_packages(path))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from shared_engine.errors import EngineNotInstalledError, SettingsError
 from shared_engine.launch.adapters import check_adapters, lora_args
+from shared_engine.launch.devices import check_devices, gpus_of
 from shared_engine.launch.free_gpus import on_free_gpus
 from shared_engine.launch.interpreter import INSTALL_COMMAND, Interpreter, find_interpreter
 from shared_engine.launch.reproducible import EXACT_ON_A_CPU, batch_invariance
@@ -22,6 +22,7 @@ from shared_engine.machine.home import expanded, home
 from shared_engine.machine.memory import total_memory
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
+from shared_engine.parallelism import Parallelism
 from shared_engine.runtime.directory import ROOT_VARIABLE, runtime_root
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.runtime.spec import EngineSpec
@@ -41,13 +42,14 @@ _APP_ONLY = (*_OURS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCH
 # What decides which tokenizer a server loads: these settings, and all engine_args but those known to have no say in it.
 _TOKENIZER_SETTINGS = ("revision", "tokenizer", "trust_remote_code")
 _NO_SAY_IN_TOKENIZERS = frozenset({
-    "block_size", "chat_template", "chat_template_content_format", "compilation_config", "cpu_offload_gb",
-    "cudagraph_capture_sizes", "data_parallel_size", "default_chat_template_kwargs", "disable_log_stats",
-    "disable_uvicorn_access_log", "enable_auto_tool_choice", "enable_chunked_prefill", "enable_lora",
-    "enable_prefix_caching", "fully_sharded_loras", "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes",
-    "limit_mm_per_prompt", "log_level", "lora_dtype", "lora_modules", "max_cpu_loras", "max_logprobs", "max_lora_rank",
-    "max_loras", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "override_generation_config",
-    "pipeline_parallel_size", "reasoning_parser", "swap_space", "tool_call_parser", "tool_strict_level",
+    "api_server_count", "block_size", "chat_template", "chat_template_content_format", "compilation_config",
+    "cpu_offload_gb", "cudagraph_capture_sizes", "data_parallel_backend", "default_chat_template_kwargs",
+    "disable_log_stats", "disable_uvicorn_access_log", "distributed_executor_backend", "enable_auto_tool_choice",
+    "enable_chunked_prefill", "enable_expert_parallel", "enable_lora", "enable_prefix_caching", "fully_sharded_loras",
+    "generation_config", "kv_cache_dtype", "kv_cache_memory_bytes", "limit_mm_per_prompt", "log_level", "lora_dtype",
+    "lora_modules", "max_cpu_loras", "max_logprobs", "max_lora_rank",
+    "max_loras", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_seqs", "nnodes",
+    "override_generation_config", "reasoning_parser", "swap_space", "tool_call_parser", "tool_strict_level",
 })  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
     release = release_of(interpreter.version)
     _check_args(settings.engine_args, release)
     _check_quantization(settings, release)
+    check_devices(settings, interpreter)
     check_adapters(settings)
     model = resolve_model(settings)
     is_cpu = interpreter.build == "cpu"
@@ -96,9 +99,9 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
         vllm_version=interpreter.version,
         model=model,
         environment={**_environment(settings, argv), **_batch_invariance(settings, interpreter)},
-        devices=("cpu",) if is_cpu else _gpus(settings),
+        devices=("cpu",) if is_cpu else gpus_of(settings),
         memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
-        memory_bytes=_memory_bytes(argv, model) if is_cpu else 0,
+        memory_bytes=_memory_bytes(argv, model, settings.parallelism) if is_cpu else 0,
     )
     is_free_to_choose = interpreter.build == "cuda" and "CUDA_VISIBLE_DEVICES" not in spec.environment
     return on_free_gpus(spec) if is_free_to_choose else spec
@@ -154,24 +157,15 @@ def _say_once(text: str) -> None:
     _log.warning(text)
 
 
-def _gpus(settings: EngineSettings) -> tuple[str, ...]:
-    """The GPUs a server uses: the first of the visible ones, as many as it is split over."""
-    sizes = [settings.tensor_parallel_size]
-    sizes += [int(settings.engine_args.get(name, 1)) for name in ("pipeline_parallel_size", "data_parallel_size")]
-    count = math.prod(sizes)
-    visible = settings.visible_devices or os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in visible.split(",")] if visible else list(map(str, range(count)))
-    return tuple(f"cuda:{name}" for name in names[:count])
-
-
-def _memory_bytes(argv: list[str], model: str) -> int:
-    """What a server on the CPU takes: its KV cache, and the weights if they are on disk. 0 if that is not known."""
+def _memory_bytes(argv: list[str], model: str, parallelism: Parallelism) -> int:
+    """What a server on the CPU takes: its KV caches, and the weights if they are on disk. 0 if that is not known."""
     if "--kv-cache-memory-bytes" not in argv:
         return 0
     size = argv[argv.index("--kv-cache-memory-bytes") + 1]
     if not size.isdigit():
         return 0
-    return int(size) + sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return parallelism.world * int(size) + parallelism.data * weights
 
 
 def resolve_model(settings: EngineSettings) -> str:
@@ -196,7 +190,7 @@ def _backend_flags(args: Mapping[str, Any]) -> list[str]:
 
 
 def _cpu_memory_flags(settings: EngineSettings, interpreter: Interpreter) -> list[str]:
-    """CPU: a KV cache of 1/16 of the RAM, 4 GiB at most, unless the user says otherwise.
+    """CPU: KV caches of 1/16 of the RAM, 4 GiB at most for each worker, unless the user says otherwise.
 
     Left alone, vLLM's CPU build wants gpu_memory_utilization of all RAM for itself and refuses to start when
     other programs have some of it.
@@ -204,7 +198,7 @@ def _cpu_memory_flags(settings: EngineSettings, interpreter: Interpreter) -> lis
     chosen = "kv_cache_memory_bytes" in settings.engine_args or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if interpreter.build != "cpu" or chosen:
         return []
-    return ["--kv-cache-memory-bytes", str(min(total_memory() // 16, 4 << 30))]
+    return ["--kv-cache-memory-bytes", str(min(total_memory() // 16 // settings.parallelism.world, 4 << 30))]
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

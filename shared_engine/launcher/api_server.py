@@ -13,9 +13,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from shared_engine.launcher.compiler import compile_refusal, switch_compiler_off, without_compiling
+from shared_engine.launcher.cores import bind_workers_apart
 from shared_engine.launcher.log import say
 from shared_engine.launcher.vllm_build import is_cpu_build
 from shared_engine.vllm_versions import Release, release_of
+
+SEVERAL_SERVERS = "vllm.entrypoints.cli.serve"
 
 
 def serve(argv: list[str]) -> NoReturn:
@@ -47,13 +50,18 @@ def serve(argv: list[str]) -> NoReturn:
 
 
 def _run(argv: list[str]) -> None:
-    """What ``vllm serve`` does for one API server (main in the module that has run_server)."""
+    """What ``vllm serve`` does (vllm/entrypoints/cli/serve.py), but for one API server where nothing else is said: its
+    own default for data parallelism is one for each copy, and several can't load adapters."""
     import uvloop
 
     release = installed_release()
     importlib.import_module(release.startup).cli_env_setup()
     args = parsed(argv, release)
-    uvloop.run(importlib.import_module(release.api_server).run_server(args))
+    bind_workers_apart(args)
+    if (args.api_server_count or 1) > 1:
+        importlib.import_module(SEVERAL_SERVERS).run_multi_api_server(args)
+    else:
+        uvloop.run(importlib.import_module(release.api_server).run_server(args))
 
 
 def installed_release() -> Release:

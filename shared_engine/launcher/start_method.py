@@ -7,11 +7,13 @@ has imported it and touched no device starts in milliseconds.
 from __future__ import annotations
 
 import glob
+import importlib
 import importlib.util
 import multiprocessing
 import os
 import platform
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 from shared_engine.launcher.vllm_build import is_cpu_build
@@ -63,6 +65,17 @@ def use_fork_inside_vllm() -> None:
 
     system_utils.get_mp_context = get_mp_context
     os.register_at_fork(after_in_child=apply_thread_binding)
+    # Has several API servers spawned, whatever the method: this is all that it takes of multiprocessing for that.
+    utils: Any = importlib.import_module("vllm.v1.utils")
+    utils.multiprocessing = SimpleNamespace(get_context=lambda _: get_mp_context())
+    os.register_at_fork(after_in_child=share_metrics)
+
+
+def share_metrics() -> None:
+    """Do in a forked API server, one of several, what prometheus_client does as it is imported in a spawned one."""
+    values: Any = sys.modules.get("prometheus_client.values")
+    if values is not None and os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        values.ValueClass = values.get_value_class()
 
 
 def apply_thread_binding() -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 FROM_OUTSIDE = frozenset((signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# POSIX shared memory and semaphores as Python names them; whoever is killed leaves them behind.
-_SHARED_FILE = re.compile(r"/dev/shm/(?:psm_|sem\.mp-)\S+")
+# POSIX shared memory and semaphores as Python names them, and what vLLM's workers on a CPU have among them; whoever is
+# killed leaves them behind.
+_SHARED_FILE = re.compile(r"/dev/shm/(?:(?:psm_|sem\.mp-)\S+|\S+-cpushm_\d+)")
 
 
 @dataclass(frozen=True)

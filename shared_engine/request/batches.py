@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from shared_engine.launch.spec import DEFAULT_MAX_NUM_SEQS
+from shared_engine.settings import EngineSettings
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -15,12 +16,14 @@ SPARE_GENERATIONS = 0.25
 SPARE_TEXTS = 1.0
 
 
-def max_in_flight(engine_args: Mapping[str, Any], spare: float) -> int:
-    """vLLM's max_num_seqs, and a share of it more: one that ends has its successor ready (benchmarks/NOTES.md).
+def max_in_flight(settings: EngineSettings, spare: float) -> int:
+    """vLLM's max_num_seqs, of all its EngineCores, and a share of it more: one that ends has its successor ready
+    (benchmarks/NOTES.md).
 
     More would only make others wait in vLLM's queue; where that queue is limited, none is sent that would have to wait.
     """
-    max_num_seqs = int(engine_args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS)
+    engine_args = settings.engine_args
+    max_num_seqs = settings.data_parallel_size * int(engine_args.get("max_num_seqs") or DEFAULT_MAX_NUM_SEQS)
     max_num_queued = engine_args.get("max_num_queued_reqs")
     if max_num_queued is not None:
         return max(1, min(max_num_seqs, int(max_num_queued)))

@@ -28,7 +28,7 @@ class Batches(Lifecycle):
     @property
     def max_concurrency(self) -> int:
         """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs, for each server."""
-        return self._servers * max_in_flight(self.settings.engine_args, SPARE_GENERATIONS)
+        return self._servers * max_in_flight(self.settings, SPARE_GENERATIONS)
 
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
         """The settings' defaults, ``params`` over them, and keywords over those."""

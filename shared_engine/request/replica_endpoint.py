@@ -70,7 +70,7 @@ class ReplicaEndpoint(FleetEndpoint):
         found = await in_a_thread(lambda: settings_of_replicas(self.settings))
         decisive = [name for name, each in SETTINGS.items() if each.decides is Decides.ENGINE]
         key = (repr([getattr(self.settings, name) for name in decisive]), tuple(found), self.settings.start)
-        takes = max_in_flight(self.settings.engine_args, 0)
+        takes = max_in_flight(self.settings, 0)
         self._replicas = replicas_of(key, list(found), takes, starts_all=self.settings.start == "all")
         self._endpoints = {name: LocalEndpoint(settings) for name, settings in found.items()}
 

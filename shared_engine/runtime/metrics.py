@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 # A label's value may hold spaces and braces: a model's name is one.
 _SAMPLE = re.compile(r"^vllm:(\w+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
+_SHARE = "_perc"
 _OF_HISTOGRAMS = ("_bucket", "_created", "_sum", "_count", "_info")
 
 
@@ -46,13 +47,18 @@ def counters(text: str) -> dict[str, float]:
 
 
 def totals(text: str) -> dict[str, float]:
-    """Each gauge and counter, summed over its labels and without ``_total``; histograms are left out."""
+    """Each gauge and counter, summed over its labels and without ``_total``; histograms are left out.
+
+    Of a share (``kv_cache_usage_perc``), of which each engine core of a data-parallel server has one, the mean.
+    """
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for sample in samples(text):
         if not sample.name.endswith(_OF_HISTOGRAMS):
             name = sample.name.removesuffix("_total")
             sums[name] = sums.get(name, 0.0) + sample.value
-    return sums
+            counts[name] = counts.get(name, 0) + 1
+    return {name: value / counts[name] if name.endswith(_SHARE) else value for name, value in sums.items()}
 
 
 def requests_in(text: str) -> tuple[int, int]:

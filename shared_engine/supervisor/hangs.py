@@ -6,6 +6,7 @@ while a start is under way, its log and its processor time.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ MAX_GAP_FACTOR = 2.5
 # vLLM's names. Steps: a histogram with one entry for each.
 _STEPS = "iteration_tokens_total_count"
 _REQUESTS = ("num_requests_running", "num_requests_waiting")
+RANK_HEADER = "X-data-parallel-rank"
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,30 @@ def read_activity(metrics: str) -> Activity:
 
 class Verdict(Enum):
     FINE = "fine"
-    ASK = "ask"  # nothing moves, but vLLM knows of no request: a caller that reads slowly, or vLLM is stuck before that
+    ASK = "ask"  # an engine core does not move, but is not known to have requests: it has none, or is stuck before that
     HUNG = "hung"
 
 
 class HangWatch:
-    """Follows an engine while requests run. Construct, and ``reset``, when they begin."""
+    """Follows an engine while requests run. Construct when they begin.
+
+    Attributes:
+        silent: of the last look, the engine cores that have not moved for the limit though no requests of theirs are
+            known: what they were sent last may never have been seen. Empty where vLLM keeps no statistics.
+    """
 
     def __init__(self, now: float) -> None:
-        self.reset(now)
-
-    def reset(self, now: float) -> None:
+        self.silent: tuple[str, ...] = ()
         self._moved_at = now
         self._steps: dict[str, float] = {}
         self._requests: dict[str, float] = {}
+        self._core_moved_at: dict[str, float] = {}
         self._stuck_since: dict[str, float] = {}
+
+    def answered(self, now: float) -> None:
+        """Those that were silent have answered."""
+        self._moved_at = now
+        self._core_moved_at.update(dict.fromkeys(self.silent, now))
 
     def look(self, now: float, activity: Activity | None, limit_s: float) -> Verdict:
         """Judge by the answer of /metrics; None if there was none.
@@ -81,18 +92,23 @@ class HangWatch:
         """
         if activity is None:
             return Verdict.HUNG if now - self._moved_at >= limit_s else Verdict.FINE
-        for core in activity.steps.keys() | activity.requests.keys():
-            steps = activity.steps.get(core, 0.0)
+        cores = activity.steps.keys() | activity.requests.keys()
+        for core in cores:
+            steps, requests = activity.steps.get(core, 0.0), activity.requests.get(core)
             if self._steps.get(core) != steps:
-                self._steps[core], self._stuck_since[core], self._moved_at = steps, now, now
-            elif not activity.requests.get(core):
+                self._steps[core], self._stuck_since[core] = steps, now
+                self._core_moved_at[core] = self._moved_at = now
+            elif not requests:
                 self._stuck_since[core] = now  # it has nothing to do
             elif not self._requests.get(core):
-                self._stuck_since[core] = self._moved_at = now  # it had nothing to do at the last look
+                # It had nothing to do at the last look.
+                self._stuck_since[core] = self._core_moved_at[core] = self._moved_at = now
         self._requests = activity.requests
+        self.silent = tuple(sorted(core for core in cores if now - self._core_moved_at[core] >= limit_s))
         if any(now - since >= limit_s for since in self._stuck_since.values()):
             return Verdict.HUNG
-        return Verdict.ASK if now - self._moved_at >= limit_s else Verdict.FINE
+        is_silent = self.silent or (not cores and now - self._moved_at >= limit_s)
+        return Verdict.ASK if is_silent else Verdict.FINE
 
 
 class WatchedClock:
@@ -146,8 +162,11 @@ class HangDetector:
         verdict = watch.look(clock.now(), activity, limit_s)
         if verdict is not Verdict.ASK:
             return verdict is Verdict.HUNG
-        if await answers_a_prompt(socket, model, limit_s):
-            watch.reset(clock.now())
+        # Only where there are several does it matter which of them answers.
+        silent = watch.silent if activity is not None and len(activity.steps) > 1 else (None,)
+        answers = [answers_a_prompt(socket, model, limit_s, core) for core in silent]
+        if all(await asyncio.gather(*answers)):
+            watch.answered(clock.now())
             return False
         # Others may have come before that prompt, and it works for them.
         activity = await read_metrics(socket)
@@ -202,10 +221,16 @@ async def read_metrics(socket: str) -> Activity | None:
     return read_activity(body.decode(errors="replace")) if status == 200 else Activity()
 
 
-async def answers_a_prompt(socket: str, model: str, timeout: float) -> bool:
-    """True when vLLM answers a prompt of one token, or refuses it (a pooling model); False if it stays silent."""
+async def answers_a_prompt(socket: str, model: str, timeout: float, core: str | None = None) -> bool:
+    """True when vLLM answers a prompt of one token, or refuses it (a pooling model); False if it stays silent.
+
+    Args:
+        core: the one that is to answer, of a data-parallel server; None for whichever vLLM picks.
+    """
+    prompt = {"model": model, "prompt": [1], "max_tokens": 1}
+    headers = {} if core is None else {RANK_HEADER: core}
     try:
-        await http(socket, "POST", "/v1/completions", timeout, {"model": model, "prompt": [1], "max_tokens": 1})
+        await http(socket, "POST", "/v1/completions", timeout, prompt, headers)
     except OSError:
         return False
     return True

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 
 
-async def http(socket: str, method: str, path: str, timeout: float, body: object = None) -> tuple[int, bytes]:
+async def http(
+    socket: str,
+    method: str,
+    path: str,
+    timeout: float,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, bytes]:
     """One request to the server of a Unix socket: status and body.
 
     Raises:
         OSError: no answer, or none that is HTTP; TimeoutError is one.
     """
     content = b"" if body is None else json.dumps(body).encode()
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n{more}"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     async with asyncio.timeout(timeout):

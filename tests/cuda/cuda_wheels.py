@@ -28,13 +28,22 @@ from tests.support.vllm_sources import registered
 from tests.support.vllm_words import WAITED_FOR, Words
 
 VERSIONS = ("0.32.0", "0.33.0")
-SERVER_NAMES = ("run_server", "make_arg_parser", "validate_parsed_serve_args", "cli_env_setup", "get_mp_context")
+SERVER_NAMES = (
+    "run_server",
+    "run_multi_api_server",
+    "make_arg_parser",
+    "validate_parsed_serve_args",
+    "cli_env_setup",
+    "get_mp_context",
+)
 
 EVERY_FIELD = {
     "model": "org/name",
     "gpu_memory_utilization": 0.5,
     "max_model_len": 512,
     "tensor_parallel_size": 2,
+    "pipeline_parallel_size": 2,
+    "data_parallel_size": 2,
     "dtype": "bfloat16",
     "quantization": "fp8",
     "revision": "main",
@@ -48,7 +57,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "every field that has a flag": EVERY_FIELD,
     "sleep": {"sleep_after_s": 5},
-    "parallel": {"engine_args": {"pipeline_parallel_size": 2, "data_parallel_size": 2}},
+    "parallel": {"data_parallel_size": 2, "engine_args": {"api_server_count": 2, "enable_expert_parallel": True}},
+    "several machines": {"tensor_parallel_size": 2, "engine_args": {"nnodes": 2, "node_rank": 0, "master_addr": "a"}},
+    "backends": {"engine_args": {"distributed_executor_backend": "mp", "data_parallel_backend": "mp"}},
     "lora": {"engine_args": {"enable_lora": True, "max_loras": 2, "max_lora_rank": 32, "lora_modules": ["sql=/l/sql"]}},
     "lora adapters": {"lora_adapters": {}},
     "lora by dicts": {"engine_args": {"enable_lora": True, "lora_modules": [{"name": "sql", "path": "/l/sql"}]}},
@@ -105,6 +116,8 @@ def test_every_module_that_the_launcher_imports_is_there(wheel: CudaWheel) -> No
     assert not [name for name in sorted(named) if not wheel.has_module(name)]
     sources = "\n".join(wheel.source_of(name) for name in named)
     assert not [name for name in SERVER_NAMES if f"def {name}(" not in sources]
+    servers = wheel.source_of("vllm.v1.utils")  # see use_fork_inside_vllm
+    assert 'multiprocessing.get_context("spawn")' in servers
 
 
 def test_what_direct_mode_replaces_is_there(wheel: CudaWheel) -> None:

@@ -60,6 +60,7 @@ BARS = (
 WAITED_FOR: dict[str, tuple[str, ...]] = {
     "progress": (*(re.escape(line) for line, _ in progress._LINES), *BARS),
     "metrics": tuple(f"vllm:{name}" for name in (hangs._STEPS.removesuffix("_count"), *hangs._REQUESTS)),
+    "headers": (hangs.RANK_HEADER,),
     "failed starts": (
         *(pattern for pattern, _ in start_failures._CAUSES),
         start_failures._LACKS_MEMORY.pattern,

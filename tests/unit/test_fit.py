@@ -14,9 +14,10 @@ import pytest
 from shared_engine import Engine, EngineSettings, EngineStartError
 from shared_engine.cli.main import main
 from shared_engine.launch import fit
-from shared_engine.launch.fit import Misfit, gpus_needed, misfit_of, misfit_with
+from shared_engine.launch.fit import Misfit, misfit_of, misfit_with
 from shared_engine.launch.spec import engine_spec
 from shared_engine.machine.nvidia import Driver
+from shared_engine.parallelism import Parallelism, args_of
 from tests.support.engines import end_engines
 from tests.support.fake_vllm.environment import make_environment
 from tests.support.hand_made import own_root
@@ -53,14 +54,14 @@ OLD = replace(GOOD, release="535.129.03", cuda=(12, 2))
         (OLD, None, 1, "535.129.03 is too old: it runs CUDA 12.2, and this build of vLLM has 13; install driver 580"),
         (replace(OLD, cuda=(13, 1)), None, 1, None),
         (replace(GOOD, cuda=None), None, 1, None),
-        (GOOD, None, 4, "not enough GPUs: .* sizes ask for 4, and 2 can be used; lower tensor_parallel_size"),
-        (replace(GOOD, usable=1), "1", 2, "ask for 2, and 1 can be used with CUDA_VISIBLE_DEVICES='1'"),
+        (GOOD, None, 4, "tensor_parallel_size=4 needs 4 GPUs; 2 can be used; lower tensor_parallel_size"),
+        (replace(GOOD, usable=1), "1", 2, "needs 2 GPUs; 1 can be used with CUDA_VISIBLE_DEVICES='1'"),
         (Driver("", None, (), 0, 0, (12, 6), 1), None, 1, "too old"),  # Jetson without NVML
         (Driver("", None, (), 0, 0, (13, 0), 1), None, 1, None),
     ],
 )
 def test_what_the_driver_shows_decides(driver: Driver, visible: str | None, needed: int, words: str | None) -> None:
-    found = misfit_with(driver, 13, needed, visible)
+    found = misfit_with(driver, 13, Parallelism.of({"tensor_parallel_size": needed}), visible)
     if words is None:
         assert found is None
     else:
@@ -69,7 +70,7 @@ def test_what_the_driver_shows_decides(driver: Driver, visible: str | None, need
 
 
 def test_any_driver_will_do_where_the_version_of_cuda_is_not_known() -> None:
-    assert misfit_with(OLD, None, 1, None) is None
+    assert misfit_with(OLD, None, Parallelism.of({}), None) is None
 
 
 @pytest.mark.parametrize(
@@ -77,16 +78,19 @@ def test_any_driver_will_do_where_the_version_of_cuda_is_not_known() -> None:
     [
         ({}, 1),
         ({"tensor_parallel_size": 2}, 2),
-        ({"tensor_parallel_size": 2, "engine_args": {"pipeline_parallel_size": 3, "data_parallel_size": 2}}, 12),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 2}, 12),
         ({"tensor_parallel_size": 2, "engine_args": {"distributed_executor_backend": "mp"}}, 2),
         ({"tensor_parallel_size": 2, "engine_args": {"distributed_executor_backend": "ray"}}, 0),
-        ({"tensor_parallel_size": 2, "engine_args": {"nnodes": 2}}, 0),
-        ({"engine_args": {"data_parallel_size": 4, "data_parallel_size_local": 1}}, 0),
+        ({"tensor_parallel_size": 2, "engine_args": {"data_parallel_backend": "ray"}}, 0),
+        ({"tensor_parallel_size": 4, "engine_args": {"nnodes": 2}}, 2),
+        ({"data_parallel_size": 4, "engine_args": {"data_parallel_size_local": 1}}, 1),
     ],
 )
 def test_how_many_gpus_of_this_machine_an_engine_needs(tmp_path: Path, settings: dict[str, Any], count: int) -> None:
     python = make_interpreter(tmp_path / "env", "vllm-0.32.0")
-    assert gpus_needed(engine_spec(EngineSettings(model="org/name", python=python, **settings)).argv) == count
+    (tmp_path / "env/lib/python3.11/site-packages/ray").mkdir()
+    spec = engine_spec(EngineSettings(model="org/name", python=python, **settings))
+    assert Parallelism.of(args_of(spec.argv)).here == count
 
 
 # ---- of an environment
@@ -136,6 +140,8 @@ def test_what_needs_no_nvidia_gpu_here_is_not_judged(
     python = make_interpreter(tmp_path / "env", distribution)
     if torch is not None:
         add_torch(tmp_path / "env", "2.13.0", torch)
+    if "engine_args" in settings:
+        (tmp_path / "env/lib/python3.11/site-packages/ray").mkdir()
     assert misfit(python, environment, **settings) is None
     assert not asked.environments
 

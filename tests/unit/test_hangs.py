@@ -10,6 +10,7 @@ import pytest
 
 from shared_engine.supervisor.hangs import (
     Activity,
+    HangDetector,
     HangWatch,
     StallWatch,
     Verdict,
@@ -76,8 +77,8 @@ def two(steps: tuple[float, float], requests: tuple[float, float] = (1, 1)) -> A
         pytest.param([(5, one(5), FINE), (10, None, FINE), (14, None, FINE), (15, None, HUNG)], id="silent_later"),
         pytest.param([(0, two((1, 1)), FINE), (9, two((2, 1)), FINE), (10, two((3, 1)), HUNG)], id="one_of_two_stuck"),
         pytest.param(
-            [(0, two((1, 1), (1, 0)), FINE), (9, two((2, 1), (1, 0)), FINE), (18, two((3, 1), (1, 0)), FINE)],
-            id="one_of_two_idle",
+            [(0, two((1, 1), (1, 0)), FINE), (9, two((2, 1), (1, 0)), FINE), (10, two((3, 1), (1, 0)), ASK)],
+            id="one_of_two_idle_as_far_as_is_known",
         ),
         pytest.param(
             [(0, two((1, 1), (0, 0)), FINE), (9, two((1, 1), (0, 0)), FINE), (10, two((1, 1), (0, 0)), ASK)],
@@ -104,11 +105,11 @@ def test_verdict_with_a_limit_of_ten_seconds(looks: list[tuple[float, Activity |
     assert [watch.look(now, activity, 10) for now, activity, _ in looks] == [verdict for *_, verdict in looks]
 
 
-def test_a_reset_gives_it_the_whole_time_again() -> None:
+def test_an_answer_gives_it_the_whole_time_again() -> None:
     watch = HangWatch(0)
     assert watch.look(0, one(5, 0), 10) is FINE
     assert watch.look(11, one(5, 0), 10) is ASK
-    watch.reset(11)
+    watch.answered(11)
     assert watch.look(12, one(5), 10) is FINE
     assert watch.look(21, one(5), 10) is FINE
     assert watch.look(22, one(5), 10) is HUNG
@@ -217,3 +218,49 @@ def test_a_start_that_gets_no_processor_at_all_does_not_hang(is_runnable: bool, 
     assert not watch.is_stalled(0.0, 10, 1.0, 0.0, 4.0)
     assert not watch.is_stalled(3.9, 10, 1.0, 0.0, 4.0, lambda: pytest.fail("asked before it is decided"))
     assert watch.is_stalled(4.1, 10, 1.0, 0.0, 4.0, lambda: is_runnable) is is_stalled
+
+
+def of_two_cores(steps: int) -> bytes:
+    """/metrics where one core makes steps, and of the other no request is known."""
+    return "".join(
+        f'vllm:iteration_tokens_total_count{{engine="{core}"}} {count}\n'
+        f'vllm:num_requests_running{{engine="{core}"}} {running}\n'
+        for core, count, running in ((0, steps, 1), (1, 5, 0))
+    ).encode()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_core_that_is_silent_while_another_works_is_asked_by_its_number(tmp_path: Path, answers: bool) -> None:
+    """What vLLM has sent to a core that stands still is in no metric: only that core can tell."""
+    asked: list[str] = []
+    tasks: set[asyncio.Task[None]] = set()
+    steps = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal steps
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("GET"):
+            steps += 1
+            writer.write(OK + of_two_cores(steps))
+        else:
+            asked.extend(line for line in head.split("\r\n") if line.lower().startswith("x-data"))
+            if answers:
+                writer.write(OK + b"{}")
+            else:
+                await reader.read()  # until whoever asks has had enough
+        writer.close()
+
+    path, detector = str(tmp_path / "s.sock"), HangDetector()
+    async with await asyncio.start_unix_server(handle, path):
+        verdicts = []
+        deadline = asyncio.get_running_loop().time() + 10
+        while not asked and asyncio.get_running_loop().time() < deadline:
+            verdicts.append(await detector.is_hung(path, "model", 0.2))
+            await asyncio.sleep(0.01)
+        await asyncio.wait(tasks)
+    assert asked == ["X-data-parallel-rank: 1"]
+    assert verdicts[-1] is not answers
+    assert not any(verdicts[:-1])

@@ -31,6 +31,7 @@ ORDER = (
     "config_files",
     "addresses",
     "device_sets",
+    "parallelism",
     "params",
     "declared",
     "validation",

@@ -22,3 +22,11 @@ def test_a_label_is_read_whatever_others_say() -> None:
     x, y = samples(text)
     assert (x.name, x.label("engine"), x.label("absent"), x.value) == ("x", "1", "", 2.0)
     assert (y.name, y.labels, y.value) == ("y", "", 1000.0)
+
+
+def test_a_share_of_several_engine_cores_is_their_mean() -> None:
+    text = "".join(
+        f'vllm:kv_cache_usage_perc{{engine="{core}"}} {share}\nvllm:num_requests_running{{engine="{core}"}} {running}\n'
+        for core, share, running in ((0, 0.5, 3), (1, 0.25, 1))
+    )
+    assert totals(text) == {"kv_cache_usage_perc": 0.375, "num_requests_running": 4.0}

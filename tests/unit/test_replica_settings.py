@@ -75,10 +75,9 @@ def test_each_has_gpus_of_its_own(
 
 
 def test_pipeline_stages_have_gpus_too() -> None:
-    args = {"pipeline_parallel_size": 2}
-    assert made(gpu_ids=[[0, 1], [2, 3]], engine_args=args)["cuda:0,1"].tensor_parallel_size == 1
-    assert list(made(replicas=2, engine_args=args)) == ["cuda:0,1", "cuda:2,3"]
-    four = EngineSettings(model="org/name", gpu_ids=[[0, 1, 2, 3]], engine_args=args)
+    assert made(gpu_ids=[[0, 1], [2, 3]], pipeline_parallel_size=2)["cuda:0,1"].tensor_parallel_size == 1
+    assert list(made(replicas=2, pipeline_parallel_size=2)) == ["cuda:0,1", "cuda:2,3"]
+    four = EngineSettings(model="org/name", gpu_ids=[[0, 1, 2, 3]], pipeline_parallel_size=2)
     assert four.tensor_parallel_size == 2
 
 
@@ -136,7 +135,7 @@ def test_on_a_cpu_each_has_cores_of_its_own() -> None:
         ({"gpu_ids": [0, 1], "replicas": 3}, ["replicas = 3 contradicts gpu_ids, which names 2"]),
         ({"gpu_ids": [0, 1], "tensor_parallel_size": 2}, ["1 GPU for each replica (0; 1)", "ask for 2"]),
         ({"gpu_ids": [[0, 1], [2, 3]], "tensor_parallel_size": 1}, ["2 GPUs for each replica (0, 1; 2, 3)", "for 1"]),
-        ({"gpu_ids": [[0, 1, 2]], "engine_args": {"pipeline_parallel_size": 2}}, ["3 GPUs", "ask for 2"]),
+        ({"gpu_ids": [[0, 1, 2]], "pipeline_parallel_size": 2}, ["3 GPUs", "ask for 2"]),
         ({"gpu_ids": [0], "visible_devices": "0"}, ["leave visible_devices = '0' out"]),
         ({"replicas": 2, "visible_devices": "0,1"}, ["leave visible_devices = '0,1' out"]),
         ({"replicas": 2, "cpu_omp_threads_bind": "0-3"}, ["leave cpu_omp_threads_bind = '0-3' out"]),

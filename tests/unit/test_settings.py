@@ -17,6 +17,8 @@ ENVIRONMENT_VALUES = {
     "VLLM_GPU_MEMORY_UTILIZATION": ("gpu_memory_utilization", "0.5", 0.5),
     "VLLM_MAX_MODEL_LEN": ("max_model_len", "4096", 4096),
     "VLLM_TENSOR_PARALLEL_SIZE": ("tensor_parallel_size", "2", 2),
+    "VLLM_PIPELINE_PARALLEL_SIZE": ("pipeline_parallel_size", "3", 3),
+    "VLLM_DATA_PARALLEL_SIZE": ("data_parallel_size", "2", 2),
     "VLLM_DTYPE": ("dtype", "bfloat16", "bfloat16"),
     "VLLM_IDLE_TTL_SECONDS": ("idle_ttl_s", "60", 60.0),
     "VLLM_TRUST_REMOTE_CODE": ("trust_remote_code", "true", True),

@@ -55,6 +55,8 @@ def has(argv: list[str], *wanted: str) -> bool:
         ({"max_model_len": 512}, ("--max-model-len", "512")),
         ({"gpu_memory_utilization": 0.5}, ("--gpu-memory-utilization", "0.5")),
         ({"tensor_parallel_size": 2}, ("--tensor-parallel-size", "2")),
+        ({"pipeline_parallel_size": 2}, ("--pipeline-parallel-size", "2")),
+        ({"data_parallel_size": 2}, ("--data-parallel-size", "2")),
         ({"dtype": "float16"}, ("--dtype", "float16")),
         ({"quantization": "awq"}, ("--quantization", "awq")),
         ({"revision": "v1"}, ("--revision", "v1")),
