@@ -538,7 +538,8 @@ class EngineSettings(EngineFields):
                 )
             )
         if "direct" in self.modes:
-            raise ValueError(f"{given} makes several engines, and mode={self.mode!r} may run one: pass mode='local'")
+            which = f"mode={self.mode!r}" if self.modes[0] == "direct" else "fallback='direct'"
+            raise ValueError(f"{given} makes several engines, and {which} may run one under this process: leave it out")
         for name in ("visible_devices", "cpu_omp_threads_bind"):
             value = getattr(self, name)
             if value not in (None, "auto"):

@@ -42,10 +42,16 @@ class LocalEndpoint(EngineEndpoint):
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
+        # A bar would stand in the way of the lines.
+        return await self._started(shows_bar=self._settings.show_progress and not self._settings.verbose)
+
+    async def make_ready(self, *, shows_bar: bool) -> None:
+        """Return when the engine answers, starting it if need be."""
+        self.release(await self._started(shows_bar=shows_bar))
+
+    async def _started(self, *, shows_bar: bool) -> Connection:
         with _our_errors():
             supervisor = await self._asked()
-            # A bar would stand in the way of the lines.
-            shows_bar = self._settings.show_progress and not self._settings.verbose
             record = await supervisor.acquire(self._policy, show_progress=shows_bar)
         return await self._connected(supervisor, record)
 

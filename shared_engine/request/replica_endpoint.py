@@ -87,9 +87,12 @@ class ReplicaEndpoint(FleetEndpoint):
                 self.members.ended(name, start, exc)
 
     async def _start(self, name: str, start: Start) -> None:
+        # Where other replicas answer, nobody waits for this one: a bar would stand in the way of what the app shows.
+        is_awaited = not self.members.has_another(set())
         error: Exception | None = None
         try:
-            await self._ready(name)
+            shows_bar = is_awaited and self.settings.show_progress and not self.settings.verbose
+            await self.endpoint_of(name).make_ready(shows_bar=shows_bar)
         except Exception as exc:
             error = exc
         self.members.ended(name, start, error)
@@ -180,11 +183,8 @@ class ReplicaEndpoint(FleetEndpoint):
         """
         await super().check_health(client)
         if self.settings.start == "all":
-            await asyncio.gather(*(self._ready(name) for name in self._endpoints))
-
-    async def _ready(self, name: str) -> None:
-        endpoint = self.endpoint_of(name)
-        endpoint.release(await endpoint.acquire())
+            shows_bar = self.settings.show_progress and not self.settings.verbose
+            await asyncio.gather(*(each.make_ready(shows_bar=shows_bar) for each in self._endpoints.values()))
 
     async def status(self, *, processes: bool) -> EngineInfo:
         return combined(await self.member_infos(processes=processes))

@@ -36,6 +36,7 @@ from shared_engine.launch import replica_sets
 from shared_engine.launch.replica_sets import settings_of_replicas
 from shared_engine.pool import growth
 from shared_engine.request import replicas
+from shared_engine.request.local import LocalEndpoint
 from tests.fake.conftest import MakeEngine
 from tests.support.adapters import BRIEF, POLITE
 from tests.support.callers import ANSWER, HELLO, journal, server_group, server_pid, supervisor_pid, wait_for
@@ -125,7 +126,17 @@ class Load:
 
 
 @pytest.mark.smoke
-def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(fake_engine: MakeEngine) -> None:
+def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(
+    fake_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[bool] = []
+    make_ready = LocalEndpoint.make_ready
+
+    async def noted(endpoint: LocalEndpoint, *, shows_bar: bool) -> None:
+        bars.append(shows_bar)
+        await make_ready(endpoint, shows_bar=shows_bar)
+
+    monkeypatch.setattr(LocalEndpoint, "make_ready", noted)
     engine = fake_engine({**SLOW, "start_delay_s": 0.6}, replicas=2, **SMALL)
     engine.warmup()
     ask(engine, 5)
@@ -138,6 +149,7 @@ def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(fak
         wait_until(lambda: shares(engine)[1] > 10, 20, "answers of the second")
     assert load.errors == []
     assert engine.status().starts == 2
+    assert bars == [True, False], "an app that waits for nothing is shown nothing"
 
 
 def test_one_that_is_not_needed_any_more_falls_idle_and_comes_back_when_it_is(fake_engine: MakeEngine) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from langchain_vllm_local import ChatVLLM
-from llama_index_vllm_local import VLLM
+from langchain_vllm_local import ChatVLLM, VLLMEmbeddings
+from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 from shared_engine import Engine, EngineSettings, SettingsError
 from shared_engine.launch import replica_sets
 from shared_engine.launch.interpreter import Interpreter
@@ -144,7 +144,8 @@ def test_on_a_cpu_each_has_cores_of_its_own() -> None:
         ({"replicas": 2, "base_url": "http://x"}, ["replicas makes several engines", "base_url=[...]"]),
         ({"gpu_ids": [0], "base_url": "http://x"}, ["gpu_ids makes several engines", "http://x"]),
         ({"replicas": 2, "mode": "direct"}, ["mode='direct' runs one under this process"]),
-        ({"replicas": 2, "mode": "auto"}, ["mode='auto' may run one", "mode='local'"]),
+        ({"replicas": 2, "mode": "auto"}, ["mode='auto' may run one"]),
+        ({"replicas": 2, "fallback": ["direct"]}, ["fallback='direct' may run one"]),
         ({"replicas": 5}, ["replicas = 5 need 5 GPUs", "visible are 0, 1, 2, 3"]),
         ({"replicas": 3, "tensor_parallel_size": 2}, ["replicas = 3 with 2 GPUs each need 6"]),
         ({"gpu_ids": [0, 7]}, ["gpu_ids: 7 can't be used", "visible are 0, 1, 2, 3"]),
@@ -181,7 +182,7 @@ def test_too_few_cores_and_too_little_room_are_told() -> None:
     assert len(made(replicas=2, max_loaded_engines=1)) == 2, "of each GPU by itself"
 
 
-@pytest.mark.parametrize("make", [Engine, ChatVLLM, VLLM])
+@pytest.mark.parametrize("make", [Engine, ChatVLLM, VLLM, VLLMEmbeddings, VLLMEmbedding, VLLMRerank])
 def test_objects_refuse_at_construction(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_sets, "find_interpreter", lambda _: CPU)
     with pytest.raises(SettingsError, match="a build for the CPU"):
