@@ -10,13 +10,14 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
 	@echo "make check   format, lint, types, tests that need no vLLM: under a minute"
 	@echo "make test    everything CI runs, on real vLLM"
 	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
+	@echo "make test-batch-kills  vllm-local batch killed at KILLS=50 random moments, its file compared byte by byte; 2 minutes"
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
@@ -31,6 +32,7 @@ help:
 	@echo "make bench-imports     what importing and constructing cost"
 	@echo "make bench-commands    what the vllm-local command costs before it does anything"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
+	@echo "make bench-batch-file  vllm-local batch beside vllm run-batch, and files of a million lines; 8 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
@@ -164,6 +166,13 @@ bench-commands: .venv/dev
 
 bench-direct: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/direct.py
+
+bench-batch-file: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/batch_file.py
+
+KILLS := 50
+test-batch-kills: .venv/dev install
+	@$(CLEAN_ENV) BATCH_KILLS=$(KILLS) $(BIN)/python -m pytest -n 0 --log-cli-level=INFO tests/real/test_batch_on_vllm.py -k killed
 
 bench-faults: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/faults.py

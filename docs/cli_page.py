@@ -66,6 +66,9 @@ memory, CONTEXT the longest prompt and answer together, DOES what the server say
 it until then. `memory is short` means: only another model can take its place; `unloaded by hand (pinned)`: nothing does.
 
 `--json` prints the objects of [status](#json), with `running` and `waiting` requests (null: the server did not say in a second).""",
+    "batch": """\
+Writes an answer to every line of IN into OUT. OUT is the only state: after `kill -9`, Ctrl-C, a full disk or the engine's death the same command goes
+on, with no line lost, twice or half written. [A file of requests](batch.md) has the formats, and what is promised.""",
     "embed": """\
 Prints a JSON array for each text, one on a line; `--json` one object for all. The engine is the one of `VLLMEmbeddings` and `VLLMEmbedding` with equal
 settings.""",
@@ -171,6 +174,7 @@ may write, or that belongs to another user, is refused. Settings can name progra
 | 1 | failed; the reason is on stderr |
 | 2 | wrong usage: an option, a setting or the input must be corrected |
 | 3 | busy: requests were in flight for all of `--timeout`; stderr names the processes |
+| 4 | `batch`: all is answered, some of it by an error |
 | 130 | interrupted with Ctrl-C (leaving `status --watch` that way is 0) |
 | 141 | the reader of the output closed it, as in `vllm-local status \\| head -1` |
 
@@ -250,7 +254,10 @@ def own_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     if any(each.dest.startswith("setting_") for each in parser._actions):
         shared += ["config", "model"]
     return [
-        each for each in parser._actions if each.dest not in shared and not each.dest.startswith(("setting_", "param_"))
+        each
+        for each in parser._actions
+        if (each.dest not in shared or (each.dest == "model" and each.option_strings))
+        and not each.dest.startswith(("setting_", "param_"))
     ]
 
 

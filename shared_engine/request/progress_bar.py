@@ -118,9 +118,9 @@ class _Wait:
             return
         try:
             if self._bar is None:
-                self._bar = _new_bar(**self._look())
+                self._bar = new_bar(**self._look())
             else:
-                _redraw(self._bar, **self._look())
+                redraw(self._bar, **self._look())
         except Exception:
             self._can_draw = False
             with contextlib.suppress(Exception):
@@ -161,7 +161,7 @@ def _join(model: str, reporter: StartReporter) -> _Wait:
         return wait
 
 
-def _new_bar(bar_format: str, done: int, total: int | None) -> Any:
+def new_bar(bar_format: str, done: int, total: int | None) -> Any:
     """A bar of tqdm, drawn; None where none can be, or the user has disabled tqdm's (TQDM_DISABLE=1)."""
     if _is_notebook():
         from tqdm.notebook import tqdm  # type: ignore[import-untyped]
@@ -202,7 +202,7 @@ def _quiet(tqdm: Any) -> Any:
 _drawing = threading.RLock()
 
 
-def _redraw(bar: Any, bar_format: str, done: int, total: int | None) -> None:
+def redraw(bar: Any, bar_format: str, done: int, total: int | None) -> None:
     bar.bar_format = bar_format
     if total is not None and total != bar.total:
         bar.reset(total)  # updates a notebook's widget as well

@@ -317,7 +317,7 @@ async def test_phases_are_logged_where_tqdm_draws_nothing(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     terminal.become_stderr()
-    monkeypatch.setattr(progress_bar, "_new_bar", lambda **_: None)
+    monkeypatch.setattr(progress_bar, "new_bar", lambda **_: None)
     reporter = StartReporter(MODEL, show_progress=True)
     reporter.report(LOADING)
     await until(lambda: len(caplog.records) == 1)

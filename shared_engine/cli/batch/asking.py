@@ -1,0 +1,148 @@
+"""One row is asked, and becomes one line of the output; or the whole batch has to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
+from shared_engine.cli.batch.lines import (
+    Answer,
+    InvalidLineError,
+    Line,
+    OpenAILine,
+    PlainLine,
+    failed_answer,
+    invalid_answer,
+    openai_answer,
+    parse_line,
+    plain_answer,
+)
+from shared_engine.cli.batch.rows import Input, Row
+from shared_engine.engine import Engine
+from shared_engine.errors import (
+    AuthenticationError,
+    EngineBusyError,
+    EngineDiedError,
+    EngineError,
+    InvalidInputError,
+    ServerUnreachableError,
+    SettingsError,
+    VLLMError,
+)
+from shared_engine.params import GenerationParams
+from shared_engine.request.checks import Message
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
+
+_JSON = (("Content-Type", "application/json"),)
+_UNAUTHORIZED = 401
+_OF_ALL_ROWS = (AuthenticationError, ServerUnreachableError, SettingsError)
+
+
+def ends_batch(error: VLLMError) -> bool:
+    """True for what every other row would meet too: no engine, no server, no key."""
+    if isinstance(error, EngineError):
+        return not isinstance(error, EngineDiedError | EngineBusyError)
+    return isinstance(error, _OF_ALL_ROWS)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How rows are asked.
+
+    Attributes:
+        params: of plain rows.
+        system: a message before each prompt.
+        is_raw: prompts are continued as they are, without the chat template.
+    """
+
+    params: GenerationParams = field(default_factory=GenerationParams)
+    system: str | None = None
+    is_raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_raw and self.system is not None:
+            raise InvalidInputError("a system message needs the chat template: it can't go with raw prompts")
+
+    def messages(self, prompt: str) -> list[Message]:
+        """A prompt as a conversation."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": prompt}]
+
+
+def _model_of(model: str | None) -> str | None:
+    """One name for one folder, wherever this runs."""
+    path = Path(model or "").expanduser()
+    return str(path.resolve()) if model is not None and path.is_dir() else model
+
+
+class Asking:
+    """Asks an engine. No error of a row is raised: it becomes the row's answer."""
+
+    def __init__(self, engine: Engine, rows: Input, asked: Asked) -> None:
+        self._engine, self._input, self._asked = engine, rows, asked
+        self._forwarding = Forwarding(engine._requests.endpoint, engine.settings)
+        settings = engine.settings
+        self.how = how_digest({
+            "model": _model_of(settings.model),
+            "defaults": settings.sampling_defaults,
+            "reproducible": settings.reproducible,
+            "params": asked.params.given,
+            "system": asked.system,
+            "raw": asked.is_raw,
+            "prompt_column": rows.prompt_column,
+        })  # fmt: skip
+        """What the ids of the output say of it."""
+
+    def parse(self, row: Row) -> Line:
+        """
+        Raises:
+            InvalidLineError: the row can't be asked.
+            SettingsError: it is in OpenAI's format, and there are parameters for plain rows.
+        """
+        line = parse_line(row.text, self._input.prompt_column, is_table=self._input.is_table)
+        asked = self._asked
+        if isinstance(line, OpenAILine) and (asked.params.given or asked.system is not None or asked.is_raw):
+            raise SettingsError(
+                f"line {row.number} is in OpenAI's format, whose body is sent as it is: parameters, --system and --raw "
+                "are for plain lines"
+            )
+        return line
+
+    async def answer(self, row: Row) -> Answer:
+        """
+        Raises:
+            VLLMError: no row can be answered; see ``ends_batch``.
+        """
+        answer_id = str(Identity(row.number, digest_of(row.text), self.how))
+        try:
+            line = self.parse(row)
+        except InvalidLineError as exc:
+            return invalid_answer(answer_id, row.number, row.text, self._input.unit, exc)
+        try:
+            if isinstance(line, OpenAILine):
+                return await self._forward(answer_id, line)
+            return await self._generate(answer_id, row, line)
+        except VLLMError as exc:
+            if ends_batch(exc):
+                raise
+            return failed_answer(answer_id, row.number, row.text, line, exc)
+
+    async def _forward(self, answer_id: str, line: OpenAILine) -> Answer:
+        answer = await self._forwarding.forward(ForwardedRequest("POST", line.url, _JSON, line.body))
+        body = b"".join([piece async for piece in answer])
+        if answer.status == _UNAUTHORIZED:
+            raise AuthenticationError(body.decode(errors="replace"), answer.status)
+        return openai_answer(answer_id, line, answer.status, body)
+
+    async def _generate(self, answer_id: str, row: Row, line: PlainLine) -> Answer:
+        engine, asked = self._engine, self._asked
+        parameters: dict[str, Any] = dict(line.parameters)
+        if line.messages is not None:
+            result = await engine.achat(line.messages, asked.params, **parameters)
+        elif asked.is_raw:
+            result = await engine.agenerate(line.prompt or "", asked.params, **parameters)
+        else:
+            result = await engine.achat(asked.messages(line.prompt or ""), asked.params, **parameters)
+        return plain_answer(answer_id, row.number, row.text, result)

@@ -1,0 +1,235 @@
+"""What a batch would cost, without an answer written: tokens counted, time estimated from a sample."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shared_engine.cli.batch.asking import Asking
+from shared_engine.cli.batch.job import Job
+from shared_engine.cli.batch.lines import InvalidLineError, Line, OpenAILine
+from shared_engine.cli.batch.out_file import OutFile, Survey, output_of
+from shared_engine.cli.batch.report import Bar, Counts, duration, many
+from shared_engine.cli.batch.rows import Row
+from shared_engine.engine import Engine
+from shared_engine.errors import InvalidInputError, RequestRejectedError
+from shared_engine.request.batches import gather
+from shared_engine.request.bodies import chat_body, completion_body, max_tokens_field, prompt_variables
+from shared_engine.request.checks import check_messages
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS
+
+SAMPLE = 32
+MAX_SHOWN = 5
+TICK_ROWS = 50
+
+
+@dataclass
+class Estimate:
+    """What the rows that are not answered yet would cost.
+
+    Attributes:
+        rows: of the input.
+        answered: already in the output.
+        invalid: rows that can't be asked, or whose prompt the chat template refuses.
+        shown: why, of the first of those.
+        too_long: rows whose prompt alone fills the model's context.
+        uncounted: rows of routes whose tokens are not counted (rerank, score, responses).
+        prompt_tokens: of all rows that were counted.
+        max_completion_tokens: the most that may be generated, of the rows that limit it.
+        unlimited: rows that don't.
+        sampled: how many rows were asked for the estimate.
+        sample_s: how long that took, all at once, with the engine ready.
+        seconds: for all rows; None without a sample.
+    """
+
+    rows: int = 0
+    answered: int = 0
+    invalid: int = 0
+    shown: list[str] = field(default_factory=list)
+    too_long: int = 0
+    uncounted: int = 0
+    prompt_tokens: int = 0
+    max_completion_tokens: int = 0
+    unlimited: int = 0
+    sampled: int = 0
+    sample_s: float = 0.0
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+    def lines(self, unit: str) -> list[str]:
+        """For people."""
+        said = [f"{self.rows - self.answered:,} of {many(self.rows, unit)} to answer"]
+        most = f", at most {self.max_completion_tokens:,} completion tokens"
+        if self.unlimited:
+            most += f" and those of {many(self.unlimited, unit)} without max_tokens"
+        said.append(f"{self.prompt_tokens:,} prompt tokens{most}")
+        if self.uncounted:
+            said.append(f"{many(self.uncounted, unit)} whose tokens are not counted (rerank, score, responses)")
+        if self.too_long:
+            said.append(f"{many(self.too_long, unit)} will have an error: the prompt fills the model's context")
+        if self.invalid:
+            said.append(f"{many(self.invalid, unit)} will have an error:")
+            said += [f"  {each}" for each in self.shown]
+            said += ["  ..."] if self.invalid > len(self.shown) else []
+        if self.seconds is None:
+            said.append("time: not estimated, as no sample was asked")
+        else:
+            said.append(
+                f"about {duration(self.seconds)}: {many(self.sampled, unit)} from all over the input, asked together, "
+                f"took {self.sample_s:.1f} s"
+            )
+        return said
+
+
+def estimate(engine: Engine, job: Job, sample: int = SAMPLE) -> Estimate:
+    """Count the tokens of all rows that are not answered, and ask some of them. Nothing is written.
+
+    Args:
+        sample: how many are asked; 0: none, and no time is estimated.
+
+    Raises:
+        VLLMError: the input or the output can't be read, or no row can be answered.
+    """
+    if not job.rows.is_file:
+        raise InvalidInputError("a dry run reads the input more than once: give a file")
+    asking = Asking(engine, job.rows, job.asked)
+    survey = Survey(job.rows)
+    answered = _answered(job, asking, survey)
+    found = Estimate(rows=survey.rows, answered=sum(map(bool, answered)))
+    left = found.rows - found.answered
+    step = max(1, left // sample) if sample else 0
+    sampled: list[Row] = []
+    counts = Counts(rows=left)
+    bar = Bar(counts, job.rows.unit)
+    try:
+        for position, row in enumerate(_left(job, survey, answered)):
+            if position % TICK_ROWS == 0:
+                counts.answered = position
+                bar.tick()
+            is_valid = _count(found, engine, job, asking, row)
+            if is_valid and step and position % step == 0 and len(sampled) < sample:
+                sampled.append(row)
+    finally:
+        bar.close()
+    if sampled:
+        limit = job.max_inflight or engine.max_concurrency
+        found.sampled, found.sample_s = len(sampled), asyncio.run(_ask(engine, asking, sampled, limit))
+        found.seconds = found.sample_s / found.sampled * left
+    return found
+
+
+def _answered(job: Job, asking: Asking, survey: Survey) -> bytes:
+    if not Path(job.output).is_file():
+        return b""
+    output = output_of(job.output, job.rows, asking.how, survey)
+    assert isinstance(output, OutFile)
+    output.close()
+    return bytes(output.answered)
+
+
+def _left(job: Job, survey: Survey, answered: bytes) -> Iterator[Row]:
+    for row in job.rows.rows():
+        if row.number > len(survey.digests):
+            return
+        if row.number > len(answered) or not answered[row.number - 1]:
+            yield row
+
+
+async def _ask(engine: Engine, asking: Asking, rows: Sequence[Row], limit: int) -> float:
+    try:
+        await engine.awarmup()
+        began = time.monotonic()
+        await gather(rows, asking.answer, limit, return_exceptions=False)
+        return time.monotonic() - began
+    finally:
+        await engine.aclose()
+
+
+def _count(found: Estimate, engine: Engine, job: Job, asking: Asking, row: Row) -> bool:
+    """Add a row; False if it will have an error.
+
+    Raises:
+        VLLMError: what every other row would meet too.
+    """
+    try:
+        body = _body_of(engine, job, asking.parse(row))
+        tokens = _prompt_tokens(engine, body)
+    except (InvalidLineError, InvalidInputError, RequestRejectedError) as exc:
+        found.invalid += 1
+        if len(found.shown) < MAX_SHOWN:
+            found.shown.append(f"{job.rows.unit} {row.number} {exc}")
+        return False
+    if tokens is None:
+        found.uncounted += 1
+        return True
+    found.prompt_tokens += tokens
+    window = engine.context_window
+    if window is not None and tokens >= window + (body.route not in _GENERATES):
+        found.too_long += 1
+        return False
+    if body.route in _GENERATES:
+        _count_completion(found, body)
+    return True
+
+
+class _Body(NamedTuple):
+    route: str
+    fields: dict[str, Any]
+
+
+_GENERATES = (CHAT, COMPLETIONS)
+MAX_TOKENS_OF_COMPLETIONS = 16
+"""vLLM's default for /v1/completions, as OpenAI's."""
+
+
+def _body_of(engine: Engine, job: Job, line: Line) -> _Body:
+    if isinstance(line, OpenAILine):
+        return _Body(line.url, msgspec.json.decode(line.body))
+    parameters = dict(line.parameters)
+    tools, tool_choice = parameters.pop("tools", None), parameters.pop("tool_choice", None)
+    params = engine._params(job.asked.params, parameters)
+    if line.messages is None and job.asked.is_raw:
+        # The Engine asks for as many tokens as fit where no number is given.
+        return _Body(COMPLETIONS, {"max_tokens": None, **completion_body(line.prompt or "", params)})
+    messages = job.asked.messages(line.prompt or "") if line.messages is None else check_messages(line.messages)
+    return _Body(CHAT, chat_body(messages, params, tools=tools, tool_choice=tool_choice))
+
+
+def _prompt_tokens(engine: Engine, body: _Body) -> int | None:
+    """None for what is not counted here."""
+    fields = body.fields
+    if body.route == CHAT:
+        messages = check_messages(fields.get("messages"))
+        return engine.count_tokens(
+            messages, tools=fields.get("tools"), chat_template_kwargs=prompt_variables(fields) or None
+        )
+    if body.route not in (COMPLETIONS, EMBEDDINGS):
+        return None
+    prompts = fields.get("prompt" if body.route == COMPLETIONS else "input")
+    if isinstance(prompts, str):
+        return engine.count_tokens(prompts)
+    if not isinstance(prompts, list):
+        return None
+    if all(isinstance(token, int) for token in prompts):
+        return len(prompts)
+    return sum(engine.count_tokens(each) if isinstance(each, str) else len(each) for each in prompts)
+
+
+def _count_completion(found: Estimate, body: _Body) -> None:
+    name = max_tokens_field(body.fields)
+    if name is None and (body.route == CHAT or "max_tokens" in body.fields):
+        found.unlimited += 1
+        return
+    most = MAX_TOKENS_OF_COMPLETIONS if name is None else body.fields[name]
+    prompts = body.fields.get("prompt")
+    many = len(prompts) if isinstance(prompts, list) and not all(isinstance(each, int) for each in prompts) else 1
+    found.max_completion_tokens += most * (body.fields.get("n") or 1) * many

@@ -1,0 +1,169 @@
+"""The batch: rows in, a bounded number in flight, answers out in the order that is wanted. Resumes by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared_engine.cli.batch.asking import Asked, Asking
+from shared_engine.cli.batch.lines import Answer
+from shared_engine.cli.batch.out_file import OutFile, Output, OutputError, Survey, output_of
+from shared_engine.cli.batch.report import TICK_S, Bar, Counts
+from shared_engine.cli.batch.rows import Input, Row
+from shared_engine.engine import Engine
+from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.request.threads import in_a_thread
+
+HELD_PER_SLOT = 16
+"""For the order of the input: so many answers are held back, for each request in flight, until one before is there."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        output: a path, or ``-`` for the standard output.
+        order: of the answers: as the rows, or as they are done.
+        max_inflight: requests at once; None for what the engine takes.
+        retry_errors: rows that a run before this one answered by an error are asked again.
+    """
+
+    rows: Input
+    output: str
+    asked: Asked = field(default_factory=Asked)
+    order: Literal["input", "done"] = "input"
+    max_inflight: int | None = None
+    retry_errors: bool = False
+
+
+def run_job(engine: Engine, job: Job) -> Counts:
+    """Answer all rows that are not answered yet, or as many as can be.
+
+    Raises:
+        VLLMError: it can't begin.
+        BrokenPipeError: the reader of the output has left.
+    """
+    asking = Asking(engine, job.rows, job.asked)
+    survey = Survey(job.rows) if job.rows.is_file else None
+    output = output_of(job.output, job.rows, asking.how, survey)
+    counts = Counts(
+        rows=None if survey is None else survey.rows,
+        is_resumable=survey is not None and isinstance(output, OutFile),
+    )
+    try:
+        if isinstance(output, OutFile):
+            output.begin()
+            if job.retry_errors and output.errors:
+                output.drop_errors()
+            counts.before, counts.failed_before = output.before, output.errors
+        elif job.retry_errors:
+            raise InvalidInputError(f"{job.output} is not a file: there are no errors in it to ask again")
+        if counts.rows is None or counts.before < counts.rows:
+            last = None if survey is None else len(survey.digests)
+            asyncio.run(_Run(engine, job, asking, output, counts, last).run())
+        if counts.stopped is None and job.order == "input" and isinstance(output, OutFile) and not output.is_sorted:
+            output.sort()
+    except OutputError as exc:
+        counts.stopped = str(exc)
+    finally:
+        output.close()
+    return counts
+
+
+class _Run:
+    def __init__(
+        self, engine: Engine, job: Job, asking: Asking, output: Output, counts: Counts, last: int | None
+    ) -> None:
+        self._engine, self._asking, self._output, self._counts = engine, asking, output, counts
+        self._limit = job.max_inflight or engine.max_concurrency
+        self._is_ordered = job.order == "input"
+        self._rows = self._missing(job.rows, last)
+        self._waits_for_rows = not job.rows.is_file
+        self._bar = Bar(counts, job.rows.unit)
+        self._reading = asyncio.Lock()
+        self._room = asyncio.Semaphore(self._limit * HELD_PER_SLOT)
+        self._taken = self._written = 0
+        self._held: dict[int, tuple[Row, Answer]] = {}
+
+    def _missing(self, rows: Input, last: int | None) -> Iterator[Row]:
+        answered = self._output.answered if isinstance(self._output, OutFile) else b""
+        for row in rows.rows():
+            if last is not None and row.number > last:
+                return  # the input has grown since it was surveyed: the next run sees to that
+            if row.number > len(answered) or not answered[row.number - 1]:
+                yield row
+
+    async def run(self) -> None:
+        """Answer the rows; the counts say how far that went."""
+        main = asyncio.current_task()
+        assert main is not None
+        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: nobody sends us signals
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+        try:
+            await self._answer_all()
+        except asyncio.CancelledError:
+            self._counts.stopped, self._counts.is_interrupted = "interrupted", True
+        except VLLMError as exc:
+            self._counts.stopped = str(exc)
+        finally:
+            self._bar.close()
+            await self._engine.aclose()
+
+    async def _answer_all(self) -> None:
+        await self._engine.awarmup()
+        began = time.monotonic()
+        tasks = [asyncio.ensure_future(self._work()) for _ in range(self._limit)]
+        ticker = asyncio.ensure_future(self._tick())
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in (*tasks, ticker):
+                task.cancel()
+            await asyncio.gather(*tasks, ticker, return_exceptions=True)
+            self._counts.seconds = time.monotonic() - began
+            self._write_held()
+
+    async def _tick(self) -> None:
+        while True:
+            self._bar.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def _work(self) -> None:
+        while True:
+            await self._room.acquire()
+            async with self._reading:
+                row = await in_a_thread(self._next) if self._waits_for_rows else self._next()
+                if row is None:
+                    return
+                place = self._taken
+                self._taken += 1
+            answer = await self._asking.answer(row)
+            if not self._is_ordered:
+                self._write(row, answer)
+                continue
+            self._held[place] = row, answer
+            while self._written in self._held:
+                self._write(*self._held[self._written])
+                del self._held[self._written - 1]
+
+    def _next(self) -> Row | None:
+        return next(self._rows, None)
+
+    def _write(self, row: Row, answer: Answer) -> None:
+        self._output.append(answer.line, row.number)
+        self._written += 1
+        self._counts.add(answer)
+        self._room.release()
+
+    def _write_held(self) -> None:
+        """Of a batch that ends early: what is answered is kept, out of order. A file is sorted when it is complete."""
+        if isinstance(self._output, OutFile):
+            for place in sorted(self._held):
+                self._write(*self._held[place])
+        self._held.clear()

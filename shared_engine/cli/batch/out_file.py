@@ -1,0 +1,335 @@
+"""The output: whole lines only, one for each row, whatever ends this process; and what is already in it.
+
+A file is locked, read, cut after its last whole line, and appended to. What isn't a file (``-``, a pipe, a device) is
+only written to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from shared_engine.cli.batch.identity import Identity, digest_of, is_begun, read_written
+from shared_engine.cli.batch.rows import Input
+from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.machine.locks import is_at, try_lock
+
+STDOUT = "-"
+_STDOUT_FD = 1
+_READ_BYTES = 1 << 20
+_LOOKED_AT = 10
+
+
+class OutputError(VLLMError):
+    """The output can't be written: a full disk, most of the time. What is written of it stays whole."""
+
+
+class Survey:
+    """The rows of an input: what each says, as 8 bytes. Without an input, none.
+
+    Raises:
+        InvalidInputError: it can't be read, or seems to be something else.
+    """
+
+    def __init__(self, rows: Input | None = None) -> None:
+        self.digests = array("Q")
+        self.rows = 0
+        has_objects = False
+        for number, text in () if rows is None else rows.rows():
+            self.digests.extend(array("Q", bytes(8 * (number - 1 - len(self.digests)))))  # blank lines
+            self.digests.append(digest_of(text))
+            self.rows += 1
+            if self.rows <= _LOOKED_AT:
+                has_objects = has_objects or (text.startswith(b"{") and text.endswith(b"}"))
+        if rows is not None and not rows.is_table and self.rows and not has_objects:
+            raise InvalidInputError(
+                f"{rows.name}: none of its first lines is a JSON object; it must be JSON lines, an object in each, or "
+                ".csv, .tsv or .parquet"
+            )
+
+    def says(self, identity: Identity) -> bool:
+        """True if the row of that number has that text."""
+        return identity.number <= len(self.digests) and self.digests[identity.number - 1] == identity.digest
+
+
+class Output(Protocol):
+    """Where answers go."""
+
+    name: str
+
+    def append(self, line: bytes, number: int) -> None:
+        """Write one whole line, or leave what was there.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+
+    def close(self) -> None:
+        """See what was written safely stored.
+
+        Raises:
+            OutputError: it is not.
+        """
+
+
+def _unwritable(name: str, error: OSError) -> OutputError:
+    return OutputError(f"{name} can't be written: {error.strerror or error}")
+
+
+class OutStream:
+    """The standard output, a pipe, a device."""
+
+    def __init__(self, name: str) -> None:
+        self.name = "the standard output" if name == STDOUT else name
+        try:
+            self._fd = os.dup(_STDOUT_FD) if name == STDOUT else os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise _unwritable(self.name, exc) from exc
+
+    def append(self, line: bytes, number: int) -> None:  # noqa: ARG002
+        try:
+            _write_all(self._fd, line)
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise _unwritable(self.name, exc) from exc
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class OutFile:
+    """A file, which belongs to this process until it is closed.
+
+    Attributes:
+        answered: a byte for each row; not 0 where it is answered.
+        before: how many were answered when it was opened.
+        errors: how many are answered by an error.
+        is_sorted: its lines are in the order of the rows.
+    """
+
+    def __init__(self, path: Path, survey: Survey, how: str, unit: str = "line") -> None:
+        """
+        Raises:
+            OutputError: another process writes it, it is of other rows or parameters, or can't be written.
+        """
+        self.name = str(path)
+        self._path = path.resolve()  # what a link points to: the link itself would be replaced
+        self._temporary = self._path.with_name(f".{self._path.name}.new")
+        self._survey, self._how, self._unit = survey, how, unit
+        try:
+            self._fd = self._opened()
+            try:
+                self._read()
+            except BaseException:
+                os.close(self._fd)
+                raise
+        except OSError as exc:
+            raise _unwritable(self.name, exc) from exc
+
+    def _opened(self) -> int:
+        while True:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if not try_lock(fd, fcntl.LOCK_EX):
+                os.close(fd)
+                raise OutputError(f"{self.name} is being written by another process: wait for it, or choose another")
+            if is_at(self._path, fd):
+                return fd
+            os.close(fd)  # replaced meanwhile, by the one that had the lock
+
+    # ---- what is in it
+
+    def _read(self) -> None:
+        self.answered = bytearray(len(self._survey.digests))
+        self.before = self.errors = self._size = self._last = 0
+        self.is_sorted = True
+        for position, line in enumerate(self._lines(), 1):
+            if not line.endswith(b"\n"):
+                if not is_begun(line):
+                    raise self._not_ours(position)
+                return
+            read = read_written(line)
+            if read is None:
+                raise self._not_ours(position)
+            self._check(*read)
+            self._size += len(line)
+
+    def _check(self, identity: Identity, is_error: bool) -> None:
+        number = identity.number
+        if identity.how != self._how:
+            raise OutputError(
+                f"{self.name} was written with another model or other parameters: {self._another_or_remove}"
+            )
+        if not self._survey.says(identity):
+            raise OutputError(
+                f"{self.name} has an answer to {self._unit} {number}, which is not in the input, or has changed there: "
+                f"{self._another_or_remove}"
+            )
+        if self.answered[number - 1]:
+            raise OutputError(f"{self.name} has two answers to {self._unit} {number}: {self._another_or_remove}")
+        self._mark(number)
+        self.before += 1
+        self.errors += is_error
+
+    def _mark(self, number: int) -> None:
+        if number > len(self.answered):  # of an input that was not surveyed
+            self.answered.extend(bytes(number - len(self.answered)))
+        self.answered[number - 1] = 1
+        self.is_sorted = self.is_sorted and number > self._last
+        self._last = number
+
+    _another_or_remove = "choose another output file, or remove this one to begin anew"
+
+    def _not_ours(self, position: int) -> OutputError:
+        return OutputError(
+            f"{self.name} was not written by this command: see its line {position}. Nothing was changed in it; "
+            "choose another output file"
+        )
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self._path, "rb", buffering=_READ_BYTES) as file:
+            yield from file
+
+    # ---- appending
+
+    def begin(self) -> None:
+        """Cut off a line that was only half written. Before, nothing in the file is changed.
+
+        Raises:
+            OutputError: it can't be.
+        """
+        try:
+            with suppress(FileNotFoundError):
+                self._temporary.unlink()  # of a run that was killed
+            self._cut()
+        except OSError as exc:
+            raise _unwritable(self.name, exc) from exc
+
+    def _cut(self) -> None:
+        os.ftruncate(self._fd, self._size)
+        os.lseek(self._fd, self._size, os.SEEK_SET)
+
+    def append(self, line: bytes, number: int) -> None:
+        """See ``Output``."""
+        try:
+            _write_all(self._fd, line)
+        except OSError as exc:
+            with suppress(OSError):  # then the next run does it
+                self._cut()
+            raise _unwritable(self.name, exc) from exc
+        self._size += len(line)
+        self._mark(number)
+
+    def close(self) -> None:
+        """See ``Output``."""
+        try:
+            try:
+                os.fsync(self._fd)
+            finally:
+                os.close(self._fd)
+        except OSError as exc:
+            raise _unwritable(self.name, exc) from exc
+
+    # ---- writing it anew
+
+    def drop_errors(self) -> None:
+        """Take the rows that were answered by an error as not answered.
+
+        Raises:
+            OutputError: it can't be written; then nothing has changed.
+        """
+
+        def without_errors(write: Callable[[bytes], None]) -> None:
+            for line in self._lines():
+                read = read_written(line)
+                if read is not None and not read[1]:
+                    write(line)
+
+        self._replace(without_errors)
+        self._read()
+
+    def sort(self) -> None:
+        """Bring the lines into the order of the rows.
+
+        Raises:
+            OutputError: it can't be written; then nothing has changed.
+        """
+        offsets = array("Q", bytes(8 * len(self.answered)))
+        offset = 0
+        for line in self._lines():
+            read = read_written(line)
+            assert read is not None, "all lines were checked, or are ours"
+            offsets[read[0].number - 1] = offset + 1
+            offset += len(line)
+
+        def in_order(write: Callable[[bytes], None]) -> None:
+            with open(self._path, "rb") as file:
+                for offset in filter(None, offsets):
+                    file.seek(offset - 1)
+                    write(file.readline())
+
+        self._replace(in_order)
+        self.is_sorted = True
+
+    def _replace(self, fill: Callable[[Callable[[bytes], None]], None]) -> None:
+        """A new file takes the place of this one, locked before anybody can find it."""
+        try:
+            fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                os.fchmod(fd, stat.S_IMODE(os.fstat(self._fd).st_mode))
+                with open(fd, "wb", buffering=_READ_BYTES, closefd=False) as file:
+                    fill(_writer(file))
+                os.fsync(fd)
+                size = os.lseek(fd, 0, os.SEEK_END)
+                os.replace(self._temporary, self._path)
+            except BaseException:
+                os.close(fd)
+                with suppress(OSError):
+                    self._temporary.unlink()
+                raise
+        except OSError as exc:
+            raise _unwritable(f"{self.name}, in a new order,", exc) from exc
+        os.close(self._fd)
+        self._fd, self._size = fd, size
+
+
+def _writer(file: BinaryIO) -> Callable[[bytes], None]:
+    def write(line: bytes) -> None:
+        file.write(line)
+
+    return write
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def output_of(name: str, rows: Input, how: str, survey: Survey | None) -> Output:
+    """Where answers go.
+
+    Args:
+        survey: None where the input can be read once only; a file then has to be empty.
+
+    Raises:
+        InvalidInputError: the output is the input, or would have to be resumed and can't.
+        OutputError: see ``OutFile``.
+    """
+    path = Path(name)
+    if name == STDOUT or (path.exists() and not path.is_file() and not path.is_dir()):
+        return OutStream(name)
+    if rows.is_file and path.exists() and os.path.samefile(rows.name, path):
+        raise InvalidInputError(f"{name} is both the input and the output")
+    if survey is None and path.exists() and path.stat().st_size:
+        raise InvalidInputError(
+            f"{name} is not empty, and an input that is not a file can't be resumed: give a file, or remove {name}"
+        )
+    return OutFile(path, survey or Survey(), how, rows.unit)
