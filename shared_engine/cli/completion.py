@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import shtab
@@ -69,9 +70,9 @@ def start_up(shell: str, environment: Mapping[str, str]) -> tuple[Path, str] | N
     home = expanded("~", environment)
     file = file_of(shell, environment)
     if shell == "bash":
-        return home / ".bashrc", f"[ -r '{file}' ] && . '{file}'  {MARK}"
+        return home / ".bashrc", f"[ -r {quote(str(file))} ] && . {quote(str(file))}  {MARK}"
     if shell == "zsh":
-        line = f"fpath=('{file.parent}' $fpath); autoload -Uz compinit; compinit  {MARK}"
+        line = f"fpath=({quote(str(file.parent))} $fpath); autoload -Uz compinit; compinit  {MARK}"
         return Path(environment.get("ZDOTDIR") or home) / ".zshrc", line
     return None
 
@@ -88,12 +89,14 @@ def install(parser: argparse.ArgumentParser, shell: str, environment: Mapping[st
     needed = start_up(shell, environment)
     if needed is None:
         return [file]
-    start_file, line = needed
-    text = start_file.read_text() if start_file.exists() else ""
-    lines = text.splitlines()
+    start_file, line = needed[0], os.fsencode(needed[1])
+    lines = _lines_in(start_file)
     if line in lines:
         return [file]
-    _rewrite(start_file, [each for each in lines if not each.endswith(MARK)] + [line])
+    others = [each for each in lines if not each.endswith(MARK.encode())]
+    while others and not others[-1]:
+        del others[-1]
+    _rewrite(start_file, [*others, line, b""])
     return [file, start_file]
 
 
@@ -108,15 +111,20 @@ def remove(shell: str, environment: Mapping[str, str]) -> list[Path]:
     if file.exists():
         file.unlink()
         changed.append(file)
-    if needed is not None and needed[0].exists():
-        lines = needed[0].read_text().splitlines()
-        left = [line for line in lines if not line.endswith(MARK)]
+    if needed is not None:
+        lines = _lines_in(needed[0])
+        left = [line for line in lines if not line.endswith(MARK.encode())]
         if left != lines:
             _rewrite(needed[0], left)
             changed.append(needed[0])
     return changed
 
 
-def _rewrite(file: Path, lines: list[str]) -> None:
+def _lines_in(file: Path) -> list[bytes]:
+    """As they are, whatever their encoding; none where there is no file."""
+    return file.read_bytes().split(b"\n") if file.exists() else []
+
+
+def _rewrite(file: Path, lines: list[bytes]) -> None:
     # In place: it may be a link into a folder of dotfiles.
-    file.write_text("".join(f"{line}\n" for line in lines))
+    file.write_bytes(b"\n".join(lines))

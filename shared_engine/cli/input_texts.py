@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ def texts_of(given: Sequence[str], file: str | None, what: str) -> list[str]:
         raise InvalidInputError(f"{what}: in the command line or in a file ({file}), not both")
     if given and list(given) != [STDIN]:
         return list(given)
-    lines = [line for line in whole_text((), file, what).splitlines() if line.strip()]
+    # Not by splitlines: it takes U+2028 and the like for ends of lines.
+    lines = [line for line in re.split(r"\r?\n", whole_text((), file, what)) if line.strip()]
     if not lines:
         raise InvalidInputError(f"{what}: there is none in {file or 'the input'}")
     return lines

@@ -183,11 +183,11 @@ def test_what_a_server_refuses_is_a_line(server: RemoteServer, capsys: Capture) 
 
 def test_texts_are_words_lines_of_a_file_or_of_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    file.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")
+    file.write_bytes(b"\xef\xbb\xbfone\r\n\r\nt\xe2\x80\xa8wo")
     assert texts_of(["a b", "c"], None, "TEXT") == ["a b", "c"]
-    assert texts_of([], str(file), "TEXT") == ["one", "two"]
+    assert texts_of([], str(file), "TEXT") == ["one", "t\u2028wo"]
     assert whole_text(["a b", "c"], None, "TEXT") == "a b c"
-    assert whole_text([], str(file), "TEXT") == "one\r\n\r\ntwo"
+    assert whole_text([], str(file), "TEXT") == "one\r\n\r\nt\u2028wo"
     for given in ([], ["-"]):
         piped(monkeypatch, b"x\ny\n")
         assert texts_of(given, None, "TEXT") == ["x", "y"]

@@ -32,7 +32,7 @@ def home(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m shared_engine.cli "$@"\n')
     program.chmod(0o755)
-    home = tmp_path / "home"
+    home = tmp_path / "a user's home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home / "hub"))
@@ -97,15 +97,17 @@ def test_a_shell_completes_commands_options_words_and_models(shell: str, home: P
 @each_shell
 def test_it_is_installed_once_and_removed_without_a_trace(shell: str, home: Path, capsys: Capture) -> None:
     start_up = home / f".{shell}rc"
-    start_up.write_text("alias a=b")
+    was = b"alias a=b  # \xe4\r\n\x0c\n"
+    start_up.write_bytes(was)
     assert main(["completion", "install", shell]) == 0
-    first = start_up.read_text()
+    first = start_up.read_bytes()
     assert main(["completion", "install", shell]) == 0
-    assert start_up.read_text() == first
-    assert first.count(MARK) == (0 if shell == "fish" else 1)
+    assert start_up.read_bytes() == first
+    assert first.startswith(was)
+    assert first.count(MARK.encode()) == (0 if shell == "fish" else 1)
     assert capsys.readouterr().out.count("written: ") == (2 if shell == "fish" else 3)
     assert main(["completion", "remove", shell]) == 0
-    assert start_up.read_text().rstrip() == "alias a=b"
+    assert start_up.read_bytes() == was
     assert [file for file in home.rglob("*vllm-local*") if file.is_file()] == []
     assert main(["completion", "remove", shell]) == 0
     assert capsys.readouterr().out.endswith(f"nothing was installed for {shell}\n")

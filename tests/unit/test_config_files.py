@@ -10,6 +10,7 @@ import pytest
 
 from shared_engine import EngineSettings, SettingsError
 from shared_engine.config_files import default_files, read_files
+from shared_engine.machine.hub_cache import hub_cache
 from shared_engine.settings import collect
 
 
@@ -65,6 +66,18 @@ def test_files_that_are_named_are_read_instead_and_the_first_wins(folder: Path) 
 def test_without_files_they_are_settings_as_ever(folder: Path) -> None:
     assert EngineSettings.from_file(model="org/name") == EngineSettings(model="org/name")
     assert default_files({"XDG_CONFIG_HOME": str(folder)}) == ()
+
+
+def test_a_user_without_a_home_has_no_file_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_user(_: int) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", no_user)
+    assert default_files({}) == ()
+    assert hub_cache({}).name == "hub"
+    assert EngineSettings.from_file(model="org/name").model_folder() is None
 
 
 def test_a_path_that_begins_with_a_dot_is_beside_its_file(folder: Path) -> None:

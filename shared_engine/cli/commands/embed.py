@@ -22,7 +22,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
-    text = "a text; without any, each line of --file or of what is piped in is one"
+    text = "a text; without any, each line of --file or of what is piped in that is not blank is one"
     parser.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     parser.add_argument("--file", metavar="FILE", help="UTF-8, a text on each line")
     text = "put before each text what the model has for it"

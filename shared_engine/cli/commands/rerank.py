@@ -23,7 +23,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("query", metavar="QUERY", help="what the documents are to fit")
-    text = "a document; without any, each line of --file or of what is piped in is one"
+    text = "a document; without any, each line of --file or of what is piped in that is not blank is one"
     parser.add_argument("documents", nargs="*", metavar="DOCUMENT", help=text)
     parser.add_argument("--file", metavar="FILE", help="UTF-8, a document on each line")
     text = "only so many, the best ones"
