@@ -1,4 +1,5 @@
-"""The devices of replicas, as users write them: ``[0, 1]`` for one each, ``[[0, 1], [2, 3]]`` for two each."""
+"""The devices of replicas as users write them, ``[0, 1]`` for one each, ``[[0, 1], [2, 3]]`` for two each; and what
+contradicts replicas. Pure."""
 
 from __future__ import annotations
 
@@ -77,5 +78,43 @@ def _args(engine_args: Any) -> dict[str, Any]:
     return {str(name).lstrip("-").replace("-", "_"): value for name, value in engine_args.items()}
 
 
-def in_words(sets: Sequence[Sequence[str]]) -> str:
-    return "; ".join(", ".join(each) for each in sets)
+def replica_contradiction(values: Mapping[str, Any], modes: Sequence[str], parallelism: Parallelism) -> str | None:
+    """What else is set that replicas can't have, and what to do; None where nothing is.
+
+    Args:
+        values: settings, by name.
+        modes: where requests go.
+        parallelism: of each engine.
+    """
+    sets: DeviceSets | None = values["gpu_ids"]
+    given = "replicas" if sets is None else "gpu_ids"
+    several = f"{given} makes several engines of this machine"
+    if tuple(modes) == ("remote",):
+        return (
+            f"{several}, and base_url = {values['base_url']!r} is a server that runs: leave one of them out, or name "
+            "several servers with base_url=[...]"
+        )
+    if "direct" in modes:
+        which = f"mode={values['mode']!r}" if modes[0] == "direct" else "fallback='direct'"
+        verb = "runs" if tuple(modes) == ("direct",) else "may run"
+        return f"{several}, and {which} {verb} one under this process: leave one of them out"
+    for name in ("visible_devices", "cpu_omp_threads_bind"):
+        if values[name] not in (None, "auto"):
+            return f"{given} gives each replica devices of its own: leave {name} = {values[name]!r} out"
+    if parallelism.uses_ray or parallelism.nnodes > 1:
+        which = "Ray" if parallelism.uses_ray else f"nnodes = {parallelism.nnodes}"
+        return f"{several}, each with devices of its own, and {which} takes those of others too: leave one of them out"
+    return None if sets is None else _set_contradiction(sets, values["replicas"], parallelism)
+
+
+def _set_contradiction(sets: DeviceSets, replicas: int | None, parallelism: Parallelism) -> str | None:
+    if replicas not in (None, len(sets)):
+        return f"replicas = {replicas} contradicts gpu_ids, which names {len(sets)}"
+    size = len(sets[0])
+    if parallelism.here == size:
+        return None
+    words = "; ".join(", ".join(each) for each in sets)
+    return (
+        f"gpu_ids has {size} GPU{'s' * (size > 1)} for each replica ({words}), and {parallelism} asks for "
+        f"{parallelism.here}: change one of them"
+    )

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretS
 from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
 from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
-from shared_engine.device_sets import DeviceSets, device_sets, in_words, with_size_of_sets
+from shared_engine.device_sets import DeviceSets, device_sets, replica_contradiction, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.machine.home import expanded
 from shared_engine.model_files.adapter import read_adapter
@@ -526,39 +526,11 @@ class EngineSettings(EngineFields):
     def _check_replicas(self) -> None:
         if not self.is_replicated:
             return
-        given = "replicas" if self.gpu_ids is None else "gpu_ids"
-        if "local" not in self.modes:
-            raise ValueError(
-                f"{given} makes several engines on this machine, and "
-                + (
-                    f"base_url = {self.base_url!r} is a server that runs: leave one of them out, or name several "
-                    "servers with base_url=[...]"
-                    if self.is_remote
-                    else "mode='direct' runs one under this process: leave one of them out"
-                )
-            )
-        if "direct" in self.modes:
-            which = f"mode={self.mode!r}" if self.modes[0] == "direct" else "fallback='direct'"
-            raise ValueError(f"{given} makes several engines, and {which} may run one under this process: leave it out")
-        for name in ("visible_devices", "cpu_omp_threads_bind"):
-            value = getattr(self, name)
-            if value not in (None, "auto"):
-                raise ValueError(f"{given} gives each replica devices of its own: leave {name} = {value!r} out")
-        if self.gpu_ids is None:
-            return
-        if self.replicas not in (None, len(self.gpu_ids)):
-            raise ValueError(f"replicas = {self.replicas} contradicts gpu_ids, which names {len(self.gpu_ids)}")
-        needed, size = self.devices_of_each, len(self.gpu_ids[0])
-        if needed != size:
-            raise ValueError(
-                f"gpu_ids has {size} GPU{'s' * (size > 1)} for each replica ({in_words(self.gpu_ids)}), and the "
-                f"parallel sizes ask for {needed}: change one of them"
-            )
-
-    @property
-    def devices_of_each(self) -> int:
-        """How many devices one engine has on this machine."""
-        return self.parallelism.here or self.parallelism.world
+        names = ("replicas", "gpu_ids", "base_url", "mode", "visible_devices", "cpu_omp_threads_bind")
+        values = {name: getattr(self, name) for name in names}
+        problem = replica_contradiction(values, self.modes, self.parallelism)
+        if problem is not None:
+            raise ValueError(problem)
 
     @property
     def is_replicated(self) -> bool:

@@ -53,7 +53,7 @@ def settings_of_replicas(settings: EngineSettings, interpreter: Interpreter | No
 
 
 def _gpus(settings: EngineSettings, interpreter: Interpreter) -> Sequence[Sequence[str]]:
-    visible, size = os.environ.get(VISIBLE), settings.devices_of_each
+    visible, size = os.environ.get(VISIBLE), settings.parallelism.here
     named = None if visible is None else [name.strip() for name in visible.split(",")]
     needed = settings.replica_count * size
     found = _first_ones(named, interpreter)
@@ -103,7 +103,7 @@ def _bound_cores(settings: EngineSettings, interpreter: Interpreter) -> list[str
             f"gpu_ids names GPUs, and vLLM in {interpreter.path} is a build for the CPU: pass replicas="
             f"{settings.replica_count}, which share the cores; or install the CUDA build (`vllm-local install --cuda`)"
         )
-    cores, workers = usable_cores(), settings.devices_of_each
+    cores, workers = usable_cores(), settings.parallelism.here
     parts = core_shares(cores, settings.replica_count, workers)
     if parts is None:
         each = f" with {workers} workers each" if workers > 1 else ""

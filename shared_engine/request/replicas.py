@@ -68,7 +68,7 @@ class Replicas(Members):
         """
         with self.guard:
             members = list(self.pool.members.values())
-            needed = len(members) if self.starts_all else self._growth.decide(self._load(now), now)
+            needed = len(members) if self.starts_all else self._needed(now)
             ready = [each for each in members if each.name in self._ready]
             ready.sort(key=lambda each: (each.out_until > now, each.number))
             in_use = ready[:needed]
@@ -88,6 +88,13 @@ class Replicas(Members):
                 if each.out_until <= now or (index == 0 and is_last_hope)
             ]
             return {member.name: self._begun(member) for member in chosen}
+
+    def _needed(self, now: float) -> int:
+        load, before = self._load(now), self._growth.needed
+        needed = self._growth.decide(load, now)
+        if needed != before:
+            _log.info("replicas needed: %d -> %d, with %d requests in flight", before, needed, load)
+        return needed
 
     def _begun(self, member: Member) -> Start:
         member.is_on_trial = bool(member.out_until)

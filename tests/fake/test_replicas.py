@@ -245,7 +245,7 @@ def test_a_crash_loses_nothing_that_had_shown_nothing(fake_engine: MakeEngine) -
 
 
 def test_while_one_is_started_again_the_other_answers_at_once(fake_engine: MakeEngine) -> None:
-    engine = fake_engine({"start_delay_s": 0.8, **SLOW}, replicas=2, start="all")
+    engine = fake_engine({"start_delay_s": 1.6, **SLOW}, replicas=2, start="all")
     engine.warmup()
     first = alone(engine)[0]
     with Load(lambda: hello(engine), 4) as load:
