@@ -28,6 +28,7 @@ from shared_engine.observe.processes import ProcessNode
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import SETTINGS
+from tests.support.fake_nvml import A, FakeNvml, gpu
 from tests.support.hand_made import KEY, MakeEngine
 from tests.support.pooling_server import bodies, embeds_and_reranks
 from tests.support.remote_server import RemoteServer, running_server
@@ -138,6 +139,13 @@ def test_ps_leaves_out_what_is_not_loaded(hand_made: MakeEngine, capsys: Capture
     assert "stopped" in capsys.readouterr().out
 
 
+def test_of_a_gpu_its_own_memory_counts(hand_made: MakeEngine, fake_gpus: FakeNvml, capsys: Capture) -> None:
+    made = hand_made(devices=("cuda:0",), idle_ttl_s=600.0)
+    fake_gpus.show(gpu(A, total=80 * GIB), f"process {made.child_pid} {20 * GIB}")
+    assert main(["ps"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[2:5] == ["20.0G", "cuda:0", "25%"]
+
+
 def test_never_is_null_for_programs() -> None:
     assert engine(idle_ttl_s=math.inf).to_json()["idle_ttl_s"] is None
     assert json.loads(as_json({"a": [math.inf, 1.5]})) == {"a": [None, 1.5]}
@@ -243,6 +251,11 @@ def test_a_conversation_that_is_none_is_told(server: RemoteServer, capsys: Captu
 def test_load_of_a_remote_server_asks_for_its_health(server: RemoteServer, capsys: Capture) -> None:
     assert main(["load", "-", "--base-url", server.url]) == 0
     assert capsys.readouterr().out.startswith(f"{server.url} is ready after ")
+
+
+def test_what_is_another_machines_cannot_be_pinned(server: RemoteServer, capsys: Capture) -> None:
+    assert main(["load", "-", "--base-url", server.url, "--pin"]) == 2
+    assert "--pin keeps an engine of this machine" in capsys.readouterr().err
 
 
 def test_load_under_the_command_itself_is_refused(capsys: Capture) -> None:

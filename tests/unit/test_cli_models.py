@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from shared_engine.cli.commands.list import SETTING, VARIABLE
 from shared_engine.cli.commands.show import counted
 from shared_engine.cli.disk_models import model_named, models_on_disk
 from shared_engine.cli.main import main
-from shared_engine.cli.model_description import cache_bytes_per_token, kind_of, licence_of
+from shared_engine.cli.model_description import Fit, cache_bytes_per_token, fit_of, kind_of, licence_of
 from shared_engine.launcher.fetch_model import needed
 from shared_engine.runtime.record import EngineState
+from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT
 from tests.support.command_screens import frames_of, shown_by
+from tests.support.fake_nvml import GIB, A, FakeNvml, gpu
 from tests.support.hand_made import MakeEngine
 from tests.support.hub import COMMIT, hub
 from tests.support.paths import REPOSITORY, TINY_CHAT
@@ -333,6 +336,17 @@ QWEN: dict[str, Any] = {
 )
 def test_how_much_of_the_cache_a_token_takes(config: Any, settings: Any, count: int | None) -> None:
     assert cache_bytes_per_token(config, EngineSettings(model="org/name", **settings)) == count
+
+
+def test_on_a_gpu_the_share_that_vllm_takes_must_be_free(fake_gpus: FakeNvml) -> None:
+    fake_gpus.show(gpu(A, total=80 * GIB, free=50 * GIB))
+    spec = EngineSpec((), "python", "0.32.0", "model", devices=("cuda:0", "cuda:1"), memory_share=0.5)
+    assert fit_of(spec, 30 * GIB) == Fit("cuda:0", needed=40 * GIB, cache=25 * GIB, free=50 * GIB)
+    assert Fit("cuda:0", needed=40 * GIB, cache=25 * GIB, free=50 * GIB).fits
+    assert not Fit("cuda:0", needed=60 * GIB, cache=25 * GIB, free=50 * GIB).fits
+    assert fit_of(spec, 90 * GIB) == Fit("cuda:0", needed=40 * GIB, cache=0, free=50 * GIB)
+    assert not Fit("cuda:0", needed=40 * GIB, cache=0, free=50 * GIB).fits, "there is no room for a cache"
+    assert fit_of(replace(spec, devices=("cuda:7",)), 1) is None
 
 
 @pytest.mark.parametrize(

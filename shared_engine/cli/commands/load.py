@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     engine = loading_engine(arguments, is_pooling=arguments.pooling)
     if engine.settings.modes[0] == "direct":
         raise SettingsError("mode='direct' loads a model into this command alone, which ends: leave it out")
+    if arguments.pin and engine.settings.is_remote:
+        raise SettingsError("--pin keeps an engine of this machine, and base_url is another's: leave one of them out")
     began = time.monotonic()
     with engine:
         engine.warmup()
