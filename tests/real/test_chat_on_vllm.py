@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared_engine import Engine
+from tests.support.command import COMMAND, given_to, options_of
 from tests.support.in_flight import LONG, is_cut_short, running
 from tests.support.paths import REPOSITORY
 from tests.support.screens import check_screen
@@ -18,27 +18,13 @@ from tests.support.terminal import CTRL_C, CTRL_D, ENTER, Terminal, on_a_termina
 from tests.support.vision_model import png
 from tests.support.waiting import wait_until
 
-COMMAND = [sys.executable, "-m", "shared_engine.cli"]
 QUIET = {"VLLM_LOCAL_CHAT_HISTORY": "off"}
 GREETING = "Hello! How can I help you today?"
 
 
-def options_of(engine: Engine) -> list[str]:
-    """MODEL and options, with which the command uses this engine."""
-    given = engine.settings.model_dump(exclude_unset=True, exclude={"api_key", "seed"})
-    words = [given.pop("model")]
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            words += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
-    return words
-
-
 @pytest.fixture
 def chat(quiet_engine: Engine) -> Iterator[Terminal]:
-    with on_a_terminal([*COMMAND, "chat", *options_of(quiet_engine)], QUIET) as terminal:
+    with on_a_terminal([*COMMAND, "chat", *options_of(given_to(quiet_engine))], QUIET) as terminal:
         terminal.wait_for_prompt()
         yield terminal
 
@@ -138,7 +124,7 @@ def test_a_full_context_warns_before_and_loses_nothing_then(chat: Terminal, quie
 
 def test_run_on_real_vllm(quiet_engine: Engine, tmp_path: Path) -> None:
     def run(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [*COMMAND, "run", *options_of(quiet_engine), *words]
+        command = [*COMMAND, "run", *options_of(given_to(quiet_engine)), *words]
         return subprocess.run(command, input=stdin, capture_output=True, cwd=REPOSITORY, check=False, timeout=90)
 
     asked = run("What is the capital of France?", "--think", "--stats")
@@ -152,22 +138,3 @@ def test_run_on_real_vllm(quiet_engine: Engine, tmp_path: Path) -> None:
     assert list(json.loads(held.stdout)) == ["city"]
     raw = run("--raw", "--max-tokens", "4", stdin=b"The capital of France is")
     assert raw.stdout == (quiet_engine.generate("The capital of France is", max_tokens=4).text + "\n").encode()
-
-
-@pytest.mark.timeout(120)
-def test_a_chat_shows_how_its_engine_starts_and_ctrl_c_ends_the_waiting_only(breakable: Callable[..., Engine]) -> None:
-    engine = breakable()
-    engine.warmup()
-    engine.evict(timeout=10)
-    environment = {**QUIET, "VLLM_SEED": str(engine.settings.seed)}
-    with on_a_terminal([*COMMAND, "chat", *options_of(engine)], environment) as chat:
-        chat.wait_for("tiny_chat: ")
-        check_screen("chat", "start", chat.picture, changing=r": .*")
-        chat.type(CTRL_C)
-        chat.wait_for_prompt()
-        assert chat.lines[0] == "not waiting any longer; the engine goes on starting"
-        assert chat.lines[1].startswith("tiny_chat, 2,048 tokens of context.")
-        assert chat.say("Hello", 60) == GREETING
-    starts = engine.status().starts
-    engine.warmup()
-    assert engine.status().starts == starts

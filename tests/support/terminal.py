@@ -6,7 +6,7 @@ import contextlib
 import os
 import termios
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pexpect
 import pyte
@@ -78,18 +78,11 @@ class Terminal:
 
     def wait_for(self, text: str, timeout_s: float = TIMEOUT_S, *, times: int = 1) -> None:
         """Return when ``text`` has been shown so many times since the start."""
-        deadline = time.monotonic() + timeout_s
-        while self.text.count(text) < times:
-            is_alive = self.pump()
-            assert time.monotonic() < deadline and (is_alive or self.text.count(text) >= times), (
-                f"{text!r} was not shown {times} times:\n{self.text}"
-            )
+        self._wait(lambda: self.text.count(text) >= times, timeout_s, f"{text!r} was not shown {times} times")
 
     def wait_for_prompt(self, timeout_s: float = TIMEOUT_S) -> None:
         """Return when the last line that is not the toolbar's is an empty prompt."""
-        deadline = time.monotonic() + timeout_s
-        while self._last_prompt_is_used():
-            assert self.pump() and time.monotonic() < deadline, f"no prompt:\n{self.text}"
+        self._wait(lambda: not self._last_prompt_is_used(), timeout_s, "no prompt")
 
     def _last_prompt_is_used(self) -> bool:
         line = self._screen.display[self._screen.cursor.y]
@@ -101,21 +94,26 @@ class Terminal:
     def say(self, line: str, timeout_s: float = TIMEOUT_S, *, pasted: bool = False) -> str:
         """Type or paste a line at the prompt, and wait for the next prompt; return what stands between the two."""
         self.wait_for_prompt()
-        before = len(self.text.splitlines()) - self._below()
+        before, prompts = len(self.text.splitlines()) - self._below(), self._prompts
         if pasted:
             self.paste(line)
-            self.wait_for_anything_after(line)
+            self._wait(self._last_prompt_is_used, TIMEOUT_S, f"{line!r} was not pasted")
         self.type(ENTER if pasted else line + ENTER)
-        self.wait_for_anything_after(line)
-        self.wait_for_prompt(timeout_s)
+        self._wait(lambda: self._prompts > prompts, timeout_s, f"no prompt after {line!r}")
+        self.wait_for_prompt()
         lines = self.text.splitlines()
         return "\n".join(lines[before : len(lines) - self._below() - 1]).strip("\n")
 
-    def wait_for_anything_after(self, line: str) -> None:
-        """Return when the prompt with ``line`` was left."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not self._last_prompt_is_used():
-            assert self.pump() and time.monotonic() < deadline, f"{line!r} was not taken:\n{self.text}"
+    @property
+    def _prompts(self) -> int:
+        """How many there were. At each a program asks the terminal to mark what is pasted, if it asks for anything."""
+        return max(self.output.count(b"\x1b[?2004h"), self.output.count(b"\n>>> "))
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, problem: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            is_alive = self.pump()
+            assert time.monotonic() < deadline and (is_alive or condition()), f"{problem}:\n{self.text}"
 
     def _below(self) -> int:
         """Lines under the cursor's that have something on them: the toolbar."""

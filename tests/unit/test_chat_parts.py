@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from shared_engine.cli.asking.answer import Answer, figures
@@ -94,6 +96,14 @@ def test_markdown_is_shown_as_it_is_meant() -> None:
 @pytest.mark.parametrize("pieces", range(1, 30))
 def test_the_pieces_that_a_text_comes_in_make_no_difference(pieces: int) -> None:
     assert shown(DOCUMENT, pieces=pieces) == shown(DOCUMENT)
+
+
+@given(text=st.text("ab1`*#~-_\\\t \n漢", max_size=80), pieces=st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_nothing_that_was_written_is_lost(text: str, pieces: int) -> None:
+    whole = shown(text, width=10)
+    assert re.findall(r"\w", whole.replace("_", "")) == re.findall(r"\w", text.replace("_", ""))
+    assert shown(text, width=10, pieces=pieces) == whole
 
 
 def test_styles() -> None:

@@ -245,6 +245,38 @@ def test_a_picture_that_is_dropped_on_the_terminal_goes_with_the_message(
     assert content[1]["text"] == "What is it?"
 
 
+def test_another_model_goes_on_with_the_conversation(server: RemoteServer, open_chat: OpenChat) -> None:
+    answers(server, "One.", "Two.")
+    chat = open_chat()
+    chat.say("First")
+    assert chat.say("/model other/name").startswith(f"now other/name at {server.url}")
+    chat.say("Second")
+    assert server.requests[-1][1]["model"] == "other/name"
+    assert [message["content"] for message in server.requests[-1][1]["messages"]] == ["First", "One.", "Second"]
+    chat.wait_for("\nname")
+    assert chat.say("/set model x") == "model can't be set in a chat; /model NAME changes it"
+
+
+def test_a_message_that_does_not_fit_is_kept_and_told_what_to_do(server: RemoteServer, open_chat: OpenChat) -> None:
+    answers(server, "One.")
+    chat = open_chat()
+    chat.say("First")
+    words = (
+        "This model's maximum context length is 2048 tokens. However, you requested 1 output tokens and your prompt "
+        "contains {} input tokens, for a total of {} tokens. Please reduce the length of the input "
+        "prompt or the number of requested output tokens."
+    )
+    server.counts_tokens = False
+    server.fails(400, times=1, message=words.format(2050, 2051))
+    shown = " ".join(chat.say("Second").split())
+    assert shown.startswith("This does not fit: 2,050 tokens, and the model takes 2,048 (3 too many). Nothing is lost.")
+    assert chat.say("/undo") == "taken back: First"
+    assert chat.say("/retry") == "Hi"
+    assert server.requests[-1][1]["messages"] == [{"role": "user", "content": "Second"}]
+    server.fails(400, times=1, message=words.format(9000, 9001))
+    assert "The message alone is too long: shorten it." in " ".join(chat.say("Third").split())
+
+
 def test_the_chat_begins_with_what_is_given_on_the_command_line(
     server: RemoteServer, open_chat: OpenChat, tmp_path: Path
 ) -> None:

@@ -61,6 +61,14 @@ class Answer:
         self.usage = chunk.usage or self.usage
         self.model, self.request_id = chunk.model or self.model, chunk.request_id or self.request_id
 
+    def has_waited(self) -> None:
+        """What has passed so far was for the engine's start."""
+        self.wait_s = time.monotonic() - self._began
+
+    @property
+    def figures(self) -> str:
+        return figures(self.usage, self.wait_s, self.first_s, self.total_s)
+
     @property
     def was_cut(self) -> bool:
         """The model had more to say."""

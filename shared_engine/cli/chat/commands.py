@@ -306,7 +306,7 @@ def _stats(chat: Chat, argument: str) -> None:
     if chat.last_answer is None:
         raise InvalidInputError("no answer has come yet")
     totals = chat.totals
-    chat.screen.say(f"last answer: {chat.figures(chat.last_answer)}")
+    chat.screen.say(f"last answer: {chat.last_answer.figures}")
     chat.screen.say(
         f"this chat: {totals.answers} answers in {totals.seconds:.1f} s, {totals.prompt_tokens} tokens of prompts, "
         f"{totals.completion_tokens} of answers"

@@ -31,7 +31,7 @@ _HEADING = re.compile(r"#{1,6} +")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+")
 _TABLE_RULE = re.compile(r"[\s|:-]*-[\s|:-]*")
 _SPANS = (
-    (re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)"), _CODE),
+    (re.compile(r"(`+)(?=[^`\s])(.+?)(?<!`)\1(?!`)"), _CODE),
     (re.compile(r"(\*\*)(?=[^\s*])((?:(?!\*\*).)+)(?<=\S)\*\*(?!\*)"), _BOLD),
     (re.compile(r"(\*)(?=[^\s*])([^*]+)(?<=\S)\*(?!\*)"), _ITALIC),
 )
@@ -131,7 +131,7 @@ class MarkdownWriter:
         if item is not None:
             self._held = self._held[item.end() :]
             self._words.write(item[0], _PLAIN)
-            self._words.indent = len(item[0].expandtabs(4))
+            self._words.indent = len(item[0].replace("\t", "    "))
 
     def _show_words(self, line: str, newline: str, rest: str, *, is_end: bool) -> bool:
         left = self._show_spans(line, self._line_style, is_whole=bool(newline) or is_end)

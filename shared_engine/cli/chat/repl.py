@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.adapting.media_errors import media_errors
-from shared_engine.cli.asking.answer import Answer, figures
+from shared_engine.cli.asking.answer import Answer
 from shared_engine.cli.asking.attachments import WORDING, Part, attachment, user_message, without_dropped_files
 from shared_engine.cli.chat.commands import find_command
 from shared_engine.cli.chat.conversation import Conversation, Message
@@ -17,13 +17,11 @@ from shared_engine.cli.chat.interrupts import Interrupts
 from shared_engine.cli.chat.screen import AnswerView, Screen, without_echo
 from shared_engine.engine import Engine
 from shared_engine.errors import ContextLengthError, EngineError, VLLMError
-from shared_engine.request.io_loop import run_sync
 from shared_engine.settings import EngineSettings
 
 WARN_FROM = 0.8
 """Of the context window: from here on the chat warns that it will be full."""
 
-SETTLE_S = 0.05
 LOG_LINES = 5
 """Of an engine that did not start."""
 
@@ -113,14 +111,13 @@ class Chat:
             with self._interrupts.allowed(), without_echo():
                 return work()
         except KeyboardInterrupt:
-            _let_the_bar_go()
             self.screen.note(interrupted)
             return None
 
     def _begin(self) -> None:
         """Start the engine, with its bar; a chat can begin without it: the first message tries again."""
         try:
-            self.waiting(self.engine.warmup, "not waiting any longer; the engine goes on starting")
+            self.waiting(lambda: make_ready(self.engine), "not waiting any longer; the engine goes on starting")
         except VLLMError as exc:
             self.screen.error(_in_short(exc))
         self.screen.say(f"{self.model_name}{self._window()}. /? lists the commands, Ctrl-D leaves.")
@@ -136,15 +133,16 @@ class Chat:
         self.attached = []
         self.conversation.unanswered = question
         messages = self.conversation.to_send(question)
-        self.engine.reset_stats()
         answer = Answer()
         view = AnswerView(self.screen, is_markdown=self.display.is_markdown, hides_thinking=self.display.hides_thinking)
         is_stopped = False
         try:
             with without_echo(), self._interrupts.allowed(), media_errors(messages, self.settings, WORDING):
+                if not self.settings.is_remote:
+                    make_ready(self.engine)
+                    answer.has_waited()
                 answer.follow(self.engine.stream_chat(messages, **self.parameters), view.text, view.reasoning)
         except KeyboardInterrupt:
-            _let_the_bar_go()
             is_stopped = True
         except VLLMError as exc:
             view.end()
@@ -167,15 +165,9 @@ class Chat:
         elif not answer.text:
             self.screen.note("the answer is empty")
         if self.display.shows_stats:
-            self.screen.note(self.figures(answer))
+            self.screen.note(answer.figures)
         self._warn_of_the_window()
         self.screen.say()
-
-    def figures(self, answer: Answer) -> str:
-        """Of the last answer: since then the engine was asked for nothing else."""
-        requests = self.waiting(lambda: self.engine.stats().requests, "how long it waited for a start is missing")
-        wait_s = requests.wait.sum_s if requests is not None else 0.0
-        return figures(answer.usage, wait_s, answer.first_s, answer.total_s)
 
     def _why_cut(self, answer: Answer) -> str:
         window = self.engine.context_window
@@ -230,20 +222,26 @@ class Chat:
 
     def use(self, settings: EngineSettings) -> bool:
         """Go on with another engine, once it is ready; False where Ctrl-C ended the waiting."""
-        engine = Engine(settings)
-        ready = self.waiting(
-            lambda: engine.warmup() or True, "still with the model before; the other one goes on starting"
-        )
-        if ready:
+        left = "still with the model before; the other one goes on starting"
+        engine = self.waiting(lambda: make_ready(Engine(settings)), left)
+        if engine is not None:
             self.settings, self.engine = settings, engine
-        return bool(ready)
+        return engine is not None
 
 
-def _let_the_bar_go() -> None:
-    """Return when the loop that requests run on has ended the one that was left: it may have a bar to erase, which must
-    not hit what is written next.
+def make_ready(engine: Engine) -> Engine:
+    """The engine, when it answers. It is waited for on an event loop of its own, which ends with Ctrl-C, and
+    with it the bar of a start.
     """
-    run_sync(asyncio.sleep(SETTLE_S))
+
+    async def wait() -> None:
+        try:
+            await engine.awarmup()
+        finally:
+            await engine.aclose()
+
+    asyncio.run(wait())
+    return engine
 
 
 def _in_short(exc: VLLMError) -> str:

@@ -33,7 +33,7 @@ class WordWriter:
         return self._column == 0 and not self._word and not self._blank
 
     def write(self, text: str, style: Style) -> None:
-        for token in _TOKENS.findall(printable(text).expandtabs(4)):
+        for token in _TOKENS.findall(printable(text).replace("\t", "    ")):
             if token == "\n":
                 self.end_line()
             elif token.isspace():
