@@ -25,8 +25,10 @@ from shared_engine.cli.batch.dry_run import Estimate, estimate
 from shared_engine.cli.batch.job import HELD_PER_SLOT, Job
 from shared_engine.cli.batch.report import Bar, Counts, duration
 from shared_engine.cli.batch.rows import Input
+from shared_engine.cli.commands.batch import MAX_RETRIES
 from shared_engine.cli.exit_codes import DONE, FAILED, INTERRUPTED, READER_LEFT, SOME_FAILED, USAGE
 from shared_engine.cli.main import main
+from shared_engine.request import retry
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.waiting import wait_until
@@ -336,6 +338,18 @@ def test_a_refusal_of_any_status_is_the_rows_own(echo: Echo, folder: Path, statu
     echo.refused, echo.status = {"a"}, status
     assert batch(echo) == SOME_FAILED
     assert [line["error"] and line["error"]["code"] for line in lines(folder)] == [status, None]
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_busy_is_waited_for(
+    echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(retry, "MAX_WAIT_S", 0.01)
+    write(folder, "a")
+    echo.server.fails(status, times=MAX_RETRIES)
+    assert main(["batch", "in.jsonl", "out.jsonl", "--base-url", echo.url]) == DONE
+    assert len(echo.server.requests) == MAX_RETRIES + 1
 
 
 @pytest.mark.parametrize("is_openai", [True, False])

@@ -26,6 +26,8 @@ EXAMPLES = (
     "vllm-local batch requests.jsonl answers.jsonl --base-url http://a:8000/v1,http://b:8000/v1 --order done",
     "vllm-local batch requests.jsonl answers.jsonl --model Qwen/Qwen3-4B --dry-run",
 )
+MAX_RETRIES = 10
+"""About a minute: a batch can wait for a server that is busy, or comes back, where a person would not."""
 INTERRUPTED = "the same command goes on from there"
 
 
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    engine = engine_of(arguments)
+    engine = engine_of(arguments, max_retries=MAX_RETRIES)
     job = Job(
         rows=Input(arguments.input, arguments.prompt_column),
         output=arguments.output,
