@@ -310,6 +310,48 @@ def test_a_full_device_is_told(echo: Echo, folder: Path, capsys: Capture) -> Non
     assert "stopped: /dev/full can't be written: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_lines_that_are_added_meanwhile_are_the_next_runs(echo: Echo, folder: Path) -> None:
+    echo.held.add("1")
+    with started(echo, "in.jsonl", "out.jsonl", "--max-inflight", "1") as process:
+        wait_until(lambda: echo.asked == ["1"], TIMEOUT_S, "the first one to be asked")
+        with (folder / "in.jsonl").open("a") as file:
+            file.write('{"prompt": "11"}\n')
+        echo.held.clear()
+        _, said = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, numbers(folder)) == (DONE, [*range(1, 11)])
+    assert said.startswith("10 of 10 lines answered: out.jsonl\n")
+    assert batch(echo) == DONE
+    assert numbers(folder) == [*range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    "another",
+    [
+        ["--temperature", "0.5"],
+        ["--system", "Be brief."],
+        ["--raw", "--max-tokens", "3"],
+        ["--model", "another"],
+        ["--max-tokens", "3"],
+    ],
+    ids=" ".join,
+)
+def test_asked_otherwise_it_does_not_go_on(echo: Echo, folder: Path, capsys: Capture, another: list[str]) -> None:
+    echo.server.models.append({"id": "another"})
+    assert batch(echo) == DONE
+    before = (folder / "out.jsonl").read_bytes()
+    assert batch(echo, *another) == FAILED
+    assert "out.jsonl was written with another model or other parameters" in capsys.readouterr().err
+    assert (folder / "out.jsonl").read_bytes() == before
+    assert batch(echo, "--max-inflight", "3", "--timeout", "60", "--order", "done") == DONE
+
+
+def test_the_environments_parameters_count_as_well(echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert batch(echo) == DONE
+    monkeypatch.setenv("VLLM_DEFAULT_TEMPERATURE", "0.5")
+    assert batch(echo) == FAILED
+
+
 # ---- errors
 
 

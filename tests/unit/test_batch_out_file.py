@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared_engine.cli.batch import out_file
 from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
 from shared_engine.cli.batch.lines import Answer, InvalidLineError, PlainLine, failed_answer, plain_answer
 from shared_engine.cli.batch.out_file import OutFile, OutputError, OutStream, Survey, output_of
 from shared_engine.cli.batch.rows import Input, Row
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.locks import try_lock
 from tests.unit.test_batch_lines import result
 
 HOW = how_digest({"model": "m"})
@@ -184,6 +186,27 @@ def test_a_file_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     again = opened(tmp_path, rows)
     assert again.before == len(all_rows)
     again.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = input_of(tmp_path, *TEXTS)
+    whole = go_on(tmp_path, rows)
+    path, moved = tmp_path / "out.jsonl", tmp_path / "sorted.jsonl"
+    moved.write_bytes(whole)
+    path.write_bytes(b"")
+
+    def replaced_first(fd: int, operation: int) -> bool:
+        if moved.exists():
+            os.replace(moved, path)
+        return try_lock(fd, operation)
+
+    monkeypatch.setattr(out_file, "try_lock", replaced_first)
+    out = opened(tmp_path, rows)
+    assert out.before == 4
+    out.close()
+    assert path.read_bytes() == whole
 
 
 def test_errors_are_dropped_and_asked_again(tmp_path: Path) -> None:
