@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 
 import pytest
@@ -207,3 +208,47 @@ def test_objects_of_the_same_engines_have_one(monkeypatch: pytest.MonkeyPatch) -
     assert replicas_of("other", NAMES, TAKES, starts_all=False) is not replicas_of(
         "key", NAMES, TAKES, starts_all=False
     )
+
+
+@pytest.mark.parametrize("starts_all", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_happens_there_is_one_to_ask_or_one_that_starts(starts_all: bool, seed: int) -> None:
+    """Requests, deaths, evictions, failed starts and looks in any order, on a clock of the test's own."""
+    chance, now = random.Random(seed), time.monotonic()
+    replicas = Replicas(NAMES, TAKES, starts_all=starts_all)
+    members, under_way = replicas.pool.members, list[Member]()
+
+    def is_ready(member: Member) -> bool:
+        return replicas.has_another(set(NAMES) - {member.name})
+
+    for _ in range(3000):
+        now += chance.expovariate(5)
+        before = set(replicas.starts)
+        new = set(to_start(replicas, now))
+        assert not new & before
+        assert not any(is_ready(members[name]) for name in new)
+        able = [each for each in members.values() if is_ready(each) and each.out_until <= now]
+        member = replicas.pool.choose(now)
+        if able:
+            assert member in able
+        else:
+            assert replicas.starts or any(map(is_ready, members.values()))
+        if member is not None:
+            under_way.append(member)
+        event = chance.random()
+        if under_way and event < 0.7:
+            ended = under_way.pop(chance.randrange(len(under_way)))
+            fault = chance.choice((None, None, None, *Fault))
+            if fault is None:
+                replicas.pool.answered(ended)
+            elif fault is not Fault.DIED or replicas.gone(ended):
+                replicas.pool.failed(ended, fault, now, "why")
+            replicas.pool.ended(ended)
+        elif event < 0.8:
+            replicas.saw(chance.choice(NAMES), chance.choice((None, (chance.randrange(9), chance.randrange(3)))))
+        for name in list(replicas.starts):
+            if chance.random() < 0.4:
+                replicas.ended(name, replicas.starts[name], chance.choice((None, EngineStartError("no"))))
+    for member in under_way:
+        replicas.pool.ended(member)
+    assert {member.in_flight for member in members.values()} == {0}
