@@ -5,8 +5,10 @@ of them dies, does not start, or leaves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,6 +51,7 @@ READY, STOPPED, STANDBY = EngineState.READY, EngineState.STOPPED, EngineState.ST
 TAKES = 2
 SLOW: dict[str, Any] = {"token_delay_s": 0.03}  # of nine tokens
 SMALL: dict[str, Any] = {"engine_args": {"max_num_seqs": TAKES}}
+KILLS = 3 + 30 * int(os.environ.get("FAULT_ROUNDS", "0"))
 _numbers = itertools.count()
 
 
@@ -290,6 +293,23 @@ def test_one_that_somebody_stops_hands_its_requests_to_the_other(fake_engine: Ma
         alone(engine)[0].shutdown(force=True)
         load.goes_on()
     assert load.errors == []
+
+
+@pytest.mark.parametrize("start", ["lazy", "all"])
+def test_any_process_may_be_killed_at_any_moment(fake_engine: MakeEngine, start: str) -> None:
+    """More of them with FAULT_ROUNDS set (``make test-faults``)."""
+    chance = random.Random(start)
+    engine = fake_engine({**SLOW, "start_delay_s": 0.2}, replicas=3, start=start, max_retries=3, **SMALL)
+    engine.warmup()
+    with Load(lambda: hello(engine), 6) as load:
+        load.goes_on()
+        for _ in range(KILLS):
+            trees = [tree for member in engine.status(processes=True).members if (tree := member.processes) is not None]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice([node.pid for tree in trees for node in tree.walk()]), signal.SIGKILL)
+            load.goes_on()
+    assert load.errors == []
+    assert engine.status().in_flight == 0
 
 
 def test_when_all_are_stopped_their_requests_start_none_of_them_again(fake_engine: MakeEngine) -> None:
