@@ -54,30 +54,37 @@ def settings_of_replicas(settings: EngineSettings, interpreter: Interpreter | No
 
 def _gpus(settings: EngineSettings, interpreter: Interpreter) -> Sequence[Sequence[str]]:
     visible, size = os.environ.get(VISIBLE), settings.parallelism.here
-    named = None if visible is None else [name.strip() for name in visible.split(",")]
-    needed = settings.replica_count * size
-    found = _first_ones(named, interpreter)
+    found = _usable(visible)
+    problem = None if found is None else _lack(settings, found, visible)
+    # What brings a device of its own is looked for only here: that reads many files.
+    if problem is not None and (visible is not None or not has_platform_plugin(interpreter.path)):
+        raise SettingsError(problem)
     if settings.gpu_ids is not None:
-        asked = [name for each in settings.gpu_ids for name in each]
-        missing = [name for name in asked if found is not None and not _is_among(name, found)]
-        if missing:
-            raise SettingsError(f"gpu_ids: {', '.join(missing)} can't be used: {_shown(found, visible)}")
         return settings.gpu_ids
-    if found is not None and needed > len(found):
-        each = f" with {size} GPUs each" if size > 1 else ""
-        raise SettingsError(
-            f"replicas = {settings.replicas}{each} need {needed} GPUs, as each has its own: {_shown(found, visible)}"
-        )
-    names = found if named is not None and found is not None else list(map(str, range(needed)))
+    needed = settings.replica_count * size
+    names = list(map(str, range(needed))) if visible is None or found is None else found
     return [names[start : start + size] for start in range(0, needed, size)]
 
 
-def _first_ones(named: list[str] | None, interpreter: Interpreter) -> list[str] | None:
+def _usable(visible: str | None) -> list[str] | None:
     """The GPUs that may be used, by name; None where no file tells."""
-    if named is not None:
-        return [name for name in named if name and name != "-1"]
-    count = None if has_platform_plugin(interpreter.path) else gpus_by_files()
+    if visible is not None:
+        return [name for each in visible.split(",") if (name := each.strip()) and name != "-1"]
+    count = gpus_by_files()
     return None if count is None else list(map(str, range(count)))
+
+
+def _lack(settings: EngineSettings, found: Sequence[str], visible: str | None) -> str | None:
+    """Why ``found`` does not do; None where it does."""
+    size = settings.parallelism.here
+    needed = settings.replica_count * size
+    if settings.gpu_ids is not None:
+        missing = [name for each in settings.gpu_ids for name in each if not _is_among(name, found)]
+        return f"gpu_ids: {', '.join(missing)} can't be used: {_shown(found, visible)}" if missing else None
+    if needed <= len(found):
+        return None
+    each = f" with {size} GPUs each" if size > 1 else ""
+    return f"replicas = {settings.replicas}{each} need {needed} GPUs, as each has its own: {_shown(found, visible)}"
 
 
 def _is_among(name: str, found: Sequence[str]) -> bool:
@@ -86,7 +93,7 @@ def _is_among(name: str, found: Sequence[str]) -> bool:
     return name in found or any(each.isdigit() != is_number for each in found)
 
 
-def _shown(found: Sequence[str] | None, visible: str | None) -> str:
+def _shown(found: Sequence[str], visible: str | None) -> str:
     if not found:
         return "this machine shows no GPU" if visible is None else f"{VISIBLE}={visible!r} shows none"
     where = "" if visible is None else f" ({VISIBLE}={visible!r})"
