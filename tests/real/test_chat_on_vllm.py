@@ -77,7 +77,7 @@ def test_a_session_with_every_command(chat: Terminal, quiet_engine: Engine, tmp_
     assert "2,048 tokens of context" in chat.say(f"/model {quiet_engine.settings.model}").replace("\n", " ")
     assert chat.say("/stats on") == "stats = on"
     assert "tokens/s" in chat.say("Hello")
-    assert chat.say("/nothing") == "there is no /nothing (/? lists all)"
+    assert chat.say("/xyzzy") == "there is no /xyzzy (/? lists all)"
     chat.type(f"/help{ENTER}")
     chat.wait_for("goes with it.")
     chat.wait_for_prompt()

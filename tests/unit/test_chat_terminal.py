@@ -49,7 +49,7 @@ MARKDOWN = "Some **bold** words:\n\n```python\nreturn 1\n```\n"
 
 
 def test_thinking_is_dimmed_and_markdown_highlighted(server: RemoteServer, open_chat: OpenChat) -> None:
-    answers(server, {"reasoning": "I show it.", "content": MARKDOWN})
+    answers(server, {"reasoning": "\nI show it.\n", "content": f"\n\n{MARKDOWN}"})
     chat = open_chat()
     assert chat.say("Show me") == "Thinking ...\nI show it.\n\nSome bold words:\n\n```python\nreturn 1\n```"
     assert b"\x1b[2mThinking ...\x1b[0m" in chat.output

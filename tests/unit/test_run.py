@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -19,9 +20,11 @@ from shared_engine.cli.asking.attachments import attachment, without_dropped_fil
 from shared_engine.cli.asking.forms import form_parameters
 from shared_engine.cli.commands import chat as chat_command
 from shared_engine.cli.commands import run as run_command
-from shared_engine.cli.main import main
+from shared_engine.cli.engine_arguments import settings_of
+from shared_engine.cli.main import main, parser_of
 from shared_engine.errors import InvalidInputError
-from tests.support.paths import REPOSITORY
+from tests.support.adapters import ADAPTERS
+from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.scripted import answers
 from tests.support.vision_model import png
@@ -258,6 +261,29 @@ def test_a_reader_that_leaves_ends_it_silently(server: RemoteServer) -> None:
     assert process.stderr is not None
     with process.stderr:
         assert process.stderr.read() == b""
+
+
+# ---- adapters
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return parser_of(["run"]).parse_args(["run", *words])
+
+
+def test_an_adapters_folder_is_as_good_as_its_name() -> None:
+    parameters = {"lora": f"{ADAPTERS['brief']}/"}
+    settings = run_command.settings_with_adapter(parsed(str(TINY_CHAT), "Hi"), parameters)
+    assert (parameters, settings.lora_adapters) == ({"lora": "brief"}, {"brief": ADAPTERS["brief"]})
+
+
+@pytest.mark.parametrize(
+    "words", [["org/name"], ["org/name", "--lora-adapters", json.dumps(ADAPTERS)], ["-", "--base-url", "http://h"]]
+)
+def test_a_name_of_an_adapter_stays_a_name(words: list[str]) -> None:
+    parameters = {"lora": "brief"}
+    given = parsed(*words)
+    assert run_command.settings_with_adapter(given, parameters) == settings_of(given)
+    assert parameters == {"lora": "brief"}
 
 
 # ---- forms and attachments

@@ -101,14 +101,16 @@ class Chat:
             parts = [attachment(place) for place in dropped]
             for place in dropped:
                 self.screen.note(f"attached {place}")
-            self.ask(user_message(text, [*self.attached, *parts]))
+            question = user_message(text, [*self.attached, *parts])
+            self.attached = []
+            self.ask(question)
         except VLLMError as exc:
             self.screen.error(_in_short(exc))
 
     def waiting(self, work: Callable[[], Any], interrupted: str) -> Any:
         """``work()``; None, with a note, where Ctrl-C ended the waiting."""
         try:
-            with self._interrupts.allowed(), without_echo():
+            with without_echo(), self._interrupts.allowed():
                 return work()
         except KeyboardInterrupt:
             self.screen.note(interrupted)
@@ -130,7 +132,6 @@ class Chat:
 
     def ask(self, question: Message) -> None:
         """Send the question and show its answer. Without one it is kept: ``/retry`` sends it again."""
-        self.attached = []
         self.conversation.unanswered = question
         messages = self.conversation.to_send(question)
         answer = Answer()

@@ -56,18 +56,27 @@ class AnswerView:
     def __init__(self, screen: Screen, *, is_markdown: bool, hides_thinking: bool) -> None:
         self._screen = screen
         self._hides_thinking = hides_thinking
+        self._has_text = False
         self._thinking: WordWriter | None = None
         self._words = WordWriter(screen.console)
         self._markdown = MarkdownWriter(screen.console) if is_markdown and screen.can_style else None
 
     def reasoning(self, piece: str) -> None:
         if self._thinking is None:
+            piece = piece.lstrip("\n")
+            if not piece:
+                return
             self._thinking = WordWriter(self._screen.console)
             self._screen.note("Thinking ...")
         if not self._hides_thinking:
             self._thinking.write(piece, _DIM)
 
     def text(self, piece: str) -> None:
+        # Models put empty lines between what they think and what they say.
+        piece = piece if self._has_text else piece.lstrip("\n")
+        if not piece:
+            return
+        self._has_text = True
         self._end_thinking()
         if self._markdown is not None:
             self._markdown.write(piece)
