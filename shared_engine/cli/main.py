@@ -165,7 +165,11 @@ def _shorten_usage(parser: argparse.ArgumentParser) -> None:
     """Of many options the first line of a help only says that there are some."""
     if len(parser._actions) > MANY_ARGUMENTS:
         forms: dict[Any, str] = {None: "{0}", "?": "[{0}]", "*": "[{0} ...]", "+": "{0} [{0} ...]"}
-        words = (forms[each.nargs].format(each.metavar) for each in parser._actions if not each.option_strings)
+        words = (
+            forms[each.nargs].format(each.metavar or "|".join(map(str, each.choices or ())))
+            for each in parser._actions
+            if not each.option_strings
+        )
         parser.usage = " ".join(["%(prog)s [OPTION ...]", *words])
 
 

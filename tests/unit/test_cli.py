@@ -113,6 +113,12 @@ def test_help_names_the_exit_codes(capsys: Capture, arguments: list[str]) -> Non
     assert f"examples:\n  vllm-local {' '.join(arguments)}" in shown
 
 
+def test_of_many_options_a_usage_names_the_words_only(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["tokens"])
+    assert capsys.readouterr().err.startswith("usage: vllm-local tokens [OPTION ...] count|show MODEL [TEXT ...]\n")
+
+
 def test_the_version_is_told(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
