@@ -126,7 +126,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
     """
     kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        6,
+        7,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -148,8 +148,8 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "LifeStats": ["counters", "evictions", "failures", "returns", "start_seconds", "starts"],
             "Progress": ["detail", "done", "phase", "since", "total", "unit"],
             "Record": [
-                "boot_id", "devices", "failure", "launcher_pid", "life", "made_room", "max_model_len", "model",
-                "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
+                "boot_id", "devices", "failure", "idle_ttl_s", "launcher_pid", "life", "made_room", "max_model_len",
+                "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
                 "state_since", "supervisor_pid", "vllm_version",
             ],
         },

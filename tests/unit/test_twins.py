@@ -97,7 +97,7 @@ def test_these_are_all() -> None:
     assert [twin for _, twin in FORMS] == [
         "chat", "chat_batch", "close", "count_tokens", "embed", "evict", "generate", "generate_batch", "is_ready",
         "load_adapter", "metrics", "plan_chunks", "rerank", "shutdown", "stats", "status", "stream_chat",
-        "stream_generate", "tokenize", "unload_adapter", "warmup",
+        "stream_generate", "token_strings", "tokenize", "unload_adapter", "warmup",
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from shared_engine.adapting.local_files import file_of, mime_type_of, read_file
 from shared_engine.adapting.media_errors import Wording
 from shared_engine.adapting.media_parts import MEDIA_KINDS, as_text, data_url, media_part
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 
 Part = dict[str, Any]
 
@@ -63,7 +64,7 @@ def without_dropped_files(text: str) -> tuple[str, list[str]]:
             path = unquote(path[7:])
         if not path.startswith(("/", "~/")):
             return match[0]
-        file = Path(path).expanduser()
+        file = expanded(path)
         if _kind(mime_type_of(file)) is None or not _is_file(file):
             return match[0]
         found.append(str(file))

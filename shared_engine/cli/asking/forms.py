@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 
 PLAIN_JSON = ""
 """``--json`` without a schema."""
@@ -45,7 +45,7 @@ def _schema(given: str) -> dict[str, Any]:
     if not given.lstrip().startswith("{"):
         where = f"--json {given!r:.80}"
         try:
-            text = Path(given).expanduser().read_text()
+            text = expanded(given).read_text()
         except FileNotFoundError:
             raise InvalidInputError(
                 f"{where} is neither a JSON object nor a file; for JSON without a schema put --json last: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
@@ -31,6 +30,7 @@ from shared_engine.errors import (
     SettingsError,
     VLLMError,
 )
+from shared_engine.machine.home import expanded
 from shared_engine.params import GenerationParams
 from shared_engine.request.checks import Message
 from shared_engine.request.forwarding import ForwardedRequest, Forwarding
@@ -73,7 +73,7 @@ class Asked:
 
 def _model_of(model: str | None) -> str | None:
     """One name for one folder, wherever this runs."""
-    path = Path(model or "").expanduser()
+    path = expanded(model or "")
     return str(path.resolve()) if model is not None and path.is_dir() else model
 
 

@@ -14,6 +14,7 @@ from shared_engine.cli.asking.attachments import attachment, describe
 from shared_engine.cli.chat.conversation import load, save
 from shared_engine.cli.chat.line_editor import PATHS
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 from shared_engine.observe.engines import find_engines
 from shared_engine.params import GenerationParams
 
@@ -243,7 +244,7 @@ def _retry(chat: Chat, _: str) -> None:
 
 
 def _save(chat: Chat, argument: str) -> None:
-    file = Path(argument).expanduser() if argument else chat.file
+    file = expanded(argument) if argument else chat.file
     if file is None:
         raise InvalidInputError("name a file: /save FILE")
     parameters = {name: value for name, value in chat.parameters.items() if name not in _SECRET}
@@ -274,7 +275,7 @@ def load_into(chat: Chat, file: Path) -> None:
 def _load(chat: Chat, argument: str) -> None:
     if not argument:
         raise InvalidInputError("name a file: /load FILE")
-    load_into(chat, Path(argument).expanduser())
+    load_into(chat, expanded(argument))
 
 
 # ---- looking

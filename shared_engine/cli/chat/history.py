@@ -8,6 +8,8 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from shared_engine.machine.home import expanded
+
 VARIABLE = "VLLM_LOCAL_CHAT_HISTORY"
 """``off``, or another file."""
 MAX_ENTRIES = 1000
@@ -21,9 +23,9 @@ def history_file(environment: Mapping[str, str]) -> Path | None:
     if chosen.lower() in ("off", "0", "no", "false", "none"):
         return None
     if chosen and chosen.lower() not in ("on", "1", "yes", "true"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     base = environment.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "vllm-local" / "chat_history"
+    return expanded(base) / "vllm-local" / "chat_history"
 
 
 class PrivateHistory(FileHistory):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from pathlib import Path
 
 from shared_engine.adapting.model_facts import has_chat_template
 from shared_engine.cli.asking.attachments import attachment
@@ -15,6 +14,7 @@ from shared_engine.cli.engine_arguments import add_engine_arguments
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.sampling_arguments import add_sampling_arguments, given_parameters
 from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.machine.home import expanded
 
 EXAMPLES = (
     "vllm-local chat Qwen/Qwen3-4B",
@@ -68,7 +68,7 @@ def chat(arguments: argparse.Namespace) -> int:
     made = Chat(settings, parameters, Screen(), system=arguments.system, display=display)
     made.attached = [attachment(place) for place in arguments.attach]
     if getattr(arguments, "load", None) is not None:
-        load_into(made, Path(arguments.load).expanduser())
+        load_into(made, expanded(arguments.load))
     history = open_history(history_file(os.environ) if getattr(arguments, "history", True) else None)
     if isinstance(history, PrivateHistory):
         made.history_switch = history.switch
