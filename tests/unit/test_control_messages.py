@@ -149,8 +149,8 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "Progress": ["detail", "done", "phase", "since", "total", "unit"],
             "Record": [
                 "boot_id", "devices", "failure", "idle_ttl_s", "launcher_pid", "life", "made_room", "max_model_len",
-                "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s", "state",
-                "state_since", "supervisor_pid", "vllm_version",
+                "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s",
+                "state", "state_since", "supervisor_pid", "vllm_version",
             ],
         },
     )  # fmt: skip
