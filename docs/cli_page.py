@@ -202,6 +202,7 @@ returns, and a few derived ones. null: not known, or does not apply.
 | `processes` | a tree of `pid`, `name`, `memory_bytes`, `gpu_memory_bytes`, `children` |
 | `memory_bytes`, `gpu_memory_bytes` | of all processes together |
 | `socket`, `log_file` | paths of the server's socket and of the log |
+| `urls` | where it listens for other programs too, by [`serve_tcp`](serve_tcp.md) |
 | `vllm_version` | the version of vLLM |
 | `leftovers` | files that a killed supervisor left behind; the next start removes them |
 | `member`, `in_flight`, `members` | of fleets and replicas: nothing here, where each engine has a line of its own |

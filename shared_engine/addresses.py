@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import SecretStr
 
 NO_PROXY = "none"
+LOOPBACK = "127.0.0.1"
 FILE, DNS = "file://", "dns+"
 """What the ``base_url`` of a fleet begins with whose servers are listed elsewhere."""
 _ROUTE = re.compile(r"(/v1)?/(chat/completions|completions|embeddings|rerank|responses)$|/v1(/models)?$")
@@ -59,6 +60,27 @@ def http_url(value: str | None) -> str | None:
     if not has_host:
         raise ValueError("has no host; it must be like http://127.0.0.1:8000/v1")
     return value
+
+
+def tcp_address(value: object) -> str | None:
+    """``host:port`` to listen on, the port 0 for any that is free; None for no address."""
+    if value is None or value is False or value == "":
+        return None
+    if value is True or str(value).lower() in ("true", "1"):
+        return f"{LOOPBACK}:0"
+    text = str(value).strip()
+    if text.isdigit():
+        text = f"{LOOPBACK}:{text}"
+    host, port = host_and_port(text)
+    if not host or not 0 <= port <= 65535:
+        raise ValueError(f"must be an address such as {LOOPBACK}:8000, or True for a free port of this machine")
+    return text
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of ``host:port`` and ``[::1]:port``; port -1 where there is none."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port) if port.isdigit() else -1
 
 
 def proxy_url(value: str | None) -> str | None:

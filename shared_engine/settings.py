@@ -15,12 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from shared_engine.addresses import DNS, FILE, proxy_url, server_roots, split_urls, user_and_password
+from shared_engine.addresses import (
+    DNS,
+    FILE,
+    host_and_port,
+    proxy_url,
+    server_roots,
+    split_urls,
+    tcp_address,
+    user_and_password,
+)
 from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.device_sets import DeviceSets, device_sets, replica_contradiction, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.machine.home import expanded
+from shared_engine.machine.sockets import is_loopback
 from shared_engine.model_files.adapter import read_adapter
 from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.model_files.parallel import indivisible_heads, lacks_experts
@@ -31,6 +41,8 @@ from shared_engine.validation import Headers, describe_invalid, text_values
 
 SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
 """Never shown, dumped or pickled: another process reads them from its environment."""
+NOT_PICKLED = (*SECRET, "serve_tcp")
+"""A port that was to have a key must not be opened without one by whoever unpickles the object."""
 # Decided by how the engine is shared; another value would make it unreachable or public.
 _RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "ssl_keyfile", "ssl_certfile"}
 
@@ -42,7 +54,8 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
         if flag in EngineFields.model_fields and flag in FLAGS:  # seed is a setting of Engine alone
             raise ValueError(f"{name!r} is a setting of its own: pass {flag}=... instead")
         if flag in _RESERVED_FLAGS:
-            raise ValueError(f"{name!r} is chosen by vllm-local and can't be set")
+            remedy = "; serve_tcp has it listen on TCP too" if flag in ("host", "port", "api_key") else ""
+            raise ValueError(f"{name!r} is chosen by vllm-local and can't be set{remedy}")
         if flag in NO_ENGINE and value not in (None, False):
             raise ValueError(f"{name} = {value!r}: {NO_ENGINE[flag]}")
         if isinstance(value, str) and value.startswith(("./", "../", "~")):
@@ -134,7 +147,8 @@ class EngineFields(DefaultFields):
     api_key: Annotated[
         SecretStr | tuple[SecretStr, ...] | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)
     ] = None
-    """Sent to ``base_url`` as a bearer token. Of a fleet one for all, or a list with one for each."""
+    """Sent to ``base_url`` as a bearer token. Of a fleet one for all, or a list with one for each. With ``serve_tcp``
+    what requests over TCP must have."""
     member_weights: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...] | None,
         BeforeValidator(_numbers),
@@ -287,6 +301,12 @@ class EngineFields(DefaultFields):
     max_loaded_engines: Annotated[int | None, Field(ge=1), Setting("VLLM_MAX_LOADED_ENGINES", Decides.KEEPING)] = None
     """At most so many engines loaded on the device: idle ones are evicted before this one starts, least recently used
     first; when all are busy or pinned, it waits. None: as many as fit in memory."""
+    serve_tcp: Annotated[
+        str | bool | None, BeforeValidator(tcp_address), Setting("VLLM_SERVE_TCP", Decides.KEEPING)
+    ] = None
+    """Other programs reach a local engine too, by OpenAI's API on TCP: ``"127.0.0.1:8000"``, or ``True`` for any port
+    of this machine. Where the port is taken, the next free one; ``Engine.status().urls`` names it. Open while the
+    engine is ready, from the first request on; other addresses and keys have ports of their own (docs/serve_tcp.md)."""
     start_timeout_s: Annotated[Seconds, Setting("VLLM_START_TIMEOUT_SECONDS", Decides.KEEPING)] = 900
     """How long a caller waits for the engine to be ready, in seconds. The start goes on while it makes progress."""
     stall_timeout_s: Annotated[Seconds, Setting("VLLM_STALL_TIMEOUT_SECONDS", Decides.KEEPING)] = 300
@@ -356,8 +376,8 @@ class EngineFields(DefaultFields):
         state = super().__getstate__()
         return {
             **state,
-            "__dict__": {**state["__dict__"], **dict.fromkeys(SECRET)},
-            "__pydantic_fields_set__": state["__pydantic_fields_set__"] - set(SECRET),
+            "__dict__": {**state["__dict__"], **dict.fromkeys(NOT_PICKLED)},
+            "__pydantic_fields_set__": state["__pydantic_fields_set__"] - set(NOT_PICKLED),
         }
 
 
@@ -442,12 +462,29 @@ class EngineSettings(EngineFields):
                 f"sleep_after_s = {self.sleep_after_s:g} must be below idle_ttl_s = {self.idle_ttl_s:g}: "
                 "the engine would leave memory before it falls asleep"
             )
+        if isinstance(self.serve_tcp, str):
+            self._check_tcp(self.serve_tcp)
         if not self.is_remote:
             check_model(self.model)
             self._check_adapters()
             self._check_quantization()
             self._check_parallelism()
         return self
+
+    def _check_tcp(self, address: str) -> None:
+        if "local" not in self.modes:
+            if address == tcp_address(os.environ.get(ENVIRONMENT["serve_tcp"])):
+                return  # it is for the local ones of this process
+            raise ValueError(
+                f"serve_tcp = {address!r} is of a local engine, and mode is {self.modes[0]!r}: leave it out"
+            )
+        if isinstance(self.api_key, tuple):
+            raise ValueError(f"serve_tcp = {address!r} takes one api_key, not {len(self.api_key)}")
+        if self.api_key is None and not is_loopback(host_and_port(address)[0]):
+            raise ValueError(
+                f"serve_tcp = {address!r} lets other machines in: pass api_key=... (or VLLM_API_KEY), which their "
+                "requests must then have as their bearer token, or an address of this machine, such as 127.0.0.1:8000"
+            )
 
     def _check_adapters(self) -> None:
         adapters = self.lora_adapters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from shared_engine.errors import SettingsError
+from shared_engine.launch.adapters import takes_adapters
 from shared_engine.launch.interpreter import Interpreter, lacks_package
 from shared_engine.settings import EngineSettings
 
@@ -21,7 +22,8 @@ def gpus_of(settings: EngineSettings) -> tuple[str, ...]:
 def check_devices(settings: EngineSettings, interpreter: Interpreter) -> None:
     """
     Raises:
-        SettingsError: there are fewer visible GPUs, or processors, than workers; or no Ray for what needs it.
+        SettingsError: there are fewer visible GPUs, or processors, than workers; no Ray for what needs it; or what
+            vLLM's CPU build can't do.
     """
     parallelism = settings.parallelism
     if parallelism.uses_ray and lacks_package(interpreter.path, "ray"):
@@ -31,6 +33,12 @@ def check_devices(settings: EngineSettings, interpreter: Interpreter) -> None:
             f"`{interpreter.path} -m pip install 'ray[cgraph]'`, or leave it out: one machine needs no Ray"
         )
     if interpreter.build == "cpu":
+        if parallelism.pipeline > 1 and (settings.enforce_eager or takes_adapters(settings)):
+            what = "enforce_eager" if settings.enforce_eager else "lora_adapters"
+            raise SettingsError(
+                f"pipeline_parallel_size = {parallelism.pipeline}: vLLM's CPU build can do it with a compiled model "
+                f"only, and dies of the first request else: leave {what} out, or use tensor_parallel_size"
+            )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if parallelism.here > max(cores, 1) and settings.cpu_omp_threads_bind is None:
             raise SettingsError(

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from shared_engine.launcher.compiler import compile_refusal, switch_compiler_off, without_compiling
 from shared_engine.launcher.cores import bind_workers_apart
 from shared_engine.launcher.log import say
+from shared_engine.launcher.tcp import make_entrance
 from shared_engine.launcher.vllm_build import is_cpu_build
 from shared_engine.vllm_versions import Release, release_of
 
@@ -58,6 +59,7 @@ def _run(argv: list[str]) -> None:
     importlib.import_module(release.startup).cli_env_setup()
     args = parsed(argv, release)
     bind_workers_apart(args)
+    make_entrance()
     if (args.api_server_count or 1) > 1:
         importlib.import_module(SEVERAL_SERVERS).run_multi_api_server(args)
     else:

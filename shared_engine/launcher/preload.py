@@ -9,7 +9,6 @@ import os
 
 from shared_engine.launcher.compile_cache import keep_compiled_models
 from shared_engine.launcher.lora import answer_without_adapter
-from shared_engine.launcher.pipeline import warm_up_stages
 from shared_engine.launcher.polling import rest_between_steps
 from shared_engine.launcher.start_method import START_VARIABLE, fork_refusal, use_fork_inside_vllm
 from shared_engine.launcher.vllm_build import is_cpu_build
@@ -62,7 +61,6 @@ def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
         rest_between_steps()
         keep_compiled_models()
         answer_without_adapter()
-        warm_up_stages()
     refusal = fork_refusal(version)
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()

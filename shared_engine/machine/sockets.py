@@ -1,7 +1,9 @@
-"""Unix sockets, as their other end sees them."""
+"""Sockets: who reaches them, and what their other end sees of Unix sockets."""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import select
 import socket
@@ -9,6 +11,13 @@ import struct
 import sys
 
 CONNECT_TIMEOUT_S = 1.0
+
+
+def is_loopback(host: str) -> bool:
+    """Of an address, or a name: only programs of this machine reach it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def can_connect(path: str) -> bool:

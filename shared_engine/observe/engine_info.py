@@ -44,6 +44,7 @@ class EngineInfo:
             run, and where nothing is loaded.
         last_error: why the last start or run failed; None once a start has gone well.
         socket: where the server listens.
+        urls: where it listens for other programs, by ``serve_tcp``, such as ``http://127.0.0.1:8000/v1``.
         processes: the supervisor and all below it; None where nobody looked (``status(processes=True)`` does).
         leftovers: files that a supervisor left behind when it was killed.
         member: of a server of a fleet its URL; of a replica its devices, such as ``cuda:2,3`` or ``cpu:0-3``.
@@ -74,6 +75,7 @@ class EngineInfo:
     supervisor_pid: int | None = None
     server_pid: int | None = None
     socket: str | None = None
+    urls: tuple[str, ...] = ()
     log_file: str | None = None
     vllm_version: str | None = None
     processes: ProcessNode | None = None

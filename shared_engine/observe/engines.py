@@ -94,6 +94,7 @@ def _info(
         supervisor_pid=record.supervisor_pid if is_alive else None,
         server_pid=(record.server_pid or None) if is_alive else None,
         socket=record.socket if is_alive and record.server_pid else None,
+        urls=tuple(f"http://{address}/v1" for address in record.tcp) if is_alive else (),
         log_file=str(directory.log),
         vllm_version=record.vllm_version or None,
         processes=process_tree(record, gpu_memory()) if is_alive and gpu_memory is not None else None,

@@ -29,7 +29,7 @@ from shared_engine.runtime.life_stats import LifeStats, added, lives_together
 from shared_engine.runtime.metrics import counters as counters_of
 from shared_engine.runtime.metrics import totals
 from shared_engine.runtime.record import EngineState
-from shared_engine.settings import SECRET, EngineSettings
+from shared_engine.settings import NOT_PICKLED, EngineSettings
 from shared_engine.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Lifecycle:
         return type(self)(self.settings)  # frozen; a copy in this process keeps the secret
 
     def __reduce__(self) -> tuple[Any, ...]:
-        given = {name: getattr(self.settings, name) for name in self.settings.model_fields_set if name not in SECRET}
-        return _engine_of, (type(self), given)
+        names = self.settings.model_fields_set - set(NOT_PICKLED)
+        return _engine_of, (type(self), {name: getattr(self.settings, name) for name in names})
 
     @property
     def _requests(self) -> Requests:

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from enum import Enum
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    """Where other programs are to reach the engine.
+
+    Attributes:
+        port: the first one to try; 0 for any that is free.
+        key: that each of their requests must have as its bearer token; empty for none.
+    """
+
+    host: str
+    port: int
+    key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -19,6 +33,7 @@ class KeepPolicy:
         stall_timeout_s: how long a start or a request may show no progress until the engine is taken for hung.
         pinned: never evicted to make room for another engine.
         max_loaded_engines: evict others before a start that would exceed it; 0 for no limit. The last caller's.
+        serve_tcp: opened for this caller, whatever others wish; None for no port.
     """
 
     idle_ttl_s: float = 1800.0
@@ -28,10 +43,12 @@ class KeepPolicy:
     stall_timeout_s: float = 300.0
     pinned: bool = False
     max_loaded_engines: int = 0
+    serve_tcp: TcpAddress | None = None
 
     def merged_with(self, other: KeepPolicy) -> KeepPolicy:
         """The longer value of both, field by field; ``other`` came later."""
-        longest = {name: max(value, getattr(other, name)) for name, value in asdict(self).items()}
+        names = {each.name for each in fields(self)} - {"serve_tcp"}
+        longest = {name: max(getattr(self, name), getattr(other, name)) for name in names}
         return KeepPolicy(**{**longest, "max_loaded_engines": other.max_loaded_engines})
 
 

@@ -111,6 +111,8 @@ class Record:
     """Seconds from the end of the last request until the model leaves memory; infinite for never. None: not told."""
     made_room: tuple[str, ...] = ()
     """Engines that were evicted as memory was short for the last start, by name."""
+    tcp: tuple[str, ...] = ()
+    """Where the server listens for other programs, as ``host:port``."""
     shared_files: tuple[str, ...] = ()
     """Shared memory of the server's processes, which a killed process leaves behind."""
     failure: Failure | None = None

@@ -145,9 +145,17 @@ class HangDetector:
         self._watch: HangWatch | None = None
         self._clock = WatchedClock(0.0)
         self._look_at = 0.0
+        self._stopped_since: float | None = None
 
-    async def is_hung(self, socket: str, model: str, limit_s: float) -> bool:
-        """True when nothing has moved for ``limit_s`` seconds; looks no more often than every hang_poll_s seconds."""
+    async def is_hung(
+        self, socket: str, model: str, limit_s: float, is_stopped: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """True when nothing has moved for ``limit_s`` seconds; looks no more often than every hang_poll_s seconds.
+
+        Args:
+            is_stopped: a process of the server is, by a signal. Whatever the others do, it does nothing with what it
+                has: one of several API servers shows in no metric.
+        """
         now = time.monotonic()
         if now < self._look_at:
             return False
@@ -156,6 +164,12 @@ class HangDetector:
             self._clock = WatchedClock(MAX_GAP_FACTOR * hang_poll_s(limit_s) + METRICS_TIMEOUT_S)
             self._watch = HangWatch(self._clock.now())
         watch, clock = self._watch, self._clock
+        if not is_stopped():
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = clock.now()
+        elif clock.now() - self._stopped_since >= limit_s:
+            return True
         activity = await read_metrics(socket)
         if activity is not None:
             self.counters = activity.counters

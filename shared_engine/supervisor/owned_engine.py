@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from shared_engine.machine.gpu import ORDER
 from shared_engine.machine.memory import MemoryNeed
@@ -131,7 +132,8 @@ class OwnedEngine:
         if failure is not None:
             life = life.failed(failure.counted_as).ended(self.seen_counters)
         self.seen_counters = {}
-        self.keeper.enter(state, reason, server_pid=0, shared_files=(), progress=None, failure=failure, life=life)
+        gone: dict[str, Any] = {"server_pid": 0, "tcp": (), "shared_files": (), "progress": None}
+        self.keeper.enter(state, reason, failure=failure, life=life, **gone)
 
     async def counters(self) -> dict[str, float]:
         """vLLM's counters as they are now; as they were seen last, where it does not answer."""

@@ -102,7 +102,7 @@ class RecordKeeper:
     def next_start(self) -> dict[str, Any]:
         """Fields of the record for one more start: each has a number, and a socket of its own."""
         number = self.record.start_number + 1
-        return {"start_number": number, "socket": str(self._dir.server_socket(number)), "server_pid": 0}
+        return {"start_number": number, "socket": str(self._dir.server_socket(number)), "server_pid": 0, "tcp": ()}
 
     def is_written(self) -> bool:
         """Whether the record is there to be read; tries again to write it."""

@@ -23,6 +23,7 @@ from typing import NoReturn
 from shared_engine.machine.process_group import reap_children
 from shared_engine.runtime.control import Send, serve_callers
 from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.life_stats import EvictionReason
 from shared_engine.runtime.messages import (
     EnsureReady,
@@ -50,6 +51,7 @@ from shared_engine.supervisor.engine_process import TERM_GRACE_S
 from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.sleep import Sleep, Wake
 from shared_engine.supervisor.start import Start
+from shared_engine.supervisor.tcp import open_port
 from shared_engine.supervisor.watch import LONGEST_WAIT_S, Step, Watch
 from shared_engine.supervisor.work import Work, WorkSlot
 
@@ -193,10 +195,10 @@ class Supervisor:
         if keeper.record.progress is not None:
             send(StartProgress(keeper.record.progress))
         with engine.callers.waiting(request.policy, send):
-            return await self._started(request.policy.start_timeout_s, send)
+            return await self._started(request.policy, send)
 
-    async def _started(self, timeout: float, send: Send) -> Ready | StartFailed | None:
-        engine = self._engine
+    async def _started(self, policy: KeepPolicy, send: Send) -> Ready | StartFailed | None:
+        engine, timeout = self._engine, policy.start_timeout_s
         deadline = time.monotonic() + timeout
         while not engine.is_shutting_down:
             record, seen = engine.keeper.record, engine.changes.count
@@ -205,6 +207,11 @@ class Supervisor:
                     if not engine.keeper.is_written():
                         message = f"{self._dir.path} can't be written to: is the disk full?"
                         return StartFailed(Failure(FailureKind.START, message))
+                    trouble = await open_port(engine, policy.serve_tcp)
+                    if engine.keeper.state is not EngineState.READY or self._work.is_busy:
+                        continue  # it has ended meanwhile
+                    if trouble is not None:
+                        return StartFailed(Failure(FailureKind.START, trouble))
                     return Ready(os.getpid(), record.start_number)
                 wait_s = engine.backoff.remaining_s()
                 if wait_s > 0:

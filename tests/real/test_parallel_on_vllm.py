@@ -158,27 +158,36 @@ def test_a_killed_supervisor_leaves_no_copy(copies: MakeEngine) -> None:
     assert wait_gone(everything, NOTICED_S) == 0
 
 
-def test_several_api_servers_are_one_engine(own_engine: MakeEngine, tiny_chat: dict[str, Any]) -> None:
-    engine = own_engine(engine_args={**tiny_chat["engine_args"], "api_server_count": 2})
-    assert [answer.text for answer in engine.chat_batch([HELLO] * 20, **SHORT)] == [SHORT_ANSWER] * 20
-    wait_quiet(engine)
-    assert engine.metrics()["request_success"] == 20, "of both together"
-    everything = all_processes(engine)
-    os.kill(process_named(engine, "APIServer_1"), signal.SIGKILL)
+# ---- a model that is split over two workers, behind two API servers: one engine for both, as each costs an import
+
+
+@pytest.fixture(scope="module")
+def split(tiny_chat: dict[str, Any]) -> Iterator[Engine]:
+    args = {**tiny_chat["engine_args"], "api_server_count": 2}
+    with ended_engines() as made:
+        made.append(Engine(**{**tiny_chat, "tensor_parallel_size": 2, "engine_args": args}))
+        yield made[0]
+
+
+def killed(engine: Engine, process: str) -> str:
+    """What the engine says of the end of one of its processes; all others have ended by then, too."""
+    group = processes_of_group(engine.status().server_pid or 0)
+    os.kill(process_named(engine, process), signal.SIGKILL)
     wait_until(lambda: engine.status().state is EngineState.FAILED, NOTICED_S, "the death to be noticed")
-    assert "vLLM's APIServer_1 was killed by SIGKILL" in (engine.status().last_error or "")
-    engine.shutdown()
-    assert wait_gone(everything, NOTICED_S) == 0
+    assert not any_exists(group)
+    return engine.status().last_error or ""
 
 
-def test_a_model_that_is_split_answers_alike_and_leaves_no_shared_memory(own_engine: MakeEngine) -> None:
-    engine = own_engine(tensor_parallel_size=2)
-    assert engine.chat(HELLO, **SHORT).text == SHORT_ANSWER
-    files, everything = shared_memory_of(engine), all_processes(engine)
+def test_several_api_servers_are_one_engine(split: Engine) -> None:
+    assert [answer.text for answer in split.chat_batch([HELLO] * 20, **SHORT)] == [SHORT_ANSWER] * 20
+    wait_quiet(split)
+    assert split.metrics()["request_success"] == 20, "of both together"
+    assert "vLLM's APIServer_1 was killed by SIGKILL" in killed(split, "APIServer_1")
+
+
+def test_a_model_that_is_split_answers_alike_and_leaves_no_shared_memory(split: Engine) -> None:
+    assert split.chat(HELLO, **SHORT).text == SHORT_ANSWER
+    files = shared_memory_of(split)
     assert [file for file in files if "-cpushm_" in file]
-    os.kill(process_named(engine, "Worker_TP1"), signal.SIGKILL)
-    wait_until(lambda: engine.status().state is EngineState.FAILED, NOTICED_S, "the death to be noticed")
-    assert "vLLM's Worker_TP1 was killed by SIGKILL" in (engine.status().last_error or "")
+    assert "vLLM's Worker_TP1 was killed by SIGKILL" in killed(split, "Worker_TP1")
     assert not [file for file in files if os.path.exists(file)]
-    engine.shutdown()
-    assert wait_gone(everything, NOTICED_S) == 0

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from shared_engine.runtime.keep_policy import KeepPolicy
+from shared_engine.runtime.keep_policy import KeepPolicy, TcpAddress
 from shared_engine.runtime.launcher_messages import (
     Command,
     Event,
@@ -124,9 +124,9 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
 
     Changed a message? Raise PROTOCOL in runtime/spec.py, and write the new fields here.
     """
-    kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, Failure, LifeStats, Progress, Record)
+    kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, TcpAddress, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        7,
+        8,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -141,16 +141,17 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "Refused": ["refusal"],
             "NotUnderstood": [],
             "KeepPolicy": [
-                "idle_ttl_s", "max_loaded_engines", "pinned", "sleep_after_s", "stall_timeout_s", "standby_ttl_s",
-                "start_timeout_s",
+                "idle_ttl_s", "max_loaded_engines", "pinned", "serve_tcp", "sleep_after_s", "stall_timeout_s",
+                "standby_ttl_s", "start_timeout_s",
             ],
+            "TcpAddress": ["host", "key", "port"],
             "Failure": ["is_from_outside", "kind", "log_tail", "message"],
             "LifeStats": ["counters", "evictions", "failures", "returns", "start_seconds", "starts"],
             "Progress": ["detail", "done", "phase", "since", "total", "unit"],
             "Record": [
                 "boot_id", "devices", "failure", "idle_ttl_s", "launcher_pid", "life", "made_room", "max_model_len",
                 "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s",
-                "state", "state_since", "supervisor_pid", "vllm_version",
+                "state", "state_since", "supervisor_pid", "tcp", "vllm_version",
             ],
         },
     )  # fmt: skip

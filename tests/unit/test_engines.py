@@ -149,6 +149,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         "supervisor_pid",
         "server_pid",
         "socket",
+        "urls",
         "log_file",
         "vllm_version",
         "processes",

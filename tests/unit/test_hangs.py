@@ -264,3 +264,35 @@ async def test_a_core_that_is_silent_while_another_works_is_asked_by_its_number(
     assert asked == ["X-data-parallel-rank: 1"]
     assert verdicts[-1] is not answers
     assert not any(verdicts[:-1])
+
+
+async def test_a_process_that_was_stopped_hangs_though_the_others_work(tmp_path: Path) -> None:
+    steps = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal steps
+        await reader.readuntil(b"\r\n\r\n")
+        steps += 1
+        writer.write(OK + f'vllm:iteration_tokens_total_count{{engine="0"}} {steps}\n'.encode())
+        writer.close()
+
+    path, detector, is_stopped = str(tmp_path / "s.sock"), HangDetector(), False
+    began = asyncio.get_running_loop().time()
+
+    async def is_hung_after(duration_s: float) -> bool:
+        until = asyncio.get_running_loop().time() + duration_s
+        while asyncio.get_running_loop().time() < until:
+            if await detector.is_hung(path, "model", 0.4, lambda: is_stopped):
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    async with await asyncio.start_unix_server(handle, path):
+        assert not await is_hung_after(0.8)
+        is_stopped = True
+        assert not await is_hung_after(0.2)
+        is_stopped = False  # it was let go on in time
+        assert not await is_hung_after(0.5)
+        is_stopped = True
+        assert await is_hung_after(5)
+    assert asyncio.get_running_loop().time() - began < 6

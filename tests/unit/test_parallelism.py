@@ -211,6 +211,16 @@ def test_more_workers_than_processors_are_refused_on_a_cpu(cpu: str, monkeypatch
     start(cpu, tensor_parallel_size=2, data_parallel_size=2)
 
 
+def test_stages_on_a_cpu_need_a_compiled_model(cpu: str, cuda: str) -> None:
+    """Seen in vLLM 0.32: else the second stage has no buffers for what the first one gives it."""
+    for settings, name in (({"enforce_eager": True}, "enforce_eager"), ({"lora_adapters": {}}, "lora_adapters")):
+        said = refusal(lambda: start(cpu, pipeline_parallel_size=2, **settings))  # noqa: B023
+        assert "pipeline_parallel_size = 2: vLLM's CPU build can do it with a compiled model only" in said
+        assert f"leave {name} out" in said
+        start(cuda, pipeline_parallel_size=2, **settings)
+    start(cpu, pipeline_parallel_size=2)
+
+
 @pytest.mark.parametrize("name", ["distributed_executor_backend", "data_parallel_backend"])
 def test_ray_that_is_not_there_is_refused(cuda: str, name: str) -> None:
     folder = Path(cuda).parents[1]

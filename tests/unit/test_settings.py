@@ -42,6 +42,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_REPLICAS_START": ("start", "all", "all"),
     "VLLM_SLEEP_AFTER_SECONDS": ("sleep_after_s", "60", 60.0),
     "VLLM_PINNED": ("pinned", "true", True),
+    "VLLM_SERVE_TCP": ("serve_tcp", "8000", "127.0.0.1:8000"),
     "VLLM_MAX_LOADED_ENGINES": ("max_loaded_engines", "2", 2),
     "VLLM_STALL_TIMEOUT_SECONDS": ("stall_timeout_s", "20", 20.0),
     "VLLM_SHOW_PROGRESS": ("show_progress", "false", False),
