@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
+	@echo "make test-ray      the same through Ray Serve LLM, on the CPU build: 15 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
@@ -71,6 +72,12 @@ help:
 	@echo "== making .venv-routers: vLLM's router"
 	@$(PYTHON) -m venv --clear .venv-routers
 	@.venv-routers/bin/pip install $(PIP_FLAGS) --requirement tests/routers/packages.txt
+	@touch $@
+
+.venv-ray/made: tests/routers/ray.txt
+	@echo "== making .venv-ray: Ray Serve LLM, 500 MB"
+	@$(PYTHON) -m venv --clear .venv-ray
+	@.venv-ray/bin/pip install $(PIP_FLAGS) --requirement tests/routers/ray.txt
 	@touch $@
 
 .venv-oldest/made: pyproject.toml tests/oldest.txt
@@ -152,6 +159,9 @@ test-cuda: .venv/dev install
 test-routers: .venv/dev .venv-routers/made install
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/routers/through_vllm_router.py
 
+test-ray: .venv/dev .venv-ray/made install
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/routers/through_ray_serve.py
+
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
 
@@ -201,4 +211,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .venv-routers .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .mypy_cache .pytest_cache .ruff_cache

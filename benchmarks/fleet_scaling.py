@@ -27,9 +27,9 @@ from figures import say
 
 from shared_engine import Engine
 
-SLOTS, GAP_S, TOKENS = 8, 0.02, 32
+SLOTS, GAP_S, SPREAD, TOKENS = 8, 0.02, 0.5, 32
 SERVER_TOKENS_S = SLOTS / GAP_S
-FILLS, ROUNDS = 8, 3
+FILLS, ROUNDS = 10, 3
 SLOW = 2.0
 COUNTS = (1, 2, 3, 6, 12)
 
@@ -98,7 +98,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
         def server(number: int, slowness: float) -> str:
-            options = {"slots": SLOTS, "gap_s": GAP_S * slowness}
+            options = {"slots": SLOTS, "gap_s": GAP_S * slowness, "spread": SPREAD}
             log = folder / f"{number}-{slowness}.log"
             child = Child(sys.executable, HERE / "paced_server.py", options, log, leaves_at_eof=False)
             return str(stack.enter_context(child).told["url"])
@@ -121,7 +121,8 @@ def write(rows: Sequence[str]) -> None:
     lines = [
         "# Throughput of a fleet by its servers",
         "",
-        f"Servers that keep time: {SLOTS} answers at once each, a token in {GAP_S * 1000:.0f} ms, so at most "
+        f"Servers that keep time: {SLOTS} answers at once each, a token in {GAP_S * (1 - SPREAD) * 1000:.0f} to "
+        f"{GAP_S * (1 + SPREAD) * 1000:.0f} ms, so at most "
         f"{SERVER_TOKENS_S:,.0f} tokens/s each. Answers of {TOKENS} tokens, so many that all slots are filled {FILLS} "
         f"times; the end, where slots fall idle one by one, counts too. {ROUNDS} rounds: median, from where to where. "
         "Client and servers on 2 cores. `make bench-fleet-scaling`.",

@@ -1,14 +1,14 @@
 """A server that answers on time: a token every few milliseconds, whatever the machine's vLLM would do meanwhile.
 
 What a client adds to a stream is far less than vLLM's own unrest on a small CPU. Run as a program it writes its URL;
-its one argument, in JSON, may say ``gap_s``, the time of a token, and ``slots``, how many are answered at once: the
-others wait, as with vLLM's max_num_seqs.
+its one argument, in JSON, has the arguments of ``Paced``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -32,11 +32,13 @@ class Paced:
     """
     Args:
         gap_s: the time of a token.
-        slots: how many are answered at once; None for all.
+        slots: how many are answered at once, the others wait, as with vLLM's max_num_seqs; None for all.
+        spread: the share of gap_s by which an answer may be quicker or slower than another.
     """
 
-    def __init__(self, gap_s: float = GAP_S, slots: int | None = None) -> None:
-        self._gap_s = gap_s
+    def __init__(self, gap_s: float = GAP_S, slots: int | None = None, spread: float = 0.0) -> None:
+        self._gap_s, self._spread = gap_s, spread
+        self._chance = random.Random(1)
         self._slots: AbstractAsyncContextManager[None] = nullcontext() if slots is None else asyncio.Semaphore(slots)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -45,14 +47,17 @@ class Paced:
         tokens = asked["max_tokens"]
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
         async with self._slots:
+            gap_s = self._gap_s * self._chance.uniform(1 - self._spread, 1 + self._spread)
             if asked.get("stream"):
-                return await self._streamed(request, tokens, usage)
-            await asyncio.sleep(tokens * self._gap_s)
+                return await self._streamed(request, tokens, gap_s, usage)
+            await asyncio.sleep(tokens * gap_s)
         message = {"role": "assistant", "content": "".join(f" {index}" for index in range(1, tokens + 1))}
         choice = {"index": 0, "message": message, "finish_reason": "length"}
         return web.json_response({"id": "chatcmpl-paced", "model": "paced", "choices": [choice], "usage": usage})
 
-    async def _streamed(self, request: web.Request, tokens: int, usage: dict[str, int]) -> web.StreamResponse:
+    async def _streamed(
+        self, request: web.Request, tokens: int, gap_s: float, usage: dict[str, int]
+    ) -> web.StreamResponse:
         """The first token one gap after the request."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -60,7 +65,7 @@ class Paced:
         await response.prepare(request)
         await response.write(_piece({"role": "assistant", "content": ""}))
         for index in range(1, tokens + 1):
-            await asyncio.sleep(began + index * self._gap_s - loop.time())
+            await asyncio.sleep(began + index * gap_s - loop.time())
             await response.write(_piece({"content": f" {index}"}, "length" if index == tokens else None))
         await response.write(_event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
         return response

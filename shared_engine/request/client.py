@@ -216,7 +216,7 @@ class HttpClient(Client):
         """
         import aiohttp
 
-        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=CONNECT_TIMEOUT_S)
+        limits = aiohttp.ClientTimeout(total=None, sock_read=timeout, sock_connect=_connect_s(timeout))
         query = self._query.replace("?", "&", 1) if "?" in path else self._query
         url = self.url + path + query
         sent = {**dict(self._headers), **dict(headers)}
@@ -246,7 +246,7 @@ class HttpClient(Client):
             yield
         except aiohttp.ServerTimeoutError as exc:
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
-                message = f"{self.where} did not accept a connection in {CONNECT_TIMEOUT_S:g} s"
+                message = f"{self.where} did not accept a connection in {_connect_s(timeout):g} s"
                 raise ServerUnreachableError(message) from exc
             raise self.silent(timeout) from exc
         except aiohttp.ClientSSLError as exc:
@@ -283,6 +283,11 @@ class HttpClient(Client):
         with contextlib.suppress(AttributeError):
             if self._base is None:
                 abandon(self._session)
+
+
+def _connect_s(timeout: float | None) -> float:
+    """How long a connection may take: no longer than silence after it."""
+    return CONNECT_TIMEOUT_S if timeout is None else min(CONNECT_TIMEOUT_S, timeout)
 
 
 class EventStream:

@@ -8,10 +8,7 @@ servers stand behind it: LangChain's suites and all of our adapters' tests on vL
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +31,10 @@ from shared_engine import (
     ServerError,
     VLLMError,
 )
-from tests.conftest import CHAT_SERVER, EMBEDDING_SERVER
+from tests.routers.suites import assert_suites_pass
 from tests.support.adapters import ADAPTERS
 from tests.support.parameters import SENT
-from tests.support.paths import REPOSITORY, TINY_CHAT
+from tests.support.paths import TINY_CHAT
 from tests.support.plain_server import PlainServer, free_port, plain_servers
 from tests.support.pooling_server import embeds_and_reranks
 from tests.support.remote_server import RemoteServer, running_server
@@ -189,24 +186,14 @@ def test_a_server_that_is_gone_costs_retries_and_no_request(
 # ---- three real servers
 
 LEFT_OUT = {
-    # What only an engine of this machine has: its settings, its life, its counters, its tokenizer.
-    "evicted_engine": "vllm-local never stops a remote server",
-    "models_own_prompts": "wants an engine of its own",
-    "matryoshka": "wants an engine of its own",
-    "cross_encoder": "wants an engine of its own",
-    "document_that_does_not_fit_with_the_query": "wants a cross-encoder",
-    "thought_goes_back_to_the_model_in_a_tool_loop": "wants an engine with its own chat template",
-    "summarised_at_a_share_of_the_profiles_context": "a remote model's profile is not known",
-    "text_that_fits_by_llama_indexs_count_only": "a remote model's length is not known before the first answer",
-    "counted_once_and_as_vllm_counts_it": "the router shows the counters of one server",
-    # What the router does not do: docs/fleets.md.
     "loaded_at_run_time": "the router tells one server of three",
     "cancelling_a_call_aborts": "the router has a whole answer generated to its end",
-    "long_is_named_or_cut or long_text_is_named_or_cut": "the router leaves truncate_prompt_tokens out",
+    "long_is_named_or_cut": "the router leaves truncate_prompt_tokens out",
+    "long_text_is_named_or_cut": "the router leaves truncate_prompt_tokens out",
     "plain_floats_of_length_one_unless_told_otherwise": "the router leaves use_activation out",
     "strict": "the router leaves strict out",
 }
-"""Tests that do not hold through it, by a part of their names; and why."""
+"""Tests that do not hold through it, by a part of their names, and why: docs/fleets.md."""
 
 
 @pytest.fixture(scope="module")
@@ -224,20 +211,7 @@ def front_of_embedder(embedder: PlainServer, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("adapter", ["langchain", "llama_index"])
 def test_the_adapters_tests_on_vllm_pass_through_it(front_of_three: str, front_of_embedder: str, adapter: str) -> None:
-    """LangChain's standard suites among them."""
-    left_out = " or ".join(f"({words})" for words in LEFT_OUT)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "--tb=short",
-            "-m", "engine", "-k", f"not ({left_out} or image)", f"tests/{adapter}",
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, CHAT_SERVER: front_of_three, EMBEDDING_SERVER: front_of_embedder},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:]
+    assert_suites_pass(adapter, front_of_three, front_of_embedder, LEFT_OUT)
 
 
 def test_adapters_have_their_names_through_it(front_of_three: str) -> None:

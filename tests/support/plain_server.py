@@ -119,9 +119,13 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, end_s: float = END_S
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in a process group of its own, which is gone at the end, whatever state it is in."""
+    """A program in a process group of its own, which is gone at the end, whatever state it is in.
+
+    Args:
+        end_s: how long it may take to end by itself.
+    """
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, **(environment or {})}, start_new_session=True
@@ -134,7 +138,7 @@ def running(
                 os.killpg(process.pid, signal.SIGCONT)
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_S)
+                process.wait(end_s)
                 break
 
 

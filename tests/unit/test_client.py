@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -125,3 +126,16 @@ async def test_a_server_that_goes_with_its_connections_is_told_of_once_asked_aga
         await client.request("GET", "/")
     assert gone.is_set()
     await client.close()
+
+
+async def test_a_connection_takes_no_longer_than_a_silence_may() -> None:
+    """A listening socket whose queue is full lets nobody know: as a host whose cable is pulled."""
+    with socket.socket() as listening, socket.socket() as first:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        host, port = listening.getsockname()
+        first.connect((host, port))
+        client = HttpClient(f"http://{host}:{port}")
+        with pytest.raises(ServerUnreachableError, match=r"did not accept a connection in 0\.2 s"):
+            await client.request("GET", "/", timeout=0.2)
+        await client.close()
