@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,32 @@ WORDS = (
     "river", "bridge", "winter", "market", "garden", "teacher", "window", "letter", "mountain", "harbour", "music",
     "paper", "silver", "forest", "engine", "candle", "village", "doctor", "summer", "island",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a server is chosen.
+
+    Attributes:
+        model: the model's name for it; None where the model has no such one.
+        router: flags of vllm-router, which chooses.
+    """
+
+    words: str
+    model: str | None
+    router: tuple[str, ...] | None = None
+
+
+AFFINITY, LEAST, ROUND_ROBIN, RANDOM = "least in flight, with sessions", "least in flight", "round robin", "random"
+WAYS = [
+    Way(AFFINITY, AFFINITY),
+    Way(LEAST, LEAST),
+    Way(ROUND_ROBIN, ROUND_ROBIN),
+    Way(RANDOM, RANDOM),
+    Way("vllm-router, round robin", ROUND_ROBIN, ("--policy", "round_robin")),
+    Way("vllm-router, cache-aware", None, ()),
+    Way("vllm-router, cache-aware, `--balance-abs-threshold 4`", None, ("--balance-abs-threshold", "4")),
+]
 
 
 @dataclass(frozen=True)
@@ -109,26 +135,24 @@ async def hold(talk: Talk, engine_of: Callable[[], Engine]) -> list[Asked]:
     return asked
 
 
-def held(urls: Sequence[str], words: str, router: Mapping[str, str]) -> list[Asked]:
+def held(urls: Sequence[str], words: str) -> list[Asked]:
     """All conversations, side by side."""
     engines = [Engine(base_url=url, model=MODEL) for url in urls]
-    fleet = Engine(base_url=list(urls), model=MODEL)
-    behind = Engine(base_url=router[words], model=MODEL) if words in router else fleet
+    whole = Engine(base_url=list(urls) if len(urls) > 1 else urls[0], model=MODEL)
     turn, chance = iter(range(1_000_000)), random.Random(3)
     ways: dict[str, Callable[[], Engine]] = {
-        "round robin": lambda: engines[next(turn) % len(engines)],
-        "random": lambda: chance.choice(engines),
+        ROUND_ROBIN: lambda: engines[next(turn) % len(engines)],
+        RANDOM: lambda: chance.choice(engines),
     }
-    way = ways.get(words, lambda: behind)
 
     async def all_of_them() -> list[Asked]:
-        found = await asyncio.gather(*(hold(talk, way) for talk in talks()))
-        for engine in {*engines, fleet, behind}:
+        found = await asyncio.gather(*(hold(talk, ways.get(words, lambda: whole)) for talk in talks()))
+        for engine in (*engines, whole):
             await engine.aclose()
         return [asked for each in found for asked in each]
 
     with ExitStack() as stack:
-        if words == "least in flight":
+        if words == LEAST:
             stack.enter_context(mock.patch.object(fleet_endpoint, "affinity_key", return_value=None))
         return asyncio.run(all_of_them())
 
@@ -247,47 +271,80 @@ def main() -> None:
     for name, value in ENV_DEFAULTS.items():
         os.environ.setdefault(name, value)
     settings = {**SETTINGS, "engine_args": {"kv_cache_memory_bytes": CACHE_BYTES, "max_num_seqs": 32}}
-    rows: list[str] = []
+    outcomes: list[Outcome] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         mode = {"VLLM_SERVER_DEV_MODE": "1"}  # for /reset_prefix_cache
         servers = stack.enter_context(plain_servers(SERVERS, settings, folder, environment=mode))
         urls = [server.url for server in servers]
-        router: dict[str, str] = {}
-        if (ROUTERS / "bin" / "vllm-router").exists():
-            for words, policy in (
-                ("cache-aware (vllm-router's rule)", "cache_aware"),
-                ("vllm-router, round robin", "round_robin"),
-            ):
-                place = folder / policy
-                place.mkdir()
-                router[words] = stack.enter_context(vllm_router(urls, place, policy=policy))
         block, tokens = cache_of(servers[0])
         capacity = measured(urls, block, tokens)
         system_tokens = [tokens_of(system_prompt(number), urls[0]) for number in range(SYSTEM_PROMPTS)]
         say(f"measured: {capacity}; system prompts of {system_tokens} tokens")
-        chosen = [words for words in CHOICES if words in router or not words.startswith("cache-aware")]
-        for words in [*chosen, *(words for words in router if words not in chosen)]:
-            forget(servers)
-            looked, found = counted(servers)
-            asked = held(urls, words, router)
-            now = counted(servers)
+        has_router = (ROUTERS / "bin" / "vllm-router").exists()
+        for number, way in enumerate(each for each in WAYS if each.router is None or has_router):
+            place = folder / f"way{number}"
+            place.mkdir()
+            with ExitStack() as of_this_way:
+                front = urls
+                if way.router is not None:
+                    front = [of_this_way.enter_context(vllm_router(urls, place, *way.router))]
+                forget(servers)
+                looked, found = counted(servers)
+                asked = held(front, way.words)
+                now = counted(servers)
             hit = (now[1] - found) / max(1.0, now[0] - looked)
-            model = modelled(asked, CHOICES.get(words, CHOICES["round robin"]), capacity, system_tokens)
-            rows.append(row(words, asked, hit, model))
-            say(rows[-1])
-    write(rows, capacity)
+            model = None if way.model is None else modelled(asked, CHOICES[way.model], capacity, system_tokens)
+            outcomes.append(Outcome(way.words, asked, hit, model))
+            say(outcomes[-1].row)
+    write(outcomes, capacity)
 
 
-def row(words: str, asked: Sequence[Asked], hit: float, model: Figures) -> str:
-    first, took = [each.first_s for each in asked], [each.took_s for each in asked]
-    cells = [words, str(len(asked)), f"{hit:.0%}", f"{model.hit:.0%}"]
-    for real, simulated in ((first, model.first_s), (took, model.took_s)):
-        cells += [f"{percentile(each, percent):.2f}" for percent in (50, 99) for each in (real, simulated)]
-    return f"| {' | '.join(cells)} |"
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a way: real, and by the model, where it has that way."""
+
+    words: str
+    asked: Sequence[Asked]
+    hit: float
+    model: Figures | None
+
+    def times(self) -> Iterator[tuple[float, float | None]]:
+        """Real and simulated: of the first token p50 and p99, of the whole p50 and p99."""
+        first, took = [each.first_s for each in self.asked], [each.took_s for each in self.asked]
+        pairs = ((first, self.model and self.model.first_s), (took, self.model and self.model.took_s))
+        for real, simulated in pairs:
+            for percent in (50, 99):
+                yield percentile(real, percent), percentile(simulated, percent) if simulated else None
+
+    @property
+    def row(self) -> str:
+        cells = [
+            self.words,
+            str(len(self.asked)),
+            f"{self.hit:.0%}",
+            "" if self.model is None else f"{self.model.hit:.0%}",
+        ]
+        for real, simulated in self.times():
+            cells += [f"{real:.2f}", "" if simulated is None else f"{simulated:.2f}"]
+        return f"| {' | '.join(cells)} |"
 
 
-def write(rows: Sequence[str], capacity: Capacity) -> None:
+def trust(outcomes: Sequence[Outcome]) -> str:
+    """How far the model was off, in a sentence."""
+    both = [each for each in outcomes if each.model is not None]
+    points = max(abs(each.hit - each.model.hit) for each in both if each.model) * 100
+    shares = zip(*([simulated / real for real, simulated in each.times() if simulated] for each in both), strict=True)
+    names = ("the median first token", "its p99", "the median whole answer", "its p99")
+    times = ", ".join(f"{name} {min(each):.1f} to {max(each):.1f}" for name, each in zip(names, shares, strict=True))
+    return (
+        f"So the model's hits are within {points:.0f} points of real ones; its times are these multiples of real ones: "
+        f"{times}. It knows nothing of three servers that share two processors, so take its hits as figures, and its "
+        "times only to compare choices."
+    )
+
+
+def write(outcomes: Sequence[Outcome], capacity: Capacity) -> None:
     lines = [
         "# Conversations on three servers: prefix caches, real and simulated",
         "",
@@ -301,7 +358,9 @@ def write(rows: Sequence[str], capacity: Capacity) -> None:
         "| choice | requests | hits | simulated | first token p50, s | simulated | p99, s | simulated | whole p50, s | "
         "simulated | p99, s | simulated |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        *rows,
+        *(each.row for each in outcomes),
+        "",
+        trust(outcomes),
     ]
     (HERE / "results" / "fleet_cache.md").write_text("\n".join(lines) + "\n")
 

@@ -232,7 +232,9 @@ def cache_aware(fleet: Fleet, request: Request, now: float) -> str | None:
 
 def taken(fleet: Fleet, name: str) -> str:
     """Counted as the pool counts, so that failures and loads are seen alike."""
-    fleet.pool.members[name].in_flight += 1
+    member = fleet.pool.members[name]
+    member.in_flight += 1
+    member.is_on_trial = member.is_on_trial or bool(member.out_until)
     return name
 
 

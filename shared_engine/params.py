@@ -115,7 +115,8 @@ class CallParams(BaseModel):
 
     session: str | None = Field(None, min_length=1)
     """Of several ``base_url``: requests of one session go to one server, so that it finds the beginning in its prefix
-    cache. Default: a conversation is told by its beginning, up to the first message of the user's. Sent nowhere."""
+    cache. Default: a conversation is told by its beginning, up to the first message of the user's. Sent as the
+    header ``X-Session-ID``, by which routers tell sessions. Nothing to a local engine."""
 
     if not TYPE_CHECKING:  # checkers and editors see the fields instead
 

@@ -26,17 +26,17 @@ LOCAL = (
 """What only an engine of this machine can show, by a part of the test's name."""
 
 
-def assert_suites_pass(adapter: str, chat_url: str, embedding_url: str, left_out: Iterable[str]) -> None:
+def assert_suites_pass(tests: Iterable[str], chat_url: str, embedding_url: str, left_out: Iterable[str] = ()) -> None:
     """
     Args:
-        adapter: folder of its tests.
+        tests: folders, or files.
         left_out: tests that do not hold there, by a part of their names, beside LOCAL.
     """
     names = " or ".join((*LOCAL, *left_out))
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "--tb=short",
-            "-m", "engine", "-k", f"not ({names})", f"tests/{adapter}",
+            "-m", "engine", "-k", f"not ({names})", *tests,
         ],
         cwd=REPOSITORY,
         env={**os.environ, CHAT_SERVER: chat_url, EMBEDDING_SERVER: embedding_url},

@@ -34,8 +34,11 @@ EMBEDDING_SETTINGS: dict[str, Any] = {
     "kv_cache_memory_bytes": 16 << 20,
     "runner": "pooling",
 }
-LEFT_OUT: dict[str, str] = {}
-"""Tests that do not hold through it, by a part of their names, and why: docs/fleets.md."""
+SUITES = [
+    "langchain/test_standard_integration.py",
+    "langchain/test_embeddings_standard.py",
+    "llama_index/test_core_suite.py",
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,5 @@ def test_it_counts_no_tokens(engine: Engine) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("adapter", ["langchain", "llama_index"])
-def test_the_adapters_tests_on_vllm_pass_through_it(ingress: str, adapter: str) -> None:
-    assert_suites_pass(adapter, ingress, ingress, LEFT_OUT)
+def test_the_frameworks_standard_suites_pass_through_it(ingress: str) -> None:
+    assert_suites_pass((f"tests/{name}" for name in SUITES), ingress, ingress)

@@ -211,7 +211,7 @@ def front_of_embedder(embedder: PlainServer, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("adapter", ["langchain", "llama_index"])
 def test_the_adapters_tests_on_vllm_pass_through_it(front_of_three: str, front_of_embedder: str, adapter: str) -> None:
-    assert_suites_pass(adapter, front_of_three, front_of_embedder, LEFT_OUT)
+    assert_suites_pass([f"tests/{adapter}"], front_of_three, front_of_embedder, LEFT_OUT)
 
 
 def test_adapters_have_their_names_through_it(front_of_three: str) -> None:

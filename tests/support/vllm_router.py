@@ -16,11 +16,11 @@ ROUTERS = Path(os.environ.get("ROUTERS_VENV", REPOSITORY / ".venv-routers"))
 
 
 @contextmanager
-def vllm_router(workers: Sequence[str], folder: Path, *flags: str, policy: str = "cache_aware") -> Iterator[str]:
-    """The router before servers at these URLs; its own URL, once it says that it is well."""
+def vllm_router(workers: Sequence[str], folder: Path, *flags: str) -> Iterator[str]:
+    """The router before servers at these URLs, cache-aware by default; its own URL, once it says that it is well."""
     url, log = f"http://127.0.0.1:{(port := free_port())}", folder / "vllm_router.log"
     command = [
-        str(ROUTERS / "bin" / "vllm-router"), "--host", "127.0.0.1", "--port", str(port), "--policy", policy,
+        str(ROUTERS / "bin" / "vllm-router"), "--host", "127.0.0.1", "--port", str(port),
         "--prometheus-port", str(free_port()), *flags, "--worker-urls", *workers,
     ]  # fmt: skip
     with running(command, log) as process:

@@ -104,6 +104,21 @@ def test_a_session_stays_with_one_server_whatever_it_asks(servers: list[RemoteSe
     assert all("session" not in body for server in servers for _, body in server.requests)
 
 
+@pytest.mark.parametrize(
+    ("session", "header"), [("a b", "a b"), ("Müller\n", "e0b9"), (" a", "46b9"), (None, None), ("two", "mine")]
+)
+def test_a_session_is_a_header_for_routers(
+    servers: list[RemoteServer], session: str | None, header: str | None
+) -> None:
+    extra = {"X-Session-ID": "mine"} if header == "mine" else None
+    for engine in (Engine(base_url=servers[0].url), fleet_of(servers)):
+        engine.chat(ask("Hello"), session=session, extra_headers=extra)
+        list(engine.stream_chat(ask("Hello"), session=session, extra_headers=extra))
+    sent = {headers.get("X-Session-ID") for server in servers for headers, _ in server.requests}
+    assert len(sent) == 1
+    assert (sent.pop() or "").startswith(header or "")
+
+
 def counts_changed(servers: list[RemoteServer], before: list[int] = [0, 0, 0]) -> int:  # noqa: B006
     now = counts(servers)
     changed = next(index for index in range(3) if now[index] != before[index])
