@@ -180,6 +180,9 @@ may write, or that belongs to another user, is refused. Settings can name progra
 
 An error is a line on stderr; `--debug`, with any command, shows where it came from.
 
+Ctrl-C ends a command at any moment without a traceback, but for the first hundredths of a second, in which Python itself starts. In a command that is
+put in the background with `&` it is ignored, as in other programs.
+
 ## JSON
 
 `status --json` prints a list of objects; with `--watch`, one list per line. The fields are those of `EngineInfo`, which `Engine.status()`

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shared_engine import settings as settings_module
 from shared_engine.cli.disk_models import model_named
 from shared_engine.cli.field_options import add_option
+from shared_engine.cli.interrupts import importing
 from shared_engine.config_files import Given
 from shared_engine.declared import Decides, docstrings
 from shared_engine.settings import SECRET, SETTINGS, EngineSettings, collect
@@ -122,6 +123,8 @@ def settings_of(arguments: argparse.Namespace, **defaults: Any) -> EngineSetting
 
 def engine_of(arguments: argparse.Namespace, **defaults: Any) -> Engine:
     """An engine of ``settings_of``; nothing is started."""
-    from shared_engine.engine import Engine  # late: a help does without
+    settings = settings_of(arguments, **defaults)
+    with importing():
+        from shared_engine.engine import Engine  # late: a help does without
 
-    return Engine(settings_of(arguments, **defaults))
+    return Engine(settings)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from shared_engine.cli.exit_codes import BUSY, DONE, FAILED, INTERRUPTED, READER_LEFT, USAGE
+from shared_engine.cli.interrupts import raise_again
 from shared_engine.cli.terminal import complain
 from shared_engine.errors import InvalidInputError, SettingsError, VLLMError
 
@@ -101,6 +102,7 @@ def _run(words: Sequence[str]) -> int:
         asked = next((word for word in words if not word.startswith("-")), "")
         arguments = parser_of([_BY_ANY_NAME[asked]] if asked in _BY_ANY_NAME else []).parse_args(words)
         leaves = arguments.interrupted
+        raise_again()  # until here nothing but imports has happened
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         if leaves:
