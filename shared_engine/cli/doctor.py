@@ -74,7 +74,7 @@ def _diagnose(model: str | None, smoke: bool, say: Callable[[str], None]) -> Ite
     elif interpreter is not None:
         yield check_compiler(interpreter)
     yield check_ram(is_cpu=is_cpu)
-    yield check_shared_memory(settings)
+    yield check_shared_memory(settings, is_cpu=is_cpu)
     runtime = check_runtime_directory()
     yield runtime
     service = check_service()

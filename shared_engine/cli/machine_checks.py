@@ -20,6 +20,7 @@ from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir, runtime_r
 from shared_engine.settings import EngineSettings
 
 MIN_SHM_BYTES = 1 * GIB
+START_SHM_BYTES = 400 << 20  # of vLLM 0.32: two areas of 160 and 240 MiB between EngineCore and its workers
 MIN_RAM_BYTES = 4 * GIB
 MIN_RUNTIME_BYTES = 100 << 20
 MIN_CACHE_BYTES = 10 * GIB
@@ -81,8 +82,8 @@ def _available_memory(limit: int) -> int:
     return max(0, free)
 
 
-def check_shared_memory(settings: EngineSettings) -> Finding:
-    """vLLM's processes talk through /dev/shm."""
+def check_shared_memory(settings: EngineSettings, *, is_cpu: bool) -> Finding:
+    """vLLM's processes talk through /dev/shm; on one GPU the only worker is EngineCore itself."""
     check = "/dev/shm"
     try:
         total, _, free = shutil.disk_usage("/dev/shm")
@@ -91,8 +92,9 @@ def check_shared_memory(settings: EngineSettings) -> Finding:
     detail = f"{gib(free)} of {gib(total)} free"
     if free >= MIN_SHM_BYTES:
         return ok(check, detail)
-    remedy = "start the container with --shm-size=8g or --ipc=host"
-    return (fail if settings.tensor_parallel_size > 1 and free < MIN_SHM_BYTES // 8 else warn)(check, detail, remedy)
+    remedy = "start the container with --shm-size=8g or --ipc=host; in Kubernetes, an emptyDir of medium Memory there"
+    has_workers = is_cpu or settings.tensor_parallel_size > 1
+    return (fail if has_workers and free < START_SHM_BYTES else warn)(check, detail, remedy)
 
 
 def check_runtime_directory() -> Finding:

@@ -90,6 +90,17 @@ def test_the_users_table_shows_what_the_evidence_holds(framework: str) -> None:
     assert shown == evidence
 
 
+def test_every_cell_of_the_fleets_evidence_names_tests_that_exist_or_what_was_seen_or_read() -> None:
+    evidence, existing = list(rows(text_of("evidence-fleets"))), names_by_file()
+    assert len(evidence) > 20
+    for feature, ours, *theirs in evidence:
+        assert OURS.fullmatch(ours), (feature, ours)
+        assert [name for file, name in NAMED_TEST.findall(ours) if name not in existing.get(file, ())] == []
+        assert len(theirs) == 5, feature
+        for cell in theirs:
+            assert re.fullmatch(r"-|not looked at|.+; (seen|read\[\^[\w-]+\])", cell), (feature, cell)
+
+
 # ---- links and footnotes
 
 

@@ -218,11 +218,21 @@ def test_little_ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int)
 
 
 @pytest.mark.parametrize(
-    ("free", "gpus", "outcome"), [(8 << 30, 2, "ok"), (64 << 20, 1, "warn"), (64 << 20, 2, "FAIL")]
+    ("free", "gpus", "outcome"),
+    [
+        (8 << 30, 2, "ok"),
+        (64 << 20, 1, "warn"),
+        (64 << 20, 2, "FAIL"),
+        (512 << 20, 2, "warn"),
+        (64 << 20, 0, "FAIL"),
+        (512 << 20, 0, "warn"),
+    ],
 )
 def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch, free: int, gpus: int, outcome: str) -> None:
+    """With 0 GPUs on a CPU build, which fails to start with the 64 MB of a container (seen)."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: (free, 0, free))
-    found = machine_checks.check_shared_memory(EngineSettings(model="no/model", tensor_parallel_size=gpus))
+    settings = EngineSettings(model="no/model", tensor_parallel_size=gpus or 1)
+    found = machine_checks.check_shared_memory(settings, is_cpu=gpus == 0)
     assert found.outcome.value == outcome
 
 
