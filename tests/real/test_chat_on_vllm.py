@@ -6,11 +6,14 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shared_engine import Engine
-from tests.support.command import COMMAND, given_to, options_of
+from shared_engine.cli.asking.attachments import attachment, user_message
+from shared_engine.cli.chat.conversation import Conversation
+from tests.support.command import COMMAND, given_to, options_of, told, vllm_local
 from tests.support.in_flight import LONG, is_cut_short, running
 from tests.support.paths import REPOSITORY
 from tests.support.screens import check_screen
@@ -138,3 +141,19 @@ def test_run_on_real_vllm(quiet_engine: Engine, tmp_path: Path) -> None:
     assert list(json.loads(held.stdout)) == ["city"]
     raw = run("--raw", "--max-tokens", "4", stdin=b"The capital of France is")
     assert raw.stdout == (quiet_engine.generate("The capital of France is", max_tokens=4).text + "\n").encode()
+
+
+def test_a_model_that_sees_gets_the_picture(vision: dict[str, Any], tmp_path: Path) -> None:
+    engine = Engine(**vision)
+    engine.warmup()
+    (tmp_path / "red.png").write_bytes(png(255, 0, 0))
+    words = ["-a", str(tmp_path / "red.png"), "What is it?", "--max-tokens", "4", "--output", "json"]
+    seen = told(vllm_local("run", *options_of(given_to(engine)), *words, text=""))
+    unseen = told(vllm_local("run", *options_of(given_to(engine)), *words[2:], text=""))
+    assert seen["usage"]["prompt_tokens"] > unseen["usage"]["prompt_tokens"] + 10
+
+    talk = Conversation()
+    talk.unanswered = user_message("What is it?", [attachment(str(tmp_path / "red.png"))])
+    saved = talk.to_json(None, {})["messages"]
+    assert "block_type" in saved[0]["content"][0]
+    assert engine.chat(saved, max_tokens=4).usage.prompt_tokens == seen["usage"]["prompt_tokens"]

@@ -99,7 +99,7 @@ def test_the_pieces_that_a_text_comes_in_make_no_difference(pieces: int) -> None
 
 
 @given(text=st.text("ab1`*#~-_\\\t \n漢", max_size=80), pieces=st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_nothing_that_was_written_is_lost(text: str, pieces: int) -> None:
     whole = shown(text, width=10)
     assert re.findall(r"\w", whole.replace("_", "")) == re.findall(r"\w", text.replace("_", ""))
@@ -120,6 +120,17 @@ def test_a_word_is_shown_when_it_is_whole() -> None:
     assert stream.getvalue() == "Once upon a"
     writer.write("me\n")
     assert stream.getvalue() == "Once upon a time\n"
+
+
+def test_a_word_that_fits_no_line_is_shown_as_it_comes() -> None:
+    stream = io.StringIO()
+    writer = MarkdownWriter(Console(file=stream, width=10))
+    writer.write("see https://")
+    assert stream.getvalue() == "see"
+    writer.write("example.org")
+    assert stream.getvalue() == "see https://example.org"
+    writer.write("/a b\n")
+    assert stream.getvalue() == "see https://example.org/a b\n"
 
 
 def test_what_a_model_writes_can_not_control_the_terminal() -> None:

@@ -24,8 +24,8 @@ _HEAD_LENGTH = 7
 """So many characters of a line tell what it is: ``###### ``."""
 _MAX_HELD = 200
 """A mark whose other half does not come within so many characters is an ordinary character."""
-_MAX_HIGHLIGHTED = 400
-"""Lines of one code block that are highlighted as one; each new line means to read all of them again."""
+_MAX_READ = 30
+"""So many lines of a code block are read again to highlight the next one, which a text of several lines may end."""
 _FENCED = re.compile(r" *(`{3,}|~{3,})\s*([\w+#.-]*)")
 _HEADING = re.compile(r"#{1,6} +")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+")
@@ -105,7 +105,7 @@ class MarkdownWriter:
             self._print_line(Text(printable(line), _FENCE))
             return
         self._code.append(printable(line).expandtabs(4))
-        known = self._code if len(self._code) <= _MAX_HIGHLIGHTED else self._code[-1:]
+        known = self._code = self._code[-_MAX_READ:]
         syntax = Syntax("", self._language, theme="ansi_dark", background_color="default")
         self._print_line(syntax.highlight("\n".join(known)).split("\n", allow_blank=True)[len(known) - 1])
 

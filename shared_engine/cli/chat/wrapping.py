@@ -25,6 +25,8 @@ class WordWriter:
         self._column = 0
         self._blank = ""
         self._word: list[tuple[str, Style]] = []
+        self._is_long = False
+        """The word fits no line, and some of it may have been written: it is cut at the edge."""
         self.indent = 0
         """Of the lines that this one is wrapped to, in cells."""
 
@@ -44,11 +46,16 @@ class WordWriter:
 
     def flush(self) -> None:
         """Write the word that is held back, as if it had ended."""
+        self._write_word()
+        self._is_long = False
+
+    def _write_word(self) -> None:
         width = sum(cell_len(piece) for piece, _ in self._word)
         if not width:
             return
+        self._is_long = self._is_long or width > self._console.width - self.indent
         room = self._console.width - self._column - len(self._blank)
-        if width > room and self._column > self.indent and width <= self._console.width - self.indent:
+        if width > room and self._column > self.indent and not self._is_long:
             self._console.print(f"\n{' ' * self.indent}", end="", soft_wrap=True)
             self._column = self.indent
         elif self._blank:
@@ -73,6 +80,8 @@ class WordWriter:
                 begin = position + 1
         if begin < len(token):
             self._hold(token[begin:], style)
+            if sum(cell_len(piece) for piece, _ in self._word) > self._console.width - self.indent:
+                self._write_word()  # such as a language that is written without blanks
 
     def _hold(self, piece: str, style: Style) -> None:
         if self._word and self._word[-1][1] == style:
