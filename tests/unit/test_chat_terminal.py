@@ -99,18 +99,24 @@ def test_ctrl_c_stops_the_answer_and_never_the_program(server: RemoteServer, ope
 
 
 @pytest.mark.parametrize("is_answering", [False, True])
-def test_a_chat_that_is_ended_leaves_the_terminal_as_it_was(
-    server: RemoteServer, open_chat: OpenChat, is_answering: bool
+def test_a_chat_that_is_ended_loses_nothing_and_leaves_the_terminal_as_it_was(
+    server: RemoteServer, open_chat: OpenChat, tmp_path: Path, is_answering: bool
 ) -> None:
-    server.streams("Once upon ", "a time, ", then="hang")
+    answers(server, "Yes.")
     chat = open_chat()
+    chat.say("First")
     if is_answering:
+        server.streams("Once upon ", "a time, ", then="hang")
         chat.type(f"Tell{ENTER}")
         chat.wait_for("Once upon a time")
     assert not chat.echoes
     os.kill(chat.child.pid, signal.SIGTERM)
     assert chat.ended() == 128 + signal.SIGTERM
     assert chat.echoes
+    rescued = tmp_path / "interrupted_chat.json"
+    contents = [message["content"] for message in json.loads(rescued.read_text())["messages"]]
+    assert contents == (["First", "Yes.", "Tell"] if is_answering else ["First", "Yes."])
+    assert "the conversation is in" in chat.text
 
 
 def test_what_is_typed_during_an_answer_is_for_the_next_prompt(server: RemoteServer, open_chat: OpenChat) -> None:

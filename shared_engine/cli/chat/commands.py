@@ -25,7 +25,8 @@ _NOT_HERE = frozenset({"n", "model", "logprobs", "session"})
 """Parameters that say nothing in a chat."""
 _OF_ONE_MODEL = frozenset({"revision", "tokenizer", "quantization", "lora_adapters"})
 """Settings that another model does not inherit."""
-_SECRET = frozenset({"extra_headers"})
+SECRET = frozenset({"extra_headers"})
+"""Parameters that are neither shown nor saved."""
 _SWITCHES = ("history", "markdown", "stats")
 _WORDS = {"on": True, "off": False}
 _EFFORTS = ("low", "medium", "high")
@@ -247,8 +248,7 @@ def _save(chat: Chat, argument: str) -> None:
     file = expanded(argument) if argument else chat.file
     if file is None:
         raise InvalidInputError("name a file: /save FILE")
-    parameters = {name: value for name, value in chat.parameters.items() if name not in _SECRET}
-    document = chat.conversation.to_json(chat.settings.model, parameters)
+    document = chat.document()
     save(document, file, may_replace=chat.file is not None and file.absolute() == chat.file.absolute())
     chat.file = file
     chat.screen.note(f"saved {len(document['messages'])} messages as {file}")
@@ -295,7 +295,7 @@ def _show_parameters(chat: Chat) -> None:
     shown = {**chat.settings.sampling_defaults, **chat.parameters}
     for name, value in shown.items():
         if value is not None:
-            chat.screen.say(f"  {name} = {'...' if name in _SECRET else _in_words(value)}")
+            chat.screen.say(f"  {name} = {'...' if name in SECRET else _in_words(value)}")
     if not shown:
         chat.screen.say("  parameters: the model's own")
 

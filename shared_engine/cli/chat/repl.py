@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 from shared_engine.adapting.media_errors import media_errors
 from shared_engine.cli.asking.answer import Answer
 from shared_engine.cli.asking.attachments import WORDING, Part, attachment, user_message, without_dropped_files
-from shared_engine.cli.chat.commands import find_command
-from shared_engine.cli.chat.conversation import Conversation, Message
+from shared_engine.cli.chat.commands import SECRET, find_command
+from shared_engine.cli.chat.conversation import Conversation, Message, save
 from shared_engine.cli.chat.interrupts import Interrupts
 from shared_engine.cli.chat.screen import AnswerView, Screen, without_echo
 from shared_engine.engine import Engine
-from shared_engine.errors import ContextLengthError, EngineError, VLLMError
+from shared_engine.errors import ContextLengthError, EngineError, InvalidInputError, VLLMError
 from shared_engine.settings import EngineSettings
 
 WARN_FROM = 0.8
@@ -44,6 +45,7 @@ class Chat:
         settings: of the engine; those of a call are ``parameters``.
         attached: goes with the next message.
         file: where the conversation was saved, or loaded from, last.
+        rescue_file: gets the conversation when the chat is ended by a signal, as by a lost connection.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Chat:
         self.conversation = Conversation(system)
         self.attached: list[Part] = []
         self.file: Path | None = None
+        self.rescue_file: Path | None = None
         self.last_answer: Answer | None = None
         self.totals = Totals()
         self.history_switch: Callable[[bool], str] = lambda _: "nothing that you type is kept"
@@ -79,13 +82,36 @@ class Chat:
 
     def run(self, read: ReadLine) -> None:
         with self._interrupts:
-            self._begin()
-            while not self._leaves:
-                try:
-                    line = read(self.screen.note)
-                except EOFError:
-                    return
-                self.handle(line)
+            try:
+                self._begin()
+                self._converse(read)
+            except BaseException:  # a signal, or a fault of its own
+                self._rescue()
+                raise
+
+    def _converse(self, read: ReadLine) -> None:
+        while not self._leaves:
+            try:
+                line = read(self.screen.note)
+            except EOFError:
+                return
+            self.handle(line)
+
+    def _rescue(self) -> None:
+        if self.rescue_file is None or not self.conversation.to_send(self.conversation.unanswered):
+            return
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            try:
+                save(self.document(), self.rescue_file, may_replace=True)
+            except InvalidInputError as exc:
+                self.screen.error(f"the conversation is lost: {exc}")
+            else:
+                self.screen.note(f"the conversation is in {self.rescue_file}: /load goes on with it")
+
+    def document(self) -> dict[str, Any]:
+        """The conversation, for a file."""
+        parameters = {name: value for name, value in self.parameters.items() if name not in SECRET}
+        return self.conversation.to_json(self.settings.model, parameters)
 
     def leave(self) -> None:
         self._leaves = True

@@ -69,7 +69,9 @@ def chat(arguments: argparse.Namespace) -> int:
     made.attached = [attachment(place) for place in arguments.attach]
     if getattr(arguments, "load", None) is not None:
         load_into(made, expanded(arguments.load))
-    history = open_history(history_file(os.environ) if getattr(arguments, "history", True) else None)
+    kept = history_file(os.environ) if getattr(arguments, "history", True) else None
+    made.rescue_file = kept.with_name("interrupted_chat.json") if kept is not None else None
+    history = open_history(kept)
     if isinstance(history, PrivateHistory):
         made.history_switch = history.switch
         if history.problem is not None:
