@@ -27,7 +27,7 @@ def expanded(path: str | os.PathLike[str], environment: Mapping[str, str] = os.e
     """
     text = os.fspath(path)
     if text == "~" or text.startswith("~/"):
-        return Path((home(environment) or NOWHERE) + text[1:])
+        return Path(((home(environment) or NOWHERE).rstrip("/") + text[1:]) or "/")
     return Path(os.path.expanduser(text))
 
 

@@ -49,6 +49,9 @@ def test_the_home_is_the_environments_or_the_user_databases(monkeypatch: pytest.
     assert [expanded("~"), expanded("~/a"), expanded("a/~"), expanded(Path("/b"))] == [
         Path("/of/mine"), Path("/of/mine/a"), Path("a/~"), Path("/b"),
     ]  # fmt: skip
+    assert [expanded("~", {"HOME": "/"}), expanded("~/a", {"HOME": "/"}), expanded("~/a", {"HOME": "/of/mine/"})] == [
+        Path("/"), Path("/a"), Path("/of/mine/a"),
+    ]  # fmt: skip
     assert expanded("~root") == Path(pwd.getpwnam("root").pw_dir)
     assert expanded("~nobody-by-this-name/a") == Path("~nobody-by-this-name/a")
 
