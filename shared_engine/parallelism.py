@@ -94,6 +94,11 @@ class Parallelism:
     def uses_ray(self) -> bool:
         return "ray" in (self.backend, self.data_backend)
 
+    @property
+    def on_ray(self) -> str:
+        """What asks for Ray, as users write it."""
+        return f"{'distributed_executor_backend' if self.backend == 'ray' else 'data_parallel_backend'}='ray'"
+
     def __str__(self) -> str:
         """Such as ``tensor_parallel_size=4 x data_parallel_size=2``."""
         return " x ".join(f"{name}={size}" for name, size in self.sizes.items()) or "tensor_parallel_size=1"
@@ -144,8 +149,7 @@ def _contradictions(
     if backend == "uni" and parallel.world > parallel.data:
         yield f"distributed_executor_backend='uni' runs one worker, and {parallel} needs more: use \"mp\""
     if nnodes > 1 and parallel.uses_ray:
-        name = "distributed_executor_backend" if backend == "ray" else "data_parallel_backend"
-        yield f"nnodes={nnodes} contradicts {name}='ray', which finds the other machines by itself: leave one out"
+        yield f"nnodes={nnodes} contradicts {parallel.on_ray}, which finds the other machines by itself: leave one out"
     rank = int(args.get("node_rank") or 0)
     if rank > 0:
         yield (

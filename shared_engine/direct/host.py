@@ -21,6 +21,7 @@ from shared_engine.direct.children import Birth, Children, EngineProcess
 from shared_engine.direct.folder import DirectFolder
 from shared_engine.direct.watch import StartWatch, StepWatch
 from shared_engine.errors import EngineError, EngineStartError, EngineStartTimeoutError, EngineStoppedError
+from shared_engine.launcher.cores import BIND_VARIABLE
 from shared_engine.machine.gpu import wait_released
 from shared_engine.machine.priority import give_way
 from shared_engine.machine.proc import group_members
@@ -312,7 +313,8 @@ class Host:
 def _birth(folder: DirectFolder) -> Birth:
     passed_on = ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", LOGGING_VARIABLE)
     environment = {name: os.environ[name] for name in passed_on if name in os.environ}
-    unset = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE, LOGGING_VARIABLE)
+    ours = set(ENVIRONMENT.values()) - {BIND_VARIABLE}  # which vLLM reads itself, in the child
+    unset = (*ours, ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE, LOGGING_VARIABLE)
     return Birth(os.getpid(), str(folder.log), unset, folder.directory.scratch_environment(environment))
 
 

@@ -26,10 +26,13 @@ def check_devices(settings: EngineSettings, interpreter: Interpreter) -> None:
             vLLM's CPU build can't do.
     """
     parallelism = settings.parallelism
-    if parallelism.uses_ray and lacks_package(interpreter.path, "ray"):
-        name = "distributed_executor_backend" if parallelism.backend == "ray" else "data_parallel_backend"
+    if parallelism.uses_ray and interpreter.build == "cpu":
         raise SettingsError(
-            f"engine_args: {name} = 'ray' needs Ray beside vLLM, and the environment of {interpreter.path} has none: "
+            f"engine_args: {parallelism.on_ray} is not for vLLM's CPU build, which runs on no Ray: leave it out"
+        )
+    if parallelism.uses_ray and lacks_package(interpreter.path, "ray"):
+        raise SettingsError(
+            f"engine_args: {parallelism.on_ray} needs Ray beside vLLM, and {interpreter.path} has none: "
             f"`{interpreter.path} -m pip install 'ray[cgraph]'`, or leave it out: one machine needs no Ray"
         )
     if interpreter.build == "cpu":

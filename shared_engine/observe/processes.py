@@ -47,7 +47,7 @@ def process_tree(record: Record, gpu_memory: Mapping[int, int]) -> ProcessNode |
 
 def tree_in_app(pids: Sequence[int], gpu_memory: Mapping[int, int]) -> ProcessNode | None:
     """This process, of which no memory is counted, above an engine's ``pids`` and all below them."""
-    below = _trees(pids, dict.fromkeys(pids, "EngineCore"), gpu_memory)
+    below = _trees(pids, {pid: "EngineCore" for pid in pids if _NAMELESS.match(_title(pid))}, gpu_memory)
     return ProcessNode(os.getpid(), "app", children=below) if below else None
 
 

@@ -225,13 +225,20 @@ def test_stages_on_a_cpu_need_a_compiled_model(cpu: str, cuda: str) -> None:
 def test_ray_that_is_not_there_is_refused(cuda: str, name: str) -> None:
     folder = Path(cuda).parents[1]
     said = refusal(lambda: start(cuda, engine_args={name: "ray"}))
-    assert f"{name} = 'ray' needs Ray" in said
+    assert f"{name}='ray' needs Ray" in said
     assert f"{cuda} -m pip install 'ray[cgraph]'" in said
     (folder / "pyvenv.cfg").write_text("include-system-site-packages = true\n")
     start(cuda, engine_args={name: "ray"})  # the Python that it was made with may have it
     (folder / "pyvenv.cfg").write_text("include-system-site-packages = false\n")
     (folder / "lib/python3.11/site-packages/ray").mkdir()
     start(cuda, engine_args={name: "ray"})
+
+
+@pytest.mark.parametrize("name", ["distributed_executor_backend", "data_parallel_backend"])
+def test_ray_is_not_for_a_cpu_build(cpu: str, name: str) -> None:
+    """vLLM 0.32, with Ray beside it, from its EngineCore: current platform cpu does not support ray."""
+    (Path(cpu).parents[1] / "lib/python3.11/site-packages/ray").mkdir()
+    assert f"{name}='ray' is not for vLLM's CPU build" in refusal(lambda: start(cpu, engine_args={name: "ray"}))
 
 
 def test_an_engine_has_the_devices_of_all_its_workers(cuda: str, cpu: str, tmp_path: Path) -> None:
