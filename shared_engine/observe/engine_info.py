@@ -162,6 +162,7 @@ def combined(members: Sequence[EngineInfo]) -> EngineInfo:
         last_used=max((info.last_used or 0.0 for info in members), default=0.0) or None,
         lease_holders=tuple(sorted(holders)),
         devices=tuple(dict.fromkeys(device for info in members for device in info.devices)),
+        urls=tuple(url for info in members for url in info.urls),
         pinned=any(info.pinned for info in members),
         idle_ttl_s=max((info.idle_ttl_s for info in members if info.idle_ttl_s is not None), default=None),
         leaves_at=None if holders else max((info.leaves_at for info in members if info.leaves_at), default=None),

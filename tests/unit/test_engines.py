@@ -420,3 +420,15 @@ def test_following_goes_on_across_rotations_and_waits_for_the_file(tmp_path: Pat
     log.write_text("cut\n")
     assert next(texts) == "cut\n"
     texts.close()
+
+
+def test_replicas_that_other_programs_reach_have_all_their_addresses() -> None:
+    one, other, stopped = (
+        EngineInfo(state=state, urls=urls)
+        for state, urls in (
+            (EngineState.READY, ("http://127.0.0.1:8000/v1",)),
+            (EngineState.READY, ("http://127.0.0.1:8001/v1",)),
+            (EngineState.STOPPED, ()),
+        )
+    )
+    assert combined([one, other, stopped]).urls == (*one.urls, *other.urls)
