@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from shared_engine.direct.folder import DirectFolder
+from shared_engine.direct.host import _birth
 from shared_engine.direct.watch import StepWatch
+from shared_engine.launcher.cores import BIND_VARIABLE
 from shared_engine.launcher.replacing import replace_everywhere
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from tests.support.paths import REPOSITORY
@@ -122,3 +124,11 @@ def test_a_function_is_replaced_wherever_it_was_imported_by_name(monkeypatch: py
     replace_everywhere(old, new)
     assert [modules[name].__dict__["other"] for name in modules] == [new, new, old]
     assert modules["vllm.a"].__dict__["kept"] is print
+
+
+def test_a_child_has_no_variable_of_ours_but_those_that_vllm_reads(root: Path) -> None:
+    folder = DirectFolder()
+    unset = _birth(folder).unset
+    assert {"VLLM_API_KEY", "VLLM_MODEL_PATH", "VLLM_SERVE_TCP"} <= set(unset)
+    assert BIND_VARIABLE not in unset, "the cores of its workers"
+    folder.remove()
