@@ -84,9 +84,15 @@ class Member:
 
 
 class Pool:
-    """See the module's docstring."""
+    """See the module's docstring.
 
-    def __init__(self) -> None:
+    Args:
+        bound_count: how many more than the least a key's member may have in flight; less than BOUND_COUNT where members
+            take few at once.
+    """
+
+    def __init__(self, bound_count: int = BOUND_COUNT) -> None:
+        self.bound_count = bound_count
         self.members: dict[str, Member] = {}
         self._ring = Ring()
         # Both with entries that are out of date, which are dropped when they come up.
@@ -212,7 +218,7 @@ class Pool:
         for name in self._ring.preferred(key):
             member = self.members[name]
             if member.may_take(now, model, tried):
-                is_beyond = member.load > BOUND_SHARE * least.load and member.load >= least.load + BOUND_COUNT
+                is_beyond = member.load > BOUND_SHARE * least.load and member.load >= least.load + self.bound_count
                 return least if is_beyond else member
         return least
 

@@ -7,21 +7,24 @@ import threading
 import weakref
 from collections.abc import Set as AbstractSet
 
-from shared_engine.pool.pool import Member, Pool
+from shared_engine.pool.pool import BOUND_COUNT, Member, Pool
 from shared_engine.request.tally import EngineName
 
 
 class Members:
     """See the module's docstring. Thread-safe, and fork-safe.
 
+    Args:
+        bound_count: see ``Pool``.
+
     Attributes:
         guard: to be held while the pool is looked at or changed.
         asked: what the requests of each are counted by that was ever asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bound_count: int = BOUND_COUNT) -> None:
         self.guard = threading.Lock()
-        self.pool = Pool()
+        self.pool = Pool(bound_count)
         self.asked: dict[EngineName, None] = {}
         _all.add(self)
 
@@ -39,7 +42,7 @@ class Members:
     def forget_in_child(self) -> None:
         """A forked child has no request in flight, and a thread of the parent may have held the lock."""
         self.guard = threading.Lock()
-        members, self.pool = self.pool.members, Pool()
+        members, self.pool = self.pool.members, Pool(self.pool.bound_count)
         for member in members.values():
             self.pool.add(member.name, member.weight).is_draining = member.is_draining
 

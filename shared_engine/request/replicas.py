@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from shared_engine.pool.growth import Growth
-from shared_engine.pool.pool import Fault, Member
+from shared_engine.pool.pool import BOUND_COUNT, Fault, Member
 from shared_engine.request.members import Members
 
 SEEN_S = 5.0
@@ -37,7 +37,7 @@ class Replicas(Members):
     """
 
     def __init__(self, names: Sequence[str], takes: int, *, starts_all: bool) -> None:
-        super().__init__()
+        super().__init__(min(BOUND_COUNT, takes))
         self.starts_all = starts_all
         self._growth = Growth(len(names), takes)
         for name in names:

@@ -126,6 +126,15 @@ def test_a_keys_member_is_left_when_it_has_much_more_than_the_least() -> None:
     assert 0 < loads[home] - loads[other] <= BOUND_COUNT
 
 
+def test_members_that_take_few_at_once_are_left_sooner() -> None:
+    pool = Pool(bound_count=2)
+    pool.add("a")
+    pool.add("b")
+    names = [chosen(pool, key="one session").name for _ in range(6)]
+    assert names[0] == names[1] != names[2]
+    assert sorted(Counter(names).values()) in ([2, 4], [3, 3])
+
+
 def test_members_that_come_and_go_move_only_their_own_keys() -> None:
     ring = Ring()
     for name in "abcd":

@@ -88,6 +88,17 @@ def test_all_are_started_and_used_where_that_is_wanted() -> None:
     assert not replicas.is_look_due(now)
 
 
+def test_a_conversation_leaves_one_that_has_all_that_it_takes() -> None:
+    replicas, now = Replicas(NAMES, TAKES, starts_all=True), time.monotonic()
+    replicas.to_start(now)
+    started(replicas, *NAMES)
+    replicas.to_start(now)
+    taken = [replicas.pool.choose(now, key="one conversation") for _ in range(TAKES + 1)]
+    assert taken[0] is not None
+    assert taken[:TAKES] == [taken[0]] * TAKES
+    assert taken[TAKES] is not taken[0]
+
+
 def test_one_that_is_gone_is_started_again_only_where_it_is_needed() -> None:
     replicas, now = lazy(), time.monotonic()
     replicas.waiting = TAKES
