@@ -47,7 +47,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
      "out of GPU memory: lower gpu_memory_utilization or max_model_len: {what}"),
     (r"(?P<what>SafetensorError: .*)", "the model's weights are damaged: {what}"),
     (r"^(.*\s)?(?P<what>MemoryError)\b", "the model's weights are damaged or too large for memory: {what}"),
-    (r"(?P<what>Insufficient space in /dev/shm.*)",
+    (r"(?P<what>Insufficient space in \S{1,80} for .{1,80} MiB required.*)",
      "/dev/shm is too small, through which vLLM's processes talk: {what}"),
     (r"(?P<what>No space left on device.*)", "a disk is full, of the model cache, /tmp or /dev/shm: {what}"),
     (r"(?P<what>No such file or directory: .*)", "a file is missing: {what}"),

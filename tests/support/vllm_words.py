@@ -45,7 +45,12 @@ OF_OTHERS = {
 }
 # Words that a release does not have: not yet, or no more.
 NOT_IN = {
-    "0.26": {"currently busy and cannot accept new requests", "prefill token backlog limit", "Starting torch.compile"},
+    "0.26": {
+        "currently busy and cannot accept new requests",
+        "prefill token backlog limit",
+        "Starting torch.compile",
+        "Insufficient space in ",
+    },
     "0.28": {"currently busy and cannot accept new requests", "prefill token backlog limit", "Starting torch.compile"},
     "0.30": {"Starting torch.compile"},
     "0.31": {"Starting torch.compile"},
