@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared_engine import Engine, EngineError
+from shared_engine.launch.interpreter import find_interpreter
 from tests.support.engines import ended_engines
 from tests.support.in_flight import wait_quiet
 
 MakeEngine = Callable[..., Engine]
 BREAKABLE_SEED = 999
 _seeds = itertools.count(1000)
+
+
+@pytest.fixture(scope="session")
+def vllm_folder() -> Path:
+    """vLLM's own files. Found, not imported: that takes seconds."""
+    code = "import importlib.util; print(importlib.util.find_spec('vllm').origin)"
+    command = [find_interpreter(None).path, "-c", code]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()).parent
 
 
 @pytest.fixture

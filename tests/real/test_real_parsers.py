@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from shared_engine.launch.interpreter import find_interpreter
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
 from tests.support.vllm_sources import registered
 
 pytestmark = pytest.mark.apart
-
-
-@pytest.fixture(scope="module")
-def vllm_folder() -> Path:
-    """Found, not imported: that takes seconds."""
-    code = "import importlib.util; print(importlib.util.find_spec('vllm').origin)"
-    command = [find_interpreter(None).path, "-c", code]
-    return Path(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()).parent
 
 
 def test_every_tool_parser_that_can_be_chosen_exists(vllm_folder: Path) -> None:
