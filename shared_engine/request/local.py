@@ -42,14 +42,19 @@ class LocalEndpoint(EngineEndpoint):
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
+        return await self._started(is_awaited=True)
+
+    async def make_ready(self, *, is_awaited: bool) -> None:
+        """Return when the engine answers, starting it if need be.
+
+        Args:
+            is_awaited: a call waits for it, which is shown how far it is.
+        """
+        self.release(await self._started(is_awaited=is_awaited))
+
+    async def _started(self, *, is_awaited: bool) -> Connection:
         # A bar would stand in the way of the lines.
-        return await self._started(shows_bar=self._settings.show_progress and not self._settings.verbose)
-
-    async def make_ready(self, *, shows_bar: bool) -> None:
-        """Return when the engine answers, starting it if need be."""
-        self.release(await self._started(shows_bar=shows_bar))
-
-    async def _started(self, *, shows_bar: bool) -> Connection:
+        shows_bar = is_awaited and self._settings.show_progress and not self._settings.verbose
         with _our_errors():
             supervisor = await self._asked()
             record = await supervisor.acquire(self._policy, show_progress=shows_bar)

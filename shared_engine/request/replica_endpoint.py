@@ -91,8 +91,7 @@ class ReplicaEndpoint(FleetEndpoint):
         is_awaited = not self.members.has_another(set())
         error: Exception | None = None
         try:
-            shows_bar = is_awaited and self.settings.show_progress and not self.settings.verbose
-            await self.endpoint_of(name).make_ready(shows_bar=shows_bar)
+            await self.endpoint_of(name).make_ready(is_awaited=is_awaited)
         except Exception as exc:
             error = exc
         self.members.ended(name, start, error)
@@ -183,8 +182,7 @@ class ReplicaEndpoint(FleetEndpoint):
         """
         await super().check_health(client)
         if self.settings.start == "all":
-            shows_bar = self.settings.show_progress and not self.settings.verbose
-            await asyncio.gather(*(each.make_ready(shows_bar=shows_bar) for each in self._endpoints.values()))
+            await asyncio.gather(*(each.make_ready(is_awaited=True) for each in self._endpoints.values()))
 
     async def status(self, *, processes: bool) -> EngineInfo:
         return combined(await self.member_infos(processes=processes))

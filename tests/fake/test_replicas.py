@@ -135,9 +135,9 @@ def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(
     bars: list[bool] = []
     make_ready = LocalEndpoint.make_ready
 
-    async def noted(endpoint: LocalEndpoint, *, shows_bar: bool) -> None:
-        bars.append(shows_bar)
-        await make_ready(endpoint, shows_bar=shows_bar)
+    async def noted(endpoint: LocalEndpoint, *, is_awaited: bool) -> None:
+        bars.append(is_awaited)
+        await make_ready(endpoint, is_awaited=is_awaited)
 
     monkeypatch.setattr(LocalEndpoint, "make_ready", noted)
     engine = fake_engine({**SLOW, "start_delay_s": 0.6}, replicas=2, **SMALL)
