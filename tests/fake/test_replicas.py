@@ -128,7 +128,6 @@ class Load:
 # ---- which run
 
 
-@pytest.mark.smoke
 def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(
     fake_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +181,7 @@ def test_both_leave_when_nobody_asks_and_the_first_comes_back_alone(fake_engine:
     assert states(lazy) == [READY, STANDBY]
 
 
+@pytest.mark.smoke
 def test_all_start_with_the_first_request_and_share_what_comes(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 0.2}, replicas=3, start="all")
     engine.warmup()
