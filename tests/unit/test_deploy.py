@@ -294,6 +294,7 @@ def test_compose_takes_every_key_from_its_env_file_and_refuses_to_start_without(
     offered = dict(re.findall(r"^(?:# )?(\w+)=(.*)$", (DEPLOY / "env.example").read_text(), re.MULTILINE))
     assert asked_for == set(offered)
     assert offered["APP_KEY"] == offered["VLLM_API_KEY"] == ""
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().splitlines(), "keys are not committed"
 
 
 def test_kubernetes_takes_every_key_from_a_secret_that_its_file_says_how_to_make() -> None:
