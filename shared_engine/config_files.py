@@ -48,14 +48,14 @@ def read_files(files: Iterable[str | os.PathLike[str]]) -> dict[str, Given]:
     for file in map(Path, files):
         file = expanded(file)
         for name, value in _read(file).items():
-            found.setdefault(name, Given(_with_paths(value, file.absolute().parent), str(file)))
+            found.setdefault(name, Given(with_paths(value, file.absolute().parent), str(file)))
     return found
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
-            _check_owner(file, os.fstat(opened.fileno()))
+            check_owner(file, os.fstat(opened.fileno()))
             return tomllib.load(opened)
     except OSError as exc:
         raise SettingsError(f"the config file {file} can't be read: {exc.strerror}") from None
@@ -63,7 +63,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(f"the config file {file} is not TOML: {exc}") from None
 
 
-def _check_owner(file: Path, status: os.stat_result) -> None:
+def check_owner(file: Path, status: os.stat_result) -> None:
     # A setting can name a program to run (``python``), and the project's file is read wherever the command is run.
     if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002:
         whose = "is writable for everybody" if status.st_mode & 0o002 else f"belongs to user {status.st_uid}"
@@ -73,9 +73,9 @@ def _check_owner(file: Path, status: os.stat_result) -> None:
         )
 
 
-def _with_paths(value: Any, folder: Path) -> Any:
+def with_paths(value: Any, folder: Path) -> Any:
     if isinstance(value, str) and value.startswith(("./", "../")):
         return os.path.normpath(folder / value)
     if isinstance(value, dict):
-        return {name: _with_paths(each, folder) for name, each in value.items()}
-    return [_with_paths(each, folder) for each in value] if isinstance(value, list) else value
+        return {name: with_paths(each, folder) for name, each in value.items()}
+    return [with_paths(each, folder) for each in value] if isinstance(value, list) else value

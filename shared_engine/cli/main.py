@@ -42,6 +42,7 @@ COMMANDS = {
     "show": Command("tell what a model is, what it can do, and whether it fits here", "show"),
     "load": Command("load a model, and return when it is ready", "load", ("warmup",)),
     "ps": Command("show the models that are loaded, what they do, and until when they stay", "ps"),
+    "serve": Command("serve models to every program, at one address with OpenAI's protocol", "serve"),
     "batch": Command("answer a file of requests, and go on where that was interrupted", "batch"),
     "embed": Command("print the vectors of texts", "embed"),
     "rerank": Command("print how well documents fit a query, the best first", "rerank"),

@@ -18,6 +18,7 @@ PACKAGE = REPOSITORY / "shared_engine"
 ORDER = (
     "__init__",
     "cli",
+    "gateway",
     "adapting",
     "prometheus",
     "engine",

@@ -1,0 +1,74 @@
+"""``vllm-local serve``: the gateway. It alone imports shared_engine.gateway, which needs packages of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import logging
+from pathlib import Path
+
+from shared_engine.cli.argument_types import seconds
+from shared_engine.cli.disk_models import model_named
+from shared_engine.cli.exit_codes import DONE
+from shared_engine.errors import SettingsError
+from shared_engine.logs import setup
+from shared_engine.machine.home import expanded
+
+EXAMPLES = (
+    "vllm-local serve Qwen/Qwen3-4B",
+    "vllm-local serve --config models.yaml --watch",
+    "vllm-local serve --config models.yaml --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
+)
+INTERRUPTED = "engines stay, as their settings say"
+_NEEDED = ("prometheus_client", "starlette", "uvicorn", "yaml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "folder of a model, its id on the hub, or the last part of the name of one on this disk"
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=text)
+    parser.add_argument("--config", metavar="FILE", help="models.yaml: models, their settings, and who may ask")
+    parser.add_argument("--watch", action="store_true", help="read FILE again when it changes; SIGHUP always does that")
+    text = "address to listen on (default 127.0.0.1); one of other machines needs api_keys in FILE"
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any that is free")
+    text = "let everybody ask who reaches the address"
+    parser.add_argument("--allow-unauthenticated", action="store_true", help=text)
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate (PEM), for https")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key (PEM), if it is in another file")
+    text = "how long requests in flight may go on after SIGTERM or Ctrl-C (default 60); a second one ends them"
+    parser.add_argument("--drain", type=seconds, default=60.0, metavar="S", help=text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"serve needs {', '.join(missing)}: pip install 'vllm-local[gateway]'")
+    from shared_engine.gateway.config import GatewayConfig, config_of, read_config
+    from shared_engine.gateway.server import Listening, bound, serve, url_of
+
+    if not arguments.config and not arguments.models:
+        arguments.usage_error("there is nothing to serve: give MODEL, or --config FILE")
+    if arguments.tls_key and not arguments.tls_cert:
+        arguments.usage_error("--tls-key goes with --tls-cert")
+    for file in filter(None, (arguments.tls_cert, arguments.tls_key)):
+        if not expanded(file).is_file():
+            raise SettingsError(f"{file}: no such file")
+    models = [model_named(model, None) for model in arguments.models]
+
+    def read() -> GatewayConfig:
+        return read_config(arguments.config, models) if arguments.config else config_of(models)
+
+    listening = Listening(
+        arguments.host, arguments.port, arguments.drain, arguments.tls_cert, arguments.tls_key,
+        arguments.allow_unauthenticated,
+    )  # fmt: skip
+    config = read()
+    listening.check(config)
+    setup()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with bound(listening) as sock:
+        print(f"{url_of(listening, sock)}/v1 serves {', '.join(config.models)}", flush=True)
+        watched = expanded(Path(arguments.config)) if arguments.config and arguments.watch else None
+        asyncio.run(serve(config, listening, sock, read if arguments.config else None, watched))
+    return DONE

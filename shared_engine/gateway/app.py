@@ -1,0 +1,120 @@
+"""The gateway as an ASGI application: its routes, and who they go to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shared_engine.gateway.asked import asked_of
+from shared_engine.gateway.catalog import Catalog
+from shared_engine.gateway.config import Key
+from shared_engine.gateway.guard import Guard
+from shared_engine.gateway.numbers import metrics_page
+from shared_engine.gateway.passing import PassedOn
+from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
+
+PASSED = ("/v1/{rest:path}", "/v2/{rest:path}", *(f"/{name}" for name in (
+    "tokenize", "detokenize", "pooling", "classify", "score", "rerank",
+)))  # fmt: skip
+"""What goes to a model. What else vLLM serves is about one server, not for everybody who may ask a model."""
+_METHODS = ["GET", "POST", "DELETE"]
+logger = logging.getLogger(__name__)
+
+
+def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
+    """
+    Args:
+        is_loopback: it is reached on an address of this machine alone.
+    """
+    routes = Routes(catalog)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        catalog.preload()
+        yield
+        await catalog.close()
+
+    app = Starlette(
+        routes=[
+            Route("/health", routes.health),
+            Route("/ready", routes.ready),
+            Route("/metrics", routes.metrics),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
+            *(Route(path, routes.pass_on, methods=_METHODS) for path in PASSED),
+        ],
+        middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],
+        exception_handlers={RefusedError: _refused, HTTPException: _not_there, Exception: _failed},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a path with another end is another path
+    return app
+
+
+class Routes:
+    """What each route does."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def health(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        missing = self._catalog.not_loaded
+        if missing:
+            raise RefusedError(503, f"not loaded yet: {', '.join(missing)}", "not_ready", retry_after_s=RETRY_AFTER_S)
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, _: Request) -> Response:
+        body, kind = await asyncio.to_thread(metrics_page)
+        return Response(body, media_type=kind)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": await self._catalog.listed(_key(request))})
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(await self._catalog.entry(request.path_params["name"], _key(request)))
+
+    async def pass_on(self, request: Request) -> Any:
+        fields = self._catalog.config.fields
+        try:
+            asked = await asked_of(request, fields.max_body_bytes, fields.media_domains)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        model, target = self._catalog.find(asked.model, _key(request))
+        settings = model.config.settings
+        forwarded, is_stream = asked.forwarded(target, settings.model if settings.is_remote else None)
+        return PassedOn(model, forwarded, is_stream=is_stream, comment_interval_s=fields.comment_interval_s)
+
+
+def _key(request: Request) -> Key | None:
+    key: Key | None = request.state.key
+    return key
+
+
+async def _refused(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RefusedError)
+    return exc.response()
+
+
+async def _not_there(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "invalid_request")
+    message = f"{request.method} {request.url.path!r:.200}: {exc.detail}"
+    return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response()
+
+
+async def _failed(*_: object) -> Response:
+    """The server logs it; a client learns nothing of its insides."""
+    return RefusedError(500, "the gateway has failed at this request; its log says why", "internal_error").response()

@@ -1,0 +1,136 @@
+"""What a request asks for: its body within limits, its model's name, and the bytes to pass on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from shared_engine.gateway.config import Target
+from shared_engine.gateway.media import check_urls, has_urls
+from shared_engine.gateway.refusals import RefusedError
+from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
+
+BODY_S = 60.0
+"""How long a request may take to come."""
+# A path is passed on as it is read here: no escapes, no dots, nothing empty in which a server might see another one.
+_PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
+_NOT_PASSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""They would load any folder of the machine."""
+_PASSED_HEADERS = (
+    "accept", "content-type", "user-agent", "x-request-id", SESSION_HEADER, "traceparent", "tracestate",
+    "anthropic-version", "anthropic-beta",
+)  # fmt: skip
+_BOUNDARY = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, before its model is known.
+
+    Attributes:
+        fields: of a body that is JSON, each as its own bytes.
+        model: the name that it gives.
+    """
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    body: bytes = field(repr=False)
+    fields: Mapping[str, msgspec.Raw] | None = field(repr=False)
+    model: str | None
+
+    def forwarded(self, target: Target, own_name: str | None) -> tuple[ForwardedRequest, bool]:
+        """What to pass on, and whether its answer is a stream of events.
+
+        Args:
+            own_name: what the model's server calls it, if it is not ours.
+        """
+        if self.fields is None:
+            body = self.body if self.model is None else _with_model(self.body, self._boundary(), own_name)
+            return ForwardedRequest(self.method, self.path, self.headers, body), False
+        changes: dict[str, Any] = {**target.set_params, "model": target.adapter or ANY_MODEL}
+        fields = {**self.fields, **{name: msgspec.Raw(msgspec.json.encode(each)) for name, each in changes.items()}}
+        is_stream = "stream" in fields and bytes(fields["stream"]).strip() == b"true"
+        return ForwardedRequest(self.method, self.path, self.headers, msgspec.json.encode(fields)), is_stream
+
+    def _boundary(self) -> bytes:
+        found = _BOUNDARY.search(dict(self.headers).get("content-type", ""))
+        return b"" if found is None else found[1].encode()
+
+
+async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, ...]) -> Asked:
+    """
+    Raises:
+        RefusedError: it is too long, comes too slowly, is not what it says it is, or asks for what is not passed on.
+        ClientDisconnect: the client has left.
+    """
+    path = request.url.path
+    if not _PATH.fullmatch(path) or path in _NOT_PASSED:
+        raise RefusedError(404, f"there is no {path!r:.200}", "not_found")
+    headers = tuple((name, value) for name, value in request.headers.items() if name in _PASSED_HEADERS)
+    body = await _body(request, max_bytes)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    fields, model = None, request.query_params.get("model")
+    if kind == "multipart/form-data":
+        boundary = _BOUNDARY.search(request.headers["content-type"])
+        found = None if boundary is None else _model_part(boundary[1].encode()).search(body)
+        model = model if found is None else found["model"].decode("utf-8", "replace").strip()
+    elif body:
+        if kind != "application/json":
+            raise RefusedError(415, "send application/json, or multipart/form-data", "unsupported_media_type")
+        fields, named = _json(body, media_domains)
+        model = model if named is None else named
+    query = request.url.query
+    return Asked(request.method, path + (f"?{query}" if query else ""), headers, body, fields, model)
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    too_long = RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_bytes:
+                    raise too_long
+    except TimeoutError:
+        raise RefusedError(408, f"the body was not there after {BODY_S:g} s", "body_timeout") from None
+    return bytes(body)
+
+
+def _json(body: bytes, media_domains: tuple[str, ...]) -> tuple[dict[str, msgspec.Raw], str | None]:
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        model = msgspec.json.decode(fields["model"]) if "model" in fields else None
+        if has_urls(body):
+            check_urls(msgspec.json.decode(body), media_domains)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise RefusedError(400, f"the body is not a JSON object: {exc}", "invalid_json") from None
+    if model is not None and not isinstance(model, str):
+        raise RefusedError(400, "model must be a text", "invalid_model")
+    return fields, model
+
+
+def _model_part(boundary: bytes) -> re.Pattern[bytes]:
+    """The field ``model`` of a form, with the mark before it."""
+    mark = re.escape(b"--" + boundary)
+    head = rb'Content-Disposition: *form-data; *name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n'
+    return re.compile(mark + rb"\r\n" + head + rb"(?P<model>.*?)\r\n(?=" + mark + rb")", re.DOTALL | re.IGNORECASE)
+
+
+def _with_model(body: bytes, boundary: bytes, own_name: str | None) -> bytes:
+    """The form with the server's own name for its model; without one, as that then is the server's only model."""
+    part = b""
+    if own_name is not None:
+        head = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+        part = b"--" + boundary + head + own_name.encode() + b"\r\n"
+    return _model_part(boundary).sub(lambda _: part, body, count=1)

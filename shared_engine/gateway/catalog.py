@@ -1,0 +1,182 @@
+"""The models of a gateway as they are served, and what replaces them when the configuration is read again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared_engine.errors import VLLMError
+from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
+from shared_engine.gateway.limits import Places
+from shared_engine.gateway.refusals import model_not_found
+from shared_engine.request.endpoints import endpoint_of
+from shared_engine.request.forwarding import Forwarding
+from shared_engine.request.sending import Requests
+from shared_engine.runtime.redacted import redacted
+
+LOOK_S = 2.0
+"""How long a look at a server that is not ours may take."""
+PRELOAD_AGAIN_S = 30.0
+logger = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """One model: where its requests go, and how many at once."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        settings = config.settings
+        self.endpoint = endpoint_of(settings)
+        self.forwarding = Forwarding(self.endpoint, settings)
+        self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
+        self._requests = Requests(self.endpoint, settings.timeout, settings.max_retries)
+
+    @property
+    def context_window(self) -> int | None:
+        return self.endpoint.max_model_len or self.config.settings.context_window()
+
+    async def load(self) -> None:
+        """Return when it is ready.
+
+        Raises:
+            VLLMError: it can't be.
+        """
+        await self._requests.check_health()
+
+    async def state(self) -> str | None:
+        """Its state now; None where that can't be told."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return (await self.endpoint.status(processes=False)).state.value
+        except (VLLMError, TimeoutError):
+            return None
+
+
+class Catalog:
+    """All models, of the configuration that holds now.
+
+    Attributes:
+        config: that one.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.began = int(time.time())
+        self.models = {id_: ServedModel(model) for id_, model in config.models.items()}
+        self._preloads: dict[str, asyncio.Task[None]] = {}
+
+    def replace(self, config: GatewayConfig) -> None:
+        """Serve by another configuration from now on. Requests in flight end as they began.
+
+        What a model has that stayed as it was, stays; the engine of one that is gone leaves when it is idle.
+        """
+        kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
+        self.models = {id_: kept.get(id_) or ServedModel(model) for id_, model in config.models.items()}
+        self.config = config
+        for id_, task in list(self._preloads.items()):
+            if id_ not in kept:
+                task.cancel()
+                del self._preloads[id_]
+        self.preload()
+
+    # ---- which
+
+    def find(self, name: str | None, key: Key | None) -> tuple[ServedModel, Target]:
+        """What a request means by its model's name; without one, the only model there is.
+
+        Raises:
+            RefusedError: there is no such model, or the key does not open it, which looks the same.
+        """
+        allowed = self._allowed(key)
+        if name is None and len(self.models) == 1:
+            name = next(iter(self.models))
+        if name is None or name not in allowed:
+            listed = [id_ for id_ in allowed if id_ in self.models and not self.models[id_].config.fields.unlisted]
+            raise model_not_found("" if name is None else name, listed)
+        target = self.config.names[name]
+        return self.models[target.model], target
+
+    def _allowed(self, key: Key | None) -> list[str]:
+        """Names that the key opens: those in it; of a model all."""
+        names = self.config.names
+        if key is None or key.models is None:
+            return list(names)
+        return [name for name, target in names.items() if name in key.models or target.model in key.models]
+
+    # ---- what there is
+
+    async def listed(self, key: Key | None) -> list[dict[str, Any]]:
+        """Models and LoRA adapters, as ``/v1/models`` shows them."""
+        allowed = self._allowed(key)
+        models = [model for id_, model in self.models.items() if not model.config.fields.unlisted]
+        states = await asyncio.gather(*(model.state() for model in models))
+        return [
+            self._entry(name, model, state, allowed)
+            for model, state in zip(models, states, strict=True)
+            for name in (model.config.id, *model.config.adapters)
+            if name in allowed
+        ]
+
+    async def entry(self, name: str, key: Key | None) -> dict[str, Any]:
+        """One of them, by any name, also one that is not listed.
+
+        Raises:
+            RefusedError: there is none.
+        """
+        model, target = self.find(name, key)
+        return self._entry(target.adapter or model.config.id, model, await model.state(), self._allowed(key))
+
+    def _entry(self, name: str, model: ServedModel, state: str | None, allowed: Sequence[str]) -> dict[str, Any]:
+        fields, id_ = model.config.fields, model.config.id
+        entry: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self.began,
+            "owned_by": "vllm-local",
+            "parent": None if name == id_ else id_,
+            "max_model_len": model.context_window,
+            "status": {"value": state},
+            "aliases": [alias for alias in fields.aliases if alias in allowed] if name == id_ else [],
+            "requests": {"running": model.places.taken, "waiting": model.places.waiting},
+        }
+        told: Mapping[str, Any] = {
+            "name": fields.name, "description": fields.description, "metadata": dict(fields.metadata) or None
+        }  # fmt: skip
+        return entry | {each: value for each, value in told.items() if value is not None}
+
+    # ---- what is loaded at the start
+
+    @property
+    def not_loaded(self) -> list[str]:
+        """Models with ``preload`` that have not been loaded yet."""
+        return [id_ for id_, task in self._preloads.items() if not task.done()]
+
+    def preload(self) -> None:
+        """Begin to load what is to be loaded, and was not."""
+        for id_, model in self.models.items():
+            if model.config.fields.preload and id_ not in self._preloads:
+                self._preloads[id_] = asyncio.create_task(_loaded(model))
+
+    async def close(self) -> None:
+        """End what is done here, and close the connections. Engines stay, as their settings say."""
+        for task in self._preloads.values():
+            task.cancel()
+        await asyncio.gather(*self._preloads.values(), return_exceptions=True)
+        for model in self.models.values():
+            await model.endpoint.close()
+
+
+async def _loaded(model: ServedModel) -> None:
+    """Load it; where that fails, again after a while: nothing here needs a restart."""
+    while True:
+        try:
+            await model.load()
+        except VLLMError as exc:
+            logger.warning("%s was not loaded: %s", model.config.id, redacted(str(exc)))
+            await asyncio.sleep(PRELOAD_AGAIN_S)
+        else:
+            logger.info("%s is loaded", model.config.id)
+            return

@@ -1,0 +1,105 @@
+"""What may stand in models.yaml beside the settings of engines, declared once: the schema is made of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Params = dict[Annotated[str, Field(min_length=1)], Any]
+# Named by the gateway itself, or what a request is about.
+_NOT_TO_SET = ("model", "messages", "prompt", "input")
+
+
+def _by_name(value: Any) -> Any:
+    """Aliases in a list set nothing."""
+    is_list = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return {each: {} for each in value} if is_list else value
+
+
+def _nothing(value: Any) -> Any:
+    """A name with nothing after it."""
+    return {} if value is None else value
+
+
+SetParams = Annotated[Params, BeforeValidator(_nothing)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ApiKey(_Declared):
+    """A key, and what it opens."""
+
+    name: Name
+    """For logs and messages; the key itself is in neither."""
+    key: Annotated[SecretStr | None, Field(min_length=8)] = None
+    """The key, or better ``${env.NAME}``."""
+    key_file: str | None = None
+    """A file that holds it, and nothing else."""
+    models: tuple[Name, ...] | None = None
+    """The models that it may use. Default: all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ApiKey:
+        if (self.key is None) == (self.key_file is None):
+            raise ValueError("give key or key_file, one of them")
+        return self
+
+
+class ModelFields(_Declared):
+    """What the gateway makes of a model. Every setting of an engine stands beside these, under its own name."""
+
+    aliases: Annotated[dict[Name, SetParams], BeforeValidator(_by_name)] = Field(default_factory=dict)
+    """Other names: a list; or by name what is set in requests that use it, beside ``set_params``:
+    ``{"qwen:low": {"chat_template_kwargs": {"enable_thinking": false}}}``."""
+    set_params: SetParams = Field(default_factory=dict)
+    """What every request has, whatever it says itself: ``{"temperature": 0.2}``."""
+    ttl: Annotated[float | None, Field(ge=0)] = None
+    """Seconds after the end of the last request until the model leaves memory, as ``idle_ttl_s``; 0: never."""
+    preload: bool = False
+    """Load it when the gateway starts. ``/ready`` answers 200 only then."""
+    concurrency_limit: Annotated[int, Field(ge=1)] = 1000
+    """So many requests at once; others wait."""
+    queue_limit: Annotated[int, Field(ge=0)] = 1000
+    """So many may wait for ``concurrency_limit``; others are answered 429."""
+    unlisted: bool = False
+    """Not in ``/v1/models``; it answers all the same."""
+    name: str | None = None
+    """For people, in ``/v1/models``."""
+    description: str | None = None
+    """For people, in ``/v1/models``."""
+    metadata: Annotated[Params, BeforeValidator(_nothing)] = Field(default_factory=dict)
+    """Whatever programs want to find in ``/v1/models``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelFields:
+        for params in (self.set_params, *self.aliases.values()):
+            for name in _NOT_TO_SET:
+                if name in params:
+                    raise ValueError(f"{name!r} is the request's own and can't be set for it")
+        return self
+
+
+class FileFields(_Declared):
+    """The file."""
+
+    models: dict[Name, Annotated[dict[str, Any], BeforeValidator(_nothing)]]
+    """Each model by the name that requests use."""
+    defaults: Annotated[dict[str, Any], BeforeValidator(_nothing)] = Field(default_factory=dict)
+    """What holds for each model that does not say otherwise."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Who may ask. Without any: everybody who reaches the address."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides localhost by which the gateway may be called on a loopback address, as behind a proxy; on other
+    addresses, if given, the only ones."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may ask: ``["https://app.example.com"]``."""
+    media_domains: tuple[str, ...] = ()
+    """Hosts from which images, audio and video are fetched by URL. Default: none; what is sent as data always works."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
+    """Longest request."""
+    comment_interval_s: Annotated[float, Field(gt=0)] = 10.0
+    """While a stream waits for its model: seconds between comments, so that proxies do not cut the connection."""

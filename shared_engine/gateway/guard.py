@@ -1,0 +1,142 @@
+"""Who may ask: by the Host that a browser names, the page that it comes from, and the API key. Before anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared_engine.gateway.config import GatewayConfig, Key
+from shared_engine.gateway.refusals import RefusedError
+
+OPEN = "/health"
+"""The one route that needs no key."""
+LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+_SHOWN_TO_PAGES = "Retry-After, x-request-id, x-should-retry"
+
+
+class Guard:
+    """Refuses what may not ask, and tells pages that may.
+
+    Args:
+        config: what holds now.
+        is_loopback: the address is one of this machine alone.
+    """
+
+    def __init__(self, app: ASGIApp, config: Callable[[], GatewayConfig], *, is_loopback: bool) -> None:
+        self._app = app
+        self._config = config
+        self._is_loopback = is_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a WebSocket: there is none
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers, config = Headers(scope=scope), self._config()
+        origin = headers.get("origin")
+        is_named = origin is not None and origin in config.fields.cors_origins
+        try:
+            check_host(headers.get("host", ""), config.fields.allowed_hosts, is_loopback=self._is_loopback)
+            if origin is not None and not is_named:
+                check_origin(origin, headers.get("host", ""))
+            if is_named and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                answer: ASGIApp = _preflight(headers)  # which a browser sends without a key
+            else:
+                if scope["path"] != OPEN:
+                    scope.setdefault("state", {})["key"] = key_of(headers, config.keys)
+                answer = self._app
+        except RefusedError as refusal:
+            answer = refusal.response()
+        await answer(scope, receive, _with_cors(send, origin) if is_named and origin else send)
+
+
+def host_of(value: str) -> str:
+    """The name in a Host header, without its port."""
+    if value.startswith("["):
+        return value[1:].partition("]")[0].lower()
+    return value.partition(":")[0].lower().rstrip(".")
+
+
+def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None:
+    """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding).
+
+    Raises:
+        RefusedError: it is called by a name that is not its.
+    """
+    if not is_loopback and not allowed:
+        return
+    names = {name.lower() for name in allowed} | (LOOPBACK_NAMES if is_loopback else set())
+    if host_of(value) not in names:
+        raise RefusedError(403, "the Host header names another host; see allowed_hosts", "host_not_allowed")
+
+
+def check_origin(origin: str, host: str) -> None:
+    """Refuse a page of another place: it could ask, though it can't read the answer.
+
+    Raises:
+        RefusedError: it is none of this address.
+    """
+    try:
+        parts = urlsplit(origin)
+        is_own = parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    except ValueError:
+        is_own = False
+    if not is_own:
+        raise RefusedError(403, "pages of this origin may not ask; see cors_origins", "origin_not_allowed")
+
+
+def key_of(headers: Headers, keys: Sequence[Key]) -> Key | None:
+    """The key of a request; None where none are asked for. All are compared, each in constant time.
+
+    Raises:
+        RefusedError: it has none, or another one.
+    """
+    if not keys:
+        return None
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")  # Anthropic's clients
+    digest, found = _digest(given), None
+    for key in keys:
+        if hmac.compare_digest(digest, _digest(key.secret)):
+            found = key
+    if found is None:
+        raise RefusedError(
+            401, "give an API key: Authorization: Bearer ...", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+        )
+    return found
+
+
+def _digest(secret: str) -> bytes:
+    """Of equal length, whatever the secret's."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def _preflight(headers: Headers) -> Response:
+    return Response(
+        status_code=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST, DELETE",
+            "Access-Control-Allow-Headers": headers.get("access-control-request-headers", ""),
+            "Access-Control-Max-Age": "600",
+        },
+    )
+
+
+def _with_cors(send: Send, origin: str) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = _SHOWN_TO_PAGES
+            headers.add_vary_header("Origin")
+        await send(message)
+
+    return sending

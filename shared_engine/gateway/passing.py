@@ -1,0 +1,155 @@
+"""One request on its way to a model and back: it waits, is answered byte for byte, and ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from starlette.types import Receive, Scope, Send
+
+from shared_engine.errors import VLLMError
+from shared_engine.gateway.catalog import ServedModel
+from shared_engine.gateway.refusals import RefusedError, refusal_of
+from shared_engine.request.forwarded_answer import ForwardedAnswer
+from shared_engine.request.forwarding import ForwardedRequest
+
+BUSY_AGAIN_S = 1
+_OF_THIS_HOP = frozenset(("date", "server", "set-cookie", "content-length"))
+_BUSY = (429, 503)
+_EVENTS = "text/event-stream"
+# nginx would hold a stream back otherwise.
+_OF_STREAMS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+logger = logging.getLogger(__name__)
+
+
+class PassedOn:
+    """The answer of a model, as a response.
+
+    Args:
+        is_stream: the client expects events, so that it can be told to wait.
+        comment_interval_s: seconds between two of these comments.
+    """
+
+    def __init__(
+        self, model: ServedModel, request: ForwardedRequest, *, is_stream: bool, comment_interval_s: float
+    ) -> None:
+        self._model = model
+        self._request = request
+        self._is_stream = is_stream
+        self._interval_s = comment_interval_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. A client that leaves ends its request, not a load that has begun."""
+        del scope
+        answering = asyncio.create_task(self._answer(_Client(send)))
+        leaving = asyncio.create_task(_departure(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        if not answering.cancelled():
+            answering.result()
+
+    async def _answer(self, client: _Client) -> None:
+        name = self._model.config.id
+        commenting = asyncio.create_task(self._comment(client)) if self._is_stream else None
+        try:
+            async with self._model.places.place(self._model.config.settings.timeout):
+                answer = await self._model.forwarding.forward(self._request)
+                async with contextlib.aclosing(answer):
+                    await _ended(commenting)
+                    await _pass_on(answer, client)
+        except (RefusedError, VLLMError) as exc:
+            await _ended(commenting)
+            refusal = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
+            logger.info("%s %s: %d, %s", name, self._request.route, refusal.status, refusal.message)
+            await client.refuse(refusal)
+        finally:
+            await _ended(commenting)
+
+    async def _comment(self, client: _Client) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await client.comment(f"waiting for {self._model.config.id}")
+
+
+class _Client:
+    """Who is answered. What has begun to be an answer can't become another one."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun: str | None = None
+        """The type of what was begun."""
+
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]], kind: str) -> None:
+        if self._begun is None:
+            self._begun = kind
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    @property
+    def gets_events(self) -> bool:
+        return self._begun == _EVENTS
+
+    async def comment(self, text: str) -> None:
+        await self.begin(200, [(b"content-type", _EVENTS.encode()), *_OF_STREAMS], _EVENTS)
+        await self.send(f": {text}\n\n".encode())
+
+    async def send(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def refuse(self, refusal: RefusedError) -> None:
+        if self._begun is None:
+            response = refusal.response()
+            await self.begin(refusal.status, response.raw_headers, "application/json")
+            await self.send(refusal.body)
+        elif self.gets_events:  # the lines before end whatever was cut off
+            await self.send(b"\n\ndata: " + refusal.body + b"\n\n")
+        else:
+            return  # without an end, so that nobody takes it for whole
+        await self.end()
+
+
+async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
+    if answer.status == 401:  # about the gateway's key there, not about the client's here
+        raise RefusedError(502, "the model's server wants another api_key", "server_refuses_key")
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in answer.headers
+        if name.lower() not in _OF_THIS_HOP
+    ]
+    kind = next((value for name, value in headers if name == b"content-type"), b"").partition(b";")[0].decode()
+    if answer.status in _BUSY and not any(name == b"retry-after" for name, _ in headers):
+        headers.append((b"retry-after", str(BUSY_AGAIN_S).encode()))
+    if answer.whole is not None:
+        headers.append((b"content-length", str(len(answer.whole)).encode()))
+        if client.gets_events:  # comments have gone before
+            await client.send(b"data: " + answer.whole + b"\n\n")
+        else:
+            await client.begin(answer.status, headers, kind)
+            await client.send(answer.whole)
+    else:
+        if kind == _EVENTS:
+            names = {name for name, _ in _OF_STREAMS}
+            headers = [pair for pair in headers if pair[0] not in names] + list(_OF_STREAMS)
+        await client.begin(answer.status, headers, kind)
+        async for piece in answer:
+            await client.send(piece)
+    await client.end()
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Return when it no longer runs."""
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

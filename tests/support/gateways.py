@@ -1,0 +1,89 @@
+"""``vllm-local serve`` as a process of its own, with the file that it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.command import COMMAND
+from tests.support.paths import REPOSITORY
+from tests.support.waiting import wait_until
+
+LEAVE_S = 20.0
+
+
+@dataclass
+class Gateway:
+    """One that listens.
+
+    Attributes:
+        url: without ``/v1``.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+    file: Path
+    log: Path
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Another file in its place; JSON is YAML too."""
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(content))
+        new.replace(self.file)
+
+    def reload(self) -> None:
+        """Have it read its file, and return when it has."""
+        before = self.told()
+        self.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "the configuration" in self.told()[len(before) :], LEAVE_S, "the file to be read again")
+
+    def told(self) -> str:
+        return self.log.read_text()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(LEAVE_S)
+
+
+@contextmanager
+def gateway(content: Mapping[str, Any], folder: Path, *options: str, **environment: str) -> Iterator[Gateway]:
+    """On a free port; it must have left by itself when the test ends, or it is ended.
+
+    Args:
+        content: of its models.yaml.
+    """
+    file, log = folder / "models.yaml", folder / "gateway.log"
+    file.write_text(json.dumps(content))
+    words = [*COMMAND, "serve", "--config", str(file), "--port", "0", *options]
+    with log.open("w") as told:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=told, text=True, cwd=REPOSITORY, env={**os.environ, **environment}
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        yield Gateway(line.split("/v1 ")[0], process, file, log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            process.stdout.close() if process.stdout else None

@@ -1,0 +1,241 @@
+"""models.yaml: what it means, and what is said, with its line, of all that is wrong in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine.errors import SettingsError
+from shared_engine.gateway.config import OF_ENGINES, GatewayConfig, config_of, read_config
+from shared_engine.gateway.config_fields import FileFields, ModelFields
+from shared_engine.gateway.server import Listening
+from tests.support.paths import REPOSITORY, TINY_CHAT
+
+A = "models:\n  a:\n    model: org/a\n"
+KEYS = "models: {a: {model: org/a}}\napi_keys:\n"
+SCHEMA = REPOSITORY / "docs" / "models.schema.json"
+
+
+def read(folder: Path, text: str, **environment: str) -> GatewayConfig:
+    file = folder / "models.yaml"
+    file.write_text(text)
+    return read_config(file, environment=environment)
+
+
+def wrong(folder: Path, text: str, **environment: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        read(folder, text, **environment)
+    return str(caught.value).splitlines()
+
+
+ALL = """\
+defaults: {idle_ttl_s: 600, concurrency_limit: 8}
+api_keys:
+  - {name: alice, key: "${env.ALICE_KEY}"}
+  - name: bob
+    key_file: ./bob.key
+    models: [small]
+models:
+  small:
+    model: org/small
+    aliases: [one, two]
+    ttl: 0
+    set_params: {temperature: 0.2, seed: 1}
+    max_model_len: ${env.LENGTH}
+    lora_adapters: {}
+  big:
+    base_url: [http://127.0.0.1:1/v1, http://127.0.0.1:2/v1]
+    model: org/big
+    aliases: {"big:low": {temperature: 0, chat_template_kwargs: {enable_thinking: false}}, huge: }
+    queue_limit: 3
+    unlisted: true
+    metadata: {since: 2026-01-01}
+  here: {model: ./folder, pinned: true, preload: true, replicas: 1}
+"""
+
+
+def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "bob.key").write_text("bobs-secret\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    config = read(tmp_path, ALL, ALICE_KEY="alices-secret", LENGTH="128")
+    small, big, here = (config.models[name] for name in ("small", "big", "here"))
+    assert (small.settings.model, small.settings.max_model_len, small.settings.idle_ttl_s) == (
+        "org/small",
+        128,
+        math.inf,
+    )
+    assert (big.settings.idle_ttl_s, big.fields.concurrency_limit, big.fields.queue_limit) == (600, 8, 3)
+    assert big.settings.is_fleet
+    assert big.fields.metadata == {"since": "2026-01-01"}
+    assert (here.settings.model, here.settings.pinned) == (str(tmp_path / "folder"), True)
+    assert {name: target.model for name, target in config.names.items()} == {
+        "small": "small", "one": "small", "two": "small", "big": "big", "big:low": "big", "huge": "big", "here": "here",
+    }  # fmt: skip
+    assert config.names["one"].set_params == {"temperature": 0.2, "seed": 1}
+    assert config.names["big:low"].set_params == {"temperature": 0, "chat_template_kwargs": {"enable_thinking": False}}
+    assert [(key.name, key.secret, key.models) for key in config.keys] == [
+        ("alice", "alices-secret", None),
+        ("bob", "bobs-secret", {"small"}),
+    ]
+    assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: {a: {model: org/a}}\nmodles: 1", "line 2: unknown setting 'modles'; did you mean 'models'?"),
+        ("defaults: {}", "line 1: models is missing"),
+        ("models: {}", "line 1: there is no model"),
+        ("- a", "must have models: with a name for each"),
+        ("models:\n  a: [", "line 2: is not YAML"),
+        ("models:\n  a: 3", "line 2: models.a = 3: Input should be a valid dictionary"),
+        ("models:\n  a:\n    model: org/a\n  a:\n    model: org/b", "line 4: 'a' stands here twice"),
+        ("models:\n  1:\n    model: org/a", "line 2: a name must be a text: put 1 in quotes"),
+        ("models: &m\n  a: *m", "an alias (*) that means what it stands in"),
+        ("models:\n  a:\n    model: !!binary aGk=", "line 3: tag:yaml.org,2002:binary is not used here"),
+        ("models:\n  a:\n    model: !!python/name:os.system", "line 3: is not YAML: could not determine a constructor"),
+        ("models:\n  a:\n    model: ${env.NONE}", "line 3: ${env.NONE}: the environment variable NONE is not set"),
+        (
+            A + "    concurrencyLimit: 3",
+            "line 4: unknown setting 'concurrencyLimit'; did you mean 'concurrency_limit'?",
+        ),
+        (A + "    max_modle_len: 3", "line 4: unknown setting 'max_modle_len'; did you mean 'max_model_len'?"),
+        (A + "    temperature: 0", "line 4: temperature is a request's: put it under set_params"),
+        (A + "    max_model_len: -4", "line 2: models.a: max_model_len (from models.yaml, line 4) = -4"),
+        ("defaults:\n  dtype: int3\nmodels:\n  a: {model: org/a}", "dtype (from models.yaml, line 2) = 'int3'"),
+        (A + "    queue_limit: -1", "line 4: models.a.queue_limit = -1: Input should be greater"),
+        (A + "    ttl: 5\n    idle_ttl_s: 5", "line 4: ttl and idle_ttl_s are the same"),
+        (A + "    mode: direct", "models.a: mode: a gateway's engines are processes of their own"),
+        (A + "    set_params: {model: b}", "'model' is the request's own"),
+        ("models:\n  a:", "line 2: models.a: no model: pass model="),
+        (
+            "models:\n  a: {model: org/a}\n  b:\n    model: org/b\n    aliases: [c, a]",
+            "line 5: 'a' is a name of 'a' already",
+        ),
+        (KEYS + "- name: me", "line 3: api_keys.0: give key or key_file, one of them"),
+        (KEYS + "- {name: me, key_file: ./none}", "line 3: key_file = './none' can't be read"),
+        (
+            KEYS + "- name: me\n  key: '12345678'\n  models: [b]",
+            "line 5: the key 'me' names a model that is not there: 'b'",
+        ),
+        (
+            KEYS + "- {name: a, key: '12345678'}\n- {name: b, key: '12345678'}",
+            "line 4: the key 'b', or its name, stands there twice",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    assert any(said in line for line in wrong(tmp_path, text)), wrong(tmp_path, text)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = "models:\n  a: {model: org/a, ttl: -1}\n  b: {model: org/b, dtype: x, nmae: y}\nmax_body_bytes: 1"
+    lines = wrong(tmp_path, text.replace("max_body_bytes: 1", "api_keys: []"))
+    assert len(lines) == 3
+    assert [next(word for word in ("ttl", "dtype", "nmae") if word in line) for line in lines] == [
+        "ttl",
+        "nmae",
+        "dtype",
+    ]
+
+
+def test_a_key_is_in_no_message(tmp_path: Path) -> None:
+    lines = wrong(
+        tmp_path, "models: {a: {model: org/a}}\napi_keys:\n- {name: me, key: hunter2}\n- {key: swordfish}\n- x"
+    )
+    assert len(lines) == 3
+    assert not any(word in line for line in lines for word in ("hunter2", "swordfish"))
+
+
+def test_a_secret_of_a_server_is_in_no_message(tmp_path: Path) -> None:
+    text = "models:\n  a: {base_url: 'http://127.0.0.1:1', api_key: hunter2, basic_auth: 'me:swordfish'}"
+    assert not any(word in line for line in wrong(tmp_path, text) for word in ("hunter2", "swordfish"))
+
+
+def test_a_variable_sends_no_model_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"VLLM_API_URL": "http://10.0.0.1/v1", "VLLM_API_KEY": "k", "VLLM_DTYPE": "float16"}.items():
+        monkeypatch.setenv(name, value)
+    config = read(tmp_path, "models:\n  here: {model: org/a}\n  there: {base_url: 'http://127.0.0.1:1'}")
+    here, there = config.models["here"].settings, config.models["there"].settings
+    assert (here.modes, here.dtype) == (("local",), "float16")
+    assert there.api_key is None
+
+
+def test_a_file_that_everybody_may_write_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("models: {a: {model: org/a}}")
+    (tmp_path / "models.yaml").chmod(0o666)
+    with pytest.raises(SettingsError, match="writable for everybody"):
+        read_config(tmp_path / "models.yaml")
+
+
+def test_models_without_a_file() -> None:
+    config = config_of(["org/name", str(TINY_CHAT)])
+    assert list(config.models) == ["org/name", TINY_CHAT.name]
+    with pytest.raises(SettingsError, match="no such folder"):
+        config_of(["./nothing"])
+
+
+def test_equal_files_are_equal_models(tmp_path: Path) -> None:
+    """What did not change is kept when a file is read again."""
+    first, second = (read(tmp_path, "models: {a: {model: org/a, aliases: [b]}, c: {model: org/c}}") for _ in range(2))
+    other = read(tmp_path, "models: {a: {model: org/a, aliases: [b]}, c: {model: org/c, ttl: 3}}")
+    assert first.models == second.models
+    assert (first.models["a"] == other.models["a"], first.models["c"] == other.models["c"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "allows", "is_open"),
+    [
+        ("127.0.0.1", False, False, True), ("::1", False, False, True), ("localhost", False, False, True),
+        ("127.8.8.8", False, False, True), ("0.0.0.0", False, False, False), ("::", False, False, False),
+        ("10.0.0.1", False, False, False), ("example.com", False, False, False), ("0.0.0.0", True, False, True),
+        ("0.0.0.0", False, True, True),
+    ],
+)  # fmt: skip
+def test_an_address_of_other_machines_needs_keys(
+    tmp_path: Path, host: str, keys: bool, allows: bool, is_open: bool
+) -> None:
+    config = read(tmp_path, "models: {a: {model: org/a}}" + "\napi_keys: [{name: me, key: '12345678'}]" * keys)
+    listening = Listening(host, allows_unauthenticated=allows)
+    if is_open:
+        listening.check(config)
+        return
+    with pytest.raises(SettingsError, match="name api_keys in the config file, or say --allow-unauthenticated"):
+        listening.check(config)
+
+
+# ---- the schema
+
+
+def schema() -> Any:
+    return json.loads(SCHEMA.read_text())
+
+
+def test_the_schema_is_what_the_declarations_say() -> None:
+    """``python docs/models_schema.py > docs/models.schema.json`` writes it."""
+    command = [sys.executable, "docs/models_schema.py"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    made = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True, env=environment).stdout
+    assert SCHEMA.read_text() == made
+    assert set(schema()["$defs"]["Model"]["properties"]) == {*ModelFields.model_fields, *OF_ENGINES}
+
+
+def test_the_schema_knows_what_a_file_may_have() -> None:
+    model = schema()["$defs"]["Model"]
+    assert model["additionalProperties"] is False
+    assert schema()["additionalProperties"] is False
+    assert set(schema()["properties"]) == set(FileFields.model_fields)
+    limits = model["properties"]["queue_limit"]
+    assert limits["anyOf"] == [{"minimum": 0, "type": "integer"}, {"type": "string", "pattern": r"\$\{env\."}]
+    assert limits["description"]
+    named = set(re.findall(r"#/\$defs/(\w+)", SCHEMA.read_text()))
+    assert named == set(schema()["$defs"])

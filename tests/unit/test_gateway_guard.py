@@ -1,0 +1,373 @@
+"""Who may ask the gateway, and for what: hosts, pages, keys, bodies, paths and URLs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from starlette.datastructures import Headers
+
+from shared_engine.gateway.app import gateway_app
+from shared_engine.gateway.catalog import Catalog
+from shared_engine.gateway.config import GatewayConfig, Key, read_config
+from shared_engine.gateway.guard import check_host, check_origin, key_of
+from shared_engine.gateway.limits import Places
+from shared_engine.gateway.media import check_urls, has_urls
+from shared_engine.gateway.refusals import RefusedError
+from tests.support.remote_server import RemoteServer, running_app, running_server
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+ALICE, BOB = "alices-secret", "bobs-secret"
+KEYS = [{"name": "alice", "key": ALICE}, {"name": "bob", "key": BOB, "models": ["b"]}]
+
+
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with running_server() as server:
+        yield server
+
+
+def config(folder: Path, server: RemoteServer, **more: Any) -> GatewayConfig:
+    models = {name: {"base_url": server.url, "api_key": "the-servers-own", "max_retries": 0} for name in ("a", "b")}
+    models["b"] |= {"aliases": ["b:cold"], "unlisted": False}
+    file = folder / "models.yaml"
+    file.write_text(json.dumps({"models": models, **more}))
+    return read_config(file)
+
+
+@asynccontextmanager
+async def asking(
+    config: GatewayConfig, *, is_loopback: bool = True, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application."""
+    catalog = Catalog(config)
+    transport = httpx.ASGITransport(gateway_app(catalog, is_loopback=is_loopback))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
+        yield client
+    await catalog.close()
+
+
+def code_of(answer: httpx.Response) -> tuple[int, str]:
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error["code"]
+
+
+# ---- hosts and pages
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "is_loopback", "passes"),
+    [
+        ("127.0.0.1:8000", [], True, True), ("localhost", [], True, True), ("[::1]:8000", [], True, True),
+        ("LOCALHOST:1", [], True, True), ("localhost.", [], True, True), ("", [], True, False),
+        ("evil.com", [], True, False), ("127.0.0.1.evil.com", [], True, False), ("localhost@evil.com", [], True, False),
+        ("gate.lan:8000", ["gate.lan"], True, True), ("localhost", ["gate.lan"], True, True),
+        ("anything", [], False, True), ("anything", ["gate.lan"], False, False),
+        ("Gate.lan", ["gate.lan"], False, True),
+    ],
+)  # fmt: skip
+def test_the_host_that_is_named(host: str, allowed: list[str], is_loopback: bool, passes: bool) -> None:
+    if passes:
+        check_host(host, allowed, is_loopback=is_loopback)
+        return
+    with pytest.raises(RefusedError) as caught:
+        check_host(host, allowed, is_loopback=is_loopback)
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [
+        ("http://localhost:8000", True), ("https://localhost:8000", True), ("http://localhost:9000", False),
+        ("http://evil.com", False), ("null", False), ("file://localhost:8000", False), ("http://[", False),
+    ],
+)  # fmt: skip
+def test_the_page_that_asks(origin: str, passes: bool) -> None:
+    if passes:
+        check_origin(origin, "localhost:8000")
+        return
+    with pytest.raises(RefusedError):
+        check_origin(origin, "localhost:8000")
+
+
+async def test_a_page_that_is_named_may_ask_and_others_may_not(tmp_path: Path, server: RemoteServer) -> None:
+    page = "https://app.example.com"
+    async with asking(config(tmp_path, server, cors_origins=[page], api_keys=KEYS)) as client:
+        asked = {
+            "Origin": page,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        preflight = await client.options(CHAT, headers=asked)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == page
+        assert preflight.headers["access-control-allow-headers"] == "authorization"
+        answer = await client.get("/v1/models", headers={"Origin": page, "Authorization": f"Bearer {ALICE}"})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
+        unkeyed = await client.get("/v1/models", headers={"Origin": page})
+        assert (code_of(unkeyed), unkeyed.headers["access-control-allow-origin"]) == ((401, "invalid_api_key"), page)
+        for path, headers in (("/v1/models", {"Origin": "https://evil.com"}), ("/health", {"Host": "evil.com"})):
+            refused = await client.get(path, headers={**headers, "Authorization": f"Bearer {ALICE}"})
+            assert refused.status_code == 403
+            assert "access-control-allow-origin" not in refused.headers
+
+
+# ---- keys
+
+PATHS = ("/ready", "/metrics", "/v1/models", "/v1/models/a", CHAT, "/tokenize", "/nothing", "/")
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"Authorization": f"Bearer {ALICE}"}, "alice"), ({"authorization": f"bearer {BOB}"}, "bob"),
+        ({"x-api-key": BOB}, "bob"), ({"Authorization": f"Bearer {ALICE}", "x-api-key": BOB}, "alice"),
+        ({}, None), ({"Authorization": "Bearer "}, None), ({"Authorization": ALICE}, None),
+        ({"Authorization": f"Basic {ALICE}"}, None), ({"Authorization": f"Bearer {ALICE}x"}, None),
+        ({"Authorization": f"Bearer {ALICE[:-1]}"}, None), ({"Authorization": "Bearer \xff"}, None),
+    ],
+)  # fmt: skip
+def test_the_key_that_is_given(headers: dict[str, str], name: str | None) -> None:
+    keys = [Key("alice", ALICE), Key("bob", BOB)]
+    if name is not None:
+        found = key_of(Headers(headers), keys)
+        assert found is not None
+        assert found.name == name
+        return
+    with pytest.raises(RefusedError) as caught:
+        key_of(Headers(headers), keys)
+    assert caught.value.status == 401
+    assert not any(secret in caught.value.message for secret in (ALICE, BOB))
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_route_but_health_wants_a_key(tmp_path: Path, server: RemoteServer, path: str) -> None:
+    async with asking(config(tmp_path, server, api_keys=KEYS)) as client:
+        for method in ("GET", "POST"):
+            refused = await client.request(method, path, json={"model": "a"})
+            assert code_of(refused) == (401, "invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_key_opens_its_models_only(tmp_path: Path, server: RemoteServer) -> None:
+    async with asking(config(tmp_path, server, api_keys=KEYS), headers={"x-api-key": BOB}) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in listed] == ["b"]
+        for name in ("b", "b:cold"):
+            assert (await client.post(CHAT, json={"model": name, "messages": HELLO})).status_code == 200
+        for name in ("a", "none"):
+            refused = await client.post(CHAT, json={"model": name, "messages": HELLO})
+            assert code_of(refused) == (404, "model_not_found")
+            assert refused.json()["error"]["message"].endswith("does not exist; there are: b")
+            assert code_of(await client.get(f"/v1/models/{name}")) == (404, "model_not_found")
+
+
+async def test_the_gateways_key_is_not_sent_to_a_models_server_and_nothing_of_its_own_is_shown(
+    tmp_path: Path, server: RemoteServer
+) -> None:
+    headers = {"x-api-key": ALICE, "Cookie": "a=b", "X-Request-Id": "me", "X-Forwarded-For": "1.2.3.4"}
+    async with asking(config(tmp_path, server, api_keys=KEYS), headers=headers) as client:
+        await client.post(CHAT, json={"model": "a", "messages": HELLO})
+        headers_sent, body = server.requests[-1]
+        sent = {name.lower(): value for name, value in headers_sent.items()}
+        assert sent["authorization"] == "Bearer the-servers-own"
+        assert sent["x-request-id"] == "me"
+        assert not {"cookie", "x-api-key", "x-forwarded-for"} & set(sent)
+        assert body["model"] == "served"
+        server.fails(401, message="no such key: the-servers-own")
+        refused = await client.post(CHAT, json={"model": "a", "messages": HELLO})
+        assert code_of(refused) == (502, "server_refuses_key")
+        assert "the-servers-own" not in refused.text
+
+
+# ---- bodies and paths
+
+
+async def test_what_is_no_request_for_a_model_is_refused_in_openais_form(tmp_path: Path, server: RemoteServer) -> None:
+    plain = {"Content-Type": "text/plain"}
+    kind = {"Content-Type": "application/json"}
+    cases: list[tuple[dict[str, Any], tuple[int, str]]] = [
+        ({"content": b"{", "headers": kind}, (400, "invalid_json")),
+        ({"content": b"[]", "headers": kind}, (400, "invalid_json")),
+        ({"content": b"\xff\xfe", "headers": kind}, (400, "invalid_json")),
+        ({"content": b'{"a": ' + b"[" * 900, "headers": kind}, (400, "invalid_json")),
+        ({"content": b'{"model": "a"}', "headers": plain}, (415, "unsupported_media_type")),
+        ({"json": {"model": 7}}, (400, "invalid_model")),
+        ({"json": {"messages": HELLO}}, (404, "model_not_found")),
+        ({"content": b"x" * 2000, "headers": kind}, (413, "body_too_long")),
+    ]
+    async with asking(config(tmp_path, server, max_body_bytes=1024)) as client:
+        for request, told in cases:
+            answer = await client.post(CHAT, **request)
+            assert code_of(answer) == told
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield b"x" * 500
+
+        assert code_of(await client.post(CHAT, content=pieces(), headers=kind)) == (413, "body_too_long")
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load%5Flora_adapter", "/v1//load_lora_adapter",
+        "/v1/./load_lora_adapter", "/v1/x/../load_lora_adapter", "/v1/x/%2e%2e/load_lora_adapter",
+        "/v1/load_lora_adapter/", "/v1/load_lora_adapter%00", "/v1/%e2%80%a6", "/sleep", "/collective_rpc", "/v1",
+    ],
+)  # fmt: skip
+async def test_a_path_that_is_not_for_everybody_is_not_passed_on(
+    tmp_path: Path, server: RemoteServer, path: str
+) -> None:
+    async with asking(config(tmp_path, server)) as client:
+        url = httpx.URL("http://127.0.0.1:8000").copy_with(raw_path=path.encode())
+        assert code_of(await client.post(url, json={"model": "a", "lora_name": "x", "lora_path": "/"}))[0] == 404
+    assert server.requests == []
+
+
+async def test_methods_that_are_not_there_have_their_error(tmp_path: Path, server: RemoteServer) -> None:
+    async with asking(config(tmp_path, server)) as client:
+        assert code_of(await client.put(CHAT, json={"model": "a"})) == (405, "method_not_allowed")
+        assert code_of(await client.get("/nothing")) == (404, "not_found")
+
+
+async def test_a_fault_of_the_gateways_own_shows_nothing_of_it(
+    tmp_path: Path, server: RemoteServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(Catalog, "listed", broken)
+    catalog = Catalog(config(tmp_path, server))
+    transport = httpx.ASGITransport(gateway_app(catalog, is_loopback=True), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.get("/v1/models")
+    assert code_of(answer) == (500, "internal_error")
+    assert "inside" not in answer.text
+
+
+async def test_a_form_goes_to_its_model_under_the_servers_own_name(tmp_path: Path, server: RemoteServer) -> None:
+    forms: list[dict[str, Any]] = []
+
+    async def transcribe(request: web.Request) -> web.StreamResponse:
+        form = await request.post()
+        forms.append({n: each.file.read() if isinstance(each, web.FileField) else each for n, each in form.items()})
+        return web.json_response({"text": "hi"})
+
+    async def list_models(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"data": [{"id": "served"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/audio/transcriptions", transcribe)
+    app.router.add_get("/v1/models", list_models)
+    sound = bytes(range(256)) + b"\r\n\r\nmodel\r\n"
+    with running_app(app) as url:
+        file = tmp_path / "models.yaml"
+        models = {"a": {"base_url": url, "model": "whisper-1", "mode": "remote"}, "b": {"base_url": url}}
+        file.write_text(json.dumps({"models": models}))
+        async with asking(read_config(file)) as client:
+            for name in ("a", "b"):
+                answer = await client.post(
+                    "/v1/audio/transcriptions", data={"model": name, "language": "en"}, files={"file": ("a.wav", sound)}
+                )
+                assert answer.json() == {"text": "hi"}
+            unknown = await client.post(
+                "/v1/audio/transcriptions", data={"model": "c"}, files={"file": ("a.wav", sound)}
+            )
+            assert code_of(unknown) == (404, "model_not_found")
+    assert forms == [
+        {"model": "whisper-1", "language": "en", "file": sound},
+        {"language": "en", "file": sound},
+    ]
+
+
+# ---- URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "passes"),
+    [
+        ("data:image/png;base64,AA==", True), ("https://img.example.com/a.png", True),
+        ("HTTP://IMG.example.com/", True), ("https://img.example.com:8443/a", True), ("file:///etc/passwd", False),
+        ("FILE:///etc/passwd", False),
+        ("http://127.0.0.1/", False), ("http://169.254.169.254/latest", False), ("http://[::1]/", False),
+        ("https://img.example.com.evil.com/", False), ("https://img.example.com@evil.com/", False),
+        ("https://evil.com\\@img.example.com/", False), ("//img.example.com/a", False), ("/etc/passwd", False),
+        ("ftp://img.example.com/a", False), ("http://[", False), ("", False),
+    ],
+)  # fmt: skip
+def test_what_a_model_may_be_made_to_fetch(url: str, passes: bool) -> None:
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "input_image", "image_url": url},
+        {"image_url": url},
+        {"type": "audio_url", "audio_url": {"url": url}},
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "image", "source": {"type": "url", "url": url}},
+    ]
+    for part in parts:
+        body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]}
+        assert has_urls(json.dumps(body).encode())
+        if passes:
+            check_urls(body, ["img.example.com"])
+            continue
+        with pytest.raises(RefusedError) as caught:
+            check_urls(body, ["img.example.com"])
+        assert (caught.value.status, caught.value.code) == (400, "url_not_allowed")
+
+
+async def test_a_url_is_found_however_its_name_is_written(tmp_path: Path, server: RemoteServer) -> None:
+    body = b'{"model": "a", "messages": [{"role": "user", "content": [{"im\\u0061ge\\u005fur\\u006c": "http://10.0.0.1/"}]}]}'
+    async with asking(config(tmp_path, server)) as client:
+        answer = await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+        assert code_of(answer) == (400, "url_not_allowed")
+        text = {"model": "a", "messages": [{"role": "user", "content": "see http://10.0.0.1/ and image_url"}]}
+        assert (await client.post(CHAT, json=text)).status_code == 200
+
+
+# ---- places
+
+
+async def test_places_are_given_in_the_order_of_asking() -> None:
+    places, order = Places("m", 1, 5), list[int]()
+
+    async def take(number: int) -> None:
+        async with places.place(10):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async with places.place(10):
+        tasks = []
+        for number in range(5):
+            tasks.append(asyncio.create_task(take(number)))
+            await asyncio.sleep(0)
+        assert (places.taken, places.waiting) == (1, 5)
+        with pytest.raises(RefusedError) as caught:
+            await take(9)
+        assert caught.value.status == 429
+        tasks[2].cancel()  # whoever leaves makes room for others
+        await asyncio.gather(tasks[2], return_exceptions=True)
+        assert places.waiting == 4
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [0, 1, 3, 4]
+    assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_nobody_waits_for_a_place_for_ever() -> None:
+    places = Places("m", 1, 5)
+    async with places.place(10):
+        with pytest.raises(RefusedError, match=r"none ended in 0\.01 s"):
+            async with places.place(0.01):
+                pass
+    assert (places.taken, places.waiting) == (0, 0)
