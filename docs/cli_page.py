@@ -66,6 +66,9 @@ memory, CONTEXT the longest prompt and answer together, DOES what the server say
 it until then. `memory is short` means: only another model can take its place; `unloaded by hand (pinned)`: nothing does.
 
 `--json` prints the objects of [status](#json), with `running` and `waiting` requests (null: the server did not say in a second).""",
+    "serve": """\
+The gateway: OpenAI's protocol at one address, models behind it that come and go. [gateway.md](gateway.md) has the file, the routes and who may ask. Needs
+`pip install 'vllm-local[gateway]'`.""",
     "batch": """\
 Writes an answer to every line of IN into OUT. OUT is the only state: after `kill -9`, Ctrl-C, a full disk or the engine's death the same command goes
 on, with no line lost, twice or half written. [A file of requests](batch.md) has the formats, and what is promised.""",

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared_engine import Engine, EngineState
+from shared_engine import Engine, EngineState, ModelNotFoundError
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import ANSWER, HELLO
 from tests.support.command import given_to
@@ -303,6 +303,16 @@ def test_params_of_the_file_and_of_an_alias_are_the_requests(
         answers = [client.post(CHAT, json=chat(name, max_tokens=9)).json() for name in ("one", "short")]
     lengths = [answer["usage"]["completion_tokens"] for answer in answers]
     assert lengths == [4, 2]
+
+
+def test_an_engine_of_ours_reaches_it_as_any_server(fake_engine: MakeEngine, serve: Callable[..., Any]) -> None:
+    with serve({"one": entry(fake_engine()), "two": entry(fake_engine())}) as gate:
+        with Engine(base_url=gate.url, model="two") as far:
+            assert far.chat(HELLO).text == ANSWER
+            assert "".join(chunk.text for chunk in far.stream_chat(HELLO)) == ANSWER
+            assert far.status().state is EngineState.READY
+        with Engine(base_url=gate.url, model="three") as far, pytest.raises(ModelNotFoundError, match="one, two"):
+            far.chat(HELLO)
 
 
 def test_many_requests_at_once_are_all_answered(fake_engine: MakeEngine, serve: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from shared_engine.errors import SettingsError
 from shared_engine.gateway.config import OF_ENGINES, GatewayConfig, config_of, read_config
 from shared_engine.gateway.config_fields import FileFields, ModelFields
 from shared_engine.gateway.server import Listening
+from tests.support.adapters import BRIEF
 from tests.support.paths import REPOSITORY, TINY_CHAT
 
 A = "models:\n  a:\n    model: org/a\n"
@@ -239,3 +240,23 @@ def test_the_schema_knows_what_a_file_may_have() -> None:
     assert limits["description"]
     named = set(re.findall(r"#/\$defs/(\w+)", SCHEMA.read_text()))
     assert named == set(schema()["$defs"])
+
+
+def test_the_file_of_the_page_is_right(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "gateway.md").read_text(), re.DOTALL)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "models" / "coder").symlink_to(TINY_CHAT)
+    (tmp_path / "adapters" / "sql").symlink_to(BRIEF)
+    secret = tmp_path / "ci"
+    secret.write_text("the-key-of-ci")
+    text = text.replace("/run/secrets/ci", str(secret))
+    config = read(tmp_path, text, ALICE_KEY="alices-secret", GPU_KEY="k")
+    assert {name: target.model for name, target in config.names.items()} == {
+        "qwen": "qwen", "gpt-4o-mini": "qwen", "qwen:fast": "qwen", "coder": "coder", "sql": "coder", "far": "far",
+    }  # fmt: skip
+
+
+def test_the_page_names_every_setting_of_the_file() -> None:
+    page = (REPOSITORY / "docs" / "gateway.md").read_text()
+    assert [name for name in (*FileFields.model_fields, *ModelFields.model_fields) if f"`{name}`" not in page] == []
