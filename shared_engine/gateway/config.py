@@ -25,10 +25,10 @@ from shared_engine.validation import say_unknown
 OF_ENGINES = tuple(name for name, each in SETTINGS.items() if each.decides is not Decides.REQUESTS)
 """The settings that a model may have in the file; what a request is to have stands in ``set_params``."""
 # A variable is one for all models, so it can't say which server a model is on, nor may it send one server's secret to
-# another. What the terminal shows of a start is the log's here.
+# another, or open a port that the gateway does not guard.
 _NOT_FROM_ENVIRONMENT = (
     "model", "mode", "fallback", "base_url", "api_key", "member_weights", "basic_auth", "default_headers",
-    "default_query", "proxy_auth", "replicas", "gpu_ids", "lora_adapters",
+    "default_query", "proxy_auth", "replicas", "gpu_ids", "lora_adapters", "serve_tcp",
 )  # fmt: skip
 _MIN_KEY = 8
 
