@@ -43,8 +43,9 @@ def add_option(
     if list in kinds:
         metavar = "N" if int in _items(field.annotation) else "TEXT"
         return group.add_argument(flag, dest=dest, action="append", metavar=metavar, help=text + _SEVERAL)
-    if bool in kinds:  # or a number: logprobs
-        return group.add_argument(flag, dest=dest, nargs="?", const=True, metavar="N", help=text)
+    if bool in kinds:  # or a number: logprobs; or a text: serve_tcp
+        metavar = "TEXT" if str in kinds else "N"
+        return group.add_argument(flag, dest=dest, nargs="?", const=True, metavar=metavar, help=text)
     words = [str(word) for kind in kinds if isinstance(kind, tuple) for word in kind]
     if words and len(kinds) == 1:
         return group.add_argument(flag, dest=dest, choices=words, help=text)
