@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -80,6 +81,10 @@ class ModelFields(_Declared):
             for name in _NOT_TO_SET:
                 if name in params:
                     raise ValueError(f"{name!r} is the request's own and can't be set for it")
+        try:
+            json.dumps([self.set_params, self.metadata, self.aliases], allow_nan=False)
+        except ValueError:
+            raise ValueError("set_params, aliases and metadata are JSON, which has no .inf and no .nan") from None
         return self
 
 

@@ -17,6 +17,7 @@ from shared_engine.gateway.refusals import RefusedError
 OPEN = "/health"
 """The one route that needs no key."""
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+MAX_HEAD_BYTES = 64 << 10
 _SHOWN_TO_PAGES = "Retry-After, x-request-id, x-should-retry"
 
 
@@ -44,6 +45,7 @@ class Guard:
         origin = headers.get("origin")
         is_named = origin is not None and origin in config.fields.cors_origins
         try:
+            check_size(scope)
             check_host(headers.get("host", ""), config.fields.allowed_hosts, is_loopback=self._is_loopback)
             if origin is not None and not is_named:
                 check_origin(origin, headers.get("host", ""))
@@ -56,6 +58,18 @@ class Guard:
         except RefusedError as refusal:
             answer = refusal.response()
         await answer(scope, receive, _with_cors(send, origin) if is_named and origin else send)
+
+
+def check_size(scope: Scope) -> None:
+    """
+    Raises:
+        RefusedError: address and headers are too long together.
+    """
+    size = (
+        len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(each) for name, each in scope["headers"])
+    )
+    if size > MAX_HEAD_BYTES:
+        raise RefusedError(431, f"address and headers are longer than {MAX_HEAD_BYTES} bytes", "head_too_long")
 
 
 def host_of(value: str) -> str:

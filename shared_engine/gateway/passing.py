@@ -15,6 +15,7 @@ from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
 
 BUSY_AGAIN_S = 1
+LAST_WORDS_S = 1.0
 _OF_THIS_HOP = frozenset(("date", "server", "set-cookie", "content-length"))
 _BUSY = (429, 503)
 _EVENTS = "text/event-stream"
@@ -42,14 +43,22 @@ class PassedOn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
         del scope
-        answering = asyncio.create_task(self._answer(_Client(send)))
+        client = _Client(send)
+        answering = asyncio.create_task(self._answer(client))
         leaving = asyncio.create_task(_departure(receive))
+        is_over_time = False
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # by the server, which has drained for long enough
+            is_over_time = True
         finally:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+        if is_over_time:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await client.refuse(RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1))
+            return
         if not answering.cancelled():
             answering.result()
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,13 @@ from shared_engine.errors import SettingsError
 from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig
+from shared_engine.gateway.connections import ClientConnection
+from shared_engine.gateway.guard import MAX_HEAD_BYTES
 
 WATCH_S = 1.0
-MAX_HEADER_BYTES = 64 << 10
+BACKLOG = 2048
 KEEP_ALIVE_S = 75
+MAX_FILES = 65535
 logger = logging.getLogger(__name__)
 
 
@@ -50,8 +55,15 @@ class Listening:
     def check(self, config: GatewayConfig) -> None:
         """
         Raises:
-            SettingsError: everybody could ask.
+            SettingsError: everybody could ask, or the certificate is none.
         """
+        if self.tls_cert is not None:
+            try:  # with a password, or OpenSSL would ask for one on the terminal
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
+            except (OSError, ValueError) as exc:
+                raise SettingsError(
+                    f"{self.tls_cert}: not a certificate and its key, unencrypted, in PEM form: {exc}"
+                ) from None
         if not (self.is_loopback or config.keys or self.allows_unauthenticated):
             raise SettingsError(
                 f"--host {self.host} is reached from other machines: name api_keys in the config file, or say "
@@ -66,10 +78,21 @@ def bound(listening: Listening) -> socket.socket:
         SettingsError: it can't be had.
     """
     try:
-        (family, *_, address), *_ = socket.getaddrinfo(listening.host, listening.port, type=socket.SOCK_STREAM)
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as exc:
-        raise SettingsError(f"{listening.host}:{listening.port} can't be used: {exc.strerror}") from None
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            listening.host, listening.port, proto=socket.IPPROTO_TCP
+        )
+        # With its protocol: asyncio turns Nagle's algorithm off only where it is TCP by name.
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, OverflowError) as exc:
+        raise SettingsError(f"{listening.host}:{listening.port} can't be used: {exc}") from None
+    return sock
 
 
 def url_of(listening: Listening, sock: socket.socket) -> str:
@@ -77,6 +100,27 @@ def url_of(listening: Listening, sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     scheme = "https" if listening.tls_cert else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def server_of(catalog: Catalog, listening: Listening) -> GatewayServer:
+    """The server, which does not run yet."""
+    return GatewayServer(
+        uvicorn.Config(
+            gateway_app(catalog, is_loopback=listening.is_loopback),
+            http=ClientConnection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=max(1, round(listening.drain_s)),
+            ssl_certfile=listening.tls_cert,
+            ssl_keyfile=listening.tls_key,
+        )
+    )
 
 
 async def serve(
@@ -93,23 +137,8 @@ async def serve(
         watched: a file whose change is as good as SIGHUP.
     """
     catalog = Catalog(config)
-    server = _Server(
-        uvicorn.Config(
-            gateway_app(catalog, is_loopback=listening.is_loopback),
-            http="h11",  # strict, and alike everywhere
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(listening.drain_s)),
-            ssl_certfile=listening.tls_cert,
-            ssl_keyfile=listening.tls_key,
-        )
-    )
+    server = server_of(catalog, listening)
+    _raise_limit_of_files()
 
     def read_again() -> None:
         if read is None:
@@ -135,7 +164,7 @@ async def serve(
             watching.cancel()
 
 
-class _Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """Ends without raising the signal again: a gateway that was told to leave has done what it should."""
 
     @contextlib.contextmanager
@@ -149,6 +178,14 @@ class _Server(uvicorn.Server):
         else:
             logger.info("leaving: no new requests, those in flight go on")
         self.should_exit = True
+
+
+def _raise_limit_of_files() -> None:
+    """Each connection is an open file; vLLM raises its own limit to as many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _watch(file: Path, changed: Callable[[], None]) -> None:

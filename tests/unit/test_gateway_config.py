@@ -117,6 +117,7 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
         (A + "    ttl: 5\n    idle_ttl_s: 5", "line 4: ttl and idle_ttl_s are the same"),
         (A + "    mode: direct", "models.a: mode: a gateway's engines are processes of their own"),
         (A + "    set_params: {model: b}", "'model' is the request's own"),
+        (A + "    metadata: {a: [.nan]}", "models.a: set_params, aliases and metadata are JSON"),
         ("models:\n  a:", "line 2: models.a: no model: pass model="),
         (
             "models:\n  a: {model: org/a}\n  b:\n    model: org/b\n    aliases: [c, a]",

@@ -51,9 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.usage_error("there is nothing to serve: give MODEL, or --config FILE")
     if arguments.tls_key and not arguments.tls_cert:
         arguments.usage_error("--tls-key goes with --tls-cert")
-    for file in filter(None, (arguments.tls_cert, arguments.tls_key)):
-        if not expanded(file).is_file():
-            raise SettingsError(f"{file}: no such file")
     models = [model_named(model, None) for model in arguments.models]
 
     def read() -> GatewayConfig:

@@ -1,0 +1,60 @@
+"""A client's connection: what is not HTTP is refused in OpenAI's form, and who sends no request is not kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from shared_engine.gateway.refusals import RefusedError
+
+HEAD_S = 30.0
+"""How long the line and the headers of a request may take to come."""
+
+
+class ClientConnection(H11Protocol):
+    """As uvicorn's, which waits for a first request for ever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait_for_head()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what can't be read, and close."""
+        refusal = RefusedError(400, msg, "invalid_http")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(refusal.body)).encode()),
+            (b"connection", b"close"),
+        ]
+        events: tuple[h11.Event, ...] = (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=refusal.body),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

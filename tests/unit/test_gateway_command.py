@@ -1,0 +1,153 @@
+"""``vllm-local serve``: what it refuses to begin with, what it shows of itself, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared_engine.cli.exit_codes import FAILED, USAGE
+from shared_engine.cli.main import main
+from tests.support.gateways import gateway
+from tests.support.remote_server import RemoteServer, running_server
+
+CHAT = "/v1/chat/completions"
+KEY = "a-key-that-nobody-sees"
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
+
+
+@pytest.fixture
+def server() -> Iterator[RemoteServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "models.yaml"
+    path.write_text("models: {a: {model: org/a}}")
+    return str(path)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(["serve", *words])
+    return code, capsys.readouterr().err
+
+
+def test_what_can_not_be_served_is_told_before_anything_listens(
+    file: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, text = said(capsys, "--config", file, "--port", port)
+        assert (code, f"127.0.0.1:{port} can't be used" in text) == (USAGE, True)
+    for words, told in (
+        (["--config", file, "--host", "0.0.0.0"], "name api_keys in the config file, or say --allow-unauthenticated"),
+        (["--config", str(tmp_path / "none.yaml")], "none.yaml can't be read: No such file"),
+        (["--config", file, "./nothing"], "MODEL ./nothing: model = './nothing': no such folder"),
+        (["--config", file, "--tls-cert", file], "not a certificate and its key"),
+        (["--config", file, "--tls-cert", "none.pem"], "none.pem: not a certificate"),
+        (["--config", file, "--host", "no.such.host.invalid", "--allow-unauthenticated"], "can't be used"),
+    ):
+        assert said(capsys, *words)[0] in (USAGE, FAILED)
+        assert told in said(capsys, *words)[1], words
+
+
+@pytest.mark.parametrize("words", [[], ["a", "--tls-key", "x"]])
+def test_wrong_usage_is_told(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["serve", *words])
+    assert left.value.code == USAGE
+
+
+@pytest.mark.slow
+def test_a_key_is_in_no_log_command_line_or_answer(tmp_path: Path, server: RemoteServer) -> None:
+    content = {
+        "models": {"a": {"base_url": server.url, "max_retries": 0}},
+        "api_keys": [{"name": "me", "key": "${env.GATE_KEY}"}],
+    }
+    server.fails(500, message=f"what came was {KEY}")
+    with gateway(content, tmp_path, GATE_KEY=KEY, VLLM_LOCAL_LOG_LEVEL="DEBUG") as gate:
+        with gate.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+            answers = [client.get("/v1/models"), client.get("/nothing"), client.get("/metrics")]
+        with gate.client(headers={"Authorization": f"Bearer {KEY}x"}) as client:
+            answers.append(client.post(CHAT, json={"model": "a"}))
+        gate.reload()
+        command = Path(f"/proc/{gate.process.pid}/cmdline").read_bytes()
+        assert [each.status_code for each in answers] == [200, 404, 200, 401]
+    for text in (gate.told(), command.decode(), *(each.text for each in answers)):
+        assert KEY not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, server: RemoteServer, number: signal.Signals) -> None:
+    server.streams("a", "b", then="hang")
+    body: dict[str, Any] = {"model": "a", "messages": [], "stream": True}
+    with gateway({"models": {"a": {"base_url": server.url}}}, tmp_path) as gate, gate.client() as client:
+        with client.stream("POST", CHAT, json=body) as answer:
+            lines = answer.iter_lines()  # it hangs up when nobody holds it
+            next(lines)
+            gate.process.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                gate.process.wait(0.5)
+            assert gate.end(number) == 0
+        assert server.aborted.wait(10)
+
+
+@pytest.mark.slow
+def test_a_drain_that_takes_too_long_is_ended(tmp_path: Path, server: RemoteServer) -> None:
+    server.streams("a", "b", then="hang")
+    body: dict[str, Any] = {"model": "a", "messages": [], "stream": True}
+    content = {"models": {"a": {"base_url": server.url}}}
+    with ExitStack() as stack:
+        gate = stack.enter_context(gateway(content, tmp_path, "--drain", "1"))
+        answer = stack.enter_context(stack.enter_context(gate.client()).stream("POST", CHAT, json=body))
+        lines = answer.iter_lines()
+        next(lines)
+        began = time.monotonic()
+        assert gate.end() == 0
+        assert time.monotonic() - began >= 1
+        assert (
+            json.loads([line for line in lines if line][-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+        )
+    assert "Traceback" not in gate.told()
+
+
+@needs_openssl
+@pytest.mark.slow
+def test_tls(tmp_path: Path, server: RemoteServer) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=x"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    made = ["openssl", "req", "-x509", *kind, *names, "-keyout", key, "-out", cert]
+    subprocess.run(made, check=True, capture_output=True)
+    content = {"models": {"a": {"base_url": server.url}}}
+    with gateway(content, tmp_path, "--tls-cert", cert, "--tls-key", key) as gate:
+        assert gate.url.startswith("https://127.0.0.1:")
+        trusted = ssl.create_default_context(cafile=cert)
+        with httpx.Client(base_url=gate.url, verify=trusted, trust_env=False) as client:
+            answer = client.post(CHAT, json={"model": "a", "messages": []})
+            assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"{gate.url.replace('https', 'http')}/health", trust_env=False)
+
+
+@pytest.mark.slow
+def test_open_to_all_where_that_is_said(tmp_path: Path, server: RemoteServer) -> None:
+    content = {"models": {"a": {"base_url": server.url}}}
+    with gateway(content, tmp_path, "--host", "0.0.0.0", "--allow-unauthenticated") as gate:
+        port = gate.url.rpartition(":")[2]
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"Host": "gate.lan"}, trust_env=False)
+        assert [each["id"] for each in json.loads(answer.text)["data"]] == ["a"]
