@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -313,6 +314,19 @@ def test_an_engine_of_ours_reaches_it_as_any_server(fake_engine: MakeEngine, ser
             assert far.status().state is EngineState.READY
         with Engine(base_url=gate.url, model="three") as far, pytest.raises(ModelNotFoundError, match="one, two"):
             far.chat(HELLO)
+
+
+def test_an_engine_that_is_killed_loses_no_request_that_had_not_begun_to_answer(
+    fake_engine: MakeEngine, serve: Callable[..., Any]
+) -> None:
+    engine = fake_engine({"token_delay_s": 0.05}, max_retries=3)
+    engine.warmup()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client.post, CHAT, json=chat("one")) for _ in range(16)]
+        wait_until(lambda: engine.metrics().get("num_requests_running", 0) >= 4, 10, "requests to run")
+        os.kill(engine.status().server_pid or 0, signal.SIGKILL)
+        assert {text_of(each.result()) for each in asked} == {ANSWER}
+    assert engine.status().starts == 2
 
 
 def test_many_requests_at_once_are_all_answered(fake_engine: MakeEngine, serve: Callable[..., Any]) -> None:

@@ -336,6 +336,24 @@ async def test_a_url_is_found_however_its_name_is_written(tmp_path: Path, server
         assert (await client.post(CHAT, json=text)).status_code == 200
 
 
+# ---- another configuration
+
+
+async def test_a_model_that_stays_as_it_was_is_not_touched(tmp_path: Path, server: RemoteServer) -> None:
+    def configured(limit: int) -> GatewayConfig:
+        models = {"a": {"base_url": server.url}, "b": {"base_url": server.url, "concurrency_limit": limit}}
+        file = tmp_path / "models.yaml"
+        file.write_text(json.dumps({"models": models}))
+        return read_config(file)
+
+    catalog = Catalog(configured(2))
+    before = dict(catalog.models)
+    catalog.replace(configured(3))
+    assert catalog.models["a"] is before["a"]
+    assert catalog.models["b"] is not before["b"]
+    await catalog.close()
+
+
 # ---- places
 
 
