@@ -17,7 +17,9 @@ LOCAL = (
     "cross_encoder",
     "document_that_does_not_fit_with_the_query",
     "thought_goes_back_to_the_model_in_a_tool_loop",
-    "equal_settings_share_one_engine",
+    "equal_settings_share_one_engine",  # no process of the server is known, as in these
+    "vectors_that_langchains_class_has_of_the_same_engine",
+    "embedding_models_score_is_the_cosine",
     "evicted_engine",  # a remote server is never stopped
     "summarised_at_a_share_of_the_profiles_context",  # a remote model's profile is not known
     "text_that_fits_by_llama_indexs_count_only",  # a remote model's length is not known before the first answer
