@@ -103,18 +103,19 @@ def _key(request: Request) -> Key | None:
     return key
 
 
-async def _refused(_: Request, exc: Exception) -> Response:
+async def _refused(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RefusedError)
-    return exc.response()
+    return exc.response(request.url.path)
 
 
 async def _not_there(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "invalid_request")
     message = f"{request.method} {request.url.path!r:.200}: {exc.detail}"
-    return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response()
+    return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response(request.url.path)
 
 
-async def _failed(*_: object) -> Response:
+async def _failed(request: Request, _: Exception) -> Response:
     """The server logs it; a client learns nothing of its insides."""
-    return RefusedError(500, "the gateway has failed at this request; its log says why", "internal_error").response()
+    told = "the gateway has failed at this request; its log says why"
+    return RefusedError(500, told, "internal_error").response(request.url.path)

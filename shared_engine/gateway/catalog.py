@@ -66,6 +66,7 @@ class Catalog:
         self.config = config
         self.began = int(time.time())
         self.models = {id_: ServedModel(model) for id_, model in config.models.items()}
+        self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
 
     def replace(self, config: GatewayConfig) -> None:
@@ -74,6 +75,7 @@ class Catalog:
         What a model has that stayed as it was, stays; the engine of one that is gone leaves when it is idle.
         """
         kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
+        self._replaced += [model for id_, model in self.models.items() if id_ not in kept]
         self.models = {id_: kept.get(id_) or ServedModel(model) for id_, model in config.models.items()}
         self.config = config
         for id_, task in list(self._preloads.items()):
@@ -95,7 +97,7 @@ class Catalog:
             name = next(iter(self.models))
         if name is None or name not in allowed:
             listed = [id_ for id_ in allowed if id_ in self.models and not self.models[id_].config.fields.unlisted]
-            raise model_not_found("" if name is None else name, listed)
+            raise model_not_found(name, listed)
         target = self.config.names[name]
         return self.models[target.model], target
 
@@ -165,7 +167,7 @@ class Catalog:
         for task in self._preloads.values():
             task.cancel()
         await asyncio.gather(*self._preloads.values(), return_exceptions=True)
-        for model in self.models.values():
+        for model in (*self.models.values(), *self._replaced):
             await model.endpoint.close()
 
 

@@ -38,12 +38,12 @@ class ClientConnection(H11Protocol):
         refusal = RefusedError(400, msg, "invalid_http")
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", str(len(refusal.body)).encode()),
+            (b"content-length", str(len(refusal.body())).encode()),
             (b"connection", b"close"),
         ]
         events: tuple[h11.Event, ...] = (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=refusal.body),
+            h11.Data(data=refusal.body()),
             h11.EndOfMessage(),
         )
         for event in events:

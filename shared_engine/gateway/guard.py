@@ -56,7 +56,7 @@ class Guard:
                     scope.setdefault("state", {})["key"] = key_of(headers, config.keys)
                 answer = self._app
         except RefusedError as refusal:
-            answer = refusal.response()
+            answer = refusal.response(scope["path"])
         await answer(scope, receive, _with_cors(send, origin) if is_named and origin else send)
 
 

@@ -43,7 +43,7 @@ class PassedOn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
         del scope
-        client = _Client(send)
+        client = _Client(send, self._request.route)
         answering = asyncio.create_task(self._answer(client))
         leaving = asyncio.create_task(_departure(receive))
         is_over_time = False
@@ -88,8 +88,9 @@ class PassedOn:
 class _Client:
     """Who is answered. What has begun to be an answer can't become another one."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, route: str) -> None:
         self._send = send
+        self._route = route
         self._begun: str | None = None
         """The type of what was begun."""
 
@@ -114,11 +115,11 @@ class _Client:
 
     async def refuse(self, refusal: RefusedError) -> None:
         if self._begun is None:
-            response = refusal.response()
+            response = refusal.response(self._route)
             await self.begin(refusal.status, response.raw_headers, "application/json")
-            await self.send(refusal.body)
+            await self.send(bytes(response.body))
         elif self.gets_events:  # the lines before end whatever was cut off
-            await self.send(b"\n\ndata: " + refusal.body + b"\n\n")
+            await self.send(b"\n\n" + refusal.event(self._route))
         else:
             return  # without an end, so that nobody takes it for whole
         await self.end()

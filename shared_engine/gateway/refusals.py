@@ -1,4 +1,4 @@
-"""What a request is refused with: a status, and a body in OpenAI's form. All of it is made here."""
+"""What a request is refused with: a status, and a body in the form of its protocol. All of it is made here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from shared_engine.errors import (
     ServerConnectionError,
     VLLMError,
 )
+from shared_engine.request.routes import MESSAGES
 from shared_engine.runtime.redacted import redacted
 
 _TYPES = {
@@ -60,14 +61,22 @@ class RefusedError(Exception):
         if should_retry is not None:
             self._headers["x-should-retry"] = str(should_retry).lower()
 
-    @property
-    def body(self) -> bytes:
+    def body(self, route: str = "") -> bytes:
+        """In the form of the protocol that has this route: OpenAI's, or Anthropic's."""
+        if route.startswith(MESSAGES):
+            kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            return json.dumps({"type": "error", "error": {"type": kind, "message": self.message}}).encode()
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
-    def response(self) -> Response:
-        return Response(self.body, self.status, self._headers, "application/json")
+    def event(self, route: str = "") -> bytes:
+        """As the last one of a stream."""
+        name = b"event: error\n" if route.startswith(MESSAGES) else b""
+        return name + b"data: " + self.body(route) + b"\n\n"
+
+    def response(self, route: str = "") -> Response:
+        return Response(self.body(route), self.status, self._headers, "application/json")
 
 
 def refusal_of(error: VLLMError, model: str) -> RefusedError:
@@ -102,6 +111,8 @@ def refusal_of(error: VLLMError, model: str) -> RefusedError:
     return RefusedError(500, message, "internal_error")
 
 
-def model_not_found(name: str, known: list[str]) -> RefusedError:
+def model_not_found(name: str | None, known: list[str]) -> RefusedError:
     there = ", ".join(known) or "none"
+    if name is None:
+        return RefusedError(404, f"name a model; there are: {there}", "model_not_found")
     return RefusedError(404, f"the model {name!r:.200} does not exist; there are: {there}", "model_not_found")

@@ -17,6 +17,7 @@ import pytest
 
 from shared_engine import Engine, EngineState, ModelNotFoundError
 from tests.fake.conftest import MakeEngine
+from tests.support.adapters import ADAPTERS
 from tests.support.callers import ANSWER, HELLO
 from tests.support.command import given_to
 from tests.support.gateways import Gateway, gateway
@@ -327,6 +328,20 @@ def test_an_engine_that_is_killed_loses_no_request_that_had_not_begun_to_answer(
         os.kill(engine.status().server_pid or 0, signal.SIGKILL)
         assert {text_of(each.result()) for each in asked} == {ANSWER}
     assert engine.status().starts == 2
+
+
+def test_an_adapter_is_a_model_and_is_loaded_by_the_first_request_that_names_it(
+    fake_engine: MakeEngine, serve: Callable[..., Any]
+) -> None:
+    models = {"one": entry(fake_engine(lora_adapters=ADAPTERS)), "two": entry(fake_engine())}
+    with serve(models) as gate, gate.client() as client:
+        listed = client.get("/v1/models").json()["data"]
+        parents = {each["id"]: each["parent"] for each in listed}
+        assert parents == {"one": None, **dict.fromkeys(ADAPTERS, "one"), "two": None}
+        for name in ADAPTERS:  # which the fake answers only once it has it
+            answer = client.post(CHAT, json=chat(name))
+            assert text_of(answer) == ANSWER
+            assert answer.json()["model"].startswith(name)
 
 
 def test_many_requests_at_once_are_all_answered(fake_engine: MakeEngine, serve: Callable[..., Any]) -> None:

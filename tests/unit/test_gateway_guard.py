@@ -204,6 +204,7 @@ async def test_what_is_no_request_for_a_model_is_refused_in_openais_form(tmp_pat
         ({"content": b'{"model": "a"}', "headers": plain}, (415, "unsupported_media_type")),
         ({"json": {"model": 7}}, (400, "invalid_model")),
         ({"json": {"messages": HELLO}}, (404, "model_not_found")),
+        ({"json": {"model": None, "messages": HELLO}}, (404, "model_not_found")),
         ({"content": b"x" * 2000, "headers": kind}, (413, "body_too_long")),
     ]
     async with asking(config(tmp_path, server, max_body_bytes=1024)) as client:
@@ -234,6 +235,24 @@ async def test_a_path_that_is_not_for_everybody_is_not_passed_on(
         url = httpx.URL("http://127.0.0.1:8000").copy_with(raw_path=path.encode())
         assert code_of(await client.post(url, json={"model": "a", "lora_name": "x", "lora_path": "/"}))[0] == 404
     assert server.requests == []
+
+
+async def test_anthropics_clients_get_errors_in_their_form(tmp_path: Path, server: RemoteServer) -> None:
+    async with asking(config(tmp_path, server, api_keys=KEYS)) as client:
+        for headers, kind, status in (({}, "authentication_error", 401), ({"x-api-key": BOB}, "not_found_error", 404)):
+            answer = await client.post("/v1/messages", json={"model": "a"}, headers=headers)
+            assert (answer.status_code, answer.json()["type"], answer.json()["error"]["type"]) == (
+                status,
+                "error",
+                kind,
+            )
+            assert set(answer.json()["error"]) == {"type", "message"}
+
+
+def test_an_error_in_a_stream_is_an_event_of_its_protocol() -> None:
+    refusal = RefusedError(502, "it died", "engine_died")
+    assert refusal.event("/v1/messages").startswith(b'event: error\ndata: {"type": "error"')
+    assert json.loads(refusal.event(CHAT).removeprefix(b"data: "))["error"]["code"] == "engine_died"
 
 
 async def test_methods_that_are_not_there_have_their_error(tmp_path: Path, server: RemoteServer) -> None:
