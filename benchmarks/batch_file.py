@@ -90,7 +90,9 @@ class Race:
         self.engine.shutdown(force=True)  # two engines on two cores would measure each other
         spec = engine_spec(EngineSettings(**SETTINGS))
         flags = [flag for flag in spec.argv if "uvicorn" not in flag]
-        command = [str(Path(spec.python).parent / "vllm"), "run-batch", "-i", "in.jsonl", "-o", "theirs.jsonl", *flags]
+        # What the command vllm runs; the command itself does not start in the CPU build, a package of another name.
+        module = ["-m", "vllm.entrypoints.launchers.run_batch"]
+        command = [spec.python, *module, "-i", "in.jsonl", "-o", "theirs.jsonl", *flags]
         began = time.perf_counter()
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         whole = time.perf_counter() - began

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from shared_engine.cli.batch import out_file
 from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
 from shared_engine.cli.batch.lines import Answer, InvalidLineError, PlainLine, failed_answer, plain_answer
-from shared_engine.cli.batch.out_file import OutFile, OutputError, OutStream, Survey, output_of
+from shared_engine.cli.batch.out_file import OutFile, OutputError, OutStream, output_of
 from shared_engine.cli.batch.rows import Input, Row
+from shared_engine.cli.batch.survey import Survey
 from shared_engine.errors import InvalidInputError
 from shared_engine.machine.locks import try_lock
 from tests.unit.test_batch_lines import result
@@ -106,8 +107,10 @@ def test_cut_again_and_again_and_answered_in_any_order_it_ends_the_same(
 def test_bytes_that_a_crash_of_the_machine_left_unwritten_are_cut_off(tmp_path: Path) -> None:
     rows = input_of(tmp_path, *TEXTS)
     whole = go_on(tmp_path, rows)
-    (tmp_path / "out.jsonl").write_bytes(whole[:-9] + bytes(9))
-    assert go_on(tmp_path, rows) == whole
+    second = whole.index(b"\n") + 1
+    for begin, end in ((len(whole) - 9, len(whole)), (second, len(whole)), (second + 5, second + 50)):
+        (tmp_path / "out.jsonl").write_bytes(whole[:begin] + bytes(end - begin) + whole[end:])
+        assert go_on(tmp_path, rows) == whole
 
 
 def test_an_input_that_has_grown_is_answered_to_its_end(tmp_path: Path) -> None:
@@ -146,6 +149,7 @@ def test_another_model_or_other_parameters_are_refused(tmp_path: Path) -> None:
     [
         b"notes",
         b"notes\n",
+        b"\x1f\x8b\0\0\n",
         b'{"id": 3}\n',
         b'{"id":"x"}\n',
         b'{"id":"x","y":1}',

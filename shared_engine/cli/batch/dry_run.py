@@ -14,9 +14,10 @@ import msgspec
 from shared_engine.cli.batch.asking import Asking
 from shared_engine.cli.batch.job import Job
 from shared_engine.cli.batch.lines import InvalidLineError, Line, OpenAILine
-from shared_engine.cli.batch.out_file import OutFile, Survey, output_of
+from shared_engine.cli.batch.out_file import OutFile, output_of
 from shared_engine.cli.batch.report import Bar, Counts, duration, many
 from shared_engine.cli.batch.rows import Row
+from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, RequestRejectedError
 from shared_engine.request.batches import gather

@@ -12,9 +12,10 @@ from typing import Literal
 
 from shared_engine.cli.batch.asking import Asked, Asking
 from shared_engine.cli.batch.lines import Answer
-from shared_engine.cli.batch.out_file import OutFile, Output, OutputError, Survey, output_of
+from shared_engine.cli.batch.out_file import OutFile, Output, OutputError, output_of
 from shared_engine.cli.batch.report import TICK_S, Bar, Counts
 from shared_engine.cli.batch.rows import Input, Row
+from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, VLLMError
 from shared_engine.request.threads import in_a_thread

@@ -15,47 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from shared_engine.cli.batch.identity import Identity, digest_of, is_begun, read_written
+from shared_engine.cli.batch.identity import Identity, is_begun, read_written
 from shared_engine.cli.batch.rows import Input
+from shared_engine.cli.batch.survey import Survey
 from shared_engine.errors import InvalidInputError, VLLMError
 from shared_engine.machine.locks import is_at, try_lock
 
 STDOUT = "-"
 _STDOUT_FD = 1
 _READ_BYTES = 1 << 20
-_LOOKED_AT = 10
 
 
 class OutputError(VLLMError):
     """The output can't be written: a full disk, most of the time. What is written of it stays whole."""
-
-
-class Survey:
-    """The rows of an input: what each says, as 8 bytes. Without an input, none.
-
-    Raises:
-        InvalidInputError: it can't be read, or seems to be something else.
-    """
-
-    def __init__(self, rows: Input | None = None) -> None:
-        self.digests = array("Q")
-        self.rows = 0
-        has_objects = False
-        for number, text in () if rows is None else rows.rows():
-            self.digests.extend(array("Q", bytes(8 * (number - 1 - len(self.digests)))))  # blank lines
-            self.digests.append(digest_of(text))
-            self.rows += 1
-            if self.rows <= _LOOKED_AT:
-                has_objects = has_objects or (text.startswith(b"{") and text.endswith(b"}"))
-        if rows is not None and not rows.is_table and self.rows and not has_objects:
-            raise InvalidInputError(
-                f"{rows.name}: none of its first lines is a JSON object; it must be JSON lines, an object in each, or "
-                ".csv, .tsv or .parquet"
-            )
-
-    def says(self, identity: Identity) -> bool:
-        """True if the row of that number has that text."""
-        return identity.number <= len(self.digests) and self.digests[identity.number - 1] == identity.digest
 
 
 class Output(Protocol):
@@ -150,6 +122,8 @@ class OutFile:
         self.before = self.errors = self._size = self._last = 0
         self.is_sorted = True
         for position, line in enumerate(self._lines(), 1):
+            if b"\0" in line and position > 1:
+                return  # a crash of the machine left it unwritten: what follows is asked again
             if not line.endswith(b"\n"):
                 if not is_begun(line):
                     raise self._not_ours(position)
