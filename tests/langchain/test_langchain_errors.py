@@ -36,7 +36,7 @@ ARGUMENTS: dict[type[engine.VLLMError], tuple[Any, ...]] = {
 
 
 def test_every_error_of_a_request_is_translated() -> None:
-    of_the_command_line = {engine.InstallError, engine.EngineNameError}
+    of_the_command_line = {engine.InstallError, engine.EngineNameError, engine.FetchError}
     untranslated = {engine.VLLMError, engine.EngineError, *of_the_command_line}
     every = {value for value in vars(engine).values() if isinstance(value, type) and issubclass(value, Exception)}
     assert set(TRANSLATED) == every - untranslated == set(ARGUMENTS)
