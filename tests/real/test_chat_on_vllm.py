@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine
-from shared_engine.cli.asking.attachments import attachment, user_message
-from shared_engine.cli.chat.conversation import Conversation
 from tests.support.command import COMMAND, given_to, options_of, told, vllm_local
 from tests.support.in_flight import LONG, is_cut_short, running
 from tests.support.paths import REPOSITORY
@@ -150,10 +148,4 @@ def test_a_model_that_sees_gets_the_picture(vision: dict[str, Any], tmp_path: Pa
     words = ["-a", str(tmp_path / "red.png"), "What is it?", "--max-tokens", "4", "--output", "json"]
     seen = told(vllm_local("run", *options_of(given_to(engine)), *words, text=""))
     unseen = told(vllm_local("run", *options_of(given_to(engine)), *words[2:], text=""))
-    assert seen["usage"]["prompt_tokens"] > unseen["usage"]["prompt_tokens"] + 10
-
-    talk = Conversation()
-    talk.unanswered = user_message("What is it?", [attachment(str(tmp_path / "red.png"))])
-    saved = talk.to_json(None, {})["messages"]
-    assert "block_type" in saved[0]["content"][0]
-    assert engine.chat(saved, max_tokens=4).usage.prompt_tokens == seen["usage"]["prompt_tokens"]
+    assert seen["usage"]["prompt_tokens"] > unseen["usage"]["prompt_tokens"]
