@@ -105,17 +105,17 @@ def _key(request: Request) -> Key | None:
 
 async def _refused(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RefusedError)
-    return exc.response(request.url.path)
+    return exc.response(request.scope["path"])
 
 
 async def _not_there(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "invalid_request")
-    message = f"{request.method} {request.url.path!r:.200}: {exc.detail}"
-    return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response(request.url.path)
+    message = f"{request.method} {request.scope['path']!r:.200}: {exc.detail}"
+    return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response(request.scope["path"])
 
 
 async def _failed(request: Request, _: Exception) -> Response:
     """The server logs it; a client learns nothing of its insides."""
     told = "the gateway has failed at this request; its log says why"
-    return RefusedError(500, told, "internal_error").response(request.url.path)
+    return RefusedError(500, told, "internal_error").response(request.scope["path"])

@@ -20,6 +20,8 @@ BODY_S = 60.0
 """How long a request may take to come."""
 # A path is passed on as it is read here: no escapes, no dots, nothing empty in which a server might see another one.
 _PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
+_QUERY = re.compile(rb"[!-~]*")
+_HEADER = re.compile(r"[\t -~]*")
 _NOT_PASSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """They would load any folder of the machine."""
 _PASSED_HEADERS = (
@@ -70,10 +72,16 @@ async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, .
         RefusedError: it is too long, comes too slowly, is not what it says it is, or asks for what is not passed on.
         ClientDisconnect: the client has left.
     """
-    path = request.url.path
+    path = request.scope["path"]  # as it was sent; request.url is put together anew
     if not _PATH.fullmatch(path) or path in _NOT_PASSED:
         raise RefusedError(404, f"there is no {path!r:.200}", "not_found")
+    query: bytes = request.scope["query_string"]
+    if not _QUERY.fullmatch(query):
+        raise RefusedError(400, "the query has bytes in it that must be escaped", "invalid_query")
     headers = tuple((name, value) for name, value in request.headers.items() if name in _PASSED_HEADERS)
+    for name, value in headers:
+        if not _HEADER.fullmatch(value):
+            raise RefusedError(400, f"the header {name} has characters in it that are not passed on", "invalid_header")
     body = await _body(request, max_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields, model = None, request.query_params.get("model")
@@ -86,8 +94,7 @@ async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, .
             raise RefusedError(415, "send application/json, or multipart/form-data", "unsupported_media_type")
         fields, named = _json(body, media_domains)
         model = model if named is None else named
-    query = request.url.query
-    return Asked(request.method, path + (f"?{query}" if query else ""), headers, body, fields, model)
+    return Asked(request.method, path + (f"?{query.decode()}" if query else ""), headers, body, fields, model)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

@@ -101,7 +101,7 @@ LENGTH = f"Content-Length: {len(BODY)}"
         (head("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b"zz\r\n", {400}),
         (head("POST", CHAT, JSON, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n", {400, 501}),
         (head("POST", CHAT, "Content-Type: multipart/form-data", LENGTH) + BODY, {200, 404, 405}),
-        (head("POST", CHAT, "Content-Type: \xff", LENGTH) + BODY, {415}),
+        (head("POST", CHAT, "Content-Type: \xff", LENGTH) + BODY, {400}),
         (head("TRACE", CHAT), {405}),
         (head("GET", "/v1/models/%00%0d%0aX-Evil:%201"), {404}),
         (head("GET", "/v1/models?" + "&".join("a=b" for _ in range(10_000))), {200}),
