@@ -111,6 +111,7 @@ def server_of(catalog: Catalog, listening: Listening) -> GatewayServer:
             ws="none",
             lifespan="on",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import logging
 from pathlib import Path
 
 from shared_engine.cli.argument_types import seconds
@@ -62,9 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     config = read()
     listening.check(config)
-    setup()
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with bound(listening) as sock:
+        setup()
         print(f"{url_of(listening, sock)}/v1 serves {', '.join(config.models)}", flush=True)
         watched = expanded(Path(arguments.config)) if arguments.config and arguments.watch else None
         asyncio.run(serve(config, listening, sock, read if arguments.config else None, watched))
