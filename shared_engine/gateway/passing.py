@@ -96,8 +96,8 @@ class _Client:
 
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]], kind: str) -> None:
         if self._begun is None:
-            self._begun = kind
             await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            self._begun = kind  # not before: whoever is cancelled while it waits to send has sent nothing
 
     @property
     def gets_events(self) -> bool:
