@@ -67,4 +67,4 @@ def see_that_it_is_as_in_the_docs(name: str, screen: str) -> None:
 def _without_numbers(screen: str) -> list[list[str]]:
     text = re.sub(r"\b[0-9a-f]{8}\b", "KEY", screen)
     lines = [line for line in text.splitlines() if not re.search(r" \d\d:\d\d$", line)]
-    return [re.sub(r"\d+(\.\d+)?", "9", line).split() for line in lines]
+    return [re.sub(r"\d+(\.\d+)?[KMGT]?", "9", line).split() for line in lines]

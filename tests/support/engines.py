@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared_engine import Engine
-from shared_engine.runtime.record import read_record
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.record import is_supervised, read_record
 from tests.support.paths import TINY_CHAT
 from tests.support.processes import any_exists, process_exists
 from tests.support.waiting import wait_until
@@ -30,7 +31,8 @@ def ended_engines() -> Iterator[list[Engine]]:
 
 def end_engines(root: Path) -> None:
     """Ask every supervisor below ``root`` to leave, and see it gone."""
-    pids = [record.supervisor_pid for file in root.glob("*/record.json") if (record := read_record(file))]
+    records = {file: read_record(file) for file in root.glob("*/record.json") if is_supervised(RuntimeDir(file.parent))}
+    pids = [record.supervisor_pid for record in records.values() if record]  # of the others it may be another process
     for pid in filter(process_exists, pids):
         os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not any_exists(pids), LEAVE_S, "supervisors to leave")
