@@ -105,6 +105,13 @@ def is_any_stopped(pids: Iterable[int]) -> bool:
     return any(stat.is_stopped for pid in pids if (stat := process_stat(pid)) is not None)
 
 
+def is_resource_tracker(pid: int) -> bool:
+    """True for the helper by which Python's multiprocessing tidies up: no answer waits for it."""
+    with contextlib.suppress(OSError):  # it has ended
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
 def group_members(pgid: int) -> list[int]:
     """PIDs of a process group, zombies left out."""
     return [stat.pid for stat in living_processes() if stat.group == pgid]

@@ -24,6 +24,7 @@ from shared_engine.machine.proc import (
     cpu_seconds,
     group_members,
     is_any_stopped,
+    is_resource_tracker,
     is_runnable,
     out_of_memory_kills,
     shared_files,
@@ -208,8 +209,9 @@ class EngineProcess:
         return self._end_of(server.ended.result(), self._lines()) if server.ended.done() else None
 
     def was_stopped(self) -> bool:
-        """Whether somebody has stopped a process of the server, as with SIGSTOP."""
-        return self.server is not None and is_any_stopped(group_members(self.server.pid))
+        """Whether somebody has stopped a process of the server that answers need, as with SIGSTOP."""
+        members = [] if self.server is None else group_members(self.server.pid)
+        return any(is_any_stopped([pid]) and not is_resource_tracker(pid) for pid in members)
 
     def _end_of(self, exit: Exit, lines: list[str]) -> End:
         return end_of(exit, lines, memory_ran_out=out_of_memory_kills() > self._memory_kills)

@@ -17,6 +17,7 @@ import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineStartError, EngineStartTimeoutError, EngineState
 from shared_engine.machine.locks import try_lock
+from shared_engine.machine.proc import is_resource_tracker
 from shared_engine.runtime.progress import StartPhase
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
@@ -169,6 +170,15 @@ def test_a_supervisor_that_was_stopped_is_replaced_unseen(fake_engine: MakeEngin
     assert hello(engine) == ANSWER
     assert not any_exists(everything)
     assert [end_of(app, 30)[0] for app in apps] == [0, 0, 0]
+
+
+def test_an_engine_whose_resource_tracker_was_stopped_goes_on(fake_engine: MakeEngine, fake_cuda_python: str) -> None:
+    engine = fake_engine({"spawn_core": True, "token_delay_s": 1}, python=fake_cuda_python, stall_timeout_s=1)
+    engine.warmup()
+    (tracker,) = (pid for pid in server_group(engine) if is_resource_tracker(pid))
+    os.kill(tracker, signal.SIGSTOP)
+    assert "".join(chunk.text for chunk in engine.stream_chat(HELLO)) == ANSWER
+    assert engine.status().starts == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
