@@ -72,7 +72,7 @@ async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, .
         RefusedError: it is too long, comes too slowly, is not what it says it is, or asks for what is not passed on.
         ClientDisconnect: the client has left.
     """
-    path = request.scope["path"]  # as it was sent; request.url is put together anew
+    path = request.scope["path"]  # as it was sent; request.url is put together again
     if not _PATH.fullmatch(path) or path in _NOT_PASSED:
         raise RefusedError(404, f"there is no {path!r:.200}", "not_found")
     query: bytes = request.scope["query_string"]

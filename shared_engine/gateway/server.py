@@ -134,7 +134,7 @@ async def serve(
     """Serve until SIGTERM or SIGINT, and then until requests in flight have ended.
 
     Args:
-        read: the configuration anew, for SIGHUP; None where it comes from no file.
+        read: reads the configuration again, for SIGHUP; None where it comes from no file.
         watched: a file whose change is as good as SIGHUP.
     """
     catalog = Catalog(config)

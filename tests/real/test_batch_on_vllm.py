@@ -195,7 +195,7 @@ def rows_to_kill() -> list[dict[str, Any]]:
 
 
 def without_ids(written: bytes) -> list[bytes]:
-    """Each line, without the ids and the time that vLLM gives to an answer anew."""
+    """Each line, without the ids and the time that vLLM gives to an answer again."""
     found = []
     for text in written.splitlines():
         line = json.loads(text)

@@ -1,6 +1,6 @@
 """What a terminal shows of a command, as text for the pages: taken by the tests, and compared but for its numbers.
 
-``WRITE_SCREENS=1`` has the tests write docs/screens/ anew.
+``WRITE_SCREENS=1`` has the tests write docs/screens/ again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def see_that_it_is_as_in_the_docs(name: str, screen: str) -> None:
     if os.environ.get("WRITE_SCREENS"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(screen)
-    assert _without_numbers(screen) == _without_numbers(file.read_text()), f"WRITE_SCREENS=1 writes {file} anew"
+    assert _without_numbers(screen) == _without_numbers(file.read_text()), f"WRITE_SCREENS=1 writes {file} again"
 
 
 def _without_numbers(screen: str) -> list[list[str]]:

@@ -145,7 +145,7 @@ class Dialect:
 
 
 class OldVLLM(Dialect):
-    """0.6: errors without an object around them; the older name of reasoning; a named call repeats name and id anew."""
+    """0.6: errors without an object around them; the older name of reasoning; a named call repeats its name and id."""
 
     has = Has(counts_tokens=True, lists_limit=True, parallel_calls=False)
     thought_field = "reasoning_content"

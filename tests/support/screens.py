@@ -5,7 +5,7 @@
     ...
     ```
 
-WRITE_SCREENS=1 writes the pages anew.
+WRITE_SCREENS=1 writes the pages again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_screen(page: str, name: str, picture: str, *, changing: str = r"(?!)")
         _write(file, name, picture)
     found = _block(name).search(file.read_text())
     assert found is not None, f"{file} has no screen {name!r}"
-    assert re.sub(changing, "~", found[2]) == re.sub(changing, "~", picture + "\n"), "WRITE_SCREENS=1 writes it anew"
+    assert re.sub(changing, "~", found[2]) == re.sub(changing, "~", picture + "\n"), "WRITE_SCREENS=1 writes it again"
 
 
 def _write(file: Path, name: str, picture: str) -> None:

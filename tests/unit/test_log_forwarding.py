@@ -126,7 +126,7 @@ def test_lines_go_on_across_a_rotation(log: Path, caplog: pytest.LogCaptureFixtu
     log.rename(log.with_name("engine.log.1"))
     write(log, "INFO two\n")
     wait_until(lambda: messages(caplog) == ["one", "two"], 10, "both lines")
-    log.write_text("INFO 3\n")  # cut short, and written anew
+    log.write_text("INFO 3\n")  # cut short, and written again
     wait_until(lambda: messages(caplog) == ["one", "two", "3"], 10, "the third")
     stop_forwarding(log, wanted)
 

@@ -158,7 +158,7 @@ class OutFile:
         self.is_sorted = self.is_sorted and number > self._last
         self._last = number
 
-    _another_or_remove = "choose another output file, or remove this one to begin anew"
+    _another_or_remove = "choose another output file, or remove this one to begin again"
 
     def _not_ours(self, position: int) -> OutputError:
         return OutputError(
@@ -210,7 +210,7 @@ class OutFile:
         except OSError as exc:
             raise _unwritable(self.name, exc) from exc
 
-    # ---- writing it anew
+    # ---- writing it again
 
     def drop_errors(self) -> None:
         """Take the rows that were answered by an error as not answered.

@@ -199,7 +199,7 @@ def _model(chat: Chat, argument: str) -> None:
         return
     given = {name: getattr(chat.settings, name) for name in chat.settings.model_fields_set - _OF_ONE_MODEL}
     if chat.use(type(chat.settings)(**{**given, "model": argument})):
-        chat.conversation.set_system(chat.conversation.system)  # the tokens are to be counted anew
+        chat.conversation.set_system(chat.conversation.system)  # the tokens are to be counted again
         window = chat.engine.context_window
         chat.screen.note(f"now {_where(chat)}" + (f", {window:,} tokens of context" if window else ""))
 
