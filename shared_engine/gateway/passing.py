@@ -1,4 +1,7 @@
-"""One request on its way to a model and back: it waits, is answered byte for byte, and ends when its client leaves."""
+"""One request on its way to a model and back: it waits, is answered, and ends when its client leaves.
+
+The answer goes to the client byte for byte, or through a ``Translation``, where the client speaks another protocol.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.catalog import ServedModel
 from shared_engine.gateway.refusals import RefusedError, refusal_of
+from shared_engine.gateway.translation import Translation
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
+from shared_engine.request.refusals import error_from_response
 
 BUSY_AGAIN_S = 1
 LAST_WORDS_S = 1.0
@@ -28,22 +33,31 @@ class PassedOn:
     """The answer of a model, as a response.
 
     Args:
-        is_stream: the client expects events, so that it can be told to wait.
+        is_stream: the client expects a stream, so that it can be told to wait.
         comment_interval_s: seconds between two of these comments.
+        translation: where the client does not speak the protocol of the model's server.
     """
 
     def __init__(
-        self, model: ServedModel, request: ForwardedRequest, *, is_stream: bool, comment_interval_s: float
+        self,
+        model: ServedModel,
+        request: ForwardedRequest,
+        *,
+        is_stream: bool,
+        comment_interval_s: float,
+        translation: Translation | None = None,
     ) -> None:
         self._model = model
         self._request = request
         self._is_stream = is_stream
         self._interval_s = comment_interval_s
+        self._translation = translation
+        self._stream_type = _EVENTS if translation is None else translation.stream_type
+        self._waiting = f": waiting for {model.config.id}\n\n".encode() if translation is None else translation.waiting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
-        del scope
-        client = _Client(send, self._request.route)
+        client = _Client(send, scope["path"], self._stream_type)
         answering = asyncio.create_task(self._answer(client))
         leaving = asyncio.create_task(_departure(receive))
         is_over_time = False
@@ -70,7 +84,10 @@ class PassedOn:
                 answer = await self._model.forwarding.forward(self._request)
                 async with contextlib.aclosing(answer):
                     await _ended(commenting)
-                    await _pass_on(answer, client)
+                    if self._translation is None:
+                        await _pass_on(answer, client)
+                    else:
+                        await _translated(answer, client, self._translation, is_stream=self._is_stream)
         except (RefusedError, VLLMError) as exc:
             await _ended(commenting)
             refusal = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
@@ -82,15 +99,16 @@ class PassedOn:
     async def _comment(self, client: _Client) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            await client.comment(f"waiting for {self._model.config.id}")
+            await client.send_stream(self._waiting)
 
 
 class _Client:
     """Who is answered. What has begun to be an answer can't become another one."""
 
-    def __init__(self, send: Send, route: str) -> None:
+    def __init__(self, send: Send, route: str, stream_type: str) -> None:
         self._send = send
         self._route = route
+        self._stream_type = stream_type
         self._begun: str | None = None
         """The type of what was begun."""
 
@@ -100,15 +118,21 @@ class _Client:
             self._begun = kind  # not before: whoever is cancelled while it waits to send has sent nothing
 
     @property
-    def gets_events(self) -> bool:
-        return self._begun == _EVENTS
-
-    async def comment(self, text: str) -> None:
-        await self.begin(200, [(b"content-type", _EVENTS.encode()), *_OF_STREAMS], _EVENTS)
-        await self.send(f": {text}\n\n".encode())
+    def gets_stream(self) -> bool:
+        return self._begun == self._stream_type
 
     async def send(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def send_stream(self, body: bytes) -> None:
+        if body:
+            await self.begin(200, [(b"content-type", self._stream_type.encode()), *_OF_STREAMS], self._stream_type)
+            await self.send(body)
+
+    async def send_json(self, body: bytes) -> None:
+        length = str(len(body)).encode()
+        await self.begin(200, [(b"content-type", b"application/json"), (b"content-length", length)], "application/json")
+        await self.send(body)
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -118,16 +142,37 @@ class _Client:
             response = refusal.response(self._route)
             await self.begin(refusal.status, response.raw_headers, "application/json")
             await self.send(bytes(response.body))
-        elif self.gets_events:  # the lines before end whatever was cut off
-            await self.send(b"\n\n" + refusal.event(self._route))
+        elif self.gets_stream:
+            await self.send(refusal.event(self._route))
         else:
             return  # without an end, so that nobody takes it for whole
         await self.end()
 
 
-async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
+def _check_key(answer: ForwardedAnswer) -> None:
     if answer.status == 401:  # about the gateway's key there, not about the client's here
         raise RefusedError(502, "the model's server wants another api_key", "server_refuses_key")
+
+
+async def _translated(answer: ForwardedAnswer, client: _Client, translation: Translation, *, is_stream: bool) -> None:
+    _check_key(answer)
+    if answer.status >= 400:
+        error = error_from_response(answer.status, answer.whole or b"")
+        error.retry_after_s = BUSY_AGAIN_S if answer.status in _BUSY else None
+        raise error
+    translation.begin(answer)
+    if answer.whole is None:
+        async for piece in answer:
+            await client.send_stream(translation.piece(piece))
+        await client.send_stream(translation.end())
+    else:
+        send = client.send_stream if is_stream else client.send_json
+        await send(translation.whole(answer.whole))
+    await client.end()
+
+
+async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
+    _check_key(answer)
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
         for name, value in answer.headers
@@ -138,7 +183,7 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
         headers.append((b"retry-after", str(BUSY_AGAIN_S).encode()))
     if answer.whole is not None:
         headers.append((b"content-length", str(len(answer.whole)).encode()))
-        if client.gets_events:  # comments have gone before
+        if client.gets_stream:  # comments have gone before
             await client.send(b"data: " + answer.whole + b"\n\n")
         else:
             await client.begin(answer.status, headers, kind)

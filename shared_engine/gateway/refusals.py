@@ -62,7 +62,9 @@ class RefusedError(Exception):
             self._headers["x-should-retry"] = str(should_retry).lower()
 
     def body(self, route: str = "") -> bytes:
-        """In the form of the protocol that has this route: OpenAI's, or Anthropic's."""
+        """In the form of the protocol that has this route: OpenAI's, Anthropic's or Ollama's."""
+        if is_ollamas(route):
+            return json.dumps({"error": self.message}).encode()
         if route.startswith(MESSAGES):
             kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
             return json.dumps({"type": "error", "error": {"type": kind, "message": self.message}}).encode()
@@ -71,12 +73,19 @@ class RefusedError(Exception):
         return json.dumps({"error": error}).encode()
 
     def event(self, route: str = "") -> bytes:
-        """As the last one of a stream."""
+        """As the last one of a stream, whatever was cut off before it."""
+        if is_ollamas(route):  # whose lines are whole
+            return self.body(route) + b"\n"
         name = b"event: error\n" if route.startswith(MESSAGES) else b""
-        return name + b"data: " + self.body(route) + b"\n\n"
+        return b"\n\n" + name + b"data: " + self.body(route) + b"\n\n"
 
     def response(self, route: str = "") -> Response:
         return Response(self.body(route), self.status, self._headers, "application/json")
+
+
+def is_ollamas(route: str) -> bool:
+    """Whether Ollama's protocol has it; what is the gateway's own stands under ``/api/v1``."""
+    return route.startswith("/api/") and not route.startswith("/api/v1/")
 
 
 def refusal_of(error: VLLMError, model: str) -> RefusedError:

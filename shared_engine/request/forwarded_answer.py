@@ -26,6 +26,7 @@ class ForwardedAnswer:
 
     Attributes:
         whole: the body; None where it comes in pieces.
+        sent_at: when its request was sent, by ``time.monotonic``.
     """
 
     _holds_lease = False
@@ -38,7 +39,9 @@ class ForwardedAnswer:
         reader: ChunkReader | None,
         silence_s: float | None,
         observed: Observed,
+        sent_at: float,
     ) -> None:
+        self.sent_at = sent_at
         self._observed = observed
         self._error: BaseException | None = None
         self.status = response.status

@@ -172,7 +172,7 @@ class Forwarding:
                 if 300 <= response.status < 400:
                     raise client.redirect(response)
                 reader = self._reader(request, response)
-                answer = ForwardedAnswer(route, connection, response, reader, silence_s, observed)
+                answer = ForwardedAnswer(route, connection, response, reader, silence_s, observed, began)
                 await answer.begin()
             except BaseException:
                 response.close()
