@@ -39,11 +39,14 @@ class Key:
 
     Attributes:
         models: None for all.
+        requests_per_minute: and ``concurrency_limit``: None for as many as it likes.
     """
 
     name: str
     secret: str = field(repr=False)
     models: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    concurrency_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class _Check:
             if any(each.name == other.name or secret == other.secret for other in keys):
                 self._say(f"the key {each.name!r}, or its name, stands there twice", *place)
             models = None if each.models is None else frozenset(each.models)
-            keys.append(Key(each.name, secret, models))
+            keys.append(Key(each.name, secret, models, each.requests_per_minute, each.concurrency_limit))
         return tuple(keys)
 
     def _in_file(self, file: str, place: Place) -> str:

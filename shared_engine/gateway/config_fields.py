@@ -42,6 +42,10 @@ class ApiKey(_Declared):
     """A file that holds it, and nothing else."""
     models: tuple[Name, ...] | None = None
     """The models that it may use. Default: all."""
+    requests_per_minute: Annotated[int | None, Field(ge=1)] = None
+    """So many requests a minute, which may come at once; others are answered 429. Default: no limit."""
+    concurrency_limit: Annotated[int | None, Field(ge=1)] = None
+    """So many requests at once; others are answered 429. Default: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> ApiKey:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared_engine.gateway.allowances import HEADERS, Allowance, Allowances, is_counted
 from shared_engine.gateway.config import GatewayConfig, Key
 from shared_engine.gateway.refusals import RefusedError
 
@@ -18,7 +19,9 @@ OPEN = "/health"
 """The one route that needs no key."""
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 MAX_HEAD_BYTES = 64 << 10
-_SHOWN_TO_PAGES = "Retry-After, x-request-id, x-should-retry"
+_PAGES = frozenset(("/", "/docs"))
+"""What may be opened by a link on another page: they show nothing, and start nothing, by themselves."""
+_SHOWN_TO_PAGES = ", ".join(("Retry-After", "x-request-id", "x-should-retry", *HEADERS))
 
 
 class Guard:
@@ -33,6 +36,7 @@ class Guard:
         self._app = app
         self._config = config
         self._is_loopback = is_loopback
+        self._allowances = Allowances()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -44,20 +48,30 @@ class Guard:
         headers, config = Headers(scope=scope), self._config()
         origin = headers.get("origin")
         is_named = origin is not None and origin in config.fields.cors_origins
+        shown = _for_pages(origin) if is_named and origin else {}
+        taken: Allowance | None = None
+        answer = self._app
         try:
             check_size(scope)
             check_host(headers.get("host", ""), config.fields.allowed_hosts, is_loopback=self._is_loopback)
-            if origin is not None and not is_named:
-                check_origin(origin, headers.get("host", ""))
+            if not is_named:
+                check_page(scope["method"], scope["path"], headers)
             if is_named and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                answer: ASGIApp = _preflight(headers)  # which a browser sends without a key
-            else:
-                if scope["path"] != OPEN:
-                    scope.setdefault("state", {})["key"] = key_of(headers, config.keys)
-                answer = self._app
+                answer = _preflight(headers)  # which a browser sends without a key
+            elif scope["path"] != OPEN:
+                key = key_of(headers, config.keys)
+                scope.setdefault("state", {})["key"] = key
+                if key is not None and is_counted(scope["method"], scope["path"]):
+                    allowance = self._allowances.of(key)
+                    shown = shown | allowance.take(key)
+                    taken = allowance
         except RefusedError as refusal:
             answer = refusal.response(scope["path"])
-        await answer(scope, receive, _with_cors(send, origin) if is_named and origin else send)
+        try:
+            await answer(scope, receive, _with_headers(send, shown) if shown else send)
+        finally:
+            if taken is not None:
+                taken.give_back()
 
 
 def check_size(scope: Scope) -> None:
@@ -92,6 +106,21 @@ def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None
         raise RefusedError(403, "the Host header names another host; see allowed_hosts", "host_not_allowed")
 
 
+def check_page(method: str, path: str, headers: Headers) -> None:
+    """Refuse what a page of another place has a browser ask for: an image by its address would load a model too.
+
+    Raises:
+        RefusedError: it comes from such a page.
+    """
+    origin = headers.get("origin")
+    if origin is not None:
+        check_origin(origin, headers.get("host", ""))
+    elif headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        is_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        if not (is_link and path in _PAGES):
+            raise _of_another_page()
+
+
 def check_origin(origin: str, host: str) -> None:
     """Refuse a page of another place: it could ask, though it can't read the answer.
 
@@ -104,7 +133,11 @@ def check_origin(origin: str, host: str) -> None:
     except ValueError:
         is_own = False
     if not is_own:
-        raise RefusedError(403, "pages of this origin may not ask; see cors_origins", "origin_not_allowed")
+        raise _of_another_page()
+
+
+def _of_another_page() -> RefusedError:
+    return RefusedError(403, "pages of this origin may not ask; see cors_origins", "origin_not_allowed")
 
 
 def key_of(headers: Headers, keys: Sequence[Key]) -> Key | None:
@@ -144,13 +177,19 @@ def _preflight(headers: Headers) -> Response:
     )
 
 
-def _with_cors(send: Send, origin: str) -> Send:
+def _for_pages(origin: str) -> dict[str, str]:
+    return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _SHOWN_TO_PAGES, "Vary": "Origin"}
+
+
+def _with_headers(send: Send, shown: Mapping[str, str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = _SHOWN_TO_PAGES
-            headers.add_vary_header("Origin")
+            for name, value in shown.items():
+                if name == "Vary":
+                    headers.add_vary_header(value)
+                else:
+                    headers[name] = value
         await send(message)
 
     return sending

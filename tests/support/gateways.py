@@ -1,4 +1,4 @@
-"""``vllm-local serve`` as a process of its own, with the file that it reads."""
+"""The gateway in a test: an application of this process, or ``vllm-local serve`` with the file that it reads."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from shared_engine.gateway.app import gateway_app
+from shared_engine.gateway.catalog import Catalog
+from shared_engine.gateway.config import GatewayConfig
 from tests.support.command import COMMAND
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
 LEAVE_S = 20.0
+
+
+@asynccontextmanager
+async def asking(
+    config: GatewayConfig, *, is_loopback: bool = True, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application."""
+    catalog = Catalog(config)
+    transport = httpx.ASGITransport(gateway_app(catalog, is_loopback=is_loopback))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
+        yield client
+    await catalog.close()
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from shared_engine.errors import SettingsError
-from shared_engine.gateway.config import OF_ENGINES, GatewayConfig, config_of, read_config
-from shared_engine.gateway.config_fields import FileFields, ModelFields
+from shared_engine.gateway.config import OF_ENGINES, GatewayConfig, Key, config_of, read_config
+from shared_engine.gateway.config_fields import ApiKey, FileFields, ModelFields
 from shared_engine.gateway.server import Listening
 from tests.support.adapters import BRIEF
 from tests.support.paths import REPOSITORY, TINY_CHAT
@@ -44,6 +44,8 @@ api_keys:
   - name: bob
     key_file: ./bob.key
     models: [small]
+    requests_per_minute: 60
+    concurrency_limit: ${env.AT_ONCE}
 models:
   small:
     model: org/small
@@ -67,7 +69,7 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "bob.key").write_text("bobs-secret\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
-    config = read(tmp_path, ALL, ALICE_KEY="alices-secret", LENGTH="128")
+    config = read(tmp_path, ALL, ALICE_KEY="alices-secret", LENGTH="128", AT_ONCE="4")
     small, big, here = (config.models[name] for name in ("small", "big", "here"))
     assert (small.settings.model, small.settings.max_model_len, small.settings.idle_ttl_s) == (
         "org/small",
@@ -83,10 +85,10 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
     }  # fmt: skip
     assert config.names["one"].set_params == {"temperature": 0.2, "seed": 1}
     assert config.names["big:low"].set_params == {"temperature": 0, "chat_template_kwargs": {"enable_thinking": False}}
-    assert [(key.name, key.secret, key.models) for key in config.keys] == [
-        ("alice", "alices-secret", None),
-        ("bob", "bobs-secret", {"small"}),
-    ]
+    assert config.keys == (
+        Key("alice", "alices-secret"),
+        Key("bob", "bobs-secret", frozenset({"small"}), requests_per_minute=60, concurrency_limit=4),
+    )
     assert "secret" not in repr(config)
 
 
@@ -124,6 +126,11 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
             "line 5: 'a' is a name of 'a' already",
         ),
         (KEYS + "- name: me", "line 3: api_keys.0: give key or key_file, one of them"),
+        (
+            KEYS + "- {name: me, key: '12345678', requests_per_minute: 0}",
+            "line 3: api_keys.0.requests_per_minute: Input should be greater than or equal to 1",
+        ),
+        (KEYS + "- {name: me, key: '12345678', concurrency_limit: x}", "line 3: api_keys.0.concurrency_limit: Input"),
         (KEYS + "- {name: me, key_file: ./none}", "line 3: key_file = './none' can't be read"),
         (
             KEYS + "- name: me\n  key: '12345678'\n  models: [b]",
@@ -260,4 +267,5 @@ def test_the_file_of_the_page_is_right(tmp_path: Path) -> None:
 
 def test_the_page_names_every_setting_of_the_file() -> None:
     page = (REPOSITORY / "docs" / "gateway.md").read_text()
-    assert [name for name in (*FileFields.model_fields, *ModelFields.model_fields) if f"`{name}`" not in page] == []
+    names = (*FileFields.model_fields, *ModelFields.model_fields, *ApiKey.model_fields)
+    assert [name for name in names if f"`{name}`" not in page] == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import httpx
 import pytest
 from aiohttp import web
 from starlette.datastructures import Headers
+from starlette.routing import Route
 
 from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig, Key, read_config
-from shared_engine.gateway.guard import check_host, check_origin, key_of
+from shared_engine.gateway.guard import check_host, check_origin, check_page, key_of
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.media import check_urls, has_urls
 from shared_engine.gateway.refusals import RefusedError
+from tests.support.gateways import asking
 from tests.support.remote_server import RemoteServer, running_app, running_server
 
 CHAT = "/v1/chat/completions"
@@ -41,18 +43,6 @@ def config(folder: Path, server: RemoteServer, **more: Any) -> GatewayConfig:
     file = folder / "models.yaml"
     file.write_text(json.dumps({"models": models, **more}))
     return read_config(file)
-
-
-@asynccontextmanager
-async def asking(
-    config: GatewayConfig, *, is_loopback: bool = True, **options: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application."""
-    catalog = Catalog(config)
-    transport = httpx.ASGITransport(gateway_app(catalog, is_loopback=is_loopback))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
-        yield client
-    await catalog.close()
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
@@ -99,6 +89,34 @@ def test_the_page_that_asks(origin: str, passes: bool) -> None:
         check_origin(origin, "localhost:8000")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "passes"),
+    [
+        ("GET", "/v1/responses/1?model=a", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ("GET", "/v1/models", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ("GET", "/v1/models", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, False),
+        ("GET", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True),
+        ("GET", "/docs", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"}, True),
+        ("POST", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, False),
+        ("GET", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, False),
+        ("GET", "/v1/models", {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, True),
+        ("GET", "/v1/models", {"Sec-Fetch-Site": "same-origin"}, True),
+        ("GET", "/v1/models", {}, True),
+        ("GET", "/v1/models", {"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.com"}, False),
+    ],
+)  # fmt: skip
+def test_a_page_of_another_place_has_nothing_asked_by_an_address_in_it(
+    method: str, path: str, sent: dict[str, str], passes: bool
+) -> None:
+    headers = Headers({"Host": "localhost:8000", **sent})
+    if passes:
+        check_page(method, path, headers)
+        return
+    with pytest.raises(RefusedError) as caught:
+        check_page(method, path, headers)
+    assert (caught.value.status, caught.value.code) == (403, "origin_not_allowed")
+
+
 async def test_a_page_that_is_named_may_ask_and_others_may_not(tmp_path: Path, server: RemoteServer) -> None:
     page = "https://app.example.com"
     async with asking(config(tmp_path, server, cors_origins=[page], api_keys=KEYS)) as client:
@@ -122,8 +140,6 @@ async def test_a_page_that_is_named_may_ask_and_others_may_not(tmp_path: Path, s
 
 
 # ---- keys
-
-PATHS = ("/ready", "/metrics", "/v1/models", "/v1/models/a", CHAT, "/tokenize", "/nothing", "/")
 
 
 @pytest.mark.parametrize(
@@ -149,14 +165,21 @@ def test_the_key_that_is_given(headers: dict[str, str], name: str | None) -> Non
     assert not any(secret in caught.value.message for secret in (ALICE, BOB))
 
 
-@pytest.mark.parametrize("path", PATHS)
-async def test_every_route_but_health_wants_a_key(tmp_path: Path, server: RemoteServer, path: str) -> None:
-    async with asking(config(tmp_path, server, api_keys=KEYS)) as client:
-        for method in ("GET", "POST"):
-            refused = await client.request(method, path, json={"model": "a"})
-            assert code_of(refused) == (401, "invalid_api_key")
-            assert refused.headers["www-authenticate"] == "Bearer"
-        assert (await client.get("/health")).status_code == 200
+async def test_every_route_but_health_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
+    configured = config(tmp_path, server, api_keys=KEYS)
+    app = gateway_app(Catalog(configured), is_loopback=True)
+    paths = {re.sub(r"\{.*\}", "a", route.path) for route in app.routes if isinstance(route, Route)}
+    assert paths >= {"/ready", "/metrics", "/v1/models", "/v1/models/a", "/v1/a", "/tokenize"}
+    async with asking(configured) as client:
+        for path in sorted(paths | {CHAT, "/nothing", "/", "/health/", "/health/../v1/models", "//health"}):
+            for method in ("GET", "HEAD", "POST", "DELETE", "PUT", "OPTIONS"):
+                answer = await client.request(method, path, json={"model": "a"})
+                if path == "/health":
+                    assert answer.status_code in (200, 405)
+                    continue
+                assert answer.status_code == 401, (method, path)
+                assert answer.headers["www-authenticate"] == "Bearer"
+    assert server.requests == []
 
 
 async def test_a_key_opens_its_models_only(tmp_path: Path, server: RemoteServer) -> None:
