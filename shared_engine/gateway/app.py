@@ -89,7 +89,7 @@ class Routes:
     async def pass_on(self, request: Request) -> Any:
         fields = self._catalog.config.fields
         try:
-            asked = await asked_of(request, fields.max_body_bytes, fields.media_domains)
+            asked = await asked_of(request, fields.max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody
         model, target = self._catalog.find(asked.model, _key(request))

@@ -12,7 +12,6 @@ import msgspec
 from starlette.requests import Request
 
 from shared_engine.gateway.config import Target
-from shared_engine.gateway.media import check_urls, has_urls
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
 
@@ -66,7 +65,7 @@ class Asked:
         return b"" if found is None else found[1].encode()
 
 
-async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, ...]) -> Asked:
+async def asked_of(request: Request, max_bytes: int) -> Asked:
     """
     Raises:
         RefusedError: it is too long, comes too slowly, is not what it says it is, or asks for what is not passed on.
@@ -92,7 +91,7 @@ async def asked_of(request: Request, max_bytes: int, media_domains: tuple[str, .
     elif body:
         if kind != "application/json":
             raise RefusedError(415, "send application/json, or multipart/form-data", "unsupported_media_type")
-        fields, named = _json(body, media_domains)
+        fields, named = _json(body)
         model = model if named is None else named
     return Asked(request.method, path + (f"?{query.decode()}" if query else ""), headers, body, fields, model)
 
@@ -114,12 +113,12 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _json(body: bytes, media_domains: tuple[str, ...]) -> tuple[dict[str, msgspec.Raw], str | None]:
+def _json(body: bytes) -> tuple[dict[str, msgspec.Raw], str | None]:
     try:
+        if not body.isascii():
+            body.decode()  # what is passed on as it is, is not read below
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(fields["model"]) if "model" in fields else None
-        if has_urls(body):
-            check_urls(msgspec.json.decode(body), media_domains)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RefusedError(400, f"the body is not a JSON object: {exc}", "invalid_json") from None
     if model is not None and not isinstance(model, str):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Params = dict[Annotated[str, Field(min_length=1)], Any]
+Domain = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+)$")]
 # Named by the gateway itself, or what a request is about.
 _NOT_TO_SET = ("model", "messages", "prompt", "input")
 
@@ -25,6 +27,14 @@ def _nothing(value: Any) -> Any:
 
 
 SetParams = Annotated[Params, BeforeValidator(_nothing)]
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)  # says what is wrong
+    return value
+
+
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class _Declared(BaseModel):
@@ -106,8 +116,17 @@ class FileFields(_Declared):
     addresses, if given, the only ones."""
     cors_origins: tuple[str, ...] = ()
     """Web pages that may ask: ``["https://app.example.com"]``."""
-    media_domains: tuple[str, ...] = ()
-    """Hosts from which images, audio and video are fetched by URL. Default: none; what is sent as data always works."""
+    media_domains: tuple[Domain, ...] = ()
+    """Hosts from which images, audio and video are fetched by URL: ``img.example.com``, ``*.example.com``, ``*`` (all).
+    Default: none; what is sent as data always works."""
+    media_networks: tuple[Network, ...] = ()
+    """Networks that are not public, from which may be fetched if ``media_domains`` names the host: ``10.0.0.0/8``."""
+    max_media: Annotated[int, Field(ge=0)] = 64
+    """Most images, sounds and videos in one request."""
+    max_media_bytes: Annotated[int, Field(ge=1)] = 32 << 20
+    """Largest of them."""
+    media_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long the fetching for one request may take."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
     """Longest request."""
     comment_interval_s: Annotated[float, Field(gt=0)] = 10.0

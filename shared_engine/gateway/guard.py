@@ -60,7 +60,7 @@ class Guard:
                 answer = _preflight(headers)  # which a browser sends without a key
             elif scope["path"] != OPEN:
                 key = key_of(headers, config.keys)
-                scope.setdefault("state", {})["key"] = key
+                scope.setdefault("state", {}).update(key=key, config=config)
                 if key is not None and is_counted(scope["method"], scope["path"]):
                     allowance = self._allowances.of(key)
                     shown = shown | allowance.take(key)

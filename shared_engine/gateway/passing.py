@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 from starlette.types import Receive, Scope, Send
 
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.catalog import ServedModel
+from shared_engine.gateway.config_fields import FileFields
+from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.refusals import RefusedError, refusal_of
 from shared_engine.gateway.translation import Translation
 from shared_engine.request.forwarded_answer import ForwardedAnswer
@@ -58,7 +61,7 @@ class PassedOn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
         client = _Client(send, scope["path"], self._stream_type)
-        answering = asyncio.create_task(self._answer(client))
+        answering = asyncio.create_task(self._answer(client, scope["state"]["config"].fields))
         leaving = asyncio.create_task(_departure(receive))
         is_over_time = False
         try:
@@ -76,12 +79,13 @@ class PassedOn:
         if not answering.cancelled():
             answering.result()
 
-    async def _answer(self, client: _Client) -> None:
+    async def _answer(self, client: _Client, rules: FileFields) -> None:
         name = self._model.config.id
         commenting = asyncio.create_task(self._comment(client)) if self._is_stream else None
         try:
+            request = replace(self._request, body=await inlined(self._request.body, rules))
             async with self._model.places.place(self._model.config.settings.timeout):
-                answer = await self._model.forwarding.forward(self._request)
+                answer = await self._model.forwarding.forward(request)
                 async with contextlib.aclosing(answer):
                     await _ended(commenting)
                     if self._translation is None:

@@ -38,6 +38,8 @@ def wrong(folder: Path, text: str, **environment: str) -> list[str]:
 
 
 ALL = """\
+media_domains: [img.example.com, "*.cdn.net", "*", 10.0.0.1, "::1", xn--mnchen-3ya.de, my_host]
+media_networks: [10.0.0.0/8, 192.168.1.1, "fd00::/8"]
 defaults: {idle_ttl_s: 600, concurrency_limit: 8}
 api_keys:
   - {name: alice, key: "${env.ALICE_KEY}"}
@@ -125,6 +127,13 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
             "models:\n  a: {model: org/a}\n  b:\n    model: org/b\n    aliases: [c, a]",
             "line 5: 'a' is a name of 'a' already",
         ),
+        (
+            A + "media_domains:\n- https://img.example.com",
+            "line 5: media_domains.0 = 'https://img.example.com': String",
+        ),
+        (A + "media_domains:\n- img.example.com:80", "line 5: media_domains.0 = 'img.example.com:80': String"),
+        (A + "media_networks: [10.0.0.1/8]", "line 4: media_networks.0 = '10.0.0.1/8': 10.0.0.1/8 has host bits set"),
+        (A + "max_media: -1", "line 4: max_media = -1: Input should be greater than or equal to 0"),
         (KEYS + "- name: me", "line 3: api_keys.0: give key or key_file, one of them"),
         (
             KEYS + "- {name: me, key: '12345678', requests_per_minute: 0}",

@@ -20,7 +20,6 @@ from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig, Key, read_config
 from shared_engine.gateway.guard import check_host, check_origin, check_page, key_of
 from shared_engine.gateway.limits import Places
-from shared_engine.gateway.media import check_urls, has_urls
 from shared_engine.gateway.refusals import RefusedError
 from tests.support.gateways import asking
 from tests.support.remote_server import RemoteServer, running_app, running_server
@@ -223,21 +222,24 @@ async def test_what_is_no_request_for_a_model_is_refused_in_openais_form(tmp_pat
         ({"content": b"{", "headers": kind}, (400, "invalid_json")),
         ({"content": b"[]", "headers": kind}, (400, "invalid_json")),
         ({"content": b"\xff\xfe", "headers": kind}, (400, "invalid_json")),
+        ({"content": b'{"model": "a", "messages": [{"content": "\xff"}]}', "headers": kind}, (400, "invalid_json")),
+        ({"content": b'{"model": "a", "messages": "\\ud800"}', "headers": kind}, (400, "invalid_json")),
+        ({"content": b'{"a": ' + b"[" * 9**5 + b"]" * 9**5 + b"}", "headers": kind}, (400, "invalid_json")),
         ({"content": b'{"a": ' + b"[" * 900, "headers": kind}, (400, "invalid_json")),
         ({"content": b'{"model": "a"}', "headers": plain}, (415, "unsupported_media_type")),
         ({"json": {"model": 7}}, (400, "invalid_model")),
         ({"json": {"messages": HELLO}}, (404, "model_not_found")),
         ({"json": {"model": None, "messages": HELLO}}, (404, "model_not_found")),
-        ({"content": b"x" * 2000, "headers": kind}, (413, "body_too_long")),
+        ({"content": b"x" * 200_000, "headers": kind}, (413, "body_too_long")),
     ]
-    async with asking(config(tmp_path, server, max_body_bytes=1024)) as client:
+    async with asking(config(tmp_path, server, max_body_bytes=150_000)) as client:
         for request, told in cases:
             answer = await client.post(CHAT, **request)
             assert code_of(answer) == told
 
         async def pieces() -> AsyncIterator[bytes]:
             for _ in range(3):
-                yield b"x" * 500
+                yield b"x" * 60_000
 
         assert code_of(await client.post(CHAT, content=pieces(), headers=kind)) == (413, "body_too_long")
         assert server.requests == []
@@ -335,50 +337,6 @@ async def test_a_form_goes_to_its_model_under_the_servers_own_name(tmp_path: Pat
         {"model": "whisper-1", "language": "en", "file": sound},
         {"language": "en", "file": sound},
     ]
-
-
-# ---- URLs
-
-
-@pytest.mark.parametrize(
-    ("url", "passes"),
-    [
-        ("data:image/png;base64,AA==", True), ("https://img.example.com/a.png", True),
-        ("HTTP://IMG.example.com/", True), ("https://img.example.com:8443/a", True), ("file:///etc/passwd", False),
-        ("FILE:///etc/passwd", False),
-        ("http://127.0.0.1/", False), ("http://169.254.169.254/latest", False), ("http://[::1]/", False),
-        ("https://img.example.com.evil.com/", False), ("https://img.example.com@evil.com/", False),
-        ("https://evil.com\\@img.example.com/", False), ("//img.example.com/a", False), ("/etc/passwd", False),
-        ("ftp://img.example.com/a", False), ("http://[", False), ("", False),
-    ],
-)  # fmt: skip
-def test_what_a_model_may_be_made_to_fetch(url: str, passes: bool) -> None:
-    parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "input_image", "image_url": url},
-        {"image_url": url},
-        {"type": "audio_url", "audio_url": {"url": url}},
-        {"type": "video_url", "video_url": {"url": url}},
-        {"type": "image", "source": {"type": "url", "url": url}},
-    ]
-    for part in parts:
-        body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]}
-        assert has_urls(json.dumps(body).encode())
-        if passes:
-            check_urls(body, ["img.example.com"])
-            continue
-        with pytest.raises(RefusedError) as caught:
-            check_urls(body, ["img.example.com"])
-        assert (caught.value.status, caught.value.code) == (400, "url_not_allowed")
-
-
-async def test_a_url_is_found_however_its_name_is_written(tmp_path: Path, server: RemoteServer) -> None:
-    body = b'{"model": "a", "messages": [{"role": "user", "content": [{"im\\u0061ge\\u005fur\\u006c": "http://10.0.0.1/"}]}]}'
-    async with asking(config(tmp_path, server)) as client:
-        answer = await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
-        assert code_of(answer) == (400, "url_not_allowed")
-        text = {"model": "a", "messages": [{"role": "user", "content": "see http://10.0.0.1/ and image_url"}]}
-        assert (await client.post(CHAT, json=text)).status_code == 200
 
 
 # ---- another configuration
