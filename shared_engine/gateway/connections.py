@@ -1,4 +1,5 @@
-"""A client's connection: what is not HTTP is refused in OpenAI's form, and who sends no request is not kept."""
+"""A client's connection: what is not HTTP is refused in OpenAI's form, who sends no request is not kept, and a request
+that is on its way when the gateway leaves is answered."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from shared_engine.gateway.refusals import RefusedError
 
 HEAD_S = 30.0
 """How long the line and the headers of a request may take to come."""
+LAST_REQUEST_S = 1.0
+"""How long a connection without a request stays when the gateway leaves: one may be on its way."""
 
 
 class ClientConnection(H11Protocol):
@@ -24,7 +27,7 @@ class ClientConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_idle:
             self._wait_for_head()
         else:
             self._stop_waiting()
@@ -32,6 +35,21 @@ class ClientConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The request that runs is the last one; where there is none, one that comes at once."""
+        if self._is_idle:
+            self.loop.call_later(LAST_REQUEST_S, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what can't be read, and close."""

@@ -1,17 +1,16 @@
-"""The process of a gateway: its socket, its signals, and when it reads its configuration again."""
+"""The process of a gateway: its signals, what its service manager hears, and when it reads its configuration again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
+import os
 import resource
 import signal
 import socket
-import ssl
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -22,88 +21,24 @@ from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig
 from shared_engine.gateway.connections import ClientConnection
 from shared_engine.gateway.guard import MAX_HEAD_BYTES
+from shared_engine.gateway.handover import Handover
+from shared_engine.gateway.listening import Listening
+from shared_engine.machine.service_manager import ServiceManager
 
 WATCH_S = 1.0
-BACKLOG = 2048
 KEEP_ALIVE_S = 75
 MAX_FILES = 65535
+LEAVE_S = 15.0
+"""How long it takes to leave when no request is in flight any more."""
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Listening:
-    """Where, and how long it takes to leave.
+def server_of(catalog: Catalog, listening: Listening, started: Callable[[], None] = lambda: None) -> GatewayServer:
+    """The server, which does not run yet.
 
-    Attributes:
-        drain_s: how long requests in flight may go on after SIGTERM.
-        tls_cert: file (PEM) of the certificate; with ``tls_key``.
+    Args:
+        started: called when it can be asked.
     """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    drain_s: float = 60.0
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    allows_unauthenticated: bool = False
-
-    @property
-    def is_loopback(self) -> bool:
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return self.host == "localhost"
-
-    def check(self, config: GatewayConfig) -> None:
-        """
-        Raises:
-            SettingsError: everybody could ask, or the certificate is none.
-        """
-        if self.tls_cert is not None:
-            try:  # with a password, or OpenSSL would ask for one on the terminal
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
-            except (OSError, ValueError) as exc:
-                raise SettingsError(
-                    f"{self.tls_cert}: not a certificate and its key, unencrypted, in PEM form: {exc}"
-                ) from None
-        if not (self.is_loopback or config.keys or self.allows_unauthenticated):
-            raise SettingsError(
-                f"--host {self.host} is reached from other machines: name api_keys in the config file, or say "
-                "--allow-unauthenticated"
-            )
-
-
-def bound(listening: Listening) -> socket.socket:
-    """The socket of the address.
-
-    Raises:
-        SettingsError: it can't be had.
-    """
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            listening.host, listening.port, proto=socket.IPPROTO_TCP
-        )
-        # With its protocol: asyncio turns Nagle's algorithm off only where it is TCP by name.
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-    except (OSError, OverflowError) as exc:
-        raise SettingsError(f"{listening.host}:{listening.port} can't be used: {exc}") from None
-    return sock
-
-
-def url_of(listening: Listening, sock: socket.socket) -> str:
-    """For people."""
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if listening.tls_cert else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def server_of(catalog: Catalog, listening: Listening) -> GatewayServer:
-    """The server, which does not run yet."""
     return GatewayServer(
         uvicorn.Config(
             gateway_app(catalog, is_loopback=listening.is_loopback),
@@ -120,53 +55,91 @@ def server_of(catalog: Catalog, listening: Listening) -> GatewayServer:
             timeout_graceful_shutdown=max(1, round(listening.drain_s)),
             ssl_certfile=listening.tls_cert,
             ssl_keyfile=listening.tls_key,
-        )
+        ),
+        started,
     )
 
 
 async def serve(
     config: GatewayConfig,
     listening: Listening,
-    sock: socket.socket,
+    sockets: Sequence[socket.socket],
     read: Callable[[], GatewayConfig] | None = None,
     watched: Path | None = None,
+    ready: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and then until requests in flight have ended.
 
     Args:
         read: reads the configuration again, for SIGHUP; None where it comes from no file.
         watched: a file whose change is as good as SIGHUP.
+        ready: see ``Start``.
     """
-    catalog = Catalog(config)
-    server = server_of(catalog, listening)
-    _raise_limit_of_files()
+    catalog, manager = Catalog(config), ServiceManager(os.environ)
+
+    def started() -> None:
+        if ready is None:
+            manager.tell("READY=1")
+        else:  # then another one is the service still, and says so when this one is
+            os.write(ready, b"1")
+            os.close(ready)
 
     def read_again() -> None:
         if read is None:
             return
+        manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = read()
             listening.check(new)
         except SettingsError as exc:
-            logger.error("the configuration stays as it was: %s", exc)
+            told = f"the configuration stays as it was: {exc}"
+            logger.error("%s", told)
         else:
             catalog.replace(new)
-            logger.info("the configuration was read again: %d models", len(new.models))
+            told = f"the configuration was read again: {len(new.models)} models"
+            logger.info("%s", told)
+        manager.tell("READY=1", f"STATUS={' '.join(told.split())}")
 
+    def leave() -> None:
+        manager.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round((listening.drain_s + LEAVE_S) * 1e6)}")
+        server.leave()
+
+    def replaced(pid: int) -> None:
+        manager.tell(f"MAINPID={pid}")
+        logger.info("process %d takes over", pid)
+        server.leave()
+
+    server = server_of(catalog, listening, started)
+    _raise_limit_of_files()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, read_again)
+    loop.add_signal_handler(signal.SIGUSR2, Handover(sockets, replaced).begin)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.leave)
-    watching = None if watched is None else asyncio.create_task(_watch(watched, read_again))
+        loop.add_signal_handler(number, leave)
+    tasks = [asyncio.create_task(_say_alive(manager, each)) for each in (manager.alive_interval_s,) if each]
+    tasks += [asyncio.create_task(_watch(each, read_again)) for each in (watched,) if each]
     try:
-        await server.serve(sockets=[sock])
+        await server.serve(sockets=list(sockets))
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 class GatewayServer(uvicorn.Server):
     """Ends without raising the signal again: a gateway that was told to leave has done what it should."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._say_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Return when all connections are closed; an answer that begins from now on says so."""
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -187,6 +160,12 @@ def _raise_limit_of_files() -> None:
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _say_alive(manager: ServiceManager, interval_s: float) -> None:
+    while True:
+        manager.tell("WATCHDOG=1")
+        await asyncio.sleep(interval_s)
 
 
 async def _watch(file: Path, changed: Callable[[], None]) -> None:

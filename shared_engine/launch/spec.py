@@ -20,6 +20,7 @@ from shared_engine.launch.reproducible import EXACT_ON_A_CPU, batch_invariance
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.home import expanded, home
 from shared_engine.machine.memory import total_memory
+from shared_engine.machine.service_manager import OF_ONE_SERVICE
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
 from shared_engine.parallelism import Parallelism
@@ -36,9 +37,9 @@ DEFAULT_MAX_NUM_SEQS = 256
 # Holds a call to the form of the model's calls, with any JSON for arguments: so that it can be read. To hold it to the
 # tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
 CALL_LEVEL = "tool_strict_level"
-# Never passed on to the engine: ours, or of the app's Python and not of the engine's.
+# Never passed on to the engine: ours, of the app's Python and not of the engine's, or of the service that the app is.
 _OURS = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE)
-_APP_ONLY = (*_OURS, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+_APP_ONLY = (*_OURS, *OF_ONE_SERVICE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 # What decides which tokenizer a server loads: these settings, and all engine_args but those known to have no say in it.
 _TOKENIZER_SETTINGS = ("revision", "tokenizer", "trust_remote_code")
 _NO_SAY_IN_TOKENIZERS = frozenset({

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,16 @@ from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
 LEAVE_S = 20.0
+# As systemd starts a service that has sockets: they are its files from 3 on.
+PASSING = """
+import fcntl, json, os, sys
+files = [fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in json.loads(sys.argv[1])]
+for at, each in enumerate(files):
+    os.dup2(each, 3 + at)
+    os.close(each)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(files)))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @asynccontextmanager
@@ -73,18 +85,34 @@ class Gateway:
 
 
 @contextmanager
-def gateway(content: Mapping[str, Any], folder: Path, *options: str, **environment: str) -> Iterator[Gateway]:
+def gateway(
+    content: Mapping[str, Any],
+    folder: Path,
+    *options: str,
+    passed: Sequence[socket.socket] = (),
+    **environment: str,
+) -> Iterator[Gateway]:
     """On a free port; it must have left by itself when the test ends, or it is ended.
 
     Args:
         content: of its models.yaml.
+        passed: sockets that it is started with, in place of a port.
     """
     file, log = folder / "models.yaml", folder / "gateway.log"
     file.write_text(json.dumps(content))
     words = [*COMMAND, "serve", "--config", str(file), "--port", "0", *options]
+    numbers = [each.fileno() for each in passed]
+    if passed:
+        words = [sys.executable, "-c", PASSING, json.dumps(numbers), *words]
     with log.open("w") as told:
         process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=told, text=True, cwd=REPOSITORY, env={**os.environ, **environment}
+            words,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+            pass_fds=numbers,
         )
     try:
         assert process.stdout is not None

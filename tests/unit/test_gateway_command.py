@@ -19,6 +19,9 @@ import pytest
 
 from shared_engine.cli.exit_codes import FAILED, USAGE
 from shared_engine.cli.main import main
+from shared_engine.errors import SettingsError
+from shared_engine.gateway.config import config_of
+from shared_engine.gateway.listening import Listening, listening_socket
 from tests.support.gateways import gateway
 from tests.support.remote_server import RemoteServer, running_server
 
@@ -62,6 +65,15 @@ def test_what_can_not_be_served_is_told_before_anything_listens(
     ):
         assert said(capsys, *words)[0] in (USAGE, FAILED)
         assert told in said(capsys, *words)[1], words
+
+
+def test_a_socket_that_it_is_started_with_is_held_to_the_same() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        given = Listening(passed=(listening_socket(sock.detach()),))
+        with given.passed[0], pytest.raises(SettingsError, match=r"^0\.0\.0\.0 is reached from other machines"):
+            given.check(config_of(["org/a"]))
+    with socket.socket() as sock, pytest.raises(SettingsError, match="does not listen: give it a ListenStream="):
+        listening_socket(sock.detach())
 
 
 @pytest.mark.parametrize("words", [[], ["a", "--tls-key", "x"]])

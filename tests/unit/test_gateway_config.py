@@ -16,7 +16,7 @@ import pytest
 from shared_engine.errors import SettingsError
 from shared_engine.gateway.config import OF_ENGINES, GatewayConfig, Key, config_of, read_config
 from shared_engine.gateway.config_fields import ApiKey, FileFields, ModelFields
-from shared_engine.gateway.server import Listening
+from shared_engine.gateway.listening import Listening
 from tests.support.adapters import BRIEF
 from tests.support.paths import REPOSITORY, TINY_CHAT
 

@@ -17,7 +17,8 @@ import pytest
 from shared_engine.gateway import asked, connections
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import read_config
-from shared_engine.gateway.server import Listening, bound, server_of
+from shared_engine.gateway.listening import Listening, bound
+from shared_engine.gateway.server import server_of
 from tests.support.remote_server import running_server
 from tests.support.waiting import wait_until
 
@@ -28,7 +29,8 @@ CHAT = "/v1/chat/completions"
 def running_gateway(folder: Path, **fields: Any) -> Iterator[tuple[str, int]]:
     """One in a thread of this process, before a server that answers at once; its address."""
     listening = Listening(port=0, drain_s=1)
-    with running_server() as far, bound(listening) as sock:
+    (sock,) = bound(listening)
+    with running_server() as far, sock:
         file = folder / "models.yaml"
         file.write_text(json.dumps({"models": {"a": {"base_url": far.url}}, **fields}))
 
@@ -168,7 +170,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch
 
 def test_an_answer_in_two_pieces_does_not_wait_for_the_first_to_be_confirmed() -> None:
     """Which costs 40 ms each: asyncio turns that off only where it knows that a socket is TCP's."""
-    with bound(Listening(port=0)) as sock:
+    (sock,) = bound(Listening(port=0))
+    with sock:
         assert sock.proto == socket.IPPROTO_TCP
 
 

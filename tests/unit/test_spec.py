@@ -170,6 +170,12 @@ def test_secrets_and_the_apps_python_stay_out_of_the_engine(monkeypatch: pytest.
     assert not {"VLLM_API_KEY", "VLLM_MODEL_PATH", "PYTHONPATH", "VIRTUAL_ENV"} & set(environment)
 
 
+def test_what_is_of_one_start_of_a_service_stays_out_of_the_engine() -> None:
+    """A launcher on standby would be given up after each restart: it has another environment than its app."""
+    service = dict.fromkeys(("NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "LISTEN_FDS", "WATCHDOG_USEC"), "1")
+    assert launch_environment({"HOME": "/home/me", **service}) == {"HOME": "/home/me"}
+
+
 def test_what_kubernetes_sets_for_a_service_named_vllm_is_not_taken_for_a_port() -> None:
     assert "VLLM_PORT" not in launch_environment({"VLLM_PORT": "tcp://10.96.0.7:8000"})
     assert launch_environment({"VLLM_PORT": "29500"})["VLLM_PORT"] == "29500"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise SettingsError(f"serve needs {', '.join(missing)}: pip install 'vllm-local[gateway]'")
     from shared_engine.gateway.config import GatewayConfig, config_of, read_config
-    from shared_engine.gateway.server import Listening, bound, serve, url_of
+    from shared_engine.gateway.listening import Listening, Start, bound, url_of
+    from shared_engine.gateway.server import serve
 
     if not arguments.config and not arguments.models:
         arguments.usage_error("there is nothing to serve: give MODEL, or --config FILE")
@@ -55,15 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
     def read() -> GatewayConfig:
         return read_config(arguments.config, models) if arguments.config else config_of(models)
 
+    start = Start.of_this_process()
     listening = Listening(
         arguments.host, arguments.port, arguments.drain, arguments.tls_cert, arguments.tls_key,
-        arguments.allow_unauthenticated,
+        arguments.allow_unauthenticated, start.sockets,
     )  # fmt: skip
     config = read()
     listening.check(config)
-    with bound(listening) as sock:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(sock) for sock in bound(listening)]
         setup()
-        print(f"{url_of(listening, sock)}/v1 serves {', '.join(config.models)}", flush=True)
+        urls = ", ".join(f"{url_of(listening, sock)}/v1" for sock in sockets)
+        print(f"{urls} serves {', '.join(config.models)}", flush=True)
         watched = expanded(Path(arguments.config)) if arguments.config and arguments.watch else None
-        asyncio.run(serve(config, listening, sock, read if arguments.config else None, watched))
+        asyncio.run(serve(config, listening, sockets, read if arguments.config else None, watched, start.ready))
     return DONE
