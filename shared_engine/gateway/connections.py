@@ -22,6 +22,7 @@ class ClientConnection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._is_leaving = False
         self._timer: asyncio.TimerHandle | None = None
         self._wait_for_head()
 
@@ -37,14 +38,20 @@ class ClientConnection(H11Protocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """The request that runs is the last one; where there is none, one that comes at once."""
+        """The next answer to begin is the last one, and says so; where none does soon, the connection ends."""
+        self._is_leaving = True
         if self._is_idle:
             self.loop.call_later(LAST_REQUEST_S, self._end)
-        else:
-            self._end()
+        elif not self.cycle.response_started:
+            self.cycle.default_headers = self.server_state.default_headers
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_leaving and self._is_idle:  # the answer had begun before, and could not say so
+            self.loop.call_later(LAST_REQUEST_S, self._end)
 
     def _end(self) -> None:
-        if not self.transport.is_closing():
+        if self._is_idle and not self.transport.is_closing():
             super().shutdown()
 
     @property

@@ -13,8 +13,14 @@ from collections.abc import Callable, Sequence
 from shared_engine.machine.service_manager import FIRST_FD, with_files
 
 READY = "vllm-local-ready"
-"""The name of the file to which the new gateway writes a byte when it is."""
-_WITH_OWN_PID = 'export LISTEN_PID=$$; exec "$@"'
+"""The name of the file to which the new gateway writes its process id when it is."""
+# A child of nobody here: systemd waits for the end of its own children only, and would kill any other at a stop.
+_ORPHAN = """
+import os, sys
+if os.fork() == 0:
+    os.environ["LISTEN_PID"] = str(os.getpid())
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
 logger = logging.getLogger(__name__)
 
 
@@ -42,17 +48,17 @@ class Handover:
             pid = self._start(written)
         except OSError as exc:
             os.close(ready)
-            self._failed(str(exc))
+            self._failed(f"it can't be started: {exc}")
             return
         finally:
             os.close(written)
-        logger.info("process %d is started to take over", pid)
+        logger.info("another gateway is started to take over")
         asyncio.get_running_loop().add_reader(ready, self._heard, ready, pid)
 
     def _start(self, written: int) -> int:
         files = [*(sock.fileno() for sock in self._sockets), written]
         names = [*[""] * len(self._sockets), READY]
-        command = ["/bin/sh", "-c", _WITH_OWN_PID, "sh", sys.executable, *sys.orig_argv[1:]]
+        command = [sys.executable, "-I", "-S", "-c", _ORPHAN, sys.executable, *sys.orig_argv[1:]]
         # Out of the way of the numbers that they are to get.
         moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, FIRST_FD + len(files)) for each in files]
         try:
@@ -64,13 +70,13 @@ class Handover:
 
     def _heard(self, ready: int, pid: int) -> None:
         asyncio.get_running_loop().remove_reader(ready)
-        is_ready = bool(os.read(ready, 1))
+        told = os.read(ready, 32)
         os.close(ready)
-        if is_ready:
-            self._done(pid)
+        os.waitpid(pid, 0)  # which has started the other one, and ended
+        if told:
+            self._done(int(told))
         else:  # it has closed the file, or ended
-            _, status = os.waitpid(pid, 0)
-            self._failed(f"it ended with {os.waitstatus_to_exitcode(status)}")
+            self._failed("it was not ready before it ended; it says why")
 
     def _failed(self, why: str) -> None:
         self._is_under_way = False

@@ -65,7 +65,7 @@ class Start:
 
     Attributes:
         sockets: to listen on; none: it makes its own.
-        ready: a file that gets a byte when the gateway can be asked; None where nobody waits for that.
+        ready: a file that gets the process id when the gateway can be asked; None where nobody waits for that.
     """
 
     sockets: tuple[socket.socket, ...] = ()

@@ -81,7 +81,7 @@ async def serve(
         if ready is None:
             manager.tell("READY=1")
         else:  # then another one is the service still, and says so when this one is
-            os.write(ready, b"1")
+            os.write(ready, b"%d" % os.getpid())
             os.close(ready)
 
     def read_again() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Service:
 def test_nobody_is_refused_while_the_service_restarts_or_is_replaced(
     fake_engine: MakeEngine, manager: UserManager
 ) -> None:
-    engine = fake_engine()
+    engine = fake_engine({"token_delay_s": 0.05})
     service = Service(manager, {"one": given_to(engine)})
     manager.systemctl("start", "vllm-local.socket")
     assert service.asked() == ANSWER  # the first to ask starts the service
@@ -115,7 +116,11 @@ def test_nobody_is_refused_while_the_service_restarts_or_is_replaced(
     assert len({first, second, service.main_pid}) == 3
     assert engine.status().server_pid == engine_pid  # it is in a scope of its own
 
-    manager.systemctl("stop", "vllm-local.socket", SERVICE)
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(service.asked)
+        wait_until(lambda: engine.metrics()["num_requests_running"] == 1, 10, "a request to run")
+        manager.systemctl("stop", "vllm-local.socket", SERVICE)
+        assert last.result() == ANSWER  # it was waited for
     assert manager.shown(SERVICE, "Result") == "success"
     assert engine.is_ready()
     with pytest.raises(httpx.ConnectError):
