@@ -46,6 +46,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**extras, **told}, default=str, ensure_ascii=False)
 
 
+class Listener(logging.Handler):
+    """One that hears our lines beside whoever writes them: the app has not chosen it as their place."""
+
+
 class _LastResort(logging.Handler):
     """Writes to stderr what no other handler would get, as Python does; but of any level, and in this format."""
 
@@ -62,7 +66,7 @@ class _LastResort(logging.Handler):
     def _is_heard_elsewhere(self, name: str) -> bool:
         logger: logging.Logger | None = logging.getLogger(name)
         while logger is not None:
-            if any(handler is not self for handler in logger.handlers):
+            if any(not isinstance(handler, Listener | _LastResort) for handler in logger.handlers):
                 return True
             logger = logger.parent if logger.propagate else None
         return False

@@ -21,7 +21,7 @@ from shared_engine.launch.spec import engine_spec, launch_environment
 from shared_engine.machine.gpu import device_named, find_gpus
 from shared_engine.machine.home import expanded
 from shared_engine.machine.memory import ram
-from shared_engine.model_files.folder import chat_template, context_window, inputs, read_json
+from shared_engine.model_files.folder import chat_template, context_window, inputs, kind_of, read_json
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
 from shared_engine.model_files.safetensors import tensors_in
@@ -78,16 +78,6 @@ def describe(settings: EngineSettings) -> dict[str, Any]:
         "licence": licence_of(folder),
     }
     return {**told, **_memory(settings, config, weights)}
-
-
-def kind_of(folder: Path, config: dict[str, Any]) -> str:
-    """What it is for, in a word."""
-    architecture = str(next(iter(config.get("architectures") or ()), ""))
-    if "SequenceClassification" in architecture:
-        return "rerank"
-    if (folder / "modules.json").is_file() or architecture.endswith("Model"):
-        return "embed"
-    return "chat" if chat_template(folder) is not None else "text"
 
 
 def licence_of(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from shared_engine.gateway.asked import asked_of
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import Key
 from shared_engine.gateway.guard import Guard
+from shared_engine.gateway.life import routes as life
 from shared_engine.gateway.numbers import metrics_page
 from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
@@ -40,9 +41,10 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        catalog.preload()
-        yield
-        await catalog.close()
+        with catalog.log.heard():
+            catalog.preload()
+            yield
+            await catalog.close()
 
     app = Starlette(
         routes=[
@@ -51,6 +53,7 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             Route("/metrics", routes.metrics),
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
+            *life.routes(catalog),
             *(Route(path, routes.pass_on, methods=_METHODS) for path in PASSED),
         ],
         middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],
@@ -95,7 +98,10 @@ class Routes:
         model, target = self._catalog.find(asked.model, _key(request))
         settings = model.config.settings
         forwarded, is_stream = asked.forwarded(target, settings.model if settings.is_remote else None)
-        return PassedOn(model, forwarded, is_stream=is_stream, comment_interval_s=fields.comment_interval_s)
+        return PassedOn(
+            model, forwarded, is_stream=is_stream, comment_interval_s=fields.comment_interval_s,
+            keep_alive_s=asked.keep_alive_s,
+        )  # fmt: skip
 
 
 def _key(request: Request) -> Key | None:

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 
 from shared_engine.gateway.config import Target
+from shared_engine.gateway.keep_alive import FIELD, HEADER, keep_alive_of
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
 
@@ -37,6 +38,7 @@ class Asked:
     Attributes:
         fields: of a body that is JSON, each as its own bytes.
         model: the name that it gives.
+        keep_alive_s: how long the model is to stay after it; None where it does not say.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Asked:
     body: bytes = field(repr=False)
     fields: Mapping[str, msgspec.Raw] | None = field(repr=False)
     model: str | None
+    keep_alive_s: float | None = None
 
     def forwarded(self, target: Target, own_name: str | None) -> tuple[ForwardedRequest, bool]:
         """What to pass on, and whether its answer is a stream of events.
@@ -81,7 +84,7 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     for name, value in headers:
         if not _HEADER.fullmatch(value):
             raise RefusedError(400, f"the header {name} has characters in it that are not passed on", "invalid_header")
-    body = await _body(request, max_bytes)
+    body = await body_of(request, max_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields, model = None, request.query_params.get("model")
     if kind == "multipart/form-data":
@@ -93,10 +96,18 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
             raise RefusedError(415, "send application/json, or multipart/form-data", "unsupported_media_type")
         fields, named = _json(body)
         model = model if named is None else named
-    return Asked(request.method, path + (f"?{query.decode()}" if query else ""), headers, body, fields, model)
+    kept = fields.pop(FIELD, None) if fields else None
+    keep_alive_s = keep_alive_of(request.headers.get(HEADER) if kept is None else msgspec.json.decode(kept))
+    whole = path + (f"?{query.decode()}" if query else "")
+    return Asked(request.method, whole, headers, body, fields, model, keep_alive_s)
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
+async def body_of(request: Request, max_bytes: int) -> bytes:
+    """
+    Raises:
+        RefusedError: it is too long, or comes too slowly.
+        ClientDisconnect: the client has left.
+    """
     too_long = RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:

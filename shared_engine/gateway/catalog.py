@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared_engine.errors import VLLMError
+from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
+from shared_engine.gateway.in_flight import InFlight
 from shared_engine.gateway.limits import Places
+from shared_engine.gateway.own_log import OwnLog
 from shared_engine.gateway.refusals import model_not_found
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.forwarding import Forwarding
@@ -20,23 +23,38 @@ from shared_engine.runtime.redacted import redacted
 LOOK_S = 2.0
 """How long a look at a server that is not ours may take."""
 PRELOAD_AGAIN_S = 30.0
+UNLOAD_S = 5.0
 logger = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """One model: where its requests go, and how many at once."""
+    """One model: where its requests go, and how many at once.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Attributes:
+        in_flight: the requests of all models.
+        is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
+    """
+
+    def __init__(self, config: ModelConfig, in_flight: InFlight) -> None:
         self.config = config
+        self.in_flight = in_flight
+        self.is_pinned = config.settings.pinned
         settings = config.settings
         self.endpoint = endpoint_of(settings)
         self.forwarding = Forwarding(self.endpoint, settings)
         self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
+        self._capabilities: list[str] | None = None
         self._requests = Requests(self.endpoint, settings.timeout, settings.max_retries)
 
     @property
     def context_window(self) -> int | None:
         return self.endpoint.max_model_len or self.config.settings.context_window()
+
+    def capabilities(self) -> list[str] | None:
+        """What it can be asked for, and takes; None where that is not known before its server is asked."""
+        if self._capabilities is None:
+            self._capabilities = capabilities_of(self.config.settings)
+        return self._capabilities
 
     async def load(self) -> None:
         """Return when it is ready.
@@ -45,6 +63,27 @@ class ServedModel:
             VLLMError: it can't be.
         """
         await self._requests.check_health()
+
+    async def keep_alive(self, seconds: float | None) -> None:
+        """Keep it for so long after the end of its last request, until its next load; None changes nothing.
+
+        A model's server that is not ours keeps it as it likes.
+        """
+        if seconds is None or self.config.settings.is_remote:
+            return
+        try:
+            await self.endpoint.keep(idle_ttl_s=seconds)
+        except VLLMError as exc:
+            logger.warning("%s is kept as before, not for keep_alive = %g s: %s", self.config.id, seconds, exc)
+
+    async def pin(self, *, is_pinned: bool) -> None:
+        """Keep it, now and after each load, whatever its ``ttl`` and other models' need; or no longer.
+
+        Raises:
+            VLLMError: it is not ours to keep.
+        """
+        await self.endpoint.pin(is_pinned=is_pinned)
+        self.is_pinned = is_pinned
 
     async def state(self) -> str | None:
         """Its state now; None where that can't be told."""
@@ -60,12 +99,20 @@ class Catalog:
 
     Attributes:
         config: that one.
+        in_flight: the requests of all of them.
+        log: this process's own.
+        leaving: set when the gateway is to leave: no new requests, and streams that would go on for ever end.
+        unloads_at_end: models of this machine then leave memory, where nobody else uses them.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
         self.began = int(time.time())
-        self.models = {id_: ServedModel(model) for id_, model in config.models.items()}
+        self.in_flight = InFlight()
+        self.log = OwnLog()
+        self.leaving = asyncio.Event()
+        self.unloads_at_end = False
+        self.models = {id_: ServedModel(model, self.in_flight) for id_, model in config.models.items()}
         self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
 
@@ -76,7 +123,7 @@ class Catalog:
         """
         kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
         self._replaced += [model for id_, model in self.models.items() if id_ not in kept]
-        self.models = {id_: kept.get(id_) or ServedModel(model) for id_, model in config.models.items()}
+        self.models = {id_: kept.get(id_) or ServedModel(model, self.in_flight) for id_, model in config.models.items()}
         self.config = config
         for id_, task in list(self._preloads.items()):
             if id_ not in kept:
@@ -100,6 +147,11 @@ class Catalog:
             raise model_not_found(name, listed)
         target = self.config.names[name]
         return self.models[target.model], target
+
+    def opened(self, key: Key | None) -> list[ServedModel]:
+        """The models that the key opens, listed or not; one is enough for an adapter or an alias of it."""
+        names = self._allowed(key)
+        return [self.models[id_] for id_ in dict.fromkeys(self.config.names[name].model for name in names)]
 
     def _allowed(self, key: Key | None) -> list[str]:
         """Names that the key opens: those in it; of a model all."""
@@ -141,6 +193,8 @@ class Catalog:
             "parent": None if name == id_ else id_,
             "max_model_len": model.context_window,
             "status": {"value": state},
+            "capabilities": model.capabilities(),
+            "pinned": model.is_pinned,
             "aliases": [alias for alias in fields.aliases if alias in allowed] if name == id_ else [],
             "requests": {"running": model.places.taken, "waiting": model.places.waiting},
         }
@@ -167,8 +221,19 @@ class Catalog:
         for task in self._preloads.values():
             task.cancel()
         await asyncio.gather(*self._preloads.values(), return_exceptions=True)
+        if self.unloads_at_end:
+            await asyncio.gather(*map(_unloaded, self.models.values()))
         for model in (*self.models.values(), *self._replaced):
             await model.endpoint.close()
+
+
+async def _unloaded(model: ServedModel) -> None:
+    if model.config.settings.is_remote:
+        return
+    try:
+        await model.endpoint.evict(UNLOAD_S)
+    except VLLMError as exc:
+        logger.warning("%s stays loaded: %s", model.config.id, redacted(str(exc)))
 
 
 async def _loaded(model: ServedModel) -> None:

@@ -40,6 +40,7 @@ class Key:
     Attributes:
         models: None for all.
         requests_per_minute: and ``concurrency_limit``: None for as many as it likes.
+        is_admin: it may do what others would feel: unload, pin, cancel, read logs, shut down.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Key:
     models: frozenset[str] | None = None
     requests_per_minute: int | None = None
     concurrency_limit: int | None = None
+    is_admin: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ class _Check:
             if any(each.name == other.name or secret == other.secret for other in keys):
                 self._say(f"the key {each.name!r}, or its name, stands there twice", *place)
             models = None if each.models is None else frozenset(each.models)
-            keys.append(Key(each.name, secret, models, each.requests_per_minute, each.concurrency_limit))
+            keys.append(Key(each.name, secret, models, each.requests_per_minute, each.concurrency_limit, each.admin))
         return tuple(keys)
 
     def _in_file(self, file: str, place: Place) -> str:

@@ -56,6 +56,8 @@ class ApiKey(_Declared):
     """So many requests a minute, which may come at once; others are answered 429. Default: no limit."""
     concurrency_limit: Annotated[int | None, Field(ge=1)] = None
     """So many requests at once; others are answered 429. Default: no limit."""
+    admin: bool = False
+    """It may unload and pin models, cancel others' requests, read logs, and shut the gateway down."""
 
     @model_validator(mode="after")
     def _check(self) -> ApiKey:

@@ -16,6 +16,7 @@ from shared_engine.errors import VLLMError
 from shared_engine.gateway.catalog import ServedModel
 from shared_engine.gateway.config_fields import FileFields
 from shared_engine.gateway.fetching import inlined
+from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
 from shared_engine.gateway.refusals import RefusedError, refusal_of
 from shared_engine.gateway.translation import Translation
 from shared_engine.request.forwarded_answer import ForwardedAnswer
@@ -39,6 +40,7 @@ class PassedOn:
         is_stream: the client expects a stream, so that it can be told to wait.
         comment_interval_s: seconds between two of these comments.
         translation: where the client does not speak the protocol of the model's server.
+        keep_alive_s: how long the model is to stay after this; None for as long as it would.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PassedOn:
         is_stream: bool,
         comment_interval_s: float,
         translation: Translation | None = None,
+        keep_alive_s: float | None = None,
     ) -> None:
         self._model = model
         self._request = request
@@ -57,11 +60,20 @@ class PassedOn:
         self._translation = translation
         self._stream_type = _EVENTS if translation is None else translation.stream_type
         self._waiting = f": waiting for {model.config.id}\n\n".encode() if translation is None else translation.waiting
+        self._keep_alive_s = keep_alive_s
+        given = next((value for name, value in request.headers if name == "x-request-id"), None)
+        self._listed = InFlightRequest(model.config.id, request.route, is_stream=is_stream, given_id=given)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
+        key, config = scope["state"]["key"], scope["state"]["config"]
+        self._listed.key = None if key is None else key.name
         client = _Client(send, scope["path"], self._stream_type)
-        answering = asyncio.create_task(self._answer(client, scope["state"]["config"].fields))
+        with self._model.in_flight.listed(self._listed):
+            await self._until_it_ends(receive, client, config.fields)
+
+    async def _until_it_ends(self, receive: Receive, client: _Client, rules: FileFields) -> None:
+        answering = self._listed.answering = asyncio.create_task(self._answer(client, rules))
         leaving = asyncio.create_task(_departure(receive))
         is_over_time = False
         try:
@@ -76,6 +88,10 @@ class PassedOn:
             async with asyncio.timeout(LAST_WORDS_S):
                 await client.refuse(RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1))
             return
+        if self._listed.is_cancelled and answering.cancelled():
+            logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
+            await client.refuse(CANCELLED)
+            return
         if not answering.cancelled():
             answering.result()
 
@@ -85,13 +101,15 @@ class PassedOn:
         try:
             request = replace(self._request, body=await inlined(self._request.body, rules))
             async with self._model.places.place(self._model.config.settings.timeout):
+                self._listed.is_waiting = False
                 answer = await self._model.forwarding.forward(request)
                 async with contextlib.aclosing(answer):
                     await _ended(commenting)
+                    await self._model.keep_alive(self._keep_alive_s)
                     if self._translation is None:
-                        await _pass_on(answer, client)
+                        await _pass_on(answer, client, self._listed)
                     else:
-                        await _translated(answer, client, self._translation, is_stream=self._is_stream)
+                        await _translated(answer, client, self._translation, self._listed)
         except (RefusedError, VLLMError) as exc:
             await _ended(commenting)
             refusal = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
@@ -158,7 +176,9 @@ def _check_key(answer: ForwardedAnswer) -> None:
         raise RefusedError(502, "the model's server wants another api_key", "server_refuses_key")
 
 
-async def _translated(answer: ForwardedAnswer, client: _Client, translation: Translation, *, is_stream: bool) -> None:
+async def _translated(
+    answer: ForwardedAnswer, client: _Client, translation: Translation, listed: InFlightRequest
+) -> None:
     _check_key(answer)
     if answer.status >= 400:
         error = error_from_response(answer.status, answer.whole or b"")
@@ -167,15 +187,16 @@ async def _translated(answer: ForwardedAnswer, client: _Client, translation: Tra
     translation.begin(answer)
     if answer.whole is None:
         async for piece in answer:
+            listed.saw(piece)
             await client.send_stream(translation.piece(piece))
         await client.send_stream(translation.end())
     else:
-        send = client.send_stream if is_stream else client.send_json
+        send = client.send_stream if listed.is_stream else client.send_json
         await send(translation.whole(answer.whole))
     await client.end()
 
 
-async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
+async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightRequest) -> None:
     _check_key(answer)
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
@@ -198,6 +219,7 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client) -> None:
             headers = [pair for pair in headers if pair[0] not in names] + list(_OF_STREAMS)
         await client.begin(answer.status, headers, kind)
         async for piece in answer:
+            listed.saw(piece)
             await client.send(piece)
     await client.end()
 

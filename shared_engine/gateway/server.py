@@ -56,6 +56,7 @@ def server_of(catalog: Catalog, listening: Listening, started: Callable[[], None
             ssl_certfile=listening.tls_cert,
             ssl_keyfile=listening.tls_key,
         ),
+        catalog.leaving,
         started,
     )
 
@@ -126,11 +127,21 @@ async def serve(
 
 
 class GatewayServer(uvicorn.Server):
-    """Ends without raising the signal again: a gateway that was told to leave has done what it should."""
+    """Ends without raising the signal again: a gateway that was told to leave has done what it should.
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    Args:
+        leaving: set when it leaves; whoever sets it has it leave.
+    """
+
+    def __init__(self, config: uvicorn.Config, leaving: asyncio.Event, started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._leaving = leaving
         self._say_started = started
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leaving.is_set() and not self.should_exit:
+            self.leave()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -151,6 +162,7 @@ class GatewayServer(uvicorn.Server):
             self.force_exit = True
         else:
             logger.info("leaving: no new requests, those in flight go on")
+            self._leaving.set()
         self.should_exit = True
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ def lacks_chat_template(folder: Path) -> bool:
     if not tokenizer:
         return False
     return not tokenizer.get("chat_template") and not any((folder / name).exists() for name in _OWN_FORMAT_FILES)
+
+
+def kind_of(folder: Path, config: Mapping[str, Any]) -> str:
+    """What a model is for, in a word: ``rerank``, ``embed``, ``chat`` or ``text``.
+
+    Args:
+        config: its config.json.
+    """
+    architecture = str(next(iter(config.get("architectures") or ()), ""))
+    if "SequenceClassification" in architecture:
+        return "rerank"
+    if (folder / "modules.json").is_file() or architecture.endswith("Model"):
+        return "embed"
+    return "chat" if chat_template(folder) is not None else "text"
 
 
 def text_prefixes(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from shared_engine.errors import ModelNotFoundError, RequestError, VLLMError
+from shared_engine.errors import EngineError, ModelNotFoundError, RequestError, VLLMError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
 from shared_engine.request.http_options import HeaderPairs
@@ -191,6 +191,26 @@ class Endpoint(Route):
         """The same of all servers."""
         client = await self.observer_client()
         return [] if client is None else [client]
+
+    async def keep(self, *, idle_ttl_s: float) -> None:  # noqa: ARG002
+        """Keep what is loaded for so long after its last request, until its next start. Starts nothing.
+
+        Raises:
+            EngineError: the engine is not ours to keep.
+        """
+        raise EngineError(
+            f"{self.name.model or self.name.engine} is not an engine of this machine: its server keeps it"
+        )
+
+    async def pin(self, *, is_pinned: bool) -> None:  # noqa: ARG002
+        """From now on, and in the starts to come: keep it until it is unpinned or evicted by name; or no longer.
+
+        Starts nothing.
+
+        Raises:
+            EngineError: the engine is not ours to keep.
+        """
+        await self.keep(idle_ttl_s=0.0)
 
     @abstractmethod
     async def evict(self, timeout: float) -> None:

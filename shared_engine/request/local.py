@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from shared_engine.errors import EngineDiedError, EngineError, EngineStoppedError, VLLMError
@@ -23,6 +25,7 @@ from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.record import EngineState, Record, current_record
 from shared_engine.settings import EngineSettings
 
+KEEP_TIMEOUT_S = 10.0
 ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 
 
@@ -126,6 +129,17 @@ class LocalEndpoint(EngineEndpoint):
         if record is None or record.state is not EngineState.READY:
             return None
         return await self._clients_of(record.socket).get()
+
+    async def keep(self, *, idle_ttl_s: float) -> None:
+        with _our_errors():
+            await (await self._resolved()).control.keep(KEEP_TIMEOUT_S, idle_ttl_s=idle_ttl_s)
+
+    async def pin(self, *, is_pinned: bool) -> None:
+        own = keep_policy(self._settings)
+        idle_ttl_s = math.inf if is_pinned else own.idle_ttl_s
+        self._policy = replace(own, pinned=is_pinned, idle_ttl_s=idle_ttl_s)
+        with _our_errors():
+            await (await self._resolved()).control.keep(KEEP_TIMEOUT_S, idle_ttl_s=idle_ttl_s, pinned=is_pinned)
 
     async def evict(self, timeout: float) -> None:
         with _our_errors():

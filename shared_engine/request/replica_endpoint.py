@@ -187,6 +187,14 @@ class ReplicaEndpoint(FleetEndpoint):
     async def status(self, *, processes: bool) -> EngineInfo:
         return combined(await self.member_infos(processes=processes))
 
+    async def keep(self, *, idle_ttl_s: float) -> None:
+        await self.refresh()
+        await asyncio.gather(*(each.keep(idle_ttl_s=idle_ttl_s) for each in self._endpoints.values()))
+
+    async def pin(self, *, is_pinned: bool) -> None:
+        await self.refresh()
+        await asyncio.gather(*(each.pin(is_pinned=is_pinned) for each in self._endpoints.values()))
+
     async def evict(self, timeout: float) -> None:
         await self._end(lambda endpoint: endpoint.evict(timeout))
 

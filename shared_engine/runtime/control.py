@@ -25,6 +25,7 @@ from shared_engine.runtime.messages import (
     EnsureReady,
     Evict,
     Gone,
+    Keep,
     MakeRoom,
     NotUnderstood,
     Outcome,
@@ -95,6 +96,10 @@ class Control:
     async def what_became_of(self, start_number: int, timeout: float) -> Outcome | None:
         """How the server of that start ended; RUNNING where it has not, as far as the supervisor knows."""
         return cast("Outcome | None", await self._ask(WhatBecameOf(start_number), timeout))
+
+    async def keep(self, timeout: float, *, idle_ttl_s: float | None = None, pinned: bool | None = None) -> None:
+        """Have the engine kept so from now on, until its next start; see the message."""
+        await self._ask(Keep(idle_ttl_s, pinned), timeout)
 
     async def make_room(self, timeout: float) -> Gone | Refused | NotUnderstood | None:
         """Have the engine evicted for another one's sake, if it is idle and may go."""

@@ -3,6 +3,7 @@
 request          reply
 EnsureReady      StartProgress while a start is under way, then Ready or StartFailed
 WhatBecameOf     Outcome, as soon as it is known
+Keep             Kept
 Evict            Gone when the server's processes are gone; Refused while requests are in flight
 MakeRoom         as Evict, for another engine's sake; Refused also where this one must stay
 Shutdown         as Evict, and launcher and supervisor exit as well
@@ -45,6 +46,18 @@ class WhatBecameOf:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Keep the engine so from now on, whatever its callers have wished, until its next start or a caller's longer wish.
+
+    Attributes:
+        idle_ttl_s, pinned: as in KeepPolicy; None for what stays as it is.
+    """
+
+    idle_ttl_s: float | None = None
+    pinned: bool | None = None
+
+
+@dataclass(frozen=True)
 class Evict:
     """Take the model out of memory."""
 
@@ -61,7 +74,7 @@ class Shutdown:
     force: bool = False
 
 
-Request = EnsureReady | WhatBecameOf | Evict | MakeRoom | Shutdown
+Request = EnsureReady | WhatBecameOf | Keep | Evict | MakeRoom | Shutdown
 
 # ---- replies
 
@@ -113,6 +126,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """From now on."""
+
+
+@dataclass(frozen=True)
 class Gone:
     """What was asked to end has ended."""
 
@@ -134,11 +152,12 @@ class NotUnderstood:
     """The request is not one that this release knows."""
 
 
-Reply = StartProgress | Ready | StartFailed | Outcome | Gone | Refused | NotUnderstood
+Reply = StartProgress | Ready | StartFailed | Outcome | Kept | Gone | Refused | NotUnderstood
 
 LAST_REPLIES: dict[type[Request], tuple[type[Reply], ...]] = {
     EnsureReady: (Ready, StartFailed),
     WhatBecameOf: (Outcome,),
+    Keep: (Kept,),
     Evict: (Gone, Refused),
     MakeRoom: (Gone, Refused),
     Shutdown: (Gone, Refused),
@@ -155,8 +174,8 @@ class ProtocolError(ValueError):
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        EnsureReady, WhatBecameOf, Evict, MakeRoom, Shutdown,
-        StartProgress, Ready, StartFailed, Outcome, Gone, Refused, NotUnderstood,
+        EnsureReady, WhatBecameOf, Keep, Evict, MakeRoom, Shutdown,
+        StartProgress, Ready, StartFailed, Outcome, Kept, Gone, Refused, NotUnderstood,
     )
 }  # fmt: skip
 

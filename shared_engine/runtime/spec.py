@@ -10,7 +10,7 @@ from pathlib import Path
 from shared_engine.runtime.files import read_own
 from shared_engine.runtime.typed_json import parse, typed
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Version of the messages between client, supervisor and launcher; engines of another version have other keys."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from shared_engine.runtime.control import Send
@@ -51,6 +52,12 @@ class Callers:
         """Keep the engine as this caller wants, too."""
         self._policy = policy if self._policy is None else self._policy.merged_with(policy)
         self.environment = environment
+
+    def keep(self, *, idle_ttl_s: float | None, pinned: bool | None) -> None:
+        """Keep the engine so, whatever they have wanted so far; None for what stays as it is."""
+        changes: dict[str, Any] = {"idle_ttl_s": idle_ttl_s, "pinned": pinned}
+        if self._policy is not None:  # else there is nothing to keep yet
+            self._policy = replace(self._policy, **{name: each for name, each in changes.items() if each is not None})
 
     def begin_start(self) -> KeepPolicy:
         """The policy for a new start: of those who wait for it. Others send theirs again."""

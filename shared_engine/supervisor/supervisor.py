@@ -30,6 +30,8 @@ from shared_engine.runtime.messages import (
     Evict,
     Fate,
     Gone,
+    Keep,
+    Kept,
     MakeRoom,
     NotUnderstood,
     Outcome,
@@ -173,6 +175,8 @@ class Supervisor:
                 return await self._ensure_ready(request, send)
             case WhatBecameOf():
                 return await self._what_became_of(request.start_number)
+            case Keep():
+                return self._keep(request)
             case Evict():
                 return await self._evict(EvictionReason.ASKED)
             case MakeRoom():
@@ -188,14 +192,24 @@ class Supervisor:
     async def _ensure_ready(self, request: EnsureReady, send: Send) -> Ready | StartFailed | None:
         engine, keeper = self._engine, self._engine.keeper
         engine.callers.adopt(request.policy, request.environment)
-        kept = engine.callers.kept
-        if any(getattr(keeper.record, name) != value for name, value in kept.items()):
-            keeper.publish(**kept)
-        engine.changes.note()  # it may have to be kept for longer
+        self._publish_kept()
         if keeper.record.progress is not None:
             send(StartProgress(keeper.record.progress))
         with engine.callers.waiting(request.policy, send):
             return await self._started(request.policy, send)
+
+    def _keep(self, request: Keep) -> Kept:
+        callers = self._engine.callers
+        callers.keep(idle_ttl_s=request.idle_ttl_s, pinned=request.pinned)
+        if callers.have_asked:
+            self._publish_kept()
+        return Kept()
+
+    def _publish_kept(self) -> None:
+        keeper, kept = self._engine.keeper, self._engine.callers.kept
+        if any(getattr(keeper.record, name) != value for name, value in kept.items()):
+            keeper.publish(**kept)
+        self._engine.changes.note()  # it may have to be kept for longer, or to leave
 
     async def _started(self, policy: KeepPolicy, send: Send) -> Ready | StartFailed | None:
         engine, timeout = self._engine, policy.start_timeout_s

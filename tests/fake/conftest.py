@@ -14,6 +14,7 @@ from shared_engine import Engine
 from tests.support.engines import ended_engines
 from tests.support.fake_nvml import FakeNvml
 from tests.support.fake_vllm.environment import make_environment
+from tests.support.gateways import gateway
 from tests.support.paths import TINY_CHAT
 
 MakeEngine = Callable[..., Engine]
@@ -63,6 +64,12 @@ def fake_engine(fake_python: str, fake_model: str, runtime_root: Path) -> Iterat
             return made[-1]
 
         yield make
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., Any]:
+    """Runs a gateway before these models, with other fields of its file as keywords."""
+    return lambda models, *options, **fields: gateway({"models": models, **fields}, tmp_path, *options)
 
 
 @pytest.fixture

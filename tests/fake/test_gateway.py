@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,27 +18,11 @@ from shared_engine import Engine, EngineState, ModelNotFoundError
 from tests.fake.conftest import MakeEngine
 from tests.support.adapters import ADAPTERS
 from tests.support.callers import ANSWER, HELLO
-from tests.support.command import given_to
-from tests.support.gateways import Gateway, gateway
+from tests.support.gateways import CHAT, Gateway, chat, entry
 from tests.support.processes import process_exists
 from tests.support.waiting import wait_until
 
-CHAT = "/v1/chat/completions"
 ENDLESS = {"max_tokens": 2000, "ignore_eos": True}
-
-
-def chat(model: str, **more: Any) -> dict[str, Any]:
-    return {"model": model, "messages": HELLO, **more}
-
-
-def entry(engine: Engine, **fields: Any) -> dict[str, Any]:
-    """Of models.yaml: what the gateway serves is this engine."""
-    return {**given_to(engine), **fields}
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Callable[..., Any]:
-    return lambda models, *options, **fields: gateway({"models": models, **fields}, tmp_path, *options)
 
 
 def text_of(answer: httpx.Response) -> str:

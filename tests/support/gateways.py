@@ -16,13 +16,16 @@ from typing import Any
 
 import httpx
 
+from shared_engine import Engine
 from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig
-from tests.support.command import COMMAND
+from tests.support.callers import HELLO
+from tests.support.command import COMMAND, given_to
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
+CHAT = "/v1/chat/completions"
 LEAVE_S = 20.0
 # As systemd starts a service that has sockets: they are its files from 3 on.
 PASSING = """
@@ -46,6 +49,16 @@ async def asking(
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options) as client:
         yield client
     await catalog.close()
+
+
+def chat(model: str, **more: Any) -> dict[str, Any]:
+    """The body of a request."""
+    return {"model": model, "messages": HELLO, **more}
+
+
+def entry(engine: Engine, **fields: Any) -> dict[str, Any]:
+    """Of models.yaml: what the gateway serves is this engine."""
+    return {**given_to(engine), **fields}
 
 
 @dataclass

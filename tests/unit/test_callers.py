@@ -28,6 +28,22 @@ def test_policies_merge_and_a_new_start_forgets_those_who_left() -> None:
     assert callers.begin_start() == SHORT, "with nobody waiting the last policy holds"
 
 
+def test_what_is_to_be_kept_otherwise_holds_until_a_longer_wish_or_the_next_start() -> None:
+    callers = Callers()
+    callers.keep(idle_ttl_s=0, pinned=True)
+    assert not callers.have_asked, "there was nothing to keep"
+    callers.adopt(LONG, {})
+    callers.keep(idle_ttl_s=0, pinned=None)
+    assert callers.kept == {"pinned": False, "idle_ttl_s": 0}
+    assert callers.policy.start_timeout_s == LONG.start_timeout_s
+    callers.adopt(SHORT, {})
+    assert callers.policy.idle_ttl_s == SHORT.idle_ttl_s
+    callers.keep(idle_ttl_s=None, pinned=True)
+    assert callers.kept == {"pinned": True, "idle_ttl_s": SHORT.idle_ttl_s}
+    with callers.waiting(LONG, ignore):
+        assert callers.begin_start() == LONG
+
+
 def test_pinned_is_known_before_anybody_asked() -> None:
     callers = Callers()
     assert not callers.is_pinned

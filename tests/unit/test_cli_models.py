@@ -18,8 +18,9 @@ from shared_engine.cli.commands.list import SETTING, VARIABLE
 from shared_engine.cli.commands.show import counted
 from shared_engine.cli.disk_models import model_named, models_on_disk
 from shared_engine.cli.main import main
-from shared_engine.cli.model_description import Fit, cache_bytes_per_token, fit_of, kind_of, licence_of
+from shared_engine.cli.model_description import Fit, cache_bytes_per_token, fit_of, licence_of
 from shared_engine.launcher.fetch_model import needed
+from shared_engine.model_files.folder import kind_of
 from shared_engine.runtime.record import EngineState
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT

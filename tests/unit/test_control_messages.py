@@ -28,6 +28,8 @@ from shared_engine.runtime.messages import (
     Evict,
     Fate,
     Gone,
+    Keep,
+    Kept,
     MakeRoom,
     NotUnderstood,
     Outcome,
@@ -52,6 +54,8 @@ FAILURE = Failure(FailureKind.MEMORY, "not enough memory: ä\n", ("a line", "\x0
 MESSAGES = [
     EnsureReady(KeepPolicy(idle_ttl_s=math.inf, pinned=True), {"PATH": "/bin", "NAME": "\udcff"}),
     WhatBecameOf(3),
+    Keep(idle_ttl_s=math.inf),
+    Keep(pinned=False),
     Evict(),
     MakeRoom(),
     Shutdown(),
@@ -61,6 +65,7 @@ MESSAGES = [
     StartFailed(FAILURE, 1.5),
     *(Outcome(fate) for fate in Fate),
     Outcome(Fate.DIED, FAILURE),
+    Kept(),
     Gone(),
     *(Refused(refusal) for refusal in Refusal),
     NotUnderstood(),
@@ -126,10 +131,11 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
     """
     kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, TcpAddress, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        8,
+        9,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
+            "Keep": ["idle_ttl_s", "pinned"],
             "Evict": [],
             "MakeRoom": [],
             "Shutdown": ["force"],
@@ -137,6 +143,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "Ready": ["start_number", "supervisor_pid"],
             "StartFailed": ["failure", "retry_in_s"],
             "Outcome": ["failure", "fate"],
+            "Kept": [],
             "Gone": [],
             "Refused": ["refusal"],
             "NotUnderstood": [],

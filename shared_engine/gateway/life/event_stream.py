@@ -1,0 +1,71 @@
+"""A stream of events (SSE) that goes on until its client or the gateway leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One, with its data as JSON."""
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+class EventStream:
+    """As a response.
+
+    Args:
+        events: each as its bytes.
+        leaving: set when the gateway is to leave, which waits for its answers.
+        comment_interval_s: seconds without an event until a comment, so that no proxy cuts the connection.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], leaving: asyncio.Event, comment_interval_s: float) -> None:
+        self._events = events
+        self._leaving = leaving
+        self._interval_s = comment_interval_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        ends = [asyncio.create_task(_departure(receive)), asyncio.create_task(self._leaving.wait())]
+        try:
+            await self._send_until(ends, send)
+        finally:
+            for task in ends:
+                task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _send_until(self, ends: list[asyncio.Task[Any]], send: Send) -> None:
+        next_: asyncio.Task[bytes] | None = None
+        try:
+            while True:
+                next_ = next_ or asyncio.create_task(anext(self._events, b""))
+                await asyncio.wait([next_, *ends], timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+                if any(task.done() for task in ends):
+                    break
+                body = b": waiting\n\n"
+                if next_.done():
+                    body, next_ = next_.result(), None
+                if not body:
+                    break
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            if next_ is not None:
+                next_.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await next_
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

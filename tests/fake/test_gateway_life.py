@@ -1,0 +1,280 @@
+"""Models' life over HTTP, on the fake vLLM: what is shown, loaded, unloaded, pinned, cancelled, told and ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from shared_engine import EngineState
+from tests.fake.conftest import MakeEngine
+from tests.support.callers import ANSWER
+from tests.support.gateways import CHAT, chat, entry
+from tests.support.waiting import wait_until
+
+LIFE = "/api/v1/inference"
+Serve = Callable[..., Any]
+
+
+def status(client: httpx.Client, model: str = "one") -> dict[str, Any]:
+    found = client.get(f"{LIFE}/status").json()["models"]
+    return next(each for each in found if each["id"] == model)
+
+
+def in_flight(client: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get(f"{LIFE}/requests").json()["requests"]
+    return found
+
+
+def events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            yield name, json.loads(line[6:])
+
+
+@pytest.mark.smoke
+def test_a_model_is_loaded_shown_and_unloaded(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine({"start_delay_s": 0.3})
+    models = {"one": entry(engine, aliases=["uno"], concurrency_limit=8, queue_limit=32)}
+    with serve(models) as gate, gate.client() as client:
+        cold = status(client)
+        assert (cold["state"], cold["leaves_in_s"], cold["memory_bytes"], cold["progress"]) == (
+            "stopped",
+            None,
+            None,
+            None,
+        )
+        assert client.post(f"{LIFE}/load", json={"model": "uno", "wait": False}).status_code == 202
+        wait_until(lambda: status(client)["progress"] is not None, 10, "progress of the load")
+        loaded = client.post(f"{LIFE}/load", json={"model": "one"}).json()
+        assert (loaded["state"], loaded["id"], loaded["devices"]) == ("ready", "one", ["cpu"])
+        assert loaded["memory_bytes"] > 0
+        assert 55 <= loaded["leaves_in_s"] <= 60
+        assert loaded["requests"] == {"running": 0, "waiting": 0, "limit": 8, "queue_limit": 32}
+        assert loaded["capabilities"] == engine_capabilities(client)
+        told = client.get(f"{LIFE}/status").json()
+        assert told["is_admin"]
+        assert [each["id"] for each in told["devices"]][-1] == "cpu"
+        assert told["devices"][-1]["memory_total_bytes"] > told["devices"][-1]["memory_used_bytes"] > 0
+        gone = client.post(f"{LIFE}/unload", json={"model": "one"}).json()
+        assert gone["state"] in ("standby", "stopped")
+        assert gone["memory_bytes"] is None
+        assert engine.status().starts == 1
+        unknown = client.post(f"{LIFE}/load", json={"model": "two"})
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def engine_capabilities(client: httpx.Client) -> Any:
+    return client.get("/v1/models/one").json()["capabilities"]
+
+
+def test_what_does_not_load_says_why(fake_engine: MakeEngine, serve: Serve) -> None:
+    with serve({"one": entry(fake_engine({"exit_at": "start", "exit_code": 1}))}) as gate, gate.client() as client:
+        refused = client.post(f"{LIFE}/load", json={"model": "one"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (500, "load_failed")
+        assert status(client)["failure"]["message"]
+        assert status(client)["state"] == "failed"
+
+
+def test_a_busy_model_is_not_unloaded(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine({"token_delay_s": 0.2})
+    engine.warmup()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.post, CHAT, json=chat("one"))
+        wait_until(lambda: status(client)["requests"]["running"] == 1, 10, "a request to run")
+        refused = client.post(f"{LIFE}/unload", json={"timeout": 0})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_busy")
+        assert running.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "header"), [({"keep_alive": 0}, {}), ({"keep_alive": "0s"}, {}), ({}, {"x-keep-alive": "0"})]
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_is_to_leave_at_once_leaves_when_the_answer_is_there(
+    fake_engine: MakeEngine, serve: Serve, given: dict[str, Any], header: dict[str, str], stream: bool
+) -> None:
+    engine = fake_engine()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client:
+        answer = client.post(CHAT, json=chat("one", stream=stream, **given), headers=header)
+        assert answer.status_code == 200
+        assert (ANSWER.split()[-1] if not stream else "[DONE]") in answer.text
+        wait_until(lambda: engine.status().state is EngineState.STANDBY, 10, "the model to leave")
+        assert client.post(CHAT, json=chat("one", stream=stream)).status_code == 200
+        time.sleep(0.3)
+        assert engine.is_ready()  # what was said for one load does not hold for the next
+
+
+def test_how_long_a_model_stays_is_said_by_the_last_request_that_says_it(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client:
+        for keep_alive, ttl_s in (("5m", 300), (None, 300), (-1, math.inf), (10, 10)):
+            body = chat("one") if keep_alive is None else chat("one", keep_alive=keep_alive)
+            assert client.post(CHAT, json=body).status_code == 200
+            assert engine.status().idle_ttl_s == ttl_s
+        refused = client.post(CHAT, json=chat("one", keep_alive="soon"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_keep_alive")
+        loaded = client.post(f"{LIFE}/load", json={"model": "one", "keep_alive": "1h"}).json()
+        assert 3590 < loaded["leaves_in_s"] <= 3600
+
+
+def test_a_pinned_model_stays_until_it_is_unpinned(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine(idle_ttl_s=0.3)
+    with serve({"one": entry(engine)}) as gate, gate.client() as client:
+        assert client.post(f"{LIFE}/pin", json={"model": "one"}).json()["pinned"]
+        assert engine.status().state is EngineState.STOPPED  # pinning loads nothing
+        loaded = client.post(f"{LIFE}/load", json={}).json()
+        assert (loaded["pinned"], loaded["leaves_in_s"]) == (True, None)
+        time.sleep(1.0)
+        assert engine.status().state is EngineState.READY
+        assert engine.status().pinned
+        client.post(f"{LIFE}/unpin", json={})
+        assert not status(client)["pinned"]
+        wait_until(lambda: engine.status().state is EngineState.STANDBY, 10, "the model to leave")
+        client.post(f"{LIFE}/pin", json={})
+        client.post(CHAT, json=chat("one"))
+        assert client.post(f"{LIFE}/unload", json={}).json()["state"] == "standby"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_is_cancelled_ends_in_vllm_and_its_client_is_told(
+    fake_engine: MakeEngine, serve: Serve, stream: bool
+) -> None:
+    engine = fake_engine({"token_delay_s": 0.05})
+    engine.warmup()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:
+        body = chat("one", stream=stream, max_tokens=2000, ignore_eos=True)
+        running = pool.submit(client.post, CHAT, json=body, headers={"x-request-id": "mine"})
+        wait_until(lambda: [each["state"] for each in in_flight(client)] == ["running"], 10, "a request to run")
+        if stream:
+            wait_until(lambda: in_flight(client)[0]["events"] > 2, 10, "events to be passed on")
+        (found,) = in_flight(client)
+        assert (found["model"], found["route"], found["key"]) == ("one", CHAT, None)
+        assert (found["is_stream"], found["request_id"]) == (stream, "mine")
+        assert client.post(f"{LIFE}/requests/{found['id']}/cancel").json() == {"id": found["id"], "cancelled": True}
+        answer = running.result()
+        error = json.loads(answer.text.split("data: ")[-1])["error"] if stream else answer.json()["error"]
+        assert error["code"] == "cancelled"
+        if not stream:
+            assert answer.status_code == 499
+            assert answer.headers["x-should-retry"] == "false"
+        wait_until(lambda: engine.metrics()["num_requests_running"] == 0, 10, "the request to be aborted")
+        assert in_flight(client) == []
+        again = client.post(f"{LIFE}/requests/{found['id']}/cancel")
+        assert (again.status_code, again.json()["error"]["code"]) == (404, "request_not_found")
+        assert status(client)["requests"]["running"] == 0
+
+
+def test_a_request_that_waits_can_be_cancelled_and_its_load_goes_on(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine({"start_delay_s": 1.0})
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, CHAT, json=chat("one"))
+        wait_until(lambda: len(in_flight(client)) == 1, 10, "a request to wait")
+        client.post(f"{LIFE}/requests/{in_flight(client)[0]['id']}/cancel")
+        assert waiting.result().status_code == 499
+        wait_until(engine.is_ready, 10, "the load to end")
+
+
+def test_events_tell_of_a_load_and_of_requests(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine({"start_delay_s": 1.0, "token_delay_s": 0.1})
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:
+        states: list[str] = []
+        phases: set[str] = set()
+        ran = 0
+        with client.stream("GET", "/events") as answer:
+            assert answer.headers["content-type"] == "text/event-stream"
+            asked = None
+            for name, told in events(answer):
+                asked = asked or pool.submit(client.post, CHAT, json=chat("one"))
+                if name == "requests":
+                    ran = max(ran, told["total"])
+                    continue
+                (model,) = told["models"]
+                states += [model["state"]] if states[-1:] != [model["state"]] else []
+                phases |= {model["progress"]["phase"]} if model["progress"] else set()
+                if model["tokens_per_s"] and model["tokens_per_s"]["completion"] > 0:
+                    break
+        assert asked is not None
+        assert asked.result().status_code == 200
+        assert states == ["stopped", "starting", "ready"]
+        assert phases
+        assert ran == 1
+
+
+def test_an_engines_log_and_the_gateways_own_are_read_and_followed(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client:
+        assert client.get(f"{LIFE}/logs", params={"model": "one"}).json() == {"lines": []}
+        engine.warmup()
+        lines = client.get(f"{LIFE}/logs", params={"model": "one", "lines": 3}).json()["lines"]
+        assert len(lines) == 3
+        assert set(lines[0]) == {"time", "level", "source", "process", "message"}
+        with client.stream("GET", f"{LIFE}/logs", params={"model": "one", "lines": 3, "follow": "true"}) as answer:
+            followed = events(answer)
+            assert [next(followed)[1] for _ in range(3)] == lines
+            engine.evict()
+            assert any("stopping" in told["message"] for _, told in followed)
+        client.post(CHAT, json=chat("one", max_tokens=-1))
+        client.post(f"{LIFE}/unload", json={})
+        client.post(CHAT, json={"model": "one", "messages": [], "keep_alive": "1m"})
+        assert client.get(f"{LIFE}/logs", params={"lines": "many"}).status_code == 400
+        own = client.get(f"{LIFE}/logs").json()["lines"]
+        assert all(line["source"] == "gateway" for line in own)
+
+
+@pytest.mark.parametrize("unload", [False, True])
+def test_it_is_shut_down_as_by_sigterm(fake_engine: MakeEngine, serve: Serve, unload: bool) -> None:
+    engine = fake_engine({"token_delay_s": 0.1})
+    engine.warmup()
+    with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(2) as pool:
+        running = pool.submit(client.post, CHAT, json=chat("one", stream=True))
+        with client.stream("GET", "/events") as answer:
+            assert next(events(answer))[0] == "status"
+        listening = pool.submit(lambda: client.get("/events").text)
+        wait_until(lambda: status(client)["requests"]["running"] == 1, 10, "a request to run")
+        assert client.post("/shutdown", json={"unload": unload}).json() == {"status": "leaving"}
+        assert running.result().text.endswith("data: [DONE]\n\n")
+        assert listening.result().endswith("\n\n")
+        assert gate.process.wait(10) == 0
+    assert engine.is_ready() is not unload
+
+
+def test_a_key_does_to_others_only_what_it_may(fake_engine: MakeEngine, serve: Serve) -> None:
+    one, two = fake_engine({"token_delay_s": 0.05}), fake_engine()
+    keys: list[dict[str, Any]] = [
+        {"name": "root", "key": "roots-secret", "admin": True},
+        {"name": "alice", "key": "alices-secret"},
+        {"name": "bob", "key": "bobs-secret", "models": ["two"]},
+    ]
+    with serve({"one": entry(one), "two": entry(two)}, api_keys=keys) as gate, ThreadPoolExecutor(1) as pool:
+        root, alice, bob = (gate.client(headers={"x-api-key": each["key"]}) for each in keys)
+        assert [each["id"] for each in bob.get(f"{LIFE}/status").json()["models"]] == ["two"]
+        assert bob.post(f"{LIFE}/load", json={"model": "one"}).status_code == 404
+        running = pool.submit(alice.post, CHAT, json=chat("one", max_tokens=2000, ignore_eos=True))
+        wait_until(lambda: len(in_flight(alice)) == 1, 10, "a request to run")
+        (found,) = in_flight(root)
+        assert found["key"] == "alice"
+        assert in_flight(bob) == []
+        assert bob.post(f"{LIFE}/requests/{found['id']}/cancel").status_code == 404
+        for path, body in (
+            *((f"{LIFE}/{do}", {"model": "one"}) for do in ("unload", "pin", "unpin")),
+            ("/shutdown", {}),
+        ):
+            refused = alice.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_only")
+        assert alice.get(f"{LIFE}/logs", params={"model": "one"}).status_code == 403
+        assert not alice.get(f"{LIFE}/status").json()["is_admin"]
+        assert alice.post(f"{LIFE}/requests/{found['id']}/cancel").status_code == 200
+        assert running.result().status_code == 499
+        assert root.post(f"{LIFE}/unload", json={"model": "one"}).status_code == 200
+        for client in (root, alice, bob):
+            client.close()
