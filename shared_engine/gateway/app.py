@@ -117,7 +117,7 @@ async def _refused(request: Request, exc: Exception) -> Response:
 async def _not_there(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "invalid_request")
-    message = f"{request.method} {request.scope['path']!r:.200}: {exc.detail}"
+    message = f"{request.method:.20} {request.scope['path']!r:.200}: {exc.detail}"
     return RefusedError(exc.status_code, message, code, headers=dict(exc.headers or {})).response(request.scope["path"])
 
 

@@ -105,9 +105,11 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
 async def body_of(request: Request, max_bytes: int) -> bytes:
     """
     Raises:
-        RefusedError: it is too long, or comes too slowly.
+        RefusedError: it is too long, packed, or comes too slowly.
         ClientDisconnect: the client has left.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RefusedError(415, "send the body without a Content-Encoding", "unsupported_media_type")
     too_long = RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:

@@ -19,6 +19,7 @@ OPEN = "/health"
 """The one route that needs no key."""
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 MAX_HEAD_BYTES = 64 << 10
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 _PAGES = frozenset(("/", "/docs"))
 """What may be opened by a link on another page: they show nothing, and start nothing, by themselves."""
 _SHOWN_TO_PAGES = ", ".join(("Retry-After", "x-request-id", "x-should-retry", *HEADERS))
@@ -52,7 +53,7 @@ class Guard:
         taken: Allowance | None = None
         answer = self._app
         try:
-            check_size(scope)
+            check_head(scope)
             check_host(headers.get("host", ""), config.fields.allowed_hosts, is_loopback=self._is_loopback)
             if not is_named:
                 check_page(scope["method"], scope["path"], headers)
@@ -76,16 +77,20 @@ class Guard:
                 taken.give_back()
 
 
-def check_size(scope: Scope) -> None:
+def check_head(scope: Scope) -> None:
     """
     Raises:
-        RefusedError: address and headers are too long together.
+        RefusedError: it is too long, or gives its body two lengths: a proxy before this may have taken the other one.
     """
-    size = (
-        len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(each) for name, each in scope["headers"])
-    )
+    size, names = len(scope["path"]) + len(scope["query_string"]), set()
+    for name, value in scope["headers"]:
+        size += len(name) + len(value)
+        names.add(name)
     if size > MAX_HEAD_BYTES:
         raise RefusedError(431, f"address and headers are longer than {MAX_HEAD_BYTES} bytes", "head_too_long")
+    if names >= _LENGTHS:
+        told = "give Content-Length or Transfer-Encoding, not both"
+        raise RefusedError(400, told, "invalid_http", headers={"Connection": "close"})
 
 
 def host_of(value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,24 +14,28 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from shared_engine.gateway import asked, connections
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import read_config
 from shared_engine.gateway.listening import Listening, bound
 from shared_engine.gateway.server import server_of
-from tests.support.remote_server import running_server
+from tests.support.gateways import gateway
+from tests.support.remote_server import Handler, running_server
 from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
+IDLE = 10_000
 
 
 @contextmanager
-def running_gateway(folder: Path, **fields: Any) -> Iterator[tuple[str, int]]:
-    """One in a thread of this process, before a server that answers at once; its address."""
+def running_gateway(folder: Path, handler: Handler | None = None, **fields: Any) -> Iterator[tuple[str, int]]:
+    """One in a thread of this process, before a server that answers with ``handler``, or at once; its address."""
     listening = Listening(port=0, drain_s=1)
     (sock,) = bound(listening)
     with running_server() as far, sock:
+        far.handler = handler or far.handler
         file = folder / "models.yaml"
         file.write_text(json.dumps({"models": {"a": {"base_url": far.url}}, **fields}))
 
@@ -66,6 +71,16 @@ def answered(address: tuple[str, int], *pieces: bytes) -> bytes:
         return found
 
 
+def until(connection: socket.socket, end: bytes) -> bytes:
+    """What comes until this has."""
+    found = b""
+    while not found.endswith(end):
+        piece = connection.recv(65536)
+        assert piece, found
+        found += piece
+    return found
+
+
 def head(method: str = "POST", path: str = CHAT, *lines: str, host: str = "Host: localhost") -> bytes:
     """Of a request after which the connection is closed."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", host, "Connection: close", *lines, "", ""]).encode("latin-1")
@@ -75,13 +90,19 @@ WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 JSON = "Content-Type: application/json"
 BODY = b'{"model": "a", "messages": []}'
 LENGTH = f"Content-Length: {len(BODY)}"
+CHUNKED = "Transfer-Encoding: chunked"
+CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return head("POST", CHAT, JSON, CHUNKED) + b"".join(chunks)
 
 
 @pytest.mark.parametrize(
     ("sent", "statuses"),
     [
         (head("POST", CHAT, JSON, LENGTH) + BODY, {200}),
-        (head("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), {200}),
+        (chunked(CHUNKS), {200}),
         (head("GET", "/health", "X-Long: " + "x" * 100_000), {400, 431}),
         (head("GET", "/health", *(f"X-{number}: {'y' * 100}" for number in range(1000))), {400, 431}),
         (head("GET", "/" + "x" * 100_000), {400, 431}),
@@ -100,7 +121,46 @@ LENGTH = f"Content-Length: {len(BODY)}"
         (head("POST", CHAT, JSON, "Content-Length: 9" * 1, "Content-Length: 10"), {400}),
         (head("POST", CHAT, JSON, "Content-Length: " + "9" * 50), {400, 413}),
         (head("POST", CHAT, JSON, "Content-Length: 99999999999"), {413}),
-        (head("POST", CHAT, JSON, "Transfer-Encoding: chunked") + b"zz\r\n", {400}),
+        (chunked(b"zz\r\n"), {400}),
+        (chunked(b"-1\r\n"), {400}),
+        (chunked(b"+5\r\nabcde\r\n"), {400}),
+        (chunked(b"0x5\r\nabcde\r\n"), {400}),
+        (chunked(b"1_0\r\n"), {400}),
+        (chunked(b"f" * 40 + b"\r\n"), {400}),
+        (chunked(b"5\r\nabcdefgh\r\n0\r\n\r\n"), {400}),
+        (chunked(CHUNKS[:-2], b"X-Api-Key: a\r\nHost: evil.com\r\n\r\n"), {200}),
+        (head("POST", CHAT, JSON, "Transfer-Encoding : chunked") + CHUNKS, {400}),
+        (head("POST", CHAT, JSON, "Transfer-Encoding: xchunked") + CHUNKS, {400, 501}),
+        (head("POST", CHAT, JSON, "Transfer-Encoding: \x0bchunked") + CHUNKS, {400, 501}),
+        (head("POST", CHAT, JSON, "Transfer-Encoding: chunked, chunked") + CHUNKS, {400, 501}),
+        (head("POST", CHAT, JSON, CHUNKED, CHUNKED) + CHUNKS, {400, 501}),
+        (head("POST", CHAT, JSON, CHUNKED, "Transfer-Encoding: identity") + CHUNKS, {400, 501}),
+        (head("POST", CHAT, JSON, CHUNKED, "Content-Length: 3") + CHUNKS, {400}),
+        (head("POST", CHAT, JSON, CHUNKED, LENGTH) + CHUNKS, {400}),
+        (head("POST", CHAT, JSON, "Content-Length: +5") + BODY, {400}),
+        (head("POST", CHAT, JSON, "Content-Length: 0x5") + BODY, {400}),
+        (head("POST", CHAT, JSON, "Content-Length: 3 0") + BODY, {400}),
+        (head("POST", CHAT, JSON, f"Content-Length: {len(BODY)}, 3") + BODY, {400}),
+        (head("POST", CHAT, JSON, LENGTH, "Expect: 100-continue") + BODY, {100}),
+        (head("POST", CHAT, JSON, LENGTH, "Content-Encoding: gzip") + BODY, {415}),
+        (head("GET", "/health", "X: a\rY: b"), {400}),
+        (head("GET", "/health", ": b"), {400}),
+        (head("GET", "/health", "no colon"), {400}),
+        (head("GE T", "/health"), {400}),
+        (head("GET", "/health").replace(b"Host", b" Host"), {400}),
+        (b"\r\n" * 20_000, {400}),
+        (head("A" * 60_000, "/health"), {405}),
+        (head("CONNECT", "evil.com:443"), {404, 405}),
+        (head("OPTIONS", "*"), {404, 405}),
+        (head("GET", "https://evil.com/health"), {404, 403}),
+        (head("GET", "/health", host="Host: localhost@evil.com"), {403}),
+        (head("GET", "/health", host="Host: localhost, evil.com"), {403}),
+        (head("GET", "/health", host="Host: loc\xe4lhost"), {400, 403}),
+        (head("GET", "/health", host="Host: "), {403}),
+        (head("GET", "/health", "Upgrade: h2c", "HTTP2-Settings: AAA", "Connection: Upgrade"), {200}),
+        (head("GET", "/v1/models", "Upgrade: websocket", "Connection: Upgrade"), {200}),
+        (head("GET", "/health/../metrics"), {404}),
+        (head("GET", "/v1/models/%c0%af"), {404}),
         (head("POST", CHAT, JSON, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n", {400, 501}),
         (head("POST", CHAT, "Content-Type: multipart/form-data", LENGTH) + BODY, {200, 404, 405}),
         (head("POST", CHAT, "Content-Type: \xff", LENGTH) + BODY, {400}),
@@ -117,7 +177,9 @@ def test_whatever_is_sent_is_answered_in_form(address: tuple[str, int], sent: by
     assert int(top.split(b" ")[1]) in statuses, found[:500]
     assert b"Traceback" not in found
     assert b"X-Evil: 1" not in top
-    if not top.startswith(b"HTTP/1.1 200"):
+    if statuses <= {400}:
+        assert b"connection: close" in top.lower()
+    if not top.startswith((b"HTTP/1.1 200", b"HTTP/1.1 100")):
         error, _ = json.JSONDecoder().raw_decode(body.decode())
         assert set(error["error"]) == {"message", "type", "param", "code"}
     assert httpx.get(f"http://127.0.0.1:{address[1]}/health", trust_env=False).status_code == 200
@@ -126,8 +188,12 @@ def test_whatever_is_sent_is_answered_in_form(address: tuple[str, int], sent: by
 def test_a_request_in_another_ones_body_is_not_a_request(address: tuple[str, int]) -> None:
     """Whatever the two lengths are said to be: what goes on to a server has a frame of its own."""
     hidden = head("GET", "/health")
-    both = head("POST", CHAT, JSON, "Transfer-Encoding: chunked", f"Content-Length: {len(hidden) + 5}")
-    assert b'{"status":"ok"}' not in answered(address, both + b"0\r\n\r\n" + hidden).partition(b"\r\n\r\n")[0]
+    both = head("POST", CHAT, JSON, CHUNKED, f"Content-Length: {len(hidden) + 5}").replace(
+        b"Connection: close", b"A: b"
+    )
+    found = answered(address, both + b"0\r\n\r\n" + hidden)
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert found.startswith(b"HTTP/1.1 400")
     found = answered(address, head("POST", CHAT, JSON, f"Content-Length: {len(hidden)}") + hidden)
     assert found.count(b"HTTP/1.1 ") == 1
     assert b"HTTP/1.1 400" in found
@@ -139,14 +205,81 @@ def test_a_head_without_an_end_is_not_read_to_it(address: tuple[str, int]) -> No
     assert httpx.get(f"http://127.0.0.1:{address[1]}/health", trust_env=False).status_code == 200
 
 
-def test_many_idle_connections_keep_nobody_out(address: tuple[str, int]) -> None:
+@pytest.mark.slow
+def test_ten_thousand_idle_connections_keep_nobody_out(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < IDLE + 500:
+        pytest.skip(f"this user may have {hard} files open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, IDLE + 500), hard))
+    try:
+        with running_server() as far, gateway({"models": {"a": {"base_url": far.url}}}, tmp_path) as gate:
+            host, port = gate.url.removeprefix("http://").split(":")
+            with ExitStack() as stack:
+                for number in range(IDLE):
+                    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+                    connection.sendall((b"", b"GET /he", WHOLE)[number % 3])
+                with gate.client() as client:
+                    assert client.post(CHAT, json={"model": "a", "messages": []}).status_code == 200
+                    assert client.get("/v1/models").json()["data"][0]["id"] == "a"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_where_no_more_connections_fit_the_one_that_was_idle_longest_leaves(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_until(lambda: not connections._idle, 5, "those of other tests to be gone")
+    monkeypatch.setattr(connections, "most_connections", lambda: 3)
     with ExitStack() as stack:
-        for _ in range(300):
-            stack.enter_context(socket.create_connection(address, timeout=5)).sendall(b"GET /he")
-        answer = httpx.post(
-            f"http://127.0.0.1:{address[1]}{CHAT}", json={"model": "a", "messages": []}, trust_env=False
-        )
-        assert answer.status_code == 200
+        opened = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(3)]
+        for each in opened:
+            each.sendall(WHOLE)
+            until(each, b'"ok"}')
+        opened[0].sendall(WHOLE)  # so that the second is idle for longer
+        until(opened[0], b'"ok"}')
+        assert b'"ok"' in answered(address, head("GET", "/health"))
+        assert opened[1].recv(65536) == b""
+        for each in (opened[0], opened[2]):
+            each.sendall(WHOLE)
+            until(each, b'"ok"}')
+
+
+@pytest.mark.parametrize("sent", [b"zz\r\n", b"5\r\nabcdefgh", b"\x00\r\n"])
+def test_what_follows_a_refusal_is_not_answered_and_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    """The key is looked at before the body has come."""
+    keys = [{"name": "me", "key": "12345678"}]
+    with (
+        running_gateway(tmp_path, api_keys=keys) as address,
+        socket.create_connection(address, timeout=5) as connection,
+    ):
+        connection.sendall(chunked().replace(b"Connection: close", b"A: b"))
+        assert until(connection, b"}}").startswith(b"HTTP/1.1 401")
+        connection.sendall(sent)
+        assert connection.recv(65536) == b""
+    assert "Fatal error" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_client_that_takes_nothing_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "TAKE_S", 0.5)
+    left = threading.Event()
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"data: %b\n\n" % (b"x" * 60_000))
+        finally:
+            left.set()
+
+    body = b'{"model": "a", "messages": [], "stream": true}'
+    with running_gateway(tmp_path, flood) as address, socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(head("POST", CHAT, JSON, f"Content-Length: {len(body)}") + body)
+        assert left.wait(20)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\n", WHOLE])
