@@ -10,6 +10,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from shared_engine.conversations.reshaping import reshaped
+from shared_engine.conversations.templates import refused_here
+from shared_engine.conversations.traits import MERGED, NONE, Trait, traits_of
 from shared_engine.errors import InvalidInputError
 from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import text_prefixes
@@ -26,12 +29,14 @@ from shared_engine.request.bodies import (
     offered,
     text_tokens_request,
     tokenize_request,
+    without_traits,
 )
 from shared_engine.request.call import Call
 from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
+from shared_engine.request.refused_traits import say_reshaped
 from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking, iterating
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
@@ -77,6 +82,7 @@ class Engine(Batches, AdapterLoading):
         super().__init__(settings, **fields)
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
+        self._refused: Trait | None = None
         self._local_tokenizer = LocalTokenizer(self.settings)
         self._budget = ContextBudget(
             self.settings, self._local_tokenizer, lambda: self._requests, lambda: self.context_window
@@ -238,6 +244,7 @@ class Engine(Batches, AdapterLoading):
         *,
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> int:
         """Tokens of a prompt, or of a conversation with the chat template around it: ``usage.prompt_tokens`` of the
         same request, exactly.
@@ -253,12 +260,14 @@ class Engine(Batches, AdapterLoading):
             text: a prompt as for ``agenerate``, or messages as for ``achat``.
             tools: as for ``achat``.
             chat_template_kwargs: as in ``extra_body``, such as ``{"enable_thinking": False}``.
+            continue_final_message: as for ``achat``. The server counts then.
 
         Raises:
             RequestRejectedError: the chat template refuses the conversation; with the template's own message.
         """
-        request = tokenize_request(text, tools, chat_template_kwargs)
-        here = await in_a_thread(partial(self._count_here, text, tools, chat_template_kwargs))
+        request, here = await in_a_thread(
+            partial(self._counted, text, tools, chat_template_kwargs, continue_final_message)
+        )
         return await self._requests.count_tokens(request) if here is None else here
 
     def count_tokens(
@@ -267,11 +276,11 @@ class Engine(Batches, AdapterLoading):
         *,
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> int:
         """The blocking form of ``acount_tokens``; see there."""
-        request = tokenize_request(text, tools, chat_template_kwargs)
         # In this thread: by way of the background loop it would take several times as long.
-        here = self._count_here(text, tools, chat_template_kwargs)
+        request, here = self._counted(text, tools, chat_template_kwargs, continue_final_message)
         return run_sync(self._requests.count_tokens(request)) if here is None else here
 
     async def atokenize(self, text: str) -> list[int]:
@@ -388,7 +397,31 @@ class Engine(Batches, AdapterLoading):
     # ---- one request
 
     async def _fit(self, request: Request) -> Request:
+        if request.traits and self.settings.merge_messages != "never":
+            if self._refused is None and not self.settings.is_remote:
+                await in_a_thread(partial(self._refused_traits, request.traits))  # reads the model's files
+            request = without_traits(request, self._refused_traits(request.traits))
         return await self._budget.fitted(request)
+
+    def _refused_traits(self, traits: Trait) -> Trait:
+        """What a conversation with these is not sent with; what is not known here, the server refuses
+        (request/refused_traits.py).
+        """
+        if not traits or self.settings.merge_messages == "never":
+            return NONE
+        if self._refused is None:
+            self._refused = refused_here(self.settings)
+        if self._refused and self._refused & traits:
+            say_reshaped(str(self.settings.model), self._refused & traits, "its chat template does not show it")
+        return (self._refused or NONE) | (MERGED if self.settings.merge_messages == "always" else NONE)
+
+    def _in_form(self, text: str | Sequence[Message], *, is_continued: bool) -> str | Sequence[Message]:
+        """A conversation as it is sent."""
+        if isinstance(text, str):
+            return text
+        traits = traits_of(check_messages(text), is_continued=is_continued)
+        refused = self._refused_traits(traits)
+        return reshaped(text, refused) if traits & refused else text
 
     def _chat_request(
         self,
@@ -431,13 +464,22 @@ class Engine(Batches, AdapterLoading):
     async def _ask_for_tokens(self, text: str) -> list[int]:
         return await self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens)
 
-    def _count_here(
-        self, text: str | Sequence[Message], tools: Tools | None, chat_template_kwargs: Mapping[str, Any] | None
-    ) -> int | None:
+    def _counted(
+        self,
+        text: str | Sequence[Message],
+        tools: Tools | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        continue_final_message: bool,
+    ) -> tuple[Request, int | None]:
+        """The request that asks for the number of tokens; and the number, where it is known here."""
+        text = self._in_form(text, is_continued=continue_final_message)
+        request = tokenize_request(text, tools, chat_template_kwargs, continue_final_message=continue_final_message)
         if isinstance(text, str):
             tokens = self._tokens_here(text)
-            return None if tokens is None else len(tokens)
-        return self._local_tokenizer.chat_tokens(text, tools, chat_template_kwargs or {})
+            return request, None if tokens is None else len(tokens)
+        if continue_final_message:
+            return request, None
+        return request, self._local_tokenizer.chat_tokens(text, tools, chat_template_kwargs or {})
 
     def _tokens_here(self, text: str, *, add_special_tokens: bool = True) -> list[int] | None:
         return self._local_tokenizer.tokens(text, add_special_tokens=add_special_tokens)

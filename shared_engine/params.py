@@ -151,6 +151,8 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields,
     model: str | None = Field(None, min_length=1)
     """The model that answers, as OpenAI's protocol has it: the engine's own, or an adapter as by ``lora``; of a remote
     server any one that it has."""
+    continue_final_message: bool | None = None
+    """Chat only: the answer goes on with the last message, the assistant's, and has only what is new."""
     response_format: dict[str, Any] | None = None
     """OpenAI's response_format: ``{"type": "json_schema", ...}``, ``{"type": "json_object"}``."""
 

@@ -332,6 +332,12 @@ class EngineFields(DefaultFields):
     truncate_completion: Annotated[bool, Setting("VLLM_TRUNCATE_COMPLETION", Decides.CALLS)] = False
     """Lower a request's ``max_tokens`` to what its prompt leaves, and say so in the answer (``max_tokens_lowered_to``).
     The prompt is counted as for ``check_context``, and refused if it leaves nothing."""
+    merge_messages: Annotated[Literal["auto", "never", "always"], Setting("VLLM_MERGE_MESSAGES", Decides.CALLS)] = (
+        "auto"
+    )
+    """``auto``: a conversation that the model's chat template does not take is sent in a form that it takes: late
+    system messages at the front, neighbours of one role joined, ... (docs/messages.md). ``always``: those two in every
+    conversation. ``never``: all is sent as it is."""
     max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
     """How often a request is tried again after a failure that may pass, as long as nothing has reached the caller."""
 

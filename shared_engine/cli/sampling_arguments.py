@@ -11,8 +11,9 @@ from shared_engine.cli.field_options import add_option
 from shared_engine.declared import docstrings
 from shared_engine.params import CallParams, ContextFields, DefaultFields, GenerationParams
 
-# MODEL names the model; how a call is made, and whether it fits, are settings, which have options of these names.
-_NO_OPTION = {"model", *CallParams.model_fields, *ContextFields.model_fields}
+# MODEL names the model; how a call is made, and whether it fits, are settings, which have options of these names; what
+# is asked here is the last message.
+_NO_OPTION = {"model", "continue_final_message", *CallParams.model_fields, *ContextFields.model_fields}
 _FLAGS = {"enable_thinking": "--think"}
 """What has another name than its own on the command line."""
 _USUAL_FIRST = dict.fromkeys((*DefaultFields.model_fields, *GenerationParams.model_fields))

@@ -8,11 +8,13 @@ the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
+from shared_engine.conversations.reshaping import reshaped
+from shared_engine.conversations.traits import NONE, Trait, text_of, traits_of
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import CallParams, ChatFields, ContextFields, GenerationParams, template_variables
 from shared_engine.request.checks import Message, check_messages
@@ -21,7 +23,7 @@ from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
 
-CHAT_ONLY = tuple(ChatFields.model_fields)
+CHAT_ONLY = (*ChatFields.model_fields, "continue_final_message")
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
 _SENT_OTHERWISE = frozenset((
     *CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields,
@@ -49,6 +51,7 @@ class Request:
         needs_max_tokens: the route would stop after 16 tokens where chat goes on to the model's limit. The server's
             limit is to be sent, which it cuts to what the prompt leaves.
         lowered_to: what max_tokens was lowered to (``truncate_completion``).
+        traits: what its conversation has, which the server's chat template may not take.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Request:
     params: CallParams = _AS_SET
     lowered_to: int | None = None
     model: str | None = None
+    traits: Trait = NONE
 
     def for_server(self, model: str, max_tokens: int | None = None) -> bytes:
         """The bytes to send to the server that calls its model ``model``.
@@ -85,6 +89,19 @@ def encode(body: Mapping[str, Any]) -> bytes:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
 
 
+def without_traits(request: Request, refused: Trait) -> Request:
+    """The request, its conversation in a form without what is ``refused``; itself, where it has nothing of that."""
+    if not request.traits & refused:
+        return request
+    body = msgspec.json.decode(request.body)
+    body["messages"] = reshaped(body["messages"], refused)
+    return replace(request, body=encode(body), traits=_traits(body))
+
+
+def _traits(body: Mapping[str, Any]) -> Trait:
+    return traits_of(body["messages"], is_continued=bool(body.get("continue_final_message")))
+
+
 def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET, model: str | None = None) -> Request:
     """A request with ``body``, a field of which may be the model's name.
 
@@ -102,6 +119,7 @@ def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET,
         needs_max_tokens=path == COMPLETIONS and "max_tokens" not in body,
         params=params,
         model=model,
+        traits=_traits(body) if "messages" in body else NONE,
     )
 
 
@@ -177,7 +195,7 @@ def chat_body(
             body["tool_choice"] = tool_choice
     elif tool_choice not in (None, "none", "auto"):
         raise InvalidInputError(f"tool_choice = {tool_choice!r} needs tools, and none were given")
-    return _finished(body, params, stream)
+    return _finished(body | _continued(messages, params.continue_final_message), params, stream)
 
 
 def completion_body(prompt: str, params: GenerationParams, *, stream: bool = False) -> dict[str, Any]:
@@ -196,6 +214,19 @@ def _sampling(params: GenerationParams) -> dict[str, Any]:
     if params.stop:
         body["stop"] = params.stop
     return body
+
+
+def _continued(messages: Sequence[Message], is_continued: bool | None) -> dict[str, Any]:
+    """vLLM takes both switches together only."""
+    if not is_continued:
+        return {}
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls") or not text_of(last.get("content")):
+        raise InvalidInputError(
+            f"continue_final_message: messages[{len(messages) - 1}], the last one, must be the assistant's, with text "
+            "to go on from"
+        )
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def _thinking(params: GenerationParams) -> dict[str, Any]:
@@ -240,7 +271,11 @@ def _pooling_request(path: str, body: Mapping[str, Any]) -> Request:
 
 
 def tokenize_request(
-    text: str | Sequence[Message], tools: Tools | None, chat_template_kwargs: Mapping[str, Any] | None
+    text: str | Sequence[Message],
+    tools: Tools | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    *,
+    continue_final_message: bool = False,
 ) -> Request:
     """The tokens of a prompt, or of a conversation with the chat template around it.
 
@@ -248,10 +283,13 @@ def tokenize_request(
         InvalidInputError: ``text`` is neither, or can't be written as JSON.
     """
     if isinstance(text, str):
-        if tools or chat_template_kwargs:
-            raise InvalidInputError("tools and chat_template_kwargs go with messages, not with a text")
+        if tools or chat_template_kwargs or continue_final_message:
+            raise InvalidInputError(
+                "tools, chat_template_kwargs and continue_final_message go with messages, not with a text"
+            )
         return text_tokens_request(text)
     part: dict[str, Any] = {"messages": [_renamed(message) for message in check_messages(text)]}
+    part |= _continued(text, continue_final_message)
     if tools:
         part["tools"] = list(tools)
     if chat_template_kwargs:

@@ -66,7 +66,13 @@ class Lifecycle:
         # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
         if self._made_requests is None:
             settings = self.settings
-            self._made_requests = Requests(endpoint_of(settings), settings.timeout, settings.max_retries, self._fit)
+            self._made_requests = Requests(
+                endpoint_of(settings),
+                settings.timeout,
+                settings.max_retries,
+                self._fit,
+                reshapes=settings.merge_messages != "never",
+            )
         return self._made_requests
 
     async def _fit(self, request: Request) -> Request:

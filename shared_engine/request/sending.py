@@ -19,13 +19,14 @@ from shared_engine.errors import (
 )
 from shared_engine.params import CallParams
 from shared_engine.request import answers
-from shared_engine.request.bodies import Request, asked_tokens, prompt_tokens_request
+from shared_engine.request.bodies import Request, asked_tokens, prompt_tokens_request, without_traits
 from shared_engine.request.call import Call
 from shared_engine.request.client import Client, EventStream
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint, Route
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
+from shared_engine.request.refused_traits import refusable, refused_before, remember
 from shared_engine.request.retry import Retry
 from shared_engine.request.routes import CHAT, COMPLETIONS, METRICS, MODELS
 from shared_engine.request.streams import ChunkReader
@@ -67,6 +68,7 @@ class Requests:
         timeout: seconds a request may go without receiving a byte; None for no limit.
         max_retries: how often a request is tried again, unless its call says otherwise.
         fit: makes of each request for an answer the one to send, or refuses it; nothing of it has been sent by then.
+        reshapes: a conversation that the server's chat template refuses is sent in a form that it takes.
     """
 
     def __init__(
@@ -75,9 +77,12 @@ class Requests:
         timeout: float | None,
         max_retries: int,
         fit: Callable[[Request], Awaitable[Request]] | None = None,
+        *,
+        reshapes: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self._fit = fit
+        self._reshapes = reshapes
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_model_len: dict[int, int] = {}
@@ -102,7 +107,8 @@ class Requests:
                 connection = observed.connected(acquired)
                 try:
                     connection = await self._serving(request, connection)
-                    result = _as_named(parse(await self._post(request, connection)), connection)
+                    posted = await self._in_form(request, connection, self._post)
+                    result = _as_named(parse(posted), connection)
                 except RequestError as exc:
                     await self._raise(exc, connection, route, request)
                 route.answered(acquired)
@@ -131,7 +137,8 @@ class Requests:
                         connection = observed.connected(acquired)
                         where = connection.client.where
                         connection = await deadline.wait(f"an answer from {where}", self._serving(request, connection))
-                        events = await deadline.wait(f"an answer from {where}", self._opened(request, connection))
+                        opening = self._in_form(request, connection, self._opened)
+                        events = await deadline.wait(f"an answer from {where}", opening)
                         route.answered(acquired)
                         reader = ChunkReader()
                         async for event in deadline.over(f"more of the answer from {where}", events):
@@ -170,6 +177,33 @@ class Requests:
     async def _serving(self, request: Request, connection: Connection) -> Connection:
         """The connection, to the adapter or model that the request names."""
         return connection if request.model is None else await self.endpoint.serving(request.model, connection)
+
+    async def _in_form(
+        self, request: Request, connection: Connection, send: Callable[[Request, Connection], Awaitable[T]]
+    ) -> T:
+        """What ``send`` gives; of a conversation that the server's chat template refuses, in a form that it takes.
+
+        Nothing of an answer has come by then. What a server has refused is not sent to it a second time.
+        """
+        if not request.traits or not self._reshapes:
+            return await send(request, connection)
+        refused = refused_before(connection)
+        sent, first = without_traits(request, refused), None
+        while True:
+            try:
+                answer = await send(sent, connection)
+            except RequestError as exc:
+                steps = [(refused | step, without_traits(request, refused | step)) for step in refusable(exc)]
+                left = [(step, other) for step, other in steps if other.body != sent.body]
+                if left:
+                    (refused, sent), first = left[0], first or exc
+                    continue
+                if first is not None and steps:  # the server takes no form of it
+                    raise first from None
+                raise
+            if first is not None:
+                remember(connection, request.traits & refused, first)
+            return answer
 
     async def _opened(self, request: Request, connection: Connection) -> EventStream:
         """A stream whose answer has begun; to be closed."""
@@ -316,7 +350,7 @@ class Requests:
         if tokenize is not None and not self._is_counting:
             self._is_counting = True
             try:
-                count, said = answers.parse_token_count(await self._post(tokenize, connection)), ""
+                count, said = answers.parse_token_count(await self._in_form(tokenize, connection, self._post)), ""
             except RequestError:  # a server without that route: its own number has to do
                 pass
             finally:

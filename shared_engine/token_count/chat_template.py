@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
+from shared_engine.conversations.templates import compiled_template
 from shared_engine.token_count.source import ServerOnlyError
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -42,7 +42,7 @@ class ChatTemplate:
         if "refusal" in exported:
             raise ServerOnlyError(exported["refusal"])
         try:
-            self._templates = {name: _compiled(exported[name]["template"]) for name in ("plain", "tools")}
+            self._templates = {name: compiled_template(exported[name]["template"]) for name in ("plain", "tools")}
         except ImportError:
             raise ServerOnlyError("jinja2 is not installed here: pip install jinja2") from None
         except Exception as exc:  # jinja2's own: a tag that this version does not know
@@ -140,35 +140,3 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if function.get("strict") is not None:
         made["strict"] = function["strict"]
     return {"type": "function", "function": made}
-
-
-def _compiled(template: str) -> Any:
-    """As transformers compiles it (transformers/utils/chat_template_utils.py)."""
-    import jinja2
-    import jinja2.ext
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(jinja2.ext.Extension):
-        """Marks what an assistant wrote; nothing here asks for it."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)

@@ -186,12 +186,12 @@ def test_a_form_that_can_not_be_held_is_refused_and_decides_nothing_for_others(e
 
 def test_an_answer_goes_on_from_the_apps_own_words(engine: Engine) -> None:
     begun = [*HELLO, {"role": "assistant", "content": "Hello! How can I"}]
-    going_on = {"continue_final_message": True, "add_generation_prompt": False}
     usual, gone_on = (
-        engine.chat(begun, temperature=0, max_tokens=8, extra_body=body).usage.prompt_tokens
-        for body in (None, going_on)
+        engine.chat(begun, temperature=0, max_tokens=8, continue_final_message=on).usage.prompt_tokens
+        for on in (False, True)
     )
     assert gone_on < usual, "no new turn begins"
+    assert engine.count_tokens(begun, continue_final_message=True) == gone_on
 
 
 def test_a_tool_call_is_streamed_in_pieces(engine: Engine) -> None:

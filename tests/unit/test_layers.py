@@ -25,6 +25,7 @@ ORDER = (
     "openai_client",
     "token_count",
     "request",
+    "conversations",
     "pool",
     "direct",
     "launch",

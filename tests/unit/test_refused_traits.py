@@ -1,0 +1,159 @@
+"""Conversations that a server's chat template refuses: by the engine, and by both adapters in every way to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_engine import Engine, RequestError, RequestRejectedError
+from shared_engine.errors import ContextLengthError, ServerError
+from shared_engine.params import GenerationParams
+from shared_engine.request.bodies import chat_request
+from shared_engine.request.refused_traits import refusable
+from tests.support.conversations import WAYS, openais
+from tests.support.small_tokenizers import make_folder
+from tests.support.strict_templates import TEMPLATES, StrictServer, strict_server
+
+ROLES = [("user", "one"), ("assistant", "two"), ("system", "late"), ("user", "three")]
+MESSAGES = openais(ROLES)
+SOME_WAYS = ("chat", "stream", "llama_achat")
+MERGED = "<system>late\n<user>one\n<assistant>two\n<user>three\n"
+
+
+def own(server: StrictServer, **more: Any) -> dict[str, Any]:
+    return {"base_url": server.url, "model": "served", **more}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_the_server_refuses_is_sent_in_a_form_that_it_takes(way: str) -> None:
+    with strict_server(TEMPLATES["qwen 3.5"]) as server:
+        WAYS[way](ROLES, own(server), {})
+        assert (server.prompts, server.refused) == ([MERGED], 1)
+        WAYS[way](ROLES, own(server), {})
+        assert (server.prompts, server.refused) == ([MERGED] * 2, 1)  # remembered, by another object too
+
+
+@pytest.mark.parametrize("way", SOME_WAYS)
+def test_nothing_is_changed_where_that_was_not_wanted(way: str) -> None:
+    with strict_server(TEMPLATES["qwen 3.5"]) as server:
+        with pytest.raises(RequestRejectedError, match="System message must be at the beginning"):
+            WAYS[way](ROLES, own(server, merge_messages="never"), {})
+        assert (server.prompts, server.refused) == ([], 1)
+
+
+@pytest.mark.parametrize("way", SOME_WAYS)
+def test_always_means_before_anything_is_refused(way: str) -> None:
+    with strict_server(TEMPLATES["qwen 3.5"]) as server:
+        WAYS[way](ROLES, own(server, merge_messages="always"), {})
+        assert (server.prompts, server.refused) == ([MERGED], 0)
+
+
+def test_what_the_template_takes_is_sent_as_it_is() -> None:
+    anything = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    with strict_server(anything) as server:
+        Engine(**own(server)).chat(MESSAGES)
+        assert server.prompts == ["<user>one\n<assistant>two\n<system>late\n<user>three\n"]
+
+
+def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shared_engine")
+    with strict_server(TEMPLATES["qwen 3.5"]) as server:
+        for _ in range(3):
+            Engine(**own(server)).chat(MESSAGES)
+    (said,) = [record.message for record in caplog.records if "does not take" in record.message]
+    assert "served at http" in said
+    assert "does not take a late or second system message (it is moved to the front): System message must" in said
+    assert 'merge_messages="never"' in said
+
+
+OFTEN_SENT = (
+    ("system", "user"), ("system", "system", "user"), ("user", "system"), ("user", "user"), ("assistant", "user"),
+    ("user", "assistant"), ("system",), ("user", "assistant", "assistant", "user"), ("developer", "user", "system"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_every_family_takes_what_agents_and_memories_send(family: str) -> None:
+    with strict_server(TEMPLATES[family]) as server:
+        for roles in OFTEN_SENT:
+            Engine(**own(server)).chat([{"role": role, "content": f"<{at}>"} for at, role in enumerate(roles)])
+            if family != "drops":  # it refuses nothing: only who has the template knows what it leaves out
+                assert all(f"<{at}>" in server.prompts[-1] for at in range(len(roles)))
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500])  # of vLLM; mlx_lm; others; llama.cpp
+def test_other_servers_say_it_with_other_statuses(status: int) -> None:
+    with strict_server(TEMPLATES["gemma 2"], status) as server:
+        assert Engine(**own(server)).chat(MESSAGES).text == "Hi"
+
+
+def test_what_no_form_helps_is_the_first_refusal() -> None:
+    with strict_server("{{ raise_exception('The roles are wrong: ' ~ messages | length) }}") as server:
+        with pytest.raises(RequestRejectedError, match="wrong: 4"):
+            Engine(**own(server)).chat(MESSAGES)
+        refused = server.refused
+        with pytest.raises(RequestRejectedError, match="wrong: 4"):
+            Engine(**own(server)).chat(MESSAGES)
+        assert server.refused == 2 * refused  # nothing was learned
+
+
+@pytest.mark.parametrize(
+    ("error", "is_about_traits"),
+    [
+        (RequestRejectedError("System message must be at the beginning.", 400), True),
+        (RequestRejectedError("Conversation roles must alternate user/assistant/...", 400), True),
+        (RequestRejectedError("System role not supported", 400), True),
+        (RequestRejectedError("No user query found in messages.", 400), True),
+        (RequestRejectedError("Tool call IDs should be alphanumeric strings with length 9!", 400), True),
+        (RequestRejectedError("Expected last role User or Tool (or Assistant with prefix)", 400), True),
+        (ServerError("Jinja Exception: no", 500), True),
+        (RequestRejectedError("m is not a multimodal model", 400), True),
+        (RequestRejectedError("temperature must be below 2", 400), False),
+        (RequestRejectedError("At most 2 image(s) may be provided in one prompt.", 400), False),
+        (ContextLengthError("the roles fill the maximum context length", 400, 10), False),
+        (ServerError("the role of this server is over", 503), False),
+        (RequestError("roles must alternate", None), False),
+    ],
+)
+def test_which_errors_are_about_a_conversations_form(error: RequestError, is_about_traits: bool) -> None:
+    assert bool(refusable(error)) is is_about_traits
+
+
+# ---- a local engine's model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(make_folder(tmp_path, files={"chat_template.jinja": TEMPLATES["gemma 2"]}))
+
+
+async def sent(engine: Engine, messages: Any, **params: Any) -> Any:
+    request = await engine._fit(chat_request(messages, GenerationParams(**params)))
+    return json.loads(request.body)["messages"]
+
+
+async def test_the_template_of_a_local_model_is_known_before_anything_starts(model: str) -> None:
+    merged = [{"role": "user", "content": "late\n\none"}, *MESSAGES[1:2], MESSAGES[3]]
+    assert await sent(Engine(model=model), MESSAGES) == merged
+    assert await sent(Engine(model=model, merge_messages="never"), MESSAGES) == MESSAGES
+    assert await sent(Engine(model=model, merge_messages="always"), MESSAGES) == merged
+    assert await sent(Engine(model=model), MESSAGES[:1]) == MESSAGES[:1]
+
+
+def test_what_is_counted_is_what_is_sent(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model=model)
+    counted: list[Any] = []
+
+    def count(messages: Any, *_: object) -> int:
+        counted.append(messages)
+        return 5
+
+    monkeypatch.setattr(engine._local_tokenizer, "chat_tokens", count)
+    assert engine.count_tokens(MESSAGES) == 5
+    assert asyncio.run(engine.acount_tokens(MESSAGES)) == 5
+    assert counted == [[{"role": "user", "content": "late\n\none"}, *MESSAGES[1:2], MESSAGES[3]]] * 2
