@@ -35,7 +35,7 @@ def test_every_setting_has_an_option_or_is_a_parameter() -> None:
     of_requests = {name for name, each in SETTINGS.items() if each.decides is Decides.REQUESTS}
     assert set(SETTINGS) == {*OPTIONS, "model", "seed"} | of_requests
     assert of_requests | {"seed"} <= set(PARAMETERS)
-    left = {"model", *CallParams.model_fields, *ContextFields.model_fields}
+    left = {"model", "continue_final_message", *CallParams.model_fields, *ContextFields.model_fields}
     assert set(PARAMETERS) == set(GenerationParams.model_fields) - left
 
 
