@@ -208,6 +208,15 @@ def test_the_code_in_the_docs_of_the_context_budget_runs(tiny_chat: dict[str, An
     assert re.fullmatch(r"\d+ \d+", nodes)
 
 
+def test_the_code_in_the_docs_of_messages_runs(tiny_chat: dict[str, Any]) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "messages.md").read_text(), re.DOTALL))
+    written = 'model="Qwen/Qwen3-4B"'
+    assert code.count(written) == 1
+    answer, rest = run("-c", code.replace(written, keywords(tiny_chat))).splitlines()
+    assert answer
+    assert rest.strip() == "Paris."
+
+
 def test_the_code_in_the_docs_of_lora_runs(lora_chat: dict[str, Any]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "lora.md").read_text(), re.DOTALL)
     code = "\n".join(blocks).replace('"/adapters', f'"{TINY_CHAT}/adapters')
