@@ -5,7 +5,6 @@ Starts nothing and asks nobody. What is not known is None.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from shared_engine.machine.memory import ram
 from shared_engine.model_files.folder import chat_template, context_window, inputs, kind_of, read_json
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
-from shared_engine.model_files.safetensors import tensors_in
+from shared_engine.model_files.weights import parameter_count, weights_bytes
 from shared_engine.params import THINKING_SWITCHES
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import EngineSettings
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
@@ -54,13 +52,13 @@ def describe(settings: EngineSettings) -> dict[str, Any]:
     if folder is None:
         return told
     config = read_json(folder / "config.json")
-    weights = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(_WEIGHTS))
+    weights = weights_bytes(folder)
     quantization = settings.quantization or quantization_of(folder)
     template = chat_template(folder)
     told |= {
         "architecture": next(iter(config.get("architectures") or ()), None),
         "kind": kind_of(folder, config),
-        "parameters": None if quantization else _parameters(folder),
+        "parameters": None if quantization else parameter_count(folder),
         "weights_bytes": weights or None,
         "dtype": settings.dtype if settings.dtype != "auto" else _text(config, "dtype") or _text(config, "torch_dtype"),
         "quantization": quantization,
@@ -100,11 +98,6 @@ def _read(file: Path) -> str:
         return file.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _parameters(folder: Path) -> int | None:
-    tensors = tensors_in(folder.glob("*.safetensors"))
-    return sum(math.prod(tensor.shape) for tensor in tensors.values()) or None
 
 
 def _text(config: dict[str, Any], name: str) -> str | None:

@@ -21,6 +21,7 @@ from shared_engine.gateway.config import Key
 from shared_engine.gateway.guard import Guard
 from shared_engine.gateway.life import routes as life
 from shared_engine.gateway.numbers import metrics_page
+from shared_engine.gateway.ollama import routes as ollama
 from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
 
@@ -54,6 +55,7 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             *life.routes(catalog),
+            *ollama.routes(catalog),
             *(Route(path, routes.pass_on, methods=_METHODS) for path in PASSED),
         ],
         middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],

@@ -6,16 +6,17 @@ import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from shared_engine.gateway.config import Target
 from shared_engine.gateway.keep_alive import FIELD, HEADER, keep_alive_of
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
 
+T = TypeVar("T")
 BODY_S = 60.0
 """How long a request may take to come."""
 # A path is passed on as it is read here: no escapes, no dots, nothing empty in which a server might see another one.
@@ -80,10 +81,7 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     query: bytes = request.scope["query_string"]
     if not _QUERY.fullmatch(query):
         raise RefusedError(400, "the query has bytes in it that must be escaped", "invalid_query")
-    headers = tuple((name, value) for name, value in request.headers.items() if name in _PASSED_HEADERS)
-    for name, value in headers:
-        if not _HEADER.fullmatch(value):
-            raise RefusedError(400, f"the header {name} has characters in it that are not passed on", "invalid_header")
+    headers = passed_headers(request)
     body = await body_of(request, max_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields, model = None, request.query_params.get("model")
@@ -100,6 +98,35 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     keep_alive_s = keep_alive_of(request.headers.get(HEADER) if kept is None else msgspec.json.decode(kept))
     whole = path + (f"?{query.decode()}" if query else "")
     return Asked(request.method, whole, headers, body, fields, model, keep_alive_s)
+
+
+def passed_headers(request: Request) -> tuple[tuple[str, str], ...]:
+    """Those that a model's server gets too.
+
+    Raises:
+        RefusedError: one has characters in it that have no place in a header.
+    """
+    headers = tuple((name, value) for name, value in request.headers.items() if name in _PASSED_HEADERS)
+    for name, value in headers:
+        if not _HEADER.fullmatch(value):
+            raise RefusedError(400, f"the header {name} has characters in it that are not passed on", "invalid_header")
+    return headers
+
+
+async def decoded(request: Request, max_bytes: int, kind: type[T]) -> T:
+    """The JSON of a body that is read here, whatever content type it is said to have; an empty one is an empty object.
+
+    Raises:
+        RefusedError: it is not of this kind, or see ``body_of``.
+    """
+    try:
+        body = await body_of(request, max_bytes)
+    except ClientDisconnect:
+        raise RefusedError(400, "the client has left", "invalid_request") from None  # to nobody
+    try:
+        return msgspec.json.decode(body.strip() or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise RefusedError(400, f"the body is not as it should be: {exc}", "invalid_json") from None
 
 
 async def body_of(request: Request, max_bytes: int) -> bytes:

@@ -164,12 +164,18 @@ class Catalog:
 
     async def listed(self, key: Key | None) -> list[dict[str, Any]]:
         """Models and LoRA adapters, as ``/v1/models`` shows them."""
+        allowed, shown = self._allowed(key), self.shown(key)
+        models = list(dict.fromkeys(model for _, model in shown))
+        states = dict(zip(models, await asyncio.gather(*(model.state() for model in models)), strict=True))
+        return [self._entry(name, model, states[model], allowed) for name, model in shown]
+
+    def shown(self, key: Key | None) -> list[tuple[str, ServedModel]]:
+        """Models and LoRA adapters that the key opens and that are listed, each with its model."""
         allowed = self._allowed(key)
-        models = [model for id_, model in self.models.items() if not model.config.fields.unlisted]
-        states = await asyncio.gather(*(model.state() for model in models))
         return [
-            self._entry(name, model, state, allowed)
-            for model, state in zip(models, states, strict=True)
+            (name, model)
+            for model in self.models.values()
+            if not model.config.fields.unlisted
             for name in (model.config.id, *model.config.adapters)
             if name in allowed
         ]

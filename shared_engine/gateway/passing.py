@@ -67,7 +67,7 @@ class PassedOn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. A client that leaves ends its request, not a load that has begun."""
         key, config = scope["state"]["key"], scope["state"]["config"]
-        self._listed.key = None if key is None else key.name
+        self._listed.key, self._listed.route = None if key is None else key.name, scope["path"]
         client = _Client(send, scope["path"], self._stream_type)
         with self._model.in_flight.listed(self._listed):
             await self._until_it_ends(receive, client, config.fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from shared_engine import Engine
 from tests.support.adapters import ADAPTERS
 from tests.support.gateways import Gateway, gateway
 from tests.support.in_flight import ATTEMPTS, LONG, is_cut_short
+from tests.support.same_answers import without_its_own
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-ITS_OWN = re.compile(rb'"(id|created|request_id|item_id|created_at|completed_at)":("[^"]*"|[0-9.]+)')
-"""What each request has of its own."""
-TEXT = re.compile(rb'(?s)(.*"(?:content|text)":")((?:[^"\\]|\\.)+)(".*)')
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +47,6 @@ def itself(engine: Engine, path: str, body: dict[str, Any]) -> httpx.Response:
     """vLLM's own answer, over its socket."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=engine.status().socket), timeout=60) as direct:
         return direct.post(f"http://vllm{path}", json={"model": engine.settings.model, **body})
-
-
-def without_its_own(answer: bytes) -> tuple[bytes, list[bytes]]:
-    """What two answers to the same request have alike: a stream's text, and what stands around it.
-
-    vLLM sends what there is whenever it comes to it: two tokens are one event or two, as the clock has it. Events that
-    follow each other and differ only in their text are one here.
-    """
-    text, around = b"", [b""]
-    for event in ITS_OWN.sub(b"", answer).split(b"\n\n"):
-        found = TEXT.fullmatch(event) if event.startswith((b"data:", b"event:")) else None
-        if found:
-            text += found[2]
-            event = found[1] + found[3]
-        if event != around[-1]:
-            around.append(event)
-    return text, around
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shared_engine.errors import VLLMError
-from shared_engine.gateway.asked import body_of
+from shared_engine.gateway.asked import decoded
 from shared_engine.gateway.catalog import Catalog, ServedModel
 from shared_engine.gateway.config import Key
 from shared_engine.gateway.keep_alive import keep_alive_of
@@ -202,14 +202,7 @@ class _Life:
         """
         if is_for_admins:
             _check_admin(request)
-        try:
-            body = await body_of(request, self._catalog.config.fields.max_body_bytes)
-        except ClientDisconnect:
-            raise RefusedError(400, "the client has left", "invalid_request") from None  # to nobody
-        try:
-            return msgspec.json.decode(body or b"{}", type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise RefusedError(400, f"the body is not as it should be: {exc}", "invalid_json") from None
+        return await decoded(request, self._catalog.config.fields.max_body_bytes, kind)
 
 
 def _key(request: Request) -> Key | None:
