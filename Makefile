@@ -10,12 +10,13 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
+.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
 	@echo "make check   format, lint, types, tests that need no vLLM: under a minute"
-	@echo "make test    everything CI runs, on real vLLM"
+	@echo "make test    all that CI runs, on real vLLM"
+	@echo "make test-long   what make test leaves out for its length, on real vLLM and the fake: 8 minutes"
 	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
 	@echo "make test-batch-kills  vllm-local batch killed at KILLS=50 random moments, its file compared byte by byte; 2 minutes"
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
@@ -132,7 +133,11 @@ test:
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target vllm .venv/dev lint types test-oldest
 	@$(CLEAN_ENV) $(BIN)/vllm-local install
 	@echo "== the newest frameworks, on real vLLM"
-	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) --durations=20
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) --durations=20 -m "not long"
+
+# What CI leaves out for its length.
+test-long: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python $(PYTEST) -m long
 
 # As `vllm-local install` does it, which needs the standard library only.
 vllm: .venv/made

@@ -100,7 +100,7 @@ def reached(engine: Engine, moment: str, once: Path) -> bool:
     return moment not in ("import", "start") or once.exists()
 
 
-@pytest.mark.parametrize("end", [force, terminate])
+@pytest.mark.parametrize("end", [pytest.param(force, marks=pytest.mark.long), terminate])
 @pytest.mark.parametrize("moment", ["import", "start", "sleep", "wake", "burying", "stopping"])
 def test_all_is_gone_soon_and_who_waits_is_told_or_served(
     make: Callable[[str], Engine], tmp_path: Path, moment: str, end: Callable[[Engine], None]

@@ -261,6 +261,7 @@ def test_a_number_means_the_device_that_cuda_gives_it_to(neighbour: Neighbour, f
     assert "cuda:0 has 1.00 of 80.00 GiB free, 72.00 are needed: evicted old" in log_of(last)
 
 
+@pytest.mark.long
 def test_a_device_is_the_same_one_by_its_number_and_its_uuid(neighbour: Neighbour, fake_gpus: FakeNvml) -> None:
     other, full = gpu(B, free=1 * GIB), gpu(A, free=1 * GIB)
     fake_gpus.show(other, full)
@@ -325,6 +326,7 @@ def test_a_place_that_gets_free_by_itself_is_taken(
     assert waiting.result() == ANSWER
 
 
+@pytest.mark.long
 def test_a_sleeper_that_is_asked_to_wake_and_one_that_waits_for_its_place_are_both_served(
     neighbour: Neighbour, in_background: Callable[[Engine], Future[str]], slow_to_end: MakeEngine
 ) -> None:

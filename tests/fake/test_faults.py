@@ -255,6 +255,7 @@ def test_a_longer_storm_of_503_is_a_typed_error_and_passes(fake_engine: MakeEngi
     assert engine.status().starts == 1
 
 
+@pytest.mark.long
 def test_of_a_local_engine_too_a_call_decides_how_often_it_is_tried_again(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"storm_503": 3}, max_retries=0)
     with pytest.raises(ServerError, match="overloaded"):
@@ -278,7 +279,9 @@ def test_headers_of_a_call_do_no_harm_and_are_not_shown(
 # ---- hangs
 
 
-@pytest.mark.parametrize("phase", ["import", "start", "ready"])
+@pytest.mark.parametrize(
+    "phase", ["import", *(pytest.param(phase, marks=pytest.mark.long) for phase in ("start", "ready"))]
+)
 def test_a_hang_at_start_is_told_in_time_and_leaves_no_process(
     fake_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:

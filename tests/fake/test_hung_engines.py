@@ -172,6 +172,7 @@ def test_a_supervisor_that_was_stopped_is_replaced_unseen(fake_engine: MakeEngin
     assert [end_of(app, 30)[0] for app in apps] == [0, 0, 0]
 
 
+@pytest.mark.long
 def test_an_engine_whose_resource_tracker_was_stopped_goes_on(fake_engine: MakeEngine, fake_cuda_python: str) -> None:
     engine = fake_engine({"spawn_core": True, "token_delay_s": 1}, python=fake_cuda_python, stall_timeout_s=1)
     engine.warmup()
@@ -181,7 +182,7 @@ def test_an_engine_whose_resource_tracker_was_stopped_goes_on(fake_engine: MakeE
     assert engine.status().starts == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_server_whose_supervisor_was_stopped_too_is_replaced_unseen(
     fake_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_launcher_that_stands_still_is_replaced_unseen(fake_engine: MakeEngine
     assert not any_exists([launcher])
 
 
+@pytest.mark.long
 def test_servers_that_somebody_stops_again_and_again_are_replaced_unseen(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"token_delay_s": 0.1}, stall_timeout_s=1)
     engine.warmup()
@@ -273,6 +275,7 @@ def test_servers_that_somebody_stops_again_and_again_are_replaced_unseen(fake_en
 # ---- deadlines
 
 
+@pytest.mark.long
 def test_a_caller_with_less_patience_is_told_and_the_start_goes_on_for_the_other(fake_engine: MakeEngine) -> None:
     patient = fake_engine({"start_delay_s": 8, "weights": 20})
     hasty = Engine(patient.settings.model_copy(update={"start_timeout_s": 1}))
@@ -338,6 +341,7 @@ def test_a_request_that_comes_while_a_failed_start_is_cleared_away_is_served(
     assert not complaints(engine)
 
 
+@pytest.mark.long
 def test_a_launcher_that_hangs_as_it_forks_is_not_waited_for_as_a_start_is(
     fake_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,7 @@ def wakeups(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
+@pytest.mark.long
 def test_requests_are_safe_from_eviction_after_the_lease_file_was_removed(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"token_delay_s": 0.1}, idle_ttl_s=0.3)
     assert hello(engine) == ANSWER  # this process has the file open
@@ -222,6 +223,7 @@ def test_requests_are_safe_from_eviction_after_the_lease_file_was_removed(fake_e
     assert "starting -> ready" in transitions(engine)[-3:]
 
 
+@pytest.mark.long
 def test_an_engine_whose_files_were_removed_leaves(fake_engine: MakeEngine) -> None:
     engine = fake_engine()
     assert hello(engine) == ANSWER

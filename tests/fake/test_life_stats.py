@@ -82,6 +82,7 @@ def test_deaths_and_failed_starts_are_counted_by_kind(fake_engine: MakeEngine) -
     assert (life.starts, life.failures) == (0, {"start": 1})
 
 
+@pytest.mark.long
 def test_what_a_killed_supervisor_knew_is_not_lost(fake_engine: MakeEngine) -> None:
     engine = fake_engine()
     assert hello(engine) == ANSWER

@@ -60,6 +60,7 @@ def opened(notebook: tuple[Any, Any], engine: Engine) -> tuple[Any, Any]:
     return notebook
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_cell_and_its_requests(notebook: tuple[Any, Any], fake_engine: MakeEngine) -> None:
     engine = fake_engine({"token_delay_s": 0.4})
     engine.warmup()

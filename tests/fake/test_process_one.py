@@ -56,6 +56,7 @@ def test_engines_of_an_app_that_is_process_1_start_die_come_back_and_end(fake_en
     assert set(found["left"]) <= {"Z"}, "nothing runs on; who has ended is nobody's to collect"
 
 
+@pytest.mark.long
 def test_a_container_that_is_started_again_finds_its_runtime_directory_and_clears_up(
     fake_engine: MakeEngine, root: Path
 ) -> None:

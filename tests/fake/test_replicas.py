@@ -154,6 +154,7 @@ def test_the_first_does_alone_what_it_can_and_the_next_comes_when_it_is_full(
     assert bars == [True, False], "an app that waits for nothing is shown nothing"
 
 
+@pytest.mark.long
 def test_one_that_is_not_needed_any_more_falls_idle_and_comes_back_when_it_is(fake_engine: MakeEngine) -> None:
     engine = fake_engine(SLOW, replicas=2, idle_ttl_s=1, **SMALL)
     with Load(lambda: hello(engine), 2 * TAKES) as load:
@@ -190,6 +191,7 @@ def test_all_start_with_the_first_request_and_share_what_comes(fake_engine: Make
     assert all(shares(engine)), shares(engine)
 
 
+@pytest.mark.long
 def test_what_other_processes_ask_counts_by_the_engines_own_queue(fake_engine: MakeEngine) -> None:
     """This process has one request in flight at a time; others keep the first engine full."""
     engine = fake_engine({**SLOW, "queues_above": TAKES}, replicas=2)
@@ -247,6 +249,7 @@ def test_a_crash_loses_nothing_that_had_shown_nothing(fake_engine: MakeEngine) -
         own.shutdown(force=True)
 
 
+@pytest.mark.long
 def test_while_one_is_started_again_the_other_answers_at_once(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 1.6, **SLOW}, replicas=2, start="all")
     engine.warmup()
@@ -295,7 +298,7 @@ def test_one_that_somebody_stops_hands_its_requests_to_the_other(fake_engine: Ma
     assert load.errors == []
 
 
-@pytest.mark.parametrize("start", ["lazy", "all"])
+@pytest.mark.parametrize("start", ["lazy", pytest.param("all", marks=pytest.mark.long)])
 def test_any_process_may_be_killed_at_any_moment(fake_engine: MakeEngine, start: str) -> None:
     """More of them with FAULT_ROUNDS set (``make test-faults``)."""
     chance = random.Random(start)
@@ -332,6 +335,7 @@ def test_a_request_that_kills_engines_kills_two_at_most(fake_engine: MakeEngine)
     assert sum(deaths) == 2
 
 
+@pytest.mark.long
 def test_one_that_has_no_memory_is_left_out_and_comes_back(fake_engine: MakeEngine, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
@@ -347,6 +351,7 @@ def test_one_that_has_no_memory_is_left_out_and_comes_back(fake_engine: MakeEngi
     assert states(engine)[0] is EngineState.FAILED, "one does"
 
 
+@pytest.mark.long
 def test_a_start_that_fails_while_another_runs_fails_no_request(
     fake_engine: MakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,6 +377,7 @@ def test_what_is_wrong_for_all_is_told_after_one_start(fake_engine: MakeEngine) 
     assert [sum(member.life.failures.values()) for member in engine.status().members] == [1, 1, 0]
 
 
+@pytest.mark.long
 def test_what_no_device_has_memory_for_is_told_with_what_each_said(fake_engine: MakeEngine, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
@@ -396,6 +402,7 @@ def test_a_full_queue_sends_the_request_to_the_next_one(fake_engine: MakeEngine)
 # ---- sharing
 
 
+@pytest.mark.long
 def test_other_objects_and_processes_share_each_of_them(fake_engine: MakeEngine, tmp_path: Path) -> None:
     engine = fake_engine(replicas=2, start="all")
     engine.warmup()
@@ -462,6 +469,7 @@ def test_another_objects_wishes_reach_each_engine(fake_engine: MakeEngine) -> No
 # ---- adapters
 
 
+@pytest.mark.long
 def test_adapters_are_loaded_on_all_and_on_one_that_comes_later_when_a_request_names_them(
     fake_engine: MakeEngine, tmp_path: Path
 ) -> None:

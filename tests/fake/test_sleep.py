@@ -86,7 +86,7 @@ def test_all_who_wait_for_a_slow_wake_get_their_lease_when_it_is_awake(sleeper: 
     assert [event for event, *_ in journal(tmp_path / "journal")].count("awake") == 1
 
 
-@pytest.mark.parametrize("slow_s", [0, 0.05])
+@pytest.mark.parametrize("slow_s", [0, pytest.param(0.05, marks=pytest.mark.long)])
 def test_requests_that_race_falling_asleep_are_all_answered(sleeper: MakeEngine, slow_s: float) -> None:
     engine = sleeper({"slow_sleep_s": slow_s, "slow_wake_s": slow_s}, sleep_after_s=0.05)
     moments = random.Random(0)
@@ -198,6 +198,7 @@ def test_with_wishes_that_differ_the_one_who_wants_it_awake_wins(sleeper: MakeEn
         wait_until(lambda: engine.status().state is not EngineState.READY, 0.8, "sleep")
 
 
+@pytest.mark.long
 def test_a_wake_that_hangs_is_ended_when_its_time_is_over_and_a_new_start_follows(sleeper: MakeEngine) -> None:
     engine = asleep(sleeper({"slow_wake_s": 30}, stall_timeout_s=1.5))
     assert hello(engine) == ANSWER

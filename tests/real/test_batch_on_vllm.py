@@ -216,6 +216,7 @@ def wait_for_a_line(batch: Batch, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(60 + 15 * KILLS)
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tiny_chat: dict[str, Any], tmp_path: Path) -> None:
     batch = Batch(tmp_path, tiny_chat)
     batch.write(*rows_to_kill())

@@ -55,6 +55,7 @@ def test_what_was_compiled_is_loaded_at_the_next_start(engine: Engine) -> None:
     assert "again due to a load failure" not in log_of(engine)
 
 
+@pytest.mark.long
 def test_what_is_damaged_is_compiled_again(engine: Engine, cache: Path) -> None:
     first = answer(engine)
     (checks,) = cache.rglob(CHECKS)
@@ -75,6 +76,7 @@ def test_what_is_damaged_is_compiled_again(engine: Engine, cache: Path) -> None:
     assert LOADED in log_since(engine, before)
 
 
+@pytest.mark.long
 def test_without_a_compiler_the_model_runs_all_the_same(
     tiny_chat: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

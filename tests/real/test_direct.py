@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,38 +24,53 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def life(tiny_chat: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What an app has seen in its engine's life, and the app, which is killed at the end; see apps/direct_life.py."""
-    app = run_direct_app("direct_life", json.dumps({**tiny_chat, "idle_ttl_s": 600}))
-    assert app.stdout
-    local = json.loads(json.dumps({**answers_of(Engine(**tiny_chat)), **answers_of_adapters(tiny_chat)}))
-    answers, child, told = (app.stdout.readline() for _ in range(3))
-    if not told:
-        pytest.fail(end_of(app, 1)[2])
-    seen = {"local": local, "direct": json.loads(answers), "child": json.loads(child), **json.loads(told)}
-    yield {**seen, "app": app}
+def app(tiny_chat: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """See apps/direct_answers.py."""
+    app = run_direct_app("direct_answers", json.dumps({**tiny_chat, "idle_ttl_s": 600}))
+    yield app
     app.kill()
     end_of(app, 10)
 
 
-def test_answers_and_errors_are_those_of_a_local_engine(life: dict[str, Any]) -> None:
-    assert life["direct"] == life["local"]
+@pytest.fixture(scope="module")
+def told(tiny_chat: dict[str, Any], app: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the app has been answered and has seen, and what a local engine answers."""
+    local = json.loads(json.dumps({**answers_of(Engine(**tiny_chat)), **answers_of_adapters(tiny_chat)}))
+    assert app.stdout
+    line = app.stdout.readline()
+    if not line:
+        pytest.fail(end_of(app, 1)[2])
+    return {"local": local, **json.loads(line)}
 
 
-def test_threads_event_loops_and_a_running_loop_share_one_start(life: dict[str, Any]) -> None:
-    assert life["seen"]["answers of threads and loops"] == [SHORT_ANSWER]
-    assert life["seen"]["starts"] == 1
+@pytest.fixture(scope="module")
+def life(tiny_chat: dict[str, Any]) -> dict[str, Any]:
+    """What another app has seen in its engine's life; see apps/direct_life.py."""
+    code, out, err = end_of(run_direct_app("direct_life", json.dumps({**tiny_chat, "idle_ttl_s": 600})), 300)
+    assert code == 0, err
+    child, seen = out.splitlines()
+    return {"child": json.loads(child), "seen": json.loads(seen)}
 
 
-def test_environment_signals_logging_and_multiprocessing_stay_the_apps(life: dict[str, Any]) -> None:
-    assert life["seen"]["what is the app's has changed"] == []
+def test_answers_and_errors_are_those_of_a_local_engine(told: dict[str, Any]) -> None:
+    assert told["answers"] == told["local"]
 
 
-def test_a_stream_that_is_left_is_aborted_and_a_request_forbids_eviction(life: dict[str, Any]) -> None:
-    assert life["seen"]["a stream that was left was aborted"] is True
-    assert life["seen"]["evicted under a request"] is False
+def test_threads_event_loops_and_a_running_loop_share_one_start(told: dict[str, Any]) -> None:
+    assert told["seen"]["answers of threads and loops"] == [SHORT_ANSWER]
+    assert told["seen"]["starts"] == 1
 
 
+def test_environment_signals_logging_and_multiprocessing_stay_the_apps(told: dict[str, Any]) -> None:
+    assert told["seen"]["what is the app's has changed"] == []
+
+
+def test_a_stream_that_is_left_is_aborted_and_a_request_forbids_eviction(told: dict[str, Any]) -> None:
+    assert told["seen"]["a stream that was left was aborted"] is True
+    assert told["seen"]["evicted under a request"] is False
+
+
+@pytest.mark.long
 def test_a_death_under_a_request_goes_unseen_and_under_a_stream_is_told(life: dict[str, Any]) -> None:
     assert life["seen"]["tokens of a request whose worker was killed"] == LONG["max_tokens"]
     assert life["seen"]["starts after that"] == 2
@@ -65,12 +81,14 @@ def test_a_death_under_a_request_goes_unseen_and_under_a_stream_is_told(life: di
     )
 
 
+@pytest.mark.long
 def test_a_forked_child_has_an_engine_of_its_own_and_leaves_the_parents_alone(life: dict[str, Any]) -> None:
     assert life["child"] == {"child": SHORT_ANSWER, "shares": False}
     assert life["seen"]["exit code of a forked child"] == 7
     assert life["seen"]["answer after its end"] == SHORT_ANSWER
 
 
+@pytest.mark.long
 def test_an_engine_that_nobody_uses_leaves_memory_and_another_one_stays(life: dict[str, Any]) -> None:
     assert life["seen"]["memory while loaded, MB"] > 300
     assert life["seen"]["two engines have their own metrics"] is True
@@ -97,10 +115,12 @@ def test_an_app_ends_well_with_its_engine_and_prints_only_what_it_says(
     ]
 
 
-def test_a_killed_app_takes_its_engine_with_it_and_leaves_nothing(life: dict[str, Any]) -> None:
-    assert any_exists(life["pids"])
-    life["app"].kill()
-    wait_until(lambda: not any_exists(life["pids"]), 15, "vLLM's processes to end")
-    assert life["files"]
-    wait_until(lambda: not any(map(os.path.exists, life["files"])), 15, "their shared memory to go")
-    assert Path(life["log"]).is_relative_to(runtime_root() / "direct")
+def test_a_killed_app_takes_its_engine_with_it_and_leaves_nothing(
+    app: subprocess.Popen[str], told: dict[str, Any]
+) -> None:
+    assert any_exists(told["pids"])
+    app.kill()
+    wait_until(lambda: not any_exists(told["pids"]), 15, "vLLM's processes to end")
+    assert told["files"]
+    wait_until(lambda: not any(map(os.path.exists, told["files"])), 15, "their shared memory to go")
+    assert Path(told["log"]).is_relative_to(runtime_root() / "direct")

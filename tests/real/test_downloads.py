@@ -50,6 +50,7 @@ def test_a_download_goes_on_when_a_caller_waits_no_longer(downloading: Callable[
     assert engine.status().starts == 1
 
 
+@pytest.mark.long
 def test_a_download_that_stands_still_is_ended(downloading: Callable[..., Engine]) -> None:
     engine = downloading({"stall_timeout_s": 5}, stands_still=True)
     with pytest.raises(EngineStartTimeoutError, match=r"the start hangs.*fetching the model's files"):

@@ -134,6 +134,7 @@ async def models_of(engine: Engine) -> list[str]:
         return [model["id"] for model in (await response.json())["data"]]
 
 
+@pytest.mark.long
 def test_an_adapter_that_was_loaded_at_run_time_survives_an_eviction_and_a_crash(
     lora_chat: dict[str, Any], tmp_path: Path
 ) -> None:

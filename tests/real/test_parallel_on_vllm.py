@@ -178,6 +178,7 @@ def killed(engine: Engine, process: str) -> str:
     return engine.status().last_error or ""
 
 
+@pytest.mark.long
 def test_several_api_servers_are_one_engine(split: Engine) -> None:
     assert [answer.text for answer in split.chat_batch([HELLO] * 20, **SHORT)] == [SHORT_ANSWER] * 20
     wait_quiet(split)
@@ -185,6 +186,7 @@ def test_several_api_servers_are_one_engine(split: Engine) -> None:
     assert "vLLM's APIServer_1 was killed by SIGKILL" in killed(split, "APIServer_1")
 
 
+@pytest.mark.long
 def test_a_model_that_is_split_answers_alike_and_leaves_no_shared_memory(split: Engine) -> None:
     assert split.chat(HELLO, **SHORT).text == SHORT_ANSWER
     files = shared_memory_of(split)

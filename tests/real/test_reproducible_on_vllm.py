@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import Engine
@@ -29,6 +31,7 @@ def asked(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
+@pytest.mark.long
 def test_the_same_request_has_the_same_text_wherever_it_runs(own_engine: Callable[..., Engine]) -> None:
     engine = own_engine(reproducible=True, max_tokens=200)
     alone = [engine.chat(asked(question)).text for question in QUESTIONS]

@@ -126,6 +126,7 @@ def test_a_taken_port_is_passed_over_and_an_address_of_elsewhere_told(
     assert quiet_engine.chat(HELLO, **SHORT).text == SHORT_ANSWER, "the engine itself is well"
 
 
+@pytest.mark.long
 def test_a_request_by_tcp_keeps_the_engine_awake_and_counts_as_use(breakable: MakeEngine) -> None:
     engine = breakable(idle_ttl_s=1, serve_tcp=True)
     engine.warmup()
