@@ -19,7 +19,6 @@ from tests.support.in_flight import HELLO, LONG, SHORT, running
 from tests.support.processes import process_exists
 from tests.support.waiting import wait_until
 
-
 settings = json.loads(sys.argv[1])
 engine = Engine(**settings, mode="direct")
 seen: dict[str, object] = {}
