@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shared_engine.cli.engine_arguments import reveal_all
 from shared_engine.cli.main import COMMANDS, module_of, parser_of
 
-SCREENS = Path(__file__).with_name("screens")
-"""Taken by the tests: tests/support/command_screens.py."""
+# Its screens are taken by the tests: tests/support/screens.py.
 HEAD = """\
 # Command line
 
@@ -31,8 +30,23 @@ $ vllm-local load Qwen/Qwen3-4B
 
 What a terminal shows of a start (on `examples/tiny_chat`, the lines one after the other), and then:
 
-```console
-{screens}```
+<!-- screen: load -->
+```text
+$ vllm-local load examples/tiny_chat
+tiny_chat: importing vLLM                                                 00:10
+tiny_chat: reading the model's config                                     00:11
+tiny_chat: loading weights 0/1 |                                        | 00:11
+tiny_chat: making the KV cache and warming up                             00:11
+tiny_chat: starting the HTTP server                                       00:11
+tiny_chat (981b8917) is ready after 12.0 s; it leaves 10m after its last use
+```
+
+<!-- screen: ps -->
+```text
+$ vllm-local ps
+NAME       KEY       SIZE  DEVICE  CONTEXT  DOES  UNTIL
+tiny_chat  981b8917  1.2G  cpu 5%     2048  idle  in 9m
+```
 
 This page is written by `docs/cli_page.py` from the command's own parser.
 """
@@ -218,7 +232,7 @@ returns, and a few derived ones. null: not known, or does not apply.
 
 def page() -> Iterator[str]:
     """The page, in pieces."""
-    yield HEAD.format(screens="".join((SCREENS / f"{name}.txt").read_text() for name in ("load", "ps")))
+    yield HEAD
     yield "\n- " + " · ".join(f"[{name}](#{name})" for name in COMMANDS)
     sections = ("Options of every engine", *(["Options of an answer"] if _options("param_") else []))
     ends = [line.removeprefix("## ") for line in END.splitlines() if line.startswith("## ")]

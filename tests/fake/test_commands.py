@@ -14,8 +14,8 @@ from shared_engine import Engine, EngineState
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import ANSWER, hello
 from tests.support.command import COMMAND, given_to, options_of, seed_of, told, vllm_local
-from tests.support.command_screens import frames_of, shown_by
 from tests.support.paths import REPOSITORY
+from tests.support.screens import frames_of, shown_by
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)

@@ -36,7 +36,7 @@ def test_a_session_with_every_command(chat: Terminal, quiet_engine: Engine, tmp_
     italy = "What is the capital of Italy?"
     assert chat.say(italy) == "Thinking ...\nI answer.\n\nThe capital of Italy is Rome."
     chat.wait_for(" of 2,048 tokens (")
-    check_screen("chat", "talk", chat.picture)
+    check_screen("chat.md", "talk", chat.picture)
 
     assert chat.say("/think hide") == "thinking: on, hidden"
     assert chat.say("/retry") == "Thinking ...\nThe capital of Italy is Rome."

@@ -10,16 +10,12 @@ import pytest
 from shared_engine import Engine
 from tests.real.conftest import BREAKABLE_SEED, MakeEngine
 from tests.support.command import options_of, told, vllm_local
-from tests.support.command_screens import frames_of, see_that_it_is_as_in_the_docs, shown_by
 from tests.support.engines import settings_of
 from tests.support.processes import run_app
+from tests.support.screens import check_screen, frames_of, shown_by
 from tests.support.waiting import wait_until
 
 TEXTS = ["a river in the north", "a table of glass", "water that flows to the sea"]
-
-
-def _table_of(shown: str) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in shown.splitlines())
 
 
 @pytest.mark.timeout(120)
@@ -32,9 +28,8 @@ def test_a_pinned_model_stays_after_the_command_until_it_is_unloaded(
     *bars, ready = frames
     assert any(f"{engine.status().name}: " in bar for bar in bars), frames
     assert ready.startswith(f"tiny_chat ({key[:8]}) is ready after "), frames
-    lines = ["$ vllm-local load examples/tiny_chat", *frames]
-    see_that_it_is_as_in_the_docs("load", "".join(f"{line}\n" for line in lines))
-    see_that_it_is_as_in_the_docs("ps", f"$ vllm-local ps\n{_table_of(shown_by(['ps', key]))}")
+    check_screen("cli_page.py", "load", "\n".join(["$ vllm-local load examples/tiny_chat", *frames]))
+    check_screen("cli_page.py", "ps", f"$ vllm-local ps\n{shown_by(['ps', key])}")
     loaded = told(vllm_local("load", *options_of(tiny_chat), "--pin", "--json", **seed))
     assert (loaded["key"], loaded["state"], loaded["pinned"], loaded["leases"]) == (key, "ready", True, 0)
     assert vllm_local("ps", key).stdout.splitlines()[1].endswith("2048  idle  unloaded by hand (pinned)")

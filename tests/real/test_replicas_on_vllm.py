@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
-import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from shared_engine import Engine, EngineDiedError, EngineState
 from shared_engine.pool import growth
 from tests.real.conftest import MakeEngine
+from tests.support.load import Load
 from tests.support.paths import REPOSITORY
 from tests.support.processes import end_of, run_code
 from tests.support.waiting import wait_until
@@ -26,49 +28,24 @@ CALL: dict[str, Any] = {"max_tokens": TOKENS, "temperature": 0, "extra_body": {"
 EXAMPLE = (REPOSITORY / "examples/replicas.py").read_text()
 
 
-class Load:
-    """Requests without a pause, some of them streams, so many at once until it ends."""
+def asking(engine: Engine) -> Callable[[], None]:
+    """A call that asks something new, every second time as a stream, which may be cut off once it has begun."""
+    numbers = itertools.count()
 
-    def __init__(self, engine: Engine, at_once: int) -> None:
-        self._engine = engine
-        self._is_over = threading.Event()
-        self.lost: list[BaseException] = []
-        self.answers = self.cut_off = 0
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(at_once)]
+    def ask() -> None:
+        number, shown = next(numbers), ""
+        messages = [{"role": "user", "content": f"Tell me about number {number}."}]
+        if number % 2:
+            engine.chat(messages, **CALL)
+            return
+        try:
+            for chunk in engine.stream_chat(messages, **CALL):
+                shown += chunk.text
+        except EngineDiedError:
+            if not shown:
+                raise
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        count = 0
-        while not self._is_over.is_set():
-            count, shown = count + 1, ""
-            messages = [{"role": "user", "content": f"Tell me about number {number}, {count}."}]
-            try:
-                if number % 2:
-                    shown = self._engine.chat(messages, **CALL).text
-                else:
-                    for chunk in self._engine.stream_chat(messages, **CALL):
-                        shown += chunk.text
-                self.answers += 1
-            except EngineDiedError as exc:
-                if shown:  # it is told, in the middle of the answer
-                    self.cut_off += 1
-                else:
-                    self.lost.append(exc)
-            except BaseException as exc:
-                self.lost.append(exc)
-
-    def goes_on(self) -> None:
-        before = self.answers
-        wait_until(lambda: self.answers > before + 8, 30, "more answers")
+    return ask
 
 
 def states(engine: Engine) -> list[EngineState]:
@@ -95,7 +72,7 @@ def test_the_second_comes_with_the_load_a_crash_loses_nothing_and_it_leaves_when
     engine = own_engine(replicas=2, idle_ttl_s=3, engine_args=args, seed=None)
     engine.warmup()
     assert states(engine) == [READY, EngineState.STOPPED]
-    with Load(engine, 8) as load:
+    with Load(asking(engine), 8) as load:
         load.goes_on()
         assert states(engine)[1] is EngineState.STARTING, "nobody waits for it"
         wait_until(lambda: states(engine) == [READY, READY], 60, "the second to be ready")
@@ -109,7 +86,7 @@ def test_the_second_comes_with_the_load_a_crash_loses_nothing_and_it_leaves_when
         wait_until(lambda: states(engine) == [READY, READY], 60, "the second to be back")
         before = shares(engine)[1]
         wait_until(lambda: shares(engine)[1] > before, 30, "answers of the second again")
-    assert load.lost == []
+    assert load.errors == []
     assert [member.life.failures for member in engine.status().members] == [{}, {"killed": 1}]
 
     shown = another_apps(engine).splitlines()
@@ -118,9 +95,9 @@ def test_the_second_comes_with_the_load_a_crash_loses_nothing_and_it_leaves_when
     assert [int(line.split()[1]) > 0 for line in shown[2:]] == [True, True]
     assert [member.starts for member in engine.status().members] == [1, 2], "it has started none"
 
-    with Load(engine, 1) as load:
+    with Load(asking(engine), 1) as load:
         wait_until(lambda: states(engine) == [READY, STANDBY], 30, "the second to be evicted")
-    assert load.lost == []
+    assert load.errors == []
     (_, looks) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/replicas.md").read_text(), re.DOTALL)
     exec(looks, {"llm": SimpleNamespace(engine=engine)})
 

@@ -24,11 +24,11 @@ from shared_engine.model_files.folder import kind_of
 from shared_engine.runtime.record import EngineState
 from shared_engine.runtime.spec import EngineSpec
 from shared_engine.settings import ENVIRONMENT
-from tests.support.command_screens import frames_of, shown_by
 from tests.support.fake_nvml import GIB, A, FakeNvml, gpu
 from tests.support.hand_made import MakeEngine
 from tests.support.hub import COMMIT, hub
 from tests.support.paths import REPOSITORY, TINY_CHAT
+from tests.support.screens import frames_of, shown_by
 from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
