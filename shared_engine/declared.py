@@ -31,12 +31,14 @@ class Setting:
         env: the environment variable it is read from. Not passed on to vLLM, which warns of names it does not know.
         flag: the flag of ``vllm serve`` that it stands for; ``engine_args`` must not set it a second time.
         is_json: whether the variable holds JSON.
+        is_secret: it is never shown, dumped or pickled.
     """
 
     env: str
     decides: Decides
     flag: str | None = None
     is_json: bool = False
+    is_secret: bool = False
 
 
 def declared(model: type[BaseModel]) -> dict[str, Setting]:

@@ -33,7 +33,7 @@ class DefaultFields(BaseModel):
     top_k: Annotated[int | None, Field(ge=-1), Setting("VLLM_DEFAULT_TOP_K", Decides.REQUESTS)] = None
     """Sample from this many most likely tokens; 0 or -1 for all."""
     max_tokens: Annotated[int | None, Field(ge=1), Setting("VLLM_DEFAULT_MAX_TOKENS", Decides.REQUESTS)] = None
-    """Generate at most this many tokens; None: up to the model's limit."""
+    """Generate at most this many tokens; by default up to the model's limit."""
     repetition_penalty: Annotated[
         float | None, Field(gt=0), Setting("VLLM_DEFAULT_REPETITION_PENALTY", Decides.REQUESTS)
     ] = None
@@ -64,7 +64,7 @@ class SamplingFields(BaseModel):
     logit_bias: dict[Annotated[int, Field(ge=0)], float] | None = None
     """Token id -> what is added to its logit, from -100 (never) to 100; vLLM cuts off what is beyond."""
     skip_special_tokens: bool | None = None
-    """Leave special tokens out of the text; vLLM does unless this is False."""
+    """Leave special tokens out of the text, as vLLM does by default."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     """Use only so many tokens of the prompt, its last ones; -1: as many as fit."""
     priority: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
@@ -74,7 +74,7 @@ class SamplingFields(BaseModel):
     lora: str | None = Field(None, min_length=1)
     """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
     logprobs: int | bool | None = None
-    """True: log probability of each token; a number: also that many alternatives."""
+    """The log probability of each token (True); with a number also that many alternatives."""
     structured_outputs: dict[str, Any] | None = None
     """vLLM's constraints on the answer: one of ``{"regex": ...}``, ``{"choice": [...]}``, ``{"grammar": ...}`` (EBNF),
     ``{"json": schema}``, ``{"structural_tag": ...}``."""
@@ -87,7 +87,7 @@ class ChatFields(BaseModel):
     """Parameters that go through the chat template: refused where a text is sent without one."""
 
     enable_thinking: bool | None = None
-    """Chat only, for a model whose template can switch: False to answer at once, True to think before."""
+    """Chat only, for a model whose template can switch: think before the answer (True), or answer at once (False)."""
     reasoning_effort: str | None = None
     """Chat only, for a model that knows it: ``none``, ``low``, ``medium``, ``high``, ... (vLLM checks it)."""
     chat_template_kwargs: dict[str, Any] | None = None

@@ -6,7 +6,6 @@ adapters inherit it, so a setting is defined once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Collection, Mapping
@@ -25,7 +24,7 @@ from shared_engine.addresses import (
     tcp_address,
     user_and_password,
 )
-from shared_engine.config_files import Given, default_files, read_files
+from shared_engine.config_files import Given
 from shared_engine.declared import Decides, Setting, declared
 from shared_engine.device_sets import DeviceSets, device_sets, replica_contradiction, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
@@ -37,12 +36,9 @@ from shared_engine.model_files.parallel import indivisible_heads, lacks_experts
 from shared_engine.model_files.quantization import contradiction
 from shared_engine.parallelism import NO_ENGINE, Parallelism, parallel_contradiction
 from shared_engine.params import DefaultFields
-from shared_engine.validation import Headers, describe_invalid, text_values
+from shared_engine.setting_sources import collect, from_environment, is_here
+from shared_engine.validation import Headers, describe_invalid, text_values, with_sources
 
-SECRET = ("api_key", "basic_auth", "default_headers", "proxy_auth")
-"""Never shown, dumped or pickled: another process reads them from its environment."""
-NOT_PICKLED = (*SECRET, "serve_tcp")
-"""A port that was to have a key must not be opened without one by whoever unpickles the object."""
 # Decided by how the engine is shared; another value would make it unreachable or public.
 _RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "ssl_keyfile", "ssl_certfile"}
 
@@ -145,7 +141,9 @@ class EngineFields(DefaultFields):
     ``default_query``. A list, or several between commas, ``file:///...`` or ``dns+http://...``: a fleet
     (docs/fleets.md)."""
     api_key: Annotated[
-        SecretStr | tuple[SecretStr, ...] | None, Field(exclude=True), Setting("VLLM_API_KEY", Decides.CALLS)
+        SecretStr | tuple[SecretStr, ...] | None,
+        Field(exclude=True),
+        Setting("VLLM_API_KEY", Decides.CALLS, is_secret=True),
     ] = None
     """Sent to ``base_url`` as a bearer token. Of a fleet one for all, or a list with one for each. With ``serve_tcp``
     what requests over TCP must have."""
@@ -159,11 +157,11 @@ class EngineFields(DefaultFields):
         SecretStr | tuple[SecretStr | None, ...] | None,
         AfterValidator(user_and_password),
         Field(exclude=True),
-        Setting("VLLM_BASIC_AUTH", Decides.CALLS),
+        Setting("VLLM_BASIC_AUTH", Decides.CALLS, is_secret=True),
     ] = None
     """``user:password``, sent to ``base_url`` instead of a bearer token."""
     default_headers: Annotated[
-        Headers, Field(exclude=True), Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True)
+        Headers, Field(exclude=True), Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True, is_secret=True)
     ] = None
     """Headers of every request to ``base_url``, such as ``{"X-Tenant": "a"}``. Their values are kept secret."""
     default_query: Annotated[
@@ -179,7 +177,7 @@ class EngineFields(DefaultFields):
         SecretStr | None,
         AfterValidator(user_and_password),
         Field(exclude=True),
-        Setting("VLLM_PROXY_AUTH", Decides.CALLS),
+        Setting("VLLM_PROXY_AUTH", Decides.CALLS, is_secret=True),
     ] = None
     """``user:password`` for ``proxy``; a ``user:password@`` in ``proxy`` is taken from there."""
     ssl_verify: Annotated[bool, Setting("VLLM_SSL_VERIFY", Decides.CALLS)] = True
@@ -286,7 +284,10 @@ class EngineFields(DefaultFields):
     does not decide the engine; that it takes any, up to which rank and how many in one batch, does."""
 
     idle_ttl_s: Annotated[Seconds, Setting("VLLM_IDLE_TTL_SECONDS", Decides.KEEPING)] = 1800
-    """Seconds after the end of the last request until the model leaves memory; ``float("inf")`` for never."""
+    """Seconds after the end of the last request until the model leaves memory; ``inf`` for never.
+
+    In Python that is ``float("inf")``.
+    """
     sleep_after_s: Annotated[Seconds | None, Setting("VLLM_SLEEP_AFTER_SECONDS", Decides.KEEPING)] = None
     """Seconds after the end of the last request until the weights go to RAM, from where the next
     request brings them back.
@@ -356,8 +357,8 @@ class EngineFields(DefaultFields):
         except ValidationError as exc:
             message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources)
             raise SettingsError(message) from None
-        except InvalidInputError as exc:  # of a default for requests, or of a setting under two names
-            raise SettingsError(str(exc)) from None
+        except (SettingsError, InvalidInputError) as exc:  # of a default for requests, or a model that is none
+            raise SettingsError(with_sources(str(exc), sources)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -411,7 +412,8 @@ class EngineSettings(EngineFields):
             files: default: ``./vllm-local.toml`` and ``~/.config/vllm-local/config.toml``, where they are there.
             values: settings, which win over the environment, which wins over the files.
         """
-        return cls.from_given(collect({name: Given(value, "") for name, value in values.items()}, files or None))
+        given = {name: Given(value, "") for name, value in values.items()}
+        return cls.from_given(collect(SETTINGS, given, files or None))
 
     @classmethod
     def from_given(cls, given: Mapping[str, Given]) -> EngineSettings:
@@ -423,13 +425,13 @@ class EngineSettings(EngineFields):
 
     @classmethod
     def _sources(cls, given: Collection[str]) -> dict[str, str]:
-        return {name: ENVIRONMENT[name] for name in _from_environment(given)}
+        return {name: ENVIRONMENT[name] for name in from_environment(SETTINGS, given)}
 
     @model_validator(mode="before")
     @classmethod
     def _read_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        values = {**_from_environment(values), **values}
-        if _is_here(values) and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
+        values = {**from_environment(SETTINGS, values), **values}
+        if is_here(values) and values.get("base_url") == os.environ.get(ENVIRONMENT["base_url"]):
             values["base_url"] = None  # an explicit mode wins over a base_url from the environment
         if values.get("mode") == "direct" and values.get("python") == os.environ.get(ENVIRONMENT["python"]):
             values["python"] = None
@@ -632,61 +634,14 @@ class EngineSettings(EngineFields):
 
 SETTINGS = declared(EngineSettings)
 """Every setting, by name."""
+SECRET = tuple(name for name, setting in SETTINGS.items() if setting.is_secret)
+"""Never shown, dumped or pickled: another process reads them from its environment."""
+NOT_PICKLED = (*SECRET, "serve_tcp")
+"""A port that was to have a key must not be opened without one by whoever unpickles the object."""
 ENVIRONMENT = {name: setting.env for name, setting in SETTINGS.items()}
 """Setting -> environment variable."""
 FLAGS = {name: setting.flag for name, setting in SETTINGS.items() if setting.flag}
 """Setting -> the flag of ``vllm serve`` that it stands for."""
-
-
-def collect(values: Mapping[str, Given], files: Collection[str | os.PathLike[str]] | None = None) -> dict[str, Given]:
-    """Every setting that is given anywhere, from where it counts: ``values``, then the environment, then the files.
-
-    Args:
-        files: an earlier one wins. None: the default ones (config_files.py).
-
-    Raises:
-        SettingsError: a file is not to be used, or a variable does not hold JSON.
-    """
-    environment = {name: Given(value, ENVIRONMENT[name]) for name, value in _from_environment(values).items()}
-    found: dict[str, Given] = {}
-    for layer in (dict(values), environment, read_files(default_files(os.environ) if files is None else files)):
-        found |= {
-            name: each for name, each in layer.items() if name not in found and not _contradicts(name, each, found)
-        }
-    return found
-
-
-def _contradicts(name: str, given: Given, above: Mapping[str, Given]) -> bool:
-    """Whether a value of a lower layer names another place for the requests than a higher one."""
-    values = {name: each.value for name, each in above.items()}
-    if name == "base_url":
-        return _is_here(values)
-    if name == "python":
-        return values.get("mode") == "direct"
-    return name == "mode" and given.value in ("local", "direct") and "base_url" in values
-
-
-def _is_here(values: Mapping[str, Any]) -> bool:
-    """Whether a mode is given that goes to no server."""
-    return values.get("mode") in ("local", "direct") and "remote" not in (values.get("fallback") or ())
-
-
-def _from_environment(given: Collection[str]) -> dict[str, Any]:
-    """The values of settings that were not ``given``; an empty variable counts as unset."""
-    values = {name: os.environ.get(variable) for name, variable in ENVIRONMENT.items() if name not in given}
-    return {
-        name: _parse_json(name, value) if SETTINGS[name].is_json else value for name, value in values.items() if value
-    }
-
-
-def _parse_json(name: str, value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as exc:
-        shown = "" if name in SECRET else f", got {value!r}"
-        raise SettingsError(
-            f'{ENVIRONMENT[name]} must be a JSON object such as {{"name": "value"}}{shown}: {exc}'
-        ) from None
 
 
 def check_model(model: str | None) -> None:

@@ -80,9 +80,15 @@ def describe_invalid(
             continue
         message = error["msg"].removeprefix("Value error, ")
         if not field:  # about the whole, whose input may hold a secret
-            lines.append(message)
+            lines.append(with_sources(message, sources))
         elif field in secret:
             lines.append(f"{label}: {message}")
         else:
             lines.append(f"{label} = {error['input']!r}: {message}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def with_sources(message: str, sources: Mapping[str, str]) -> str:
+    """The message, and where the values came from that it names as ``mode = 'local'`` or ``mode='local'``."""
+    named = [f"{name} from {source}" for name, source in sources.items() if re.search(rf"\b{name} ?=", message)]
+    return message + (f" ({', '.join(named)})" if named else "")

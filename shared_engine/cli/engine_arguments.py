@@ -12,7 +12,9 @@ from shared_engine.cli.field_options import add_option
 from shared_engine.cli.interrupts import importing
 from shared_engine.config_files import Given
 from shared_engine.declared import Decides, docstrings
-from shared_engine.settings import SECRET, SETTINGS, EngineSettings, collect
+from shared_engine.errors import SettingsError
+from shared_engine.setting_sources import collect
+from shared_engine.settings import SECRET, SETTINGS, EngineSettings
 
 if TYPE_CHECKING:
     from shared_engine.engine import Engine
@@ -98,13 +100,13 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Given]:
     given = {name: Given(value, f"--{name.replace('_', '-')}") for name, value in options.items() if value is not None}
     model = getattr(arguments, "model", None)
     if model not in (None, FROM_ELSEWHERE):
-        given["model"] = Given(model, "MODEL")
+        given["model"] = Given(model, "")
     files: Sequence[str] | None = None if arguments.config is None else [arguments.config]
-    found = collect(given, [] if arguments.config == NO_FILE else files)
+    found = collect(SETTINGS, given, [] if arguments.config == NO_FILE else files)
     if "model" in given and "base_url" not in found:
         place = found.get("download_dir")
         name = model_named(str(model), None if place is None else str(place.value))
-        found["model"] = Given(name, found["model"].source)
+        found["model"] = Given(name, "")
     return found
 
 
@@ -118,7 +120,13 @@ def settings_of(arguments: argparse.Namespace, **defaults: Any) -> EngineSetting
         SettingsError: names the setting, its value, and where it came from.
     """
     below = {name: Given(value, "") for name, value in defaults.items()}
-    return EngineSettings.from_given({**below, **given_settings(arguments)})
+    given = {**below, **given_settings(arguments)}
+    if not given.keys() & {"model", "base_url", "mode"}:
+        raise SettingsError(
+            "no model: name a folder or a Hugging Face id here, in VLLM_MODEL_PATH, or as model in a config file; "
+            "for a server that already runs, pass --base-url http://host:8000/v1"
+        )
+    return EngineSettings.from_given(given)
 
 
 def engine_of(arguments: argparse.Namespace, **defaults: Any) -> Engine:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.machine.home import expanded
 
 STDIN = "-"
 
@@ -19,8 +19,7 @@ def texts_of(given: Sequence[str], file: str | None, what: str) -> list[str]:
         what: a text is called for people.
 
     Raises:
-        InvalidInputError: there is none.
-        OSError: the file can't be read.
+        InvalidInputError: there is none, or the file can't be read.
     """
     if given and file is not None:
         raise InvalidInputError(f"{what}: in the command line or in a file ({file}), not both")
@@ -37,22 +36,32 @@ def whole_text(given: Sequence[str], file: str | None, what: str) -> str:
     """The words with a space between them; else all of the file, or of what is piped in, as it is.
 
     Raises:
-        InvalidInputError: there is none.
-        OSError: the file can't be read.
+        InvalidInputError: there is none, or the file can't be read.
     """
     if given and file is not None:
         raise InvalidInputError(f"{what}: in the command line or in a file ({file}), not both")
     if given and list(given) != [STDIN]:
         return " ".join(given)
     if file not in (None, STDIN):
-        return _decoded(Path(str(file)).read_bytes(), str(file))
+        return decoded(_content(str(file)), str(file))
     if sys.stdin is None or (sys.stdin.isatty() and not given):
         raise InvalidInputError(f"{what}: there is none; name it, pipe it in, or pass --file")
-    return _decoded(sys.stdin.buffer.read(), "the input")
+    return decoded(sys.stdin.buffer.read(), "the input")
 
 
-def _decoded(data: bytes, where: str) -> str:
+def _content(file: str) -> bytes:
     try:
-        return data.decode("utf-8-sig")  # whatever the locale is: models know Unicode
+        return expanded(file).read_bytes()
+    except OSError as exc:
+        raise InvalidInputError(f"{file} can't be read: {exc.strerror or exc}") from exc
+
+
+def decoded(data: bytes, where: str, remedy: str = "") -> str:
+    """
+    Raises:
+        InvalidInputError: it is not UTF-8, which is wanted whatever the locale is: models know Unicode.
+    """
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        raise InvalidInputError(f"{where} is not UTF-8: byte {exc.start} is 0x{data[exc.start]:02x}") from None
+        raise InvalidInputError(f"{where} is not UTF-8: byte {exc.start} is 0x{data[exc.start]:02x}{remedy}") from None

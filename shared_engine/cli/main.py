@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
-import os
 import sys
 import traceback
 from collections.abc import Collection, Sequence
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from shared_engine.cli.exit_codes import BUSY, DONE, FAILED, INTERRUPTED, READER_LEFT, USAGE
 from shared_engine.cli.interrupts import raise_again
-from shared_engine.cli.terminal import complain
+from shared_engine.cli.terminal import complain, drop, tell
 from shared_engine.errors import InvalidInputError, SettingsError, VLLMError
 
 
@@ -81,33 +80,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(words)
         finally:
+            tell("", end="")  # what argparse has written
             if sys.stdout is not None:  # it is, where the shell has closed it
                 sys.stdout.flush()
     except BrokenPipeError:
-        _drop_output()
+        drop(sys.stdout)
         return READER_LEFT
     except OSError as exc:
-        _drop_output()
+        drop(sys.stdout)
         complain(_in_words(exc))
         return FAILED
 
 
-def _drop_output() -> None:
-    """What is still buffered must not fail a second time when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _run(words: Sequence[str]) -> int:
-    leaves = ""
+    arguments = argparse.Namespace(interrupted="")
     try:
-        asked = next((word for word in words if not word.startswith("-")), "")
-        arguments = parser_of([_BY_ANY_NAME[asked]] if asked in _BY_ANY_NAME else []).parse_args(words)
-        leaves = arguments.interrupted
+        arguments = _parsed(words)
         raise_again()  # until here nothing but imports has happened
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        if leaves:
-            complain(f"interrupted; {leaves}")
+        if arguments.interrupted:
+            complain(f"interrupted; {arguments.interrupted}")
         return INTERRUPTED
     except BrokenPipeError:
         raise
@@ -127,6 +120,20 @@ def _in_words(exc: Exception) -> str:
 
 
 # ---- what can be asked for
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Ends the command where nothing can be done: with what there is, a version, or what is wrong."""
+    asked = next((word for word in words if not word.startswith("-")), "")
+    parser = parser_of([_BY_ANY_NAME[asked]] if asked in _BY_ANY_NAME else [])
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(USAGE)
+    if asked and asked not in _BY_ANY_NAME:
+        from shared_engine.validation import say_unknown  # late: only where something is wrong
+
+        parser.error(f"{say_unknown('command', asked, _BY_ANY_NAME)}; `vllm-local --help` tells what each does")
+    return parser.parse_args(words)
 
 
 def parser_of(names: Collection[str]) -> argparse.ArgumentParser:
@@ -154,6 +161,7 @@ def parser_of(names: Collection[str]) -> argparse.ArgumentParser:
             module.add_arguments(made)
             leaves = getattr(module, "INTERRUPTED", "")
             made.set_defaults(run=module.run, interrupted=leaves, usage_error=made.error)
+            _require_only_what_must_be_there(made)
             _shorten_usage(made)
         _add_debug(made)
     return parser
@@ -162,6 +170,13 @@ def parser_of(names: Collection[str]) -> argparse.ArgumentParser:
 def module_of(name: str) -> ModuleType:
     """The module of the command of this name."""
     return importlib.import_module(f"shared_engine.cli.commands.{COMMANDS[name].module}")
+
+
+def _require_only_what_must_be_there(parser: argparse.ArgumentParser) -> None:
+    """argparse names ``[PROMPT ...]`` too where MODEL is missing."""
+    for each in parser._actions:
+        if each.nargs == argparse.ZERO_OR_MORE:
+            each.required = False
 
 
 def _shorten_usage(parser: argparse.ArgumentParser) -> None:

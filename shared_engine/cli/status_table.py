@@ -1,11 +1,11 @@
-"""Engines as a table for people, of 100 columns at most: what ``vllm-local status`` shows. It prints nothing itself."""
+"""Engines as a table for people: what ``vllm-local status`` shows. It prints nothing itself."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 
-from shared_engine.cli.table import TABLE_WIDTH, cut, duration, size, table
+from shared_engine.cli.table import cut, duration, size, table, table_width
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.processes import ProcessNode
 
@@ -26,7 +26,7 @@ def status_table(engines: Sequence[EngineInfo], *, tree: bool) -> Iterator[str]:
     for engine, line in zip(engines, lines, strict=True):
         yield line
         if engine.last_error:
-            yield cut(f"  last error: {engine.last_error.splitlines()[0]}", TABLE_WIDTH)
+            yield cut(f"  last error: {engine.last_error.splitlines()[0]}", table_width())
         if tree and engine.processes is not None:
             yield from _tree(engine.processes, "  ", "  ")
 

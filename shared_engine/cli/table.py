@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from shared_engine.observe.log_reader import printable
 
-TABLE_WIDTH = 100
+PIPED_WIDTH = 100
+"""Of a table that goes to no terminal."""
 
 
 def table(
@@ -23,7 +25,7 @@ def table(
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for column, width in least:
-        excess = max(0, sum(widths) + 2 * len(widths) - 2 - TABLE_WIDTH)
+        excess = max(0, sum(widths) + 2 * len(widths) - 2 - table_width())
         widths[column] -= min(excess, max(0, widths[column] - width))
     return [
         "  ".join(
@@ -32,6 +34,11 @@ def table(
         ).rstrip()
         for row in rows
     ]
+
+
+def table_width() -> int:
+    """The columns of the terminal."""
+    return shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
 
 
 def cut(text: str, width: int) -> str:

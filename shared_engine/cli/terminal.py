@@ -1,4 +1,4 @@
-"""What may be written to whom: colours and drawing only for a terminal that can show them; complaints on stderr."""
+"""What may be written to whom: colours and drawing only for a terminal that can show them; what is told, on stderr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,21 @@ def painted(text: str, style: str, stream: TextIO | None) -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if has_colours(stream) else text
 
 
+def tell(text: str, *, end: str = "\n") -> None:
+    """On stderr, at once. Where it can't be written (closed, a full disk) nobody is told, and nothing else changes."""
+    if sys.stderr is None:  # the shell has closed it; print would take stdout
+        return
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        drop(sys.stderr)
+
+
 def complain(text: str) -> None:
     """A line on stderr, under the command's name."""
-    if sys.stderr is not None:  # it is, where the shell has closed it; print would take stdout
-        print(f"vllm-local: {text}", file=sys.stderr)
+    tell(f"vllm-local: {text}")
+
+
+def drop(stream: TextIO) -> None:
+    """What is still buffered must not fail a second time when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import math
+import os
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -262,7 +265,7 @@ class HttpClient(Client):
             message = f"{self.where} can't be reached: the proxy answered {exc.status} {exc.message}"
             raise ServerUnreachableError(message) from None  # aiohttp's shows the proxy's password
         except aiohttp.ClientConnectorError as exc:
-            raise ServerUnreachableError(f"{self.where} can't be reached: {exc.os_error or exc}") from exc
+            raise ServerUnreachableError(f"{self.where} can't be reached: {_why_not(exc.os_error)}") from exc
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
             raise ServerConnectionError(f"{self.where} closed the connection {passed()}") from exc
         except OSError as exc:  # no socket could be made
@@ -283,6 +286,14 @@ class HttpClient(Client):
         with contextlib.suppress(AttributeError):
             if self._base is None:
                 abandon(self._session)
+
+
+def _why_not(error: OSError) -> str:
+    """In the system's words, of each address: ``Connection refused``."""
+    # asyncio's "[Errno 111] Connect call failed ('::1', 80, 0, 0)", or "Multiple exceptions:" and several of these.
+    numbers = dict.fromkeys(map(int, re.findall(r"\[Errno (\d+)\]", str(error))))
+    why = ", ".join(map(os.strerror, numbers)) or error.strerror or str(error)
+    return f"{why}: no server listens there" if list(numbers) == [errno.ECONNREFUSED] else why
 
 
 def _connect_s(timeout: float | None) -> float:

@@ -34,12 +34,14 @@ from tests.support.waiting import wait_until
 Capture = pytest.CaptureFixture[str]
 
 
-def start(*arguments: str, stdout: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen[str]:
     """The command as a process of its own, unbuffered by nothing but itself."""
     return subprocess.Popen(
         [sys.executable, "-m", "shared_engine.cli", *arguments],
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         cwd=REPOSITORY,
         env={**os.environ, **environment},
@@ -101,6 +103,46 @@ def test_an_unknown_option_is_told_with_the_command_and_the_nearest_one(
     error = capsys.readouterr().err
     assert error.startswith("usage: vllm-local stop ")
     assert told in error
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("rnu", "unknown command 'rnu'; did you mean 'run'?; `vllm-local --help` tells what each does"),
+        ("dance", "unknown command 'dance'; known: batch, bench, chat, "),
+    ],
+)
+def test_an_unknown_command_is_told_with_the_nearest_one(capsys: Capture, word: str, told: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--debug", word, "--all"])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_without_a_command_it_tells_which_there_are(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(command.text.split()[0] in err for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        ("run", "MODEL"),
+        ("embed", "MODEL"),
+        ("rerank", "MODEL, QUERY"),
+        ("tokens", "count|show, MODEL"),
+        ("completion", "install|show|remove"),
+        ("batch", "IN, OUT"),
+    ],
+)
+def test_only_words_that_must_be_there_are_missing(capsys: Capture, command: str, missing: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command])
+    assert capsys.readouterr().err.endswith(f"error: the following arguments are required: {missing}\n")
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
@@ -246,6 +288,13 @@ def test_output_that_cannot_be_written_is_told() -> None:
         command = start("status", stdout=full.fileno())
         _, errors = command.communicate(timeout=10)
     assert (command.returncode, errors) == (1, "vllm-local: the output: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
+@pytest.mark.parametrize(("arguments", "code"), [(["logs", "--nope"], 2), (["logs", "nobody"], 1)])
+def test_a_complaint_that_cannot_be_written_changes_no_exit_code(arguments: list[str], code: int) -> None:
+    with open("/dev/full", "w") as full:
+        assert start(*arguments, stderr=full.fileno()).wait(timeout=10) == code
 
 
 # ---- status

@@ -75,6 +75,11 @@ def test_the_model_may_be_named_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
     assert engine_of(parsed("-", "--base-url", "http://h")).settings.base_url == "http://h"
 
 
+def test_no_model_is_told_in_the_words_of_the_command_line() -> None:
+    with pytest.raises(SettingsError, match=r"no model: name a folder .* here, in VLLM_MODEL_PATH, .* --base-url"):
+        settings_of(parsed("-"))
+
+
 def test_a_command_has_defaults_of_its_own_below_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "my.toml"
     file.write_text("max_retries = 4\n")

@@ -217,8 +217,8 @@ def test_texts_that_are_none_or_not_unicode_are_told(tmp_path: Path, monkeypatch
 
 
 def test_a_file_that_is_missing_is_told(server: RemoteServer, capsys: Capture) -> None:
-    assert main(["embed", "-", "--base-url", server.url, "--file", "/no/file"]) == 1
-    assert capsys.readouterr().err == "vllm-local: /no/file: No such file or directory\n"
+    assert main(["embed", "-", "--base-url", server.url, "--file", "/no/file"]) == 2
+    assert capsys.readouterr().err == "vllm-local: /no/file can't be read: No such file or directory\n"
 
 
 # ---- tokens
@@ -333,6 +333,17 @@ def test_config_tells_where_each_value_came_from(
     assert [line.split()[0] for line in shown.splitlines()] == ["SETTING", "base_url", "api_key", "dtype", "idle_ttl_s"]
 
 
+def test_config_shows_values_as_a_file_has_them(capsys: Capture) -> None:
+    words = ["--no-pinned", "--idle-ttl-s", "inf", "--timeout", "60", "--engine-args", '{"max_num_seqs": 8}']
+    assert main(["config", "--given", *words]) == 0
+    values = [
+        line.split(maxsplit=1)[1].rpartition(" --")[0].strip() for line in capsys.readouterr().out.splitlines()[1:]
+    ]
+    assert values == ['{"max_num_seqs": 8}', "inf", "false", "60"]
+    assert main(["config", "--given", "--config", "none"]) == 0
+    assert capsys.readouterr().out == "every setting is at its default\n"
+
+
 def test_config_refuses_what_an_engine_would(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "many")
     assert main(["config"]) == 2
@@ -344,10 +355,15 @@ def test_config_refuses_what_an_engine_would(capsys: Capture, monkeypatch: pytes
 # ---- tables
 
 
-def test_a_table_is_cut_in_the_columns_that_may_be() -> None:
+@pytest.mark.parametrize(
+    ("columns", "shown"), [("", 63 * "a" + "…  " + 30 * "b"), ("80", 49 * "a" + "…  " + 23 * "b" + "…")]
+)
+def test_a_table_is_cut_in_the_columns_that_may_be(monkeypatch: pytest.MonkeyPatch, columns: str, shown: str) -> None:
+    """To 100 columns, or as many as the terminal has."""
+    monkeypatch.setenv("COLUMNS", columns)
     rows = [("A", "B", "C"), (150 * "a", 30 * "b", "1"), ("a\x1b[2J", "b", "22")]
     first, second, third = table(rows, numbers=(2,), least=((0, 50), (1, 5)))
-    assert len(second) == 100
-    assert second.startswith(63 * "a" + "…  " + 30 * "b")
+    assert len(second) == int(columns or 100)
+    assert second.startswith(shown)
     assert third.startswith("a  ")
     assert first.endswith(" C")

@@ -128,6 +128,22 @@ async def test_a_server_that_goes_with_its_connections_is_told_of_once_asked_aga
     await client.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://127.0.0.1:9", "Connection refused: no server listens there"),
+        ("http://localhost:9", "Connection refused: no server listens there"),  # of both its addresses
+        ("http://no-such-host.invalid", "Name or service not known|Temporary failure in name resolution|No address"),
+    ],
+)
+async def test_why_a_server_cannot_be_reached_is_told_in_words(address: str, why: str) -> None:
+    client = HttpClient(address)
+    with pytest.raises(ServerUnreachableError, match=rf"^{address} can't be reached: .*({why})") as caught:
+        await client.request("GET", "/")
+    assert "Errno" not in str(caught.value)
+    await client.close()
+
+
 async def test_a_connection_takes_no_longer_than_a_silence_may() -> None:
     """A listening socket whose queue is full lets nobody know: as a host whose cable is pulled."""
     with socket.socket() as listening, socket.socket() as first:

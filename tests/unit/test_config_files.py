@@ -11,7 +11,8 @@ import pytest
 from shared_engine import EngineSettings, SettingsError
 from shared_engine.config_files import default_files, read_files
 from shared_engine.machine.hub_cache import hub_cache
-from shared_engine.settings import collect
+from shared_engine.setting_sources import collect
+from shared_engine.settings import SETTINGS
 
 
 def written(file: Path, text: str) -> Path:
@@ -44,7 +45,7 @@ def test_an_argument_wins_over_the_environment_the_project_and_the_user(
         True,
     )
     assert settings.dtype == "half"
-    sources = {name: given.source for name, given in collect({}).items()}
+    sources = {name: given.source for name, given in collect(SETTINGS, {}).items()}
     assert sources == {
         "model": "VLLM_MODEL_PATH",
         "max_retries": "VLLM_MAX_RETRIES",
@@ -100,6 +101,11 @@ def test_a_path_that_begins_with_a_dot_is_beside_its_file(folder: Path) -> None:
         ("max_model_len = 'long'", "max_model_len (from {file}) = 'long': must be a number of tokens"),
         ("temperature = -1", "temperature (from {file}) = -1: "),
         ("proxy_auth = 5", "proxy_auth (from {file}): "),
+        ("model = '/no/such'", "model = '/no/such': no such folder (/no/such) (model from {file})"),
+        (
+            "mode = 'remote'",
+            "mode='remote' needs base_url=... (or VLLM_API_URL), such as http://127.0.0.1:8000/v1 (mode from {file})",
+        ),
         ("model", "the config file {file} is not TOML: "),
         (b"model = '\xff'", "the config file {file} is not TOML: "),
     ],

@@ -30,6 +30,7 @@ ORDER = (
     "direct",
     "launch",
     "settings",
+    "setting_sources",
     "config_files",
     "addresses",
     "device_sets",

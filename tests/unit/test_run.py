@@ -24,6 +24,7 @@ from shared_engine.cli.engine_arguments import settings_of
 from shared_engine.cli.main import main, parser_of
 from shared_engine.errors import InvalidInputError
 from tests.support.adapters import ADAPTERS
+from tests.support.command import COMMAND
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.scripted import answers
@@ -89,6 +90,7 @@ def test_thoughts_can_be_hidden(server: RemoteServer, monkeypatch: pytest.Monkey
         (b"only stdin\n\n", [], "only stdin"),
         (b"", ["Explain"], "Explain"),
         ("é漢".encode(), [], "é漢"),
+        (b"\xef\xbb\xbfa file with a mark", [], "a file with a mark"),
         (b"", ["--temperature", "0", "after", "--top-p=1", "options"], "after options"),
         (b"", ["before", "--temperature", "0", "after"], "before after"),
         (b"", ["--", "-dash"], "-dash"),
@@ -176,7 +178,8 @@ def test_no_prompt_is_wrong_usage(monkeypatch: pytest.MonkeyPatch, capsys: Captu
 
 def test_what_is_no_text_on_stdin_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert run(monkeypatch, "Hi", stdin=b"\xff\xd8") == 2
-    assert "stdin is not UTF-8 text" in capsys.readouterr().err
+    told = "vllm-local: the input is not UTF-8: byte 0 is 0xff; a picture or a sound goes with -a FILE\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_chat_needs_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -248,6 +251,17 @@ def test_each_piece_is_written_at_once_and_ctrl_c_ends_the_request(server: Remot
     assert (process.returncode, out) == (130, b"\n")
     assert err == b"vllm-local: interrupted; the engine is asked for nothing more, and stays\n"
     assert server.aborted.wait(5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
+def test_what_cannot_be_told_on_stderr_costs_no_answer(server: RemoteServer) -> None:
+    answers(server, THOUGHTFUL)
+    words = [*COMMAND, "run", "-", "Why?", "--stats"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=full, cwd=REPOSITORY
+        )
+    assert (done.returncode, done.stdout) == (0, b"It scatters.\n")
 
 
 @pytest.mark.slow
@@ -328,6 +342,12 @@ def test_what_is_no_schema_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         form_parameters(schema, None, None)
 
 
+@pytest.mark.parametrize("choices", [[""], ["a,"], ["a", " "]])
+def test_a_choice_of_nothing_is_refused(choices: list[str]) -> None:
+    with pytest.raises(InvalidInputError, match="has an empty choice: --choice A,B,C"):
+        form_parameters(None, choices, None)
+
+
 def test_two_forms_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="--json and --regex both hold the answer to a form"):
         form_parameters("", None, "a")
@@ -349,6 +369,11 @@ def test_a_file_becomes_the_part_of_its_kind(tmp_path: Path) -> None:
         attachment(str(other))
     with pytest.raises(InvalidInputError, match="does not exist"):
         attachment("none.png")
+    for place in ("ftp://h/a.png", "S3://bucket/a.png"):
+        with pytest.raises(
+            InvalidInputError, match=r"a URL of a kind that is not loaded: give a path, or http\(s\)://"
+        ):
+            attachment(place)
 
 
 def test_a_file_that_was_dropped_on_the_terminal_is_found(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ WORDING = Wording(
 )
 
 # A path as terminals paste it when a file is dropped on them: in quotes, or with backslashes before blanks.
+_OTHER_URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DROPPED = re.compile(r"""(?<!\S)(?:'(?P<single>[^'\n]+)'|"(?P<double>[^"\n]+)"|(?P<bare>(?:\\.|[^\s\\'"])+))(?!\S)""")
 
 
@@ -36,6 +37,8 @@ def attachment(place: str) -> Part:
         return media_part(_kind(mime_type_of(Path(urlsplit(place).path))) or "image", place)
     if place[:5].lower() == "data:":
         return media_part(_kind(place[5:]) or "image", place)
+    if _OTHER_URL.match(place):
+        raise InvalidInputError(f"{position} is a URL of a kind that is not loaded: give a path, or http(s)://")
     file = file_of(place, position)
     content = read_file(file, position)
     mime_type = mime_type_of(file)

@@ -28,8 +28,10 @@ def form_parameters(schema: str | None, choices: Sequence[str] | None, regex: st
     if len(given) > 1:
         raise InvalidInputError(f"{' and '.join(given)} both hold the answer to a form: pass one of them")
     if choices is not None:
-        named = choices[0].split(",") if len(choices) == 1 else list(choices)
-        return {"structured_outputs": {"choice": [each.strip() for each in named]}}
+        named = [each.strip() for each in (choices[0].split(",") if len(choices) == 1 else choices)]
+        if not all(named):
+            raise InvalidInputError(f"--choice {','.join(choices)!r} has an empty choice: --choice A,B,C")
+        return {"structured_outputs": {"choice": named}}
     if regex is not None:
         return {"structured_outputs": {"regex": regex}}
     if schema == PLAIN_JSON:

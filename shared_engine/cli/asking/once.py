@@ -17,7 +17,8 @@ from shared_engine.cli.asking.answer import Answer, figures, printable
 from shared_engine.cli.asking.attachments import WORDING, Part, user_message
 from shared_engine.cli.asking.forms import form_parameters
 from shared_engine.cli.exit_codes import DONE, FAILED
-from shared_engine.cli.terminal import DIM, complain, painted
+from shared_engine.cli.input_texts import decoded
+from shared_engine.cli.terminal import DIM, complain, painted, tell
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import GenerationResult
@@ -62,10 +63,7 @@ def read_stdin() -> str | None:
     """
     if sys.stdin is None or sys.stdin.isatty():
         return None
-    try:
-        return sys.stdin.buffer.read().decode().rstrip("\n")
-    except UnicodeDecodeError as exc:
-        raise InvalidInputError(f"stdin is not UTF-8 text ({exc}); a picture or a sound goes with -a FILE") from exc
+    return decoded(sys.stdin.buffer.read(), "the input", "; a picture or a sound goes with -a FILE").rstrip("\n")
 
 
 def answer_once(settings: EngineSettings, parameters: Mapping[str, Any], once: Once) -> int:
@@ -153,10 +151,10 @@ class _Printed:
         self._thought = self._text = "\n"
 
     def reasoning(self, piece: str) -> None:
-        if piece and not self._hides_thinking and sys.stderr is not None:
+        if piece and not self._hides_thinking:
             self._thought = piece
-            shown = printable(piece) if sys.stderr.isatty() else piece
-            print(painted(shown, DIM, sys.stderr), end="", file=sys.stderr, flush=True)
+            shown = printable(piece) if sys.stderr is not None and sys.stderr.isatty() else piece
+            tell(painted(shown, DIM, sys.stderr), end="")
 
     def text(self, piece: str) -> None:
         if piece:
@@ -172,5 +170,5 @@ class _Printed:
 
     def _end_thought(self) -> None:
         if not self._thought.endswith("\n"):
-            print(file=sys.stderr, flush=True)
+            tell("")
         self._thought = "\n"

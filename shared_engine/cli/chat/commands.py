@@ -17,6 +17,7 @@ from shared_engine.errors import InvalidInputError
 from shared_engine.machine.home import expanded
 from shared_engine.observe.engines import find_engines
 from shared_engine.params import GenerationParams
+from shared_engine.validation import say_unknown
 
 if TYPE_CHECKING:
     from shared_engine.cli.chat.repl import Chat
@@ -140,15 +141,16 @@ def _set(chat: Chat, argument: str) -> None:
         raise InvalidInputError(
             f"{name} can't be set in a chat" + ("; /model NAME changes it" if name == "model" else "")
         )
+    if name not in _settable():
+        raise InvalidInputError(say_unknown("parameter", name, _settable()))
     if not value:
         known = chat.parameters.get(name)
-        GenerationParams(**{name: known})
         chat.screen.say(f"{name} is not set" if known is None else f"{name} = {_in_words(known)}")
         return
     parameters = {each: old for each, old in chat.parameters.items() if each != name}
     if value.lower() != _NONE:
         parameters[name] = _value(name, value)
-    GenerationParams(**{name: None, **parameters})  # refuses unknown names too
+    GenerationParams(**parameters)
     chat.parameters = parameters
     chat.screen.note(f"{name} = {_in_words(parameters[name])}" if name in parameters else f"{name} is not set any more")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import sys
-from typing import Any, TextIO
 
 from shared_engine.cli.argument_types import count
 from shared_engine.cli.batch.asking import Asked
@@ -18,6 +16,7 @@ from shared_engine.cli.engine_arguments import add_engine_arguments, engine_of
 from shared_engine.cli.exit_codes import DONE, FAILED, SOME_FAILED
 from shared_engine.cli.exit_codes import INTERRUPTED as INTERRUPTED_CODE
 from shared_engine.cli.sampling_arguments import add_sampling_arguments, given_parameters
+from shared_engine.cli.terminal import tell
 from shared_engine.params import GenerationParams
 
 EXAMPLES = (
@@ -69,23 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
         max_inflight=arguments.max_inflight,
         retry_errors=arguments.retry_errors,
     )
-    where = sys.stderr if arguments.output == STDOUT else sys.stdout
+    say = tell if arguments.output == STDOUT else print
     if arguments.dry_run:
+        arguments.interrupted = "nothing was written"
         estimated = estimate(engine, job, arguments.sample)
-        _say(estimated.to_json() if arguments.json else estimated.lines(job.rows.unit), where)
+        say(json.dumps(estimated.to_json()) if arguments.json else "\n".join(estimated.lines(job.rows.unit)))
         return DONE
     counts = run_job(engine, job)
     if arguments.json:
-        _say(counts.to_json(arguments.output), where)
+        say(json.dumps(counts.to_json(arguments.output)))
     else:
-        _say(counts.lines(arguments.output, job.rows.unit), sys.stderr)
+        tell("\n".join(counts.lines(arguments.output, job.rows.unit)))
     if counts.is_interrupted:
         return INTERRUPTED_CODE
     if counts.stopped is not None:
         return FAILED
     return SOME_FAILED if counts.errors else DONE
-
-
-def _say(what: dict[str, Any] | list[str], where: TextIO) -> None:
-    for line in [json.dumps(what)] if isinstance(what, dict) else what:
-        print(line, file=where)

@@ -15,6 +15,7 @@ from shared_engine.cli.bench import Level, measure
 from shared_engine.cli.engine_arguments import add_engine_arguments, engine_of
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, table
+from shared_engine.cli.terminal import tell
 
 if TYPE_CHECKING:
     from shared_engine.engine import Engine
@@ -68,7 +69,7 @@ async def _measured(engine: Engine, arguments: argparse.Namespace) -> tuple[list
         levels = []
         for parallel in arguments.parallel:
             if sys.stderr is not None and sys.stderr.isatty():
-                print(f"  ... {parallel} in parallel", file=sys.stderr)
+                tell(f"  ... {parallel} in parallel")
             levels.append(await measure(engine, parallel, arguments.rounds, *shape))
     return levels, loaded_s
 

@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = (
         "install: for all shells that start from now on; show: print what the shell has to read; remove: undo install"
     )
-    parser.add_argument("what", choices=("install", "show", "remove"), help=text)
+    parser.add_argument("what", choices=("install", "show", "remove"), metavar="install|show|remove", help=text)
     text = "default: the one of the variable SHELL"
-    parser.add_argument("shell", nargs="?", choices=SHELLS, help=text)
+    parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="|".join(SHELLS), help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from pydantic import SecretStr
@@ -44,10 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [(name, _value(settings, name, given), _source(name, given)) for name in names]
     if arguments.json:
         print(as_json({name: {"value": value, "source": source} for name, value, source in rows}))
-    else:
-        told = [(name, "" if value is None else str(value), source) for name, value, source in rows]
+    elif rows:
+        told = [(name, _as_in_a_file(value), source) for name, value, source in rows]
         print("\n".join(table([("SETTING", "VALUE", "SOURCE"), *told], least=((1, 30),))))
+    else:
+        print("every setting is at its default")
     return DONE
+
+
+def _as_in_a_file(value: Any) -> str:
+    """In TOML's words, without quotes; an empty one is not set."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, default=str)
 
 
 def _value(settings: EngineSettings, name: str, given: dict[str, Given]) -> Any:

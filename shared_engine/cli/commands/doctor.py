@@ -9,6 +9,7 @@ import sys
 from shared_engine.cli.doctor import diagnose
 from shared_engine.cli.exit_codes import DONE, FAILED
 from shared_engine.cli.finding import Finding, Outcome
+from shared_engine.cli.terminal import tell
 
 EXAMPLES = ("vllm-local doctor", "vllm-local doctor --model Qwen/Qwen3-4B", "vllm-local doctor --no-smoke --json")
 INTERRUPTED = "nothing that it started is left running"
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     def say(text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"  ... {text}", file=sys.stderr)
+        if sys.stderr is not None and sys.stderr.isatty():
+            tell(f"  ... {text}")
 
     findings: list[Finding] = []
     for finding in diagnose(arguments.model, smoke=arguments.smoke, say=say):

@@ -12,6 +12,7 @@ from pathlib import Path
 from shared_engine.cli.argument_types import count
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.naming import ENGINE_HELP
+from shared_engine.cli.terminal import tell
 from shared_engine.errors import EngineNameError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import choose, find_engines
@@ -51,5 +52,5 @@ def _last_used(engines: Sequence[EngineInfo]) -> EngineInfo:
     if not engines:
         raise EngineNameError(f"no engines found in {runtime_root()}")
     if len(engines) > 1:
-        print(f"==> {engines[0].name} ({engines[0].key})", file=sys.stderr)
+        tell(f"==> {engines[0].name} ({engines[0].key})")
     return engines[0]  # the living come first, then the most recently used

@@ -22,7 +22,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "count: how many tokens a prompt has; show: which ones, without those that a model puts around a prompt"
-    parser.add_argument("what", choices=("count", "show"), help=text)
+    parser.add_argument("what", choices=("count", "show"), metavar="count|show", help=text)
     add_engine_arguments(parser)
     text = "the text; without any, all of --file or of what is piped in"
     parser.add_argument("words", nargs="*", metavar="TEXT", help=text)
