@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
+.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-long   what make test leaves out for its length, on real vLLM and the fake: 8 minutes"
 	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
 	@echo "make test-batch-kills  vllm-local batch killed at KILLS=50 random moments, its file compared byte by byte; 2 minutes"
+	@echo "make test-api      the gateway asked all that its OpenAPI says, EXAMPLES=50 of each: 10 minutes"
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
@@ -150,6 +151,10 @@ test-oldest: .venv-oldest/made
 
 test-faults: .venv/dev install
 	@$(CLEAN_ENV) FAULT_ROUNDS=1 $(BIN)/python -m pytest tests/fake tests/real/test_failure_matrix.py
+
+EXAMPLES := 50
+test-api: .venv/dev
+	@$(CLEAN_ENV) FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n 0 --timeout 3600 tests/unit/test_gateway_openapi.py tests/unit/test_gateway_fuzz.py
 
 # Makes an environment for each release, once, in the user's cache folder: 2 to 4 GB each.
 VERSIONS := 0.26.0 0.28.0 0.30.0 0.31.0 0.32.0

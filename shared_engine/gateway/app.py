@@ -23,13 +23,15 @@ from shared_engine.gateway.life import routes as life
 from shared_engine.gateway.numbers import metrics_page
 from shared_engine.gateway.ollama import routes as ollama
 from shared_engine.gateway.passing import PassedOn
+from shared_engine.gateway.reference import routes as reference
 from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
 
-PASSED = ("/v1/{rest:path}", "/v2/{rest:path}", *(f"/{name}" for name in (
-    "tokenize", "detokenize", "pooling", "classify", "score", "rerank",
-)))  # fmt: skip
+PASSED = {
+    "/v1/{rest:path}": ["GET", "POST", "DELETE"],
+    "/v2/{rest:path}": ["GET", "POST", "DELETE"],
+    **{f"/{name}": ["POST"] for name in ("tokenize", "detokenize", "pooling", "classify", "score", "rerank")},
+}
 """What goes to a model. What else vLLM serves is about one server, not for everybody who may ask a model."""
-_METHODS = ["GET", "POST", "DELETE"]
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +58,8 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             Route("/v1/models/{name:path}", routes.model),
             *life.routes(catalog),
             *ollama.routes(catalog),
-            *(Route(path, routes.pass_on, methods=_METHODS) for path in PASSED),
+            *reference.routes(catalog),
+            *(Route(path, routes.pass_on, methods=methods) for path, methods in PASSED.items()),
         ],
         middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],
         exception_handlers={RefusedError: _refused, HTTPException: _not_there, Exception: _failed},

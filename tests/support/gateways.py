@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,10 +21,13 @@ import httpx
 from shared_engine import Engine
 from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
-from shared_engine.gateway.config import GatewayConfig
+from shared_engine.gateway.config import GatewayConfig, read_config
+from shared_engine.gateway.listening import Listening, bound
+from shared_engine.gateway.server import server_of
 from tests.support.callers import HELLO
 from tests.support.command import COMMAND, given_to
 from tests.support.paths import REPOSITORY
+from tests.support.remote_server import Handler, running_server
 from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -95,6 +100,33 @@ class Gateway:
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(LEAVE_S)
+
+
+@contextmanager
+def running_gateway(
+    folder: Path, handler: Handler | None = None, url: str | None = None, **fields: Any
+) -> Iterator[tuple[str, int]]:
+    """One in a thread of this process, before the server at ``url``, or one of ours; its address."""
+    listening = Listening(port=0, drain_s=1)
+    (sock,) = bound(listening)
+    with running_server() as far, sock:
+        far.handler = handler or far.handler
+        file = folder / "models.yaml"
+        file.write_text(json.dumps({"models": {"a": {"base_url": url or far.url}}, **fields}))
+
+        async def run() -> None:
+            await server.serve(sockets=[sock])
+
+        server = server_of(Catalog(read_config(file)), listening)
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+        try:
+            wait_until(lambda: server.started, 10, "the gateway to listen")
+            yield sock.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 @contextmanager

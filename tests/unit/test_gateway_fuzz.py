@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +79,11 @@ async def status_of(app: ASGIApp, scope: Scope, body: bytes) -> int:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300 + 100 * int(os.environ.get("FUZZ_EXAMPLES", "0")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     method=st.sampled_from(("GET", "POST", "DELETE", "PUT", "OPTIONS", "X")),
     path=paths, query=st.binary(max_size=20), kind=st.sampled_from(KINDS), more=headers, body=bodies,

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
 
 from shared_engine.gateway import asked, connections
-from shared_engine.gateway.catalog import Catalog
-from shared_engine.gateway.config import read_config
 from shared_engine.gateway.listening import Listening, bound
-from shared_engine.gateway.server import server_of
-from tests.support.gateways import gateway
-from tests.support.remote_server import Handler, running_server
+from tests.support.gateways import gateway, running_gateway
+from tests.support.remote_server import running_server
 from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 IDLE = 10_000
-
-
-@contextmanager
-def running_gateway(folder: Path, handler: Handler | None = None, **fields: Any) -> Iterator[tuple[str, int]]:
-    """One in a thread of this process, before a server that answers with ``handler``, or at once; its address."""
-    listening = Listening(port=0, drain_s=1)
-    (sock,) = bound(listening)
-    with running_server() as far, sock:
-        far.handler = handler or far.handler
-        file = folder / "models.yaml"
-        file.write_text(json.dumps({"models": {"a": {"base_url": far.url}}, **fields}))
-
-        async def run() -> None:
-            await server.serve(sockets=[sock])
-
-        server = server_of(Catalog(read_config(file)), listening)
-        thread = threading.Thread(target=lambda: asyncio.run(run()))
-        thread.start()
-        try:
-            wait_until(lambda: server.started, 10, "the gateway to listen")
-            yield sock.getsockname()
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

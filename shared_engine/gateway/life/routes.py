@@ -107,7 +107,7 @@ class _Life:
 
     async def unload(self, request: Request) -> Response:
         asked = await self._asked(request, OfModel, is_for_admins=True)
-        model = self._model(asked.model, request)
+        model = self._own_model(asked.model, request)
         await _explained(model, model.endpoint.evict(asked.timeout))
         return JSONResponse(await self._board.entry(model))
 
@@ -119,12 +119,22 @@ class _Life:
 
     async def _pinned(self, request: Request, *, is_pinned: bool) -> Response:
         asked = await self._asked(request, OfModel, is_for_admins=True)
-        model = self._model(asked.model, request)
+        model = self._own_model(asked.model, request)
         await _explained(model, model.pin(is_pinned=is_pinned))
         return JSONResponse(await self._board.entry(model))
 
     def _model(self, name: str | None, request: Request) -> ServedModel:
         return self._catalog.find(name, _key(request))[0]
+
+    def _own_model(self, name: str | None, request: Request) -> ServedModel:
+        """
+        Raises:
+            RefusedError: its engine is not one of this machine.
+        """
+        model = self._model(name, request)
+        if model.config.settings.is_remote:
+            raise RefusedError(400, f"{model.config.id}: its server is remote, and keeps it", "remote_model")
+        return model
 
     # ---- requests
 

@@ -1,0 +1,1 @@
+"""What the gateway can be asked, described: ``/openapi.json``, which ``/docs`` shows."""
