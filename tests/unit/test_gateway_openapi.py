@@ -129,11 +129,15 @@ def test_schemathesis_finds_it_as_described(tmp_path: Path) -> None:
         del whole["paths"][path]
     logs = whole["paths"]["/api/v1/inference/logs"]["get"]
     logs["parameters"] = [each for each in logs["parameters"] if each["name"] != "follow"]
+    for path in whole["paths"].values():  # which of two models, or none, is nothing to find out again and again
+        for each in path.values():
+            for content in each.get("requestBody", {}).get("content", {}).values():
+                content["schema"]["properties"]["model"] = {"enum": ["a", "none"]}
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(whole))
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{rest:.*}", answer)
-    some = ["--phases", "examples,fuzzing", "-n", "5", "--no-shrink"] if not EXAMPLES else ["-n", str(EXAMPLES)]
+    some = ["--phases", "examples,fuzzing", "-n", "3", "--no-shrink"] if not EXAMPLES else ["-n", str(EXAMPLES)]
     with running_app(app) as url, running_gateway(tmp_path, url=url) as (host, port):
         words = [
             sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", f"http://{host}:{port}", *some,

@@ -83,8 +83,11 @@ SOUND: Schema = {
 
 _OLLAMA = {"options": or_null({"type": "object"}), "keep_alive": KEEP_ALIVE}
 _OLLAMA_FORM = {
-    "stream": told(or_null(TRUTH), "In lines, as it comes; the default."), "format": ANY, "think": ANY, **_OLLAMA
-}  # fmt: skip
+    "stream": told(or_null(TRUTH), "In lines, as it comes; the default."),
+    "format": {"anyOf": [TEXT, {"type": "object"}, {"type": "null"}]},
+    "think": {"anyOf": [TRUTH, TEXT, {"type": "null"}]},
+    **_OLLAMA,
+}
 
 
 def _asks_ollama(example: Schema, /, **properties: Schema) -> Schema:
