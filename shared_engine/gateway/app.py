@@ -85,7 +85,7 @@ class Routes:
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, _: Request) -> Response:
-        body, kind = await asyncio.to_thread(metrics_page)
+        body, kind = await asyncio.to_thread(metrics_page, self._catalog)
         return Response(body, media_type=kind)
 
     async def models(self, request: Request) -> Response:

@@ -11,12 +11,14 @@ from typing import Any
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
-from shared_engine.gateway.in_flight import InFlight
+from shared_engine.gateway.in_flight import InFlight, InFlightRequest
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
 from shared_engine.gateway.refusals import model_not_found
+from shared_engine.gateway.turns import RouteInTurn, Turns
 from shared_engine.request.endpoints import endpoint_of
-from shared_engine.request.forwarding import Forwarding
+from shared_engine.request.forwarded_answer import ForwardedAnswer
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from shared_engine.request.sending import Requests
 from shared_engine.runtime.redacted import redacted
 
@@ -32,16 +34,22 @@ class ServedModel:
 
     Attributes:
         in_flight: the requests of all models.
+        is_open: its requests may begin: it is no other model's turn (turns.py).
+        turns_given: how often they had to wait, so that another one got room.
         is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
     """
 
-    def __init__(self, config: ModelConfig, in_flight: InFlight) -> None:
+    def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
         self.config = config
         self.in_flight = in_flight
+        self._turns = turns
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+        self.turns_given = 0
         self.is_pinned = config.settings.pinned
         settings = config.settings
         self.endpoint = endpoint_of(settings)
-        self.forwarding = Forwarding(self.endpoint, settings)
+        self._forwarding = Forwarding(self.endpoint, settings)
         self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
         self._capabilities: list[str] | None = None
         self._requests = Requests(self.endpoint, settings.timeout, settings.max_retries)
@@ -56,12 +64,34 @@ class ServedModel:
             self._capabilities = capabilities_of(self.config.settings)
         return self._capabilities
 
+    @property
+    def takes_turns(self) -> bool:
+        """It is loaded on this machine, and nowhere else."""
+        return self.config.settings.modes == ("local",)
+
+    @property
+    def is_used(self) -> bool:
+        """Requests from here run on it."""
+        return any(each.model == self.config.id and not each.is_waiting for each in self.in_flight)
+
+    async def answer(self, request: ForwardedRequest, listed: InFlightRequest) -> ForwardedAnswer:
+        """To a request, once the model is loaded, and as ``Forwarding.forward``.
+
+        Args:
+            listed: the request, in the list of all.
+        """
+        return await self._forwarding.forward(request, lambda route: RouteInTurn(route, self._turns, self, listed))
+
     async def load(self) -> None:
-        """Return when it is ready.
+        """Return when it is ready, in its turn.
 
         Raises:
             VLLMError: it can't be.
         """
+        await self._turns.load(self)
+
+    async def make_ready(self) -> None:
+        """The same, whoever's turn it is."""
         await self._requests.check_health()
 
     async def keep_alive(self, seconds: float | None) -> None:
@@ -112,7 +142,8 @@ class Catalog:
         self.log = OwnLog()
         self.leaving = asyncio.Event()
         self.unloads_at_end = False
-        self.models = {id_: ServedModel(model, self.in_flight) for id_, model in config.models.items()}
+        self._turns = Turns(lambda: (*self.models.values(),), lambda: self.config.fields.turn_s)
+        self.models = {id_: self._served(model) for id_, model in config.models.items()}
         self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
 
@@ -123,13 +154,16 @@ class Catalog:
         """
         kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
         self._replaced += [model for id_, model in self.models.items() if id_ not in kept]
-        self.models = {id_: kept.get(id_) or ServedModel(model, self.in_flight) for id_, model in config.models.items()}
+        self.models = {id_: kept.get(id_) or self._served(model) for id_, model in config.models.items()}
         self.config = config
         for id_, task in list(self._preloads.items()):
             if id_ not in kept:
                 task.cancel()
                 del self._preloads[id_]
         self.preload()
+
+    def _served(self, model: ModelConfig) -> ServedModel:
+        return ServedModel(model, self.in_flight, self._turns)
 
     # ---- which
 

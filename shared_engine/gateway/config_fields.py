@@ -131,5 +131,7 @@ class FileFields(_Declared):
     """How long the fetching for one request may take."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 << 20
     """Longest request."""
+    turn_s: Annotated[float, Field(ge=0)] = 10.0
+    """Where not all models fit: seconds until a busy one has to make room, once it is loaded, and its requests wait."""
     comment_interval_s: Annotated[float, Field(gt=0)] = 10.0
     """While a stream waits for its model: seconds between comments, so that proxies do not cut the connection."""

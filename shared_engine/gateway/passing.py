@@ -101,8 +101,7 @@ class PassedOn:
         try:
             request = replace(self._request, body=await inlined(self._request.body, rules))
             async with self._model.places.place(self._model.config.settings.timeout):
-                self._listed.is_waiting = False
-                answer = await self._model.forwarding.forward(request)
+                answer = await self._model.answer(request, self._listed)
                 async with contextlib.aclosing(answer):
                     await _ended(commenting)
                     await self._model.keep_alive(self._keep_alive_s)

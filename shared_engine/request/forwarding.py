@@ -82,24 +82,32 @@ class Forwarding:
         self._names = {ANY_MODEL, *own}
         self._held_seed = seed_of(settings) if settings.reproducible else None
 
-    async def forward(self, request: ForwardedRequest) -> ForwardedAnswer:
+    async def forward(
+        self, request: ForwardedRequest, through: Callable[[Route], Route] | None = None
+    ) -> ForwardedAnswer:
         """The server's answer. It holds the lease until it was read to its end, or is closed.
 
         The first piece of a stream is awaited: until then the request can be sent again without anybody's knowing.
+
+        Args:
+            through: makes another way of the request's own one.
 
         Raises:
             VLLMError: there is no answer.
         """
         observed = Observed(self._endpoint, request.route, request.body)
         try:
-            return await self._forward(request, observed)
+            return await self._forward(request, observed, through)
         except BaseException as exc:
             observed.end(exc)
             raise
 
-    async def _forward(self, request: ForwardedRequest, observed: Observed) -> ForwardedAnswer:
+    async def _forward(
+        self, request: ForwardedRequest, observed: Observed, through: Callable[[Route], Route] | None
+    ) -> ForwardedAnswer:
         retry = Retry(self._max_retries, self._timeout)
         route = self._endpoint.for_request(request.route, request.body, request.session)
+        route = route if through is None else through(route)
         while True:
             try:
                 acquired = await self._acquired(request, route)

@@ -73,6 +73,9 @@ class LocalEndpoint(EngineEndpoint):
             return await self._connected(supervisor, record)
         return await self.acquire() if await self.is_ready() else None
 
+    def is_up(self) -> bool:
+        return self._supervisor is not None and self._supervisor.is_up()
+
     async def is_ready(self) -> bool:
         """Whether the engine answers, whoever has started it."""
         with _our_errors():

@@ -59,6 +59,9 @@ class ReplicaEndpoint(FleetEndpoint):
     def endpoint_of(self, name: str) -> LocalEndpoint:
         return self._endpoints[name]
 
+    def is_up(self) -> bool:
+        return any(endpoint.is_up() for endpoint in self._endpoints.values())
+
     # ---- which run
 
     async def refresh(self) -> None:

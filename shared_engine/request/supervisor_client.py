@@ -96,6 +96,11 @@ class SupervisorClient:
             return None
         return record
 
+    def is_up(self) -> bool:
+        """Whether the record has it so that the engine answers; its supervisor may have been killed since."""
+        record = self._current_record()
+        return record is not None and record.is_usable
+
     def _current_record(self) -> Record | None:
         """The record, read again only when the file is another one than last time."""
         try:

@@ -62,6 +62,8 @@ def test_each_of_two_models_is_started_by_the_first_request_that_names_it(
             "parent": None,
             "max_model_len": one.context_window,
             "status": {"value": "ready"},
+            "capabilities": ["completions"],
+            "pinned": False,
             "aliases": ["uno"],
             "requests": {"running": 0, "waiting": 0},
         }
