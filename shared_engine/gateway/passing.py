@@ -25,7 +25,15 @@ from shared_engine.request.refusals import error_from_response
 
 BUSY_AGAIN_S = 1
 LAST_WORDS_S = 1.0
-_OF_THIS_HOP = frozenset(("date", "server", "set-cookie", "content-length"))
+_OF_THIS_HOP = frozenset((
+    "date", "server", "set-cookie", "content-length", "www-authenticate",
+    # What a browser would take for rules of this gateway's own.
+    "access-control-allow-credentials", "access-control-allow-headers", "access-control-allow-methods",
+    "access-control-allow-origin", "access-control-expose-headers", "alt-svc", "clear-site-data",
+    "content-security-policy", "nel", "refresh", "report-to", "strict-transport-security", "x-content-type-options",
+))  # fmt: skip
+# A server's answer never is a page of this gateway's, which could read its keys.
+_NO_PAGE = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"default-src 'none'; sandbox"))
 _BUSY = (429, 503)
 _EVENTS = "text/event-stream"
 # nginx would hold a stream back otherwise.
@@ -202,6 +210,7 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightReq
         for name, value in answer.headers
         if name.lower() not in _OF_THIS_HOP
     ]
+    headers += _NO_PAGE
     kind = next((value for name, value in headers if name == b"content-type"), b"").partition(b";")[0].decode()
     if answer.status in _BUSY and not any(name == b"retry-after" for name, _ in headers):
         headers.append((b"retry-after", str(BUSY_AGAIN_S).encode()))

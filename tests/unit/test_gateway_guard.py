@@ -212,6 +212,26 @@ async def test_the_gateways_key_is_not_sent_to_a_models_server_and_nothing_of_it
         assert "the-servers-own" not in refused.text
 
 
+async def test_a_models_server_makes_no_rules_for_browsers_here(tmp_path: Path, server: RemoteServer) -> None:
+    """Nor a page, in which a script of its could read what the gateway's own page keeps."""
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        rules = {
+            "Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true", "Set-Cookie": "a=b",
+            "Clear-Site-Data": '"*"', "Strict-Transport-Security": "max-age=1", "Alt-Svc": 'h3=":1"', "Refresh": "0",
+            "Content-Security-Policy": "default-src *", "WWW-Authenticate": "Basic", "X-Kept": "1",
+        }  # fmt: skip
+        return web.Response(text="<script>alert(1)</script>", content_type="text/html", headers=rules)
+
+    server.handler = page
+    async with asking(config(tmp_path, server)) as client:
+        answer = await client.post(CHAT, json={"model": "a", "messages": HELLO})
+    assert answer.text == "<script>alert(1)</script>"
+    assert set(answer.headers) == {"content-type", "x-kept", "x-content-type-options", "content-security-policy"}
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 # ---- bodies and paths
 
 
