@@ -27,6 +27,8 @@ _DATA = (*MEDIA_KINDS, "text-plain", "file")
 _SENT_AS_THEY_ARE = ("image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "tool_reference", "refusal")
 _KNOWN = ("text", *_DATA, *_MEDIA_URLS, "input_audio", *_SENT_AS_THEY_ARE)
 
+_MIME_TYPES = ("mime_type", "media_type", "mimeType")  # LangChain's, Anthropic's, MCP's
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 Block = Mapping[Any, Any]
@@ -124,7 +126,8 @@ def _parse(block: Block, kind: str, position: str) -> _Data:
     is_v0_text = block.get("source_type") == "text"
     url, place = fields.get("url"), _file_place(fields)
     file = None if place is None else file_of(place, position)
-    mime_type = fields.get("mime_type") or fields.get("media_type") or (mime_type_of(file) if file else None)
+    mime_type = next((fields[name] for name in _MIME_TYPES if fields.get(name)), None)
+    mime_type = mime_type or (mime_type_of(file) if file else None)
     return _Data(
         kind=_kind_of_file(mime_type or "", is_v0_text) if kind == "file" else kind,
         mime_type=mime_type,

@@ -5,14 +5,23 @@ Nothing of the caller's is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from langchain_vllm_local._blocks import names_file, to_openai_part
 from langchain_vllm_local._tools import openai_tool_call
 from shared_engine.adapting.media_errors import Wording
+from shared_engine.adapting.other_blocks import block_as_text
 from shared_engine.adapting.tools import is_stand_in, sent_arguments, without_stand_in
 from shared_engine.errors import InvalidInputError
 
@@ -30,10 +39,25 @@ WORDING = Wording(
 def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """The conversation in OpenAI's form. The caller's messages stay as they are.
 
+    A block that can't be sent is an error where it is asked about: in system messages, and in what the user says after
+    the last answer. Elsewhere, in results of tools and in earlier turns, text takes its place that says what it was:
+    the conversation would be at its end.
+
     Raises:
         InvalidInputError: naming the message, or the block in it, that can't be sent.
     """
-    return [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    answers = [index for index, message in enumerate(messages) if isinstance(message, AIMessage)]
+    turn = answers[-1] + 1 if answers else 0
+    return [
+        _to_openai_message(message, f"messages[{index}]", is_asked=_is_asked(message, index >= turn))
+        for index, message in enumerate(messages)
+    ]
+
+
+def _is_asked(message: BaseMessage, is_of_turn: bool) -> bool:
+    if isinstance(message, (AIMessage, ToolMessage, FunctionMessage)):
+        return False
+    return is_of_turn or isinstance(message, SystemMessage)
 
 
 def name_files(messages: Sequence[BaseMessage]) -> bool:
@@ -46,8 +70,8 @@ def name_files(messages: Sequence[BaseMessage]) -> bool:
     )
 
 
-def _to_openai_message(message: BaseMessage, position: str) -> dict[str, Any]:
-    sent: dict[str, Any] = {"role": _role(message, position), "content": _content(message, position)}
+def _to_openai_message(message: BaseMessage, position: str, *, is_asked: bool) -> dict[str, Any]:
+    sent: dict[str, Any] = {"role": _role(message, position), "content": _content(message, position, is_asked)}
     if message.name is not None:
         sent["name"] = without_stand_in(message.name)
     if isinstance(message, ToolMessage):
@@ -68,22 +92,31 @@ def _role(message: BaseMessage, position: str) -> str:
         return "assistant"
     if isinstance(message, SystemMessage):
         return str(message.additional_kwargs.get("__openai_role__", "system"))  # "developer", as core marks it
-    if isinstance(message, ToolMessage):
+    if isinstance(message, (ToolMessage, FunctionMessage)):
         return "tool"
     if isinstance(message, ChatMessage):
         return message.role
     raise InvalidInputError(f"{position} is a {type(message).__name__}, which has no counterpart in a chat template")
 
 
-def _content(message: BaseMessage, position: str) -> str | list[dict[str, Any]]:
+def _content(message: BaseMessage, position: str, is_asked: bool) -> str | list[dict[str, Any]]:
     if isinstance(message.content, str):
         return message.content
-    elsewhere = _sent_elsewhere(message)
+    elsewhere, reads_files = _sent_elsewhere(message), isinstance(message, HumanMessage)
     return [
-        to_openai_part(block, f"{position}.content[{index}]", reads_files=isinstance(message, HumanMessage))
+        _part(block, f"{position}.content[{index}]", reads_files, is_asked)
         for index, block in enumerate(message.content)
         if not (isinstance(block, dict) and block.get("type") in elsewhere)
     ]
+
+
+def _part(block: str | dict[Any, Any], position: str, reads_files: bool, is_asked: bool) -> dict[str, Any]:
+    try:
+        return to_openai_part(block, position, reads_files=reads_files)
+    except InvalidInputError:
+        if is_asked:
+            raise
+        return {"type": "text", "text": block_as_text(block)}
 
 
 def _sent_elsewhere(message: BaseMessage) -> tuple[str, ...]:
@@ -112,6 +145,10 @@ def _calls(message: AIMessage, position: str) -> list[dict[str, Any]]:
         for index, call in enumerate(message.tool_calls)
         if not is_stand_in(call["name"])
     ]
+    older = message.additional_kwargs.get("function_call")  # of OpenAI's first form of tools
+    if not made and not message.invalid_tool_calls and isinstance(older, Mapping):
+        arguments = sent_arguments(older.get("arguments") or "", position)
+        return [openai_tool_call(None, str(older.get("name")), arguments)]
     ids = {call["id"] for call in made}
     return made + [
         openai_tool_call(call["id"], call["name"], sent_arguments(call["args"] or "", position))

@@ -29,6 +29,7 @@ from llama_index.core.base.llms.types import (
 
 from shared_engine.adapting.local_files import file_of, mime_type_of, read_file
 from shared_engine.adapting.media_parts import MEDIA_KINDS, as_text, data_url, is_of_kind, media_part
+from shared_engine.adapting.other_blocks import block_as_text
 from shared_engine.errors import InvalidInputError
 
 DataBlock = ImageBlock | AudioBlock | VideoBlock | DocumentBlock
@@ -42,6 +43,7 @@ _FIELDS = {
     "video": ("video", "video_mimetype"),
     "document": ("data", "document_mimetype"),
 }
+_TYPES = ("document_mimetype", "image_mimetype", "video_mimetype", "format")
 _TEXTS = ("json", "xml", "yaml", "x-yaml", "toml", "javascript", "x-ndjson", "sql")
 _CORES_TITLE = "input_document"
 
@@ -74,6 +76,33 @@ def to_openai_parts(block: object, position: str, *, reads_files: bool = True) -
     else:
         kinds = "text, images, audio, video, documents, citable content, thinking and tool calls"
         raise InvalidInputError(f"{position} is a {type(block).__name__}, which can't be sent; {kinds} can")
+
+
+def part_as_text(block: object, position: str) -> Part:
+    """What takes the place of a block that can't be sent: what it was, and the text in it."""
+    fields = {name: getattr(block, name, None) for name in ("title", "source", "url", "path", *_TYPES)}
+    kind = getattr(block, "block_type", None) or type(block).__name__
+    mime_type = next((fields[name] for name in _TYPES if fields[name]), None)
+    texts = [part.content.get("text", "") for _, nested in _nested_in(block) for part in _readable(nested, position)]
+    described = {
+        "type": kind,
+        "name": " ".join(f"{fields[name]}" for name in ("title", "source") if fields[name] not in (None, _CORES_TITLE)),
+        "mime_type": mime_type,
+        "url": fields["url"] or fields["path"],
+        "text": "\n".join(filter(None, texts)) or getattr(block, "text", None),
+    }
+    return _text_part(block_as_text({name: str(value) for name, value in described.items() if value}), position)
+
+
+def _nested_in(block: object) -> list[tuple[str, object]]:
+    return _nested(block) if isinstance(block, NESTING_BLOCKS) else []
+
+
+def _readable(block: object, position: str) -> list[Part]:
+    try:
+        return list(to_openai_parts(block, position, reads_files=False))
+    except InvalidInputError:
+        return [part_as_text(block, position)]
 
 
 def any_names_file(blocks: Iterable[object]) -> bool:

@@ -17,7 +17,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from llama_index_vllm_local._blocks import Part, any_names_file, to_openai_parts
+from llama_index_vllm_local._blocks import Part, any_names_file, part_as_text, to_openai_parts
 from llama_index_vllm_local._tools import openai_tool_call
 from shared_engine.adapting.media_errors import Wording
 from shared_engine.adapting.tools import sent_arguments
@@ -50,10 +50,19 @@ def wording(positions: Sequence[Sequence[str]]) -> Wording:
 def to_conversation(messages: Sequence[ChatMessage]) -> Conversation:
     """The conversation in OpenAI's form. The caller's messages stay as they are.
 
+    A block that can't be sent is an error where it is asked about: in system messages, and in what the user says after
+    the last answer. Elsewhere, in results of tools and in earlier turns, text takes its place that says what it was:
+    the conversation would be at its end.
+
     Raises:
         InvalidInputError: naming the message, or the block in it, that can't be sent.
     """
-    converted = [_to_openai_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    answers = [index for index, message in enumerate(messages) if _role(message) == "assistant"]
+    turn = answers[-1] + 1 if answers else 0
+    converted = [
+        _to_openai_message(message, f"messages[{index}]", is_of_turn=index >= turn)
+        for index, message in enumerate(messages)
+    ]
     return Conversation([message for message, _ in converted], [positions for _, positions in converted])
 
 
@@ -81,12 +90,18 @@ def check_text_only(messages: Sequence[ChatMessage]) -> None:
                 )
 
 
-def _to_openai_message(message: ChatMessage, position: str) -> tuple[dict[str, Any], list[str]]:
+def _role(message: object) -> str | None:
+    """OpenAI's word for it; None for what is no message."""
+    return _ROLES.get(message.role, message.role.value) if isinstance(message, ChatMessage) else None
+
+
+def _to_openai_message(message: ChatMessage, position: str, *, is_of_turn: bool) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(message, ChatMessage):
         raise InvalidInputError(f"{position} must be a ChatMessage, got {type(message).__name__}: {message!r:.80}")
-    parts = _parts(message, position)
+    role = _role(message)
+    parts = _parts(message, position, is_asked=role not in ("assistant", "tool") and (is_of_turn or role != "user"))
     calls = _tool_calls(message, position)
-    sent: dict[str, Any] = {"role": _ROLES.get(message.role, message.role.value), "content": _content(parts)}
+    sent: dict[str, Any] = {"role": role, "content": _content(parts)}
     if calls and not parts:
         sent["content"] = None
     thoughts = [block.content for block in message.blocks if isinstance(block, ThinkingBlock) and block.content]
@@ -98,13 +113,23 @@ def _to_openai_message(message: ChatMessage, position: str) -> tuple[dict[str, A
     return sent, [part.position for part in parts]
 
 
-def _parts(message: ChatMessage, position: str) -> list[Part]:
+def _parts(message: ChatMessage, position: str, *, is_asked: bool) -> list[Part]:
+    reads_files = message.role == MessageRole.USER
     return [
         part
         for index, block in enumerate(message.blocks)
         if not isinstance(block, _SENT_ELSEWHERE)
-        for part in to_openai_parts(block, f"{position}.blocks[{index}]", reads_files=message.role == MessageRole.USER)
+        for part in _parts_of(block, f"{position}.blocks[{index}]", reads_files, is_asked)
     ]
+
+
+def _parts_of(block: object, position: str, reads_files: bool, is_asked: bool) -> list[Part]:
+    try:
+        return list(to_openai_parts(block, position, reads_files=reads_files))
+    except InvalidInputError:
+        if is_asked:
+            raise
+        return [part_as_text(block, position)]
 
 
 def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from shared_engine.request.bodies import (
     without_traits,
 )
 from shared_engine.request.call import Call
-from shared_engine.request.checks import Message, check_messages, check_number, check_prompt, check_text, check_texts
+from shared_engine.request.checks import Message, check_number, check_prompt, check_text, check_texts
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
@@ -419,7 +419,8 @@ class Engine(Batches, AdapterLoading):
         """A conversation as it is sent."""
         if isinstance(text, str):
             return text
-        traits = traits_of(check_messages(text), is_continued=is_continued)
+        text = self._checked(text)
+        traits = traits_of(text, is_continued=is_continued)
         refused = self._refused_traits(traits)
         return reshaped(text, refused) if traits & refused else text
 
@@ -433,7 +434,7 @@ class Engine(Batches, AdapterLoading):
         stream: bool = False,
     ) -> Request:
         tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
-        return chat_request(check_messages(messages), params, tools=tools, tool_choice=tool_choice, stream=stream)
+        return chat_request(self._checked(messages), params, tools=tools, tool_choice=tool_choice, stream=stream)
 
     @property
     def _pooling(self) -> Pooling:

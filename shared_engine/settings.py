@@ -96,6 +96,15 @@ def _length_or_auto(value: object) -> object:
     raise ValueError("must be a number of tokens greater than 0, or 'auto'")
 
 
+def _characters_or_auto(value: object) -> object:
+    value = _or_none(value)
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, int | str) and not isinstance(value, bool) and str(value).isdigit() and int(value) > 0:
+        return int(value)
+    raise ValueError("must be a number of characters greater than 0, 'auto' or None")
+
+
 def _or_none(value: object) -> object:
     """For a variable, an option or a file, which have no None."""
     return None if isinstance(value, str) and value.lower() == "none" else value
@@ -339,6 +348,14 @@ class EngineFields(DefaultFields):
     """``auto``: a conversation that the model's chat template does not take is sent in a form that it takes: late
     system messages at the front, neighbours of one role joined, ... (docs/messages.md). ``always``: those two in every
     conversation. ``never``: all is sent as it is."""
+    max_tool_result_chars: Annotated[
+        int | Literal["auto"] | None,
+        BeforeValidator(_characters_or_auto),
+        Setting("VLLM_MAX_TOOL_RESULT_CHARS", Decides.CALLS),
+    ] = "auto"
+    """Longest result of a tool, in characters; of a longer one the beginning and the end are sent, with a note of how
+    much is left out. ``auto``: what is too long for the context window by itself, at four characters a token, is cut to
+    half a character a token. None (as a variable, option or in a file ``none``): nothing is cut."""
     max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
     """How often a request is tried again after a failure that may pass, as long as nothing has reached the caller."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared_engine.adapting.model_facts import media_inputs
+from shared_engine.conversations.traits import first_of_turn
 from shared_engine.errors import InvalidInputError, RequestError, ServerError, VLLMError
 from shared_engine.machine.home import expanded
 from shared_engine.request.refusals import NOT_LOADED
@@ -87,6 +88,8 @@ class _Block:
     position: str
     kind: str
     url: str
+    is_asked: bool
+    """It is what the user sends in this turn: of others a note takes the place (conversations/traits.py)."""
 
     @property
     def name(self) -> str:
@@ -95,8 +98,9 @@ class _Block:
 
 
 def _media_blocks(messages: Sequence[Mapping[str, Any]], wording: Wording) -> list[_Block]:
+    turn = first_of_turn(messages)
     return [
-        _Block(wording.position(i, j), _KINDS[part["type"]], _url_of(part))
+        _Block(wording.position(i, j), _KINDS[part["type"]], _url_of(part), message.get("role") == "user" and i >= turn)
         for i, message in enumerate(messages)
         for j, part in enumerate(message["content"] if isinstance(message.get("content"), list) else ())
         if isinstance(part, Mapping) and part.get("type") in _KINDS
@@ -120,7 +124,8 @@ def _one_of(blocks: Sequence[_Block]) -> str:
 def _unwanted(words: str, blocks: Sequence[_Block], settings: EngineSettings) -> str | None:
     model = _model_name(settings)
     if _TEXT_ONLY in words:
-        return f"{blocks[0].position} is {_NAMES[blocks[0].kind]}, and {model} takes text only"
+        asked = next((block for block in blocks if block.is_asked), blocks[0])
+        return f"{asked.position} is {_NAMES[asked.kind]}, and {model} takes text only"
     found = _TOO_MANY.search(words)
     if found is None:
         return None

@@ -20,9 +20,18 @@ def media_note(part: Mapping[str, Any]) -> str:
     return note(kind, url=url)
 
 
-def note(kind: str, name: object = None, mime_type: object = None, url: object = None) -> str:
-    """``[image a.png (image/png) at https://... is not shown]``."""
+def note(
+    kind: str,
+    name: object = None,
+    mime_type: object = None,
+    url: object = None,
+    more: str = "",
+    *,
+    is_shown: bool = False,
+) -> str:
+    """``[image a.png (image/png) at https://... is not shown]``; where its content follows, without the last words."""
     named = f" {name}" if name else ""
     typed = f" ({mime_type})" if mime_type else ""
     located = f" at {str(url)[:LONGEST_URL]}" if url and str(url)[:5].lower() != "data:" else ""
-    return f"[{kind}{named}{typed}{located} is not shown]"
+    ending = f": {more}" if more else "" if is_shown else " is not shown"
+    return f"[{kind}{named}{typed}{located}{ending}]"

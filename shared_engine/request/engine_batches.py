@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal, overload
 
+from shared_engine.conversations.tool_results import cut_results, limits_of, readable
 from shared_engine.params import GenerationParams
 from shared_engine.request.batches import SPARE_GENERATIONS, gather, max_in_flight
 from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, offered
@@ -29,6 +30,17 @@ class Batches(Lifecycle):
     def max_concurrency(self) -> int:
         """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs, for each server."""
         return self._servers * max_in_flight(self.settings, SPARE_GENERATIONS)
+
+    def _checked(self, messages: Sequence[Message], position: str = "messages") -> Sequence[Message]:
+        """The conversation, with the results of tools as text, of a length that can fit.
+
+        Raises:
+            InvalidInputError: naming the position of what can't be sent.
+        """
+        checked = check_messages(readable(messages), position)
+        limit = self.settings.max_tool_result_chars
+        most, kept = limits_of(self.context_window) if limit == "auto" else (limit, limit)
+        return checked if most is None or kept is None else cut_results(checked, most, kept)
 
     def _params(self, params: GenerationParams | None, overrides: Mapping[str, Any]) -> GenerationParams:
         """The settings' defaults, ``params`` over them, and keywords over those."""
@@ -144,15 +156,14 @@ class Batches(Lifecycle):
         **overrides: Any,
     ) -> Any:
         """Answer each conversation, in their order, with the same tools; none gives an empty list."""
-        for index, messages in enumerate(conversations):
-            check_messages(messages, f"conversations[{index}]")
+        checked = [self._checked(messages, f"conversations[{index}]") for index, messages in enumerate(conversations)]
         merged = self._params(params, overrides)
         tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
 
         def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
             return self._requests.generate(chat_request(messages, merged, tools=tools, tool_choice=tool_choice))
 
-        return await gather(conversations, call, self.max_concurrency, return_exceptions)
+        return await gather(checked, call, self.max_concurrency, return_exceptions)
 
     @overload
     def chat_batch(

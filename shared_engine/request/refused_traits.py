@@ -14,6 +14,7 @@ from functools import lru_cache
 from shared_engine.conversations.traits import MERGED, NONE, Trait
 from shared_engine.errors import ContextLengthError, RequestError
 from shared_engine.request.endpoint import Connection
+from shared_engine.request.refusals import NOT_LOADED
 
 _log = logging.getLogger("shared_engine")
 
@@ -62,7 +63,7 @@ def refusable(error: RequestError) -> Sequence[Trait]:
     """What the error may be about, in the order in which to try without it; empty for an error about other things."""
     if error.status not in _STATUSES or isinstance(error, ContextLengthError):
         return ()
-    if _ABOUT_MEDIA.search(error.message):
+    if _ABOUT_MEDIA.search(error.message) or NOT_LOADED.search(error.message):
         return (Trait.MEDIA,)
     if not _ABOUT_ROLES.search(error.message):
         return ()
@@ -80,6 +81,11 @@ def refused_before(connection: Connection) -> Trait:
 
 
 def remember(connection: Connection, refused: Trait, said: RequestError) -> None:
+    """That the server takes the conversation without what it ``refused``; not what only one conversation had, such as a
+    link that leads nowhere any more.
+    """
+    if NOT_LOADED.search(said.message):
+        return
     key = _key(connection)
     with _lock:
         before = _known.pop(key, NONE)

@@ -227,12 +227,11 @@ def test_a_local_text_is_not_read(tmp_path: Path) -> None:
 def test_files_are_read_for_a_human_only(png: Path) -> None:
     block = {"type": "image", "path": str(png)}
     assert to_openai_messages([HumanMessage([block])])[0]["content"] == [image(PNG)]
-    others: list[BaseMessage] = [ToolMessage([block], tool_call_id="1"), SystemMessage([block]), AIMessage([block])]
+    with pytest.raises(InvalidInputError, match=r"messages\[0\].content\[0\] names the file .*only a HumanMessage's"):
+        to_openai_messages([SystemMessage([block])])
+    others: list[BaseMessage] = [ToolMessage([block], tool_call_id="1"), AIMessage([block])]
     for message in others:
-        with pytest.raises(
-            InvalidInputError, match=r"messages\[0\].content\[0\] names the file .*only a HumanMessage's"
-        ):
-            to_openai_messages([message])
+        assert to_openai_messages([message])[0]["content"] == [text(f"[image at {png} is not shown]")]
 
 
 def test_the_server_is_asked_for_files_only_in_its_own_form() -> None:
@@ -324,3 +323,36 @@ def test_only_a_file_of_the_blocks_kind_is_sent(tmp_path: Path, name: str, seems
 def test_what_can_not_be_sent_is_named_with_its_remedy(block: Any, problem: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"messages\[0\].content\[1\].*{problem}"):
         to_openai_part(block, WHERE)
+    messages = [HumanMessage(["What?", block]), HumanMessage("And now?")]
+    with pytest.raises(InvalidInputError, match=rf"messages\[0\].content\[1\].*{problem}"):
+        to_openai_messages(messages)
+    earlier = [messages[0], AIMessage([block]), ToolMessage([block], tool_call_id="1"), messages[1]]
+    for message in to_openai_messages(earlier)[:3]:
+        for part in message["content"]:
+            assert part["type"] == "text"
+            assert part["text"]
+
+
+FILE = {"type": "file", "url": "demo://r/1", "mime_type": "application/pdf", "name": "report.pdf"}
+FILE_NOTE = "[file report.pdf (application/pdf) at demo://r/1 is not shown]"
+
+
+def test_what_a_tool_or_another_model_has_sent_is_told_in_words() -> None:
+    answer = AIMessage([{"type": "text", "text": "See:"}, {"type": "executable_code", "code": "1 + 1"}])
+    messages = [
+        HumanMessage(["Read this", FILE]),
+        answer,
+        ToolMessage([{"type": "text", "text": "found"}, FILE], tool_call_id="1"),
+        HumanMessage("And now?"),
+    ]
+    assert [message["content"] for message in to_openai_messages(messages)] == [
+        [text("Read this"), text(FILE_NOTE)],
+        [text("See:"), text("[executable_code]\n1 + 1")],
+        [text("found"), text(FILE_NOTE)],
+        "And now?",
+    ]
+
+
+def test_an_image_in_mcps_form_is_an_image() -> None:
+    block = {"type": "image", "data": DATA, "mimeType": "image/png"}
+    assert to_openai_messages([ToolMessage([block], tool_call_id="1")])[0]["content"] == [image(PNG)]

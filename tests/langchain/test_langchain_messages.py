@@ -13,6 +13,7 @@ from langchain_core.messages import (
     ChatMessage,
     FunctionMessage,
     HumanMessage,
+    RemoveMessage,
     SystemMessage,
     ToolMessage,
 )
@@ -97,6 +98,19 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
             AIMessage([{"type": "reasoning", "reasoning": "2+2"}, {"type": "text", "text": "4"}]),
             {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning": "2+2"},
         ),
+        (FunctionMessage("5", name="add"), {"role": "tool", "content": "5", "name": "add"}),
+        (
+            AIMessage("", additional_kwargs={"function_call": {"name": "add", "arguments": '{"a": 2}'}}),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}],
+            },
+        ),
+        (
+            AIMessage([{"type": "tool_use", "id": "c", "name": "add", "input": {"a": 2}}]),
+            {"role": "assistant", "content": [{"type": "text", "text": '[tool_use add: {"input": {"a": 2}}]'}]},
+        ),
         (
             ToolMessage("5", tool_call_id="c1", name="add", status="error"),
             {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
@@ -112,10 +126,9 @@ def test_message_goes_out(message: BaseMessage, sent: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("message", "error"),
     [
-        (FunctionMessage("x", name="f"), r"messages\[1\] is a FunctionMessage"),
+        (RemoveMessage(id="1"), r"messages\[1\] is a RemoveMessage"),
         (HumanMessage(["a", {"type": "file", "base64": "AA=="}]), r"messages\[1\].content\[1\] .* 'file'"),
         (HumanMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
-        (AIMessage([{"type": "tool_use", "id": "c"}]), r"messages\[1\].content\[0\] .* 'tool_use'"),
         (HumanMessage([{"text": "no type"}]), r"messages\[1\].content\[0\] .* None"),
     ],
 )

@@ -285,12 +285,18 @@ def test_files_are_read_for_a_user_only(photo: Path, tmp_path: Path) -> None:
     ]
     for block in blocks:
         assert to_openai_messages([ChatMessage(role="user", blocks=[block])])
-        for role in ("tool", "function", "system", "developer", "assistant"):
+        for role in ("system", "developer"):
             with pytest.raises(
                 InvalidInputError,
                 match=r"messages\[0\]\.blocks\[0\]\S* names the file .*only a user message's are read: give its bytes",
             ):
                 to_openai_messages([ChatMessage(role=role, blocks=[block])])
+        for role in ("tool", "function", "assistant", "chatbot"):
+            (message,) = to_openai_messages([ChatMessage(role=role, blocks=[block])])
+            assert message["content"].endswith(
+                f"at {block.path or block.url} is not shown]" if hasattr(block, "url") else "]"
+            )
+            assert "secret" not in message["content"]
 
 
 def test_only_a_file_of_the_blocks_kind_is_sent(tmp_path: Path) -> None:
@@ -379,6 +385,30 @@ class Once(BytesIO):
 def test_what_can_not_be_sent_is_named_with_its_remedy(block: Any, problem: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"messages\[0\]\.blocks\[1\].*{problem}"):
         parts(block)
+
+
+def test_what_a_tool_or_an_earlier_turn_has_that_can_not_be_sent_is_told_in_words() -> None:
+    pdf = DocumentBlock(data=PDF, title="report.pdf", document_mimetype="application/pdf")
+    note = "[document report.pdf (application/pdf) is not shown]"
+    citable = CitableBlock(title="Cats", source="book 5", content=[TextBlock(text="They purr."), pdf])
+    messages = [
+        ChatMessage(role="user", blocks=[TextBlock(text="Read this"), pdf]),
+        ChatMessage(role="assistant", blocks=[TextBlock(text="See:"), VideoBlock(url="https://e.org/a.mp4", fps=2)]),
+        ChatMessage(role="tool", blocks=[TextBlock(text="found"), pdf, citable]),
+        ChatMessage(role="user", content="And now?"),
+    ]
+    assert [message["content"] for message in to_openai_messages(messages)] == [
+        f"Read this\n{note}",
+        "See:\n[video (video/mp4) at https://e.org/a.mp4 is not shown]",
+        f"found\n{note}\n[citable Cats book 5]\nThey purr.\n{note}",
+        "And now?",
+    ]
+    for role in ("user", "system"):
+        asked = [*messages[:1], ChatMessage(role=role, blocks=[pdf]), messages[-1]]
+        with pytest.raises(
+            InvalidInputError, match=r"messages\[0\]\.blocks\[1\] is a document of type application/pdf"
+        ):
+            to_openai_messages(asked)
 
 
 def test_a_block_within_another_is_named_by_its_place_there() -> None:

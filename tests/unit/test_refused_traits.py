@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from langchain_core.messages import AIMessage, HumanMessage
+from llama_index.core.llms import ChatMessage, ImageBlock
 
-from shared_engine import Engine, RequestError, RequestRejectedError
+from langchain_vllm_local import ChatVLLM
+from llama_index_vllm_local import VLLM
+from shared_engine import Engine, InvalidInputError, RequestError, RequestRejectedError
 from shared_engine.errors import ContextLengthError, ServerError
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import chat_request
 from shared_engine.request.refused_traits import refusable
 from tests.support.conversations import WAYS, openais
+from tests.support.remote_server import RemoteServer, running_server
 from tests.support.small_tokenizers import make_folder
 from tests.support.strict_templates import TEMPLATES, StrictServer, strict_server
 
@@ -122,6 +128,55 @@ def test_what_no_form_helps_is_the_first_refusal() -> None:
 )
 def test_which_errors_are_about_a_conversations_form(error: RequestError, is_about_traits: bool) -> None:
     assert bool(refusable(error)) is is_about_traits
+
+
+# ---- images
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
+NOTE = {"type": "text", "text": "[image at https://x.example/a.png is not shown]"}
+CALL = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+LOOKED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Look"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": [IMAGE]},
+]
+TEXT_ONLY = "m is not a multimodal model"
+EXPIRED = "403, message='Forbidden', url='https://x.example/a.png'"
+
+
+def takes_no_image(server: RemoteServer, status: int, said: str) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if "image_url" in await request.text():
+            return web.json_response({"error": {"message": said, "code": status}}, status=status)
+        return await server.answer(request)
+
+    server.handler = handler
+
+
+@pytest.mark.parametrize(("status", "said", "is_remembered"), [(400, TEXT_ONLY, True), (500, EXPIRED, False)])
+def test_an_image_of_a_tool_that_can_not_be_shown_becomes_a_note(status: int, said: str, is_remembered: bool) -> None:
+    with running_server() as server:
+        takes_no_image(server, status, said)
+        for _ in range(2):
+            Engine(base_url=server.url, model="served").chat(LOOKED)
+    sent = [body["messages"][2]["content"] for _, body in server.requests]
+    assert sent == [[IMAGE], [NOTE], *([[NOTE]] if is_remembered else [[IMAGE], [NOTE]])]
+
+
+def test_an_image_that_is_asked_about_stays_an_error_which_names_it() -> None:
+    image = {"type": "image", "url": "https://x.example/b.png"}
+    earlier = [HumanMessage([image]), AIMessage("A cat."), HumanMessage("And now?")]
+    with running_server() as server:
+        takes_no_image(server, 400, TEXT_ONLY)
+        llm = ChatVLLM(base_url=server.url, model="served")
+        assert llm.invoke(earlier).text == "Hi"
+        with pytest.raises(
+            InvalidInputError, match=r"messages\[2\].content\[0\] is an image, and served takes text only"
+        ):
+            llm.invoke([*earlier[:2], HumanMessage([image])])
+        own = VLLM(base_url=server.url, model="served")
+        with pytest.raises(InvalidInputError, match=r"messages\[0\].blocks\[0\] is an image"):
+            own.chat([ChatMessage(blocks=[ImageBlock(url="https://x.example/b.png")])])
 
 
 # ---- a local engine's model

@@ -58,6 +58,7 @@ ENVIRONMENT_VALUES = {
     "VLLM_CHECK_CONTEXT": ("check_context", "true", True),
     "VLLM_TRUNCATE_COMPLETION": ("truncate_completion", "1", True),
     "VLLM_MERGE_MESSAGES": ("merge_messages", "never", "never"),
+    "VLLM_MAX_TOOL_RESULT_CHARS": ("max_tool_result_chars", "5000", 5000),
     "VLLM_PYTHON": ("python", "/opt/vllm/bin/python", "/opt/vllm/bin/python"),
     "VLLM_API_URL": ("base_url", "http://host:8000/v1/", "http://host:8000"),
     "VLLM_MEMBER_WEIGHTS": ("member_weights", "1", (1.0,)),
