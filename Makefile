@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file test-batch-kills bench-gpu install clean
+.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -36,6 +36,8 @@ help:
 	@echo "make bench-commands    what the vllm-local command costs before it does anything"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
 	@echo "make bench-batch-file  vllm-local batch beside vllm run-batch, and files of a million lines; 8 minutes"
+	@echo "make bench-gateway     what the gateway adds to the engine's own socket, beside vLLM's router; 7 minutes"
+	@echo "make bench-gateway-chaos   10,000 requests to three models of which one fits, while processes are killed; 7 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
@@ -189,6 +191,12 @@ bench-direct: .venv/dev install
 
 bench-batch-file: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/batch_file.py
+
+bench-gateway: .venv/dev .venv-routers/made install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/gateway_overhead.py
+
+bench-gateway-chaos: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/gateway_chaos.py
 
 KILLS := 50
 test-batch-kills: .venv/dev install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -40,7 +41,7 @@ class EngineSpec:
     memory_bytes: int = 0
     protocol: int = PROTOCOL
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """16 hex digits; the name of the engine's runtime directory."""
         import hashlib  # late: it loads OpenSSL, and the supervisor, which imports this module, has no use for it

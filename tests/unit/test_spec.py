@@ -231,3 +231,10 @@ def test_a_build_that_nobody_tried_is_warned_of_once(tmp_path: Path, caplog: pyt
     for _ in range(3):
         assert "--enable-sleep-mode" in flags(rocm, sleep_after_s=5)
     assert caplog.messages == [f"vLLM's build for rocm ({rocm}) was not tried with vllm-local"]
+
+
+def test_the_key_is_computed_once(python: str) -> None:
+    """Each request asks for it."""
+    spec = engine_spec(EngineSettings(model="org/a", python=python))
+    assert spec.key is spec.key
+    assert len(spec.key) == 16

@@ -21,7 +21,7 @@ EXAMPLES = (
     "vllm-local serve --config models.yaml --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
 )
 INTERRUPTED = "engines stay, as their settings say"
-_NEEDED = ("prometheus_client", "starlette", "uvicorn", "yaml")
+_NEEDED = ("prometheus_client", "starlette", "uvicorn", "uvloop", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(f"serve needs {', '.join(missing)}: pip install 'vllm-local[gateway]'")
+    import uvloop
+
     from shared_engine.gateway.config import GatewayConfig, config_of, read_config
     from shared_engine.gateway.listening import Listening, Start, bound, url_of
     from shared_engine.gateway.server import serve
@@ -70,5 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
         urls = ", ".join(f"{url_of(listening, sock)}/v1" for sock in sockets)
         print(f"{urls} serves {', '.join(config.models)}", flush=True)
         watched = expanded(Path(arguments.config)) if arguments.config and arguments.watch else None
-        asyncio.run(serve(config, listening, sockets, read if arguments.config else None, watched, start.ready))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, listening, sockets, read if arguments.config else None, watched, start.ready))
     return DONE
