@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from shared_engine import EngineSettings
 from shared_engine.cli.machine_checks import MIN_SHM_BYTES
+from shared_engine.errors import SettingsError
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
 from shared_engine.settings import ENVIRONMENT
@@ -106,8 +108,9 @@ def test_the_dockerfile_has_nothing_that_hadolint_finds() -> None:
 
 
 @pytest.mark.slow
-def test_compose_keeps_to_the_compose_specification() -> None:
-    command = [str(TOOLS / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
+@pytest.mark.parametrize("name", ["compose.yaml", "gateway/compose.yaml"])
+def test_compose_keeps_to_the_compose_specification(name: str) -> None:
+    command = [str(TOOLS / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -221,7 +224,10 @@ def test_nothing_else_is_sent_to_a_build() -> None:
 def test_the_images_run_as_a_user_by_number_and_stop_as_the_app_does() -> None:
     assert instructions("USER")[-1] == instructions("USER")[0] == "1000:0"
     assert instructions("ENTRYPOINT") == ['["tini", "--"]']
-    assert instructions("CMD") == ['["python", "/opt/app/app.py"]'], "not by way of a shell, which passes no signals on"
+    app, gateway = map(json.loads, instructions("CMD"))  # a list: not by way of a shell, which passes no signals on
+    assert app == ["python", "/opt/app/app.py"]
+    assert gateway[:2] == ["vllm-local", "serve"]
+    assert gateway[-2:] == ["--drain", str(FINISH_S)]
 
 
 def test_the_images_python_is_one_that_is_claimed() -> None:
@@ -243,7 +249,7 @@ def test_images_are_named_plainly_and_vllm_in_the_version_that_is_tested() -> No
     named.append(f"{model['repository']}:{model['tag']}")
     bases = [line.split()[0] for line in instructions("FROM")]
     assert {*named} == {f"vllm/vllm-openai:v{INSTALLED}", "vllm-app:engine", "vllm-app:slim"}
-    assert {*bases} == {"python:${PYTHON}-slim", "slim"}
+    assert {*bases} == {"python:${PYTHON}-slim", "slim", "engine"}
 
 
 # ---- variables and secrets
@@ -352,6 +358,32 @@ def test_the_fleets_servers_are_services_with_a_gpu_each() -> None:
 def test_compose_lets_everybody_finish() -> None:
     for name, service in COMPOSE["services"].items():
         assert seconds(service["stop_grace_period"]) > FINISH_S, name
+
+
+def test_the_gateways_container_is_one_that_its_image_and_its_file_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shared_engine.gateway.config import read_config  # which needs yaml
+    from shared_engine.gateway.listening import Listening
+
+    (compose,) = documents(DEPLOY / "gateway" / "compose.yaml")
+    (service,) = compose["services"].values()
+    assert service["build"]["target"] == "gateway"
+    assert f"FROM engine AS {service['build']['target']}\n" in DOCKERFILE
+    _, command = map(json.loads, instructions("CMD"))
+    file = command[command.index("--config") + 1]
+    assert f"./models.yaml:{file}:ro" in service["volumes"]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in instructions("EXPOSE")[-1:]]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+    assert int(service["shm_size"].removesuffix("gb")) << 30 >= MIN_SHM_BYTES
+    assert seconds(service["stop_grace_period"]) > FINISH_S
+    (variable,) = service["environment"]
+    monkeypatch.setenv(variable, "a-key-for-this-test")
+    config = read_config(DEPLOY / "gateway" / "models.yaml")
+    assert [key.secret for key in config.keys] == ["a-key-for-this-test"]
+    Listening(host=command[command.index("--host") + 1]).check(config)  # who has no key is refused
+    monkeypatch.delenv(variable)
+    with pytest.raises(SettingsError, match=variable):
+        read_config(DEPLOY / "gateway" / "models.yaml")
 
 
 # ---- Kubernetes
