@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.support.gateways import LEAVE_S, Gateway, gateway
-from tests.support.processes import process_exists
+from tests.support.processes import any_exists
 from tests.support.remote_server import RemoteServer, running_server
 from tests.support.waiting import wait_until
 
@@ -55,10 +55,11 @@ class Manager:
 
     def close(self) -> None:
         """End who has taken over."""
-        for pid in {int(line.partition("=")[2]) for line in self.heard() if line.startswith("MAINPID=")}:
+        pids = {int(line.partition("=")[2]) for line in self.heard() if line.startswith("MAINPID=")}
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-            wait_until(lambda pid=pid: not process_exists(pid), LEAVE_S, "the other one to leave")
+        wait_until(lambda: not any_exists(pids), LEAVE_S, "the others to leave")
         self._socket.close()
 
 
