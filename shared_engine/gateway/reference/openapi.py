@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from shared_engine import __version__
+import shared_engine
 from shared_engine.gateway.reference.operations import EVENTS, JSON, Operation
 from shared_engine.gateway.reference.schemas import COMPONENTS, ref
 
@@ -30,7 +30,7 @@ def document(operations: tuple[Operation, ...], *, has_keys: bool) -> dict[str, 
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "vllm-local", "version": __version__, "description": _DESCRIPTION},
+        "info": {"title": "vllm-local", "version": shared_engine.__version__, "description": _DESCRIPTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(each.group for each in operations)],
         "paths": paths,
