@@ -39,6 +39,7 @@ help:
 	@echo "make bench-gateway     what the gateway adds to the engine's own socket, beside vLLM's router; 7 minutes"
 	@echo "make bench-gateway-chaos   10,000 requests to three models of which one fits, while processes are killed; 7 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
+	@echo "make test-page   the gateway's page in Chromium (apt-get install chromium), one test on real vLLM: 3 minutes"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
@@ -223,6 +224,11 @@ bench-fleet-scaling: .venv/dev
 
 bench-gpu: install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gpu_check.py $(ARGS)
+
+# By their names, which pytest does not look for: they need a Chromium. WRITE_SCREENS=1 draws the pictures in docs/screens again.
+.PHONY: test-page
+test-page: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -q $(wildcard tests/page/on_*.py)
 
 format: .venv/dev
 	@$(BIN)/ruff check --fix --quiet .

@@ -22,6 +22,7 @@ from shared_engine.gateway.guard import Guard
 from shared_engine.gateway.life import routes as life
 from shared_engine.gateway.numbers import metrics_page
 from shared_engine.gateway.ollama import routes as ollama
+from shared_engine.gateway.page.files import routes as page
 from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.reference import routes as reference
 from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
@@ -59,6 +60,7 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             *life.routes(catalog),
             *ollama.routes(catalog),
             *reference.routes(catalog),
+            *page(),
             *(Route(path, routes.pass_on, methods=methods) for path, methods in PASSED.items()),
         ],
         middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared_engine.gateway.allowances import HEADERS, Allowance, Allowances, is_counted
 from shared_engine.gateway.config import GatewayConfig, Key
+from shared_engine.gateway.page.files import FILES
 from shared_engine.gateway.refusals import RefusedError
 
-OPEN = "/health"
-"""The one route that needs no key."""
+OPEN = frozenset(("/health", *FILES))
+"""What needs no key. The files of the page are the same everywhere; what they show they ask for with a key."""
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 MAX_HEAD_BYTES = 64 << 10
 _LENGTHS = {b"content-length", b"transfer-encoding"}
@@ -59,7 +60,7 @@ class Guard:
                 check_page(scope["method"], scope["path"], headers)
             if is_named and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 answer = _preflight(headers)  # which a browser sends without a key
-            elif scope["path"] != OPEN:
+            elif scope["path"] not in OPEN:
                 key = key_of(headers, config.keys)
                 # Without keys: who is on this machine; of others nobody, whoever may ask a model.
                 is_admin = self._is_loopback if key is None else key.is_admin

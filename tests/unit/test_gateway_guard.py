@@ -20,6 +20,7 @@ from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig, Key, read_config
 from shared_engine.gateway.guard import check_host, check_origin, check_page, key_of
 from shared_engine.gateway.limits import Places
+from shared_engine.gateway.page.files import FILES
 from shared_engine.gateway.refusals import RefusedError
 from tests.support.gateways import asking
 from tests.support.remote_server import RemoteServer, running_app, running_server
@@ -164,17 +165,20 @@ def test_the_key_that_is_given(headers: dict[str, str], name: str | None) -> Non
     assert not any(secret in caught.value.message for secret in (ALICE, BOB))
 
 
-async def test_every_route_but_health_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
+async def test_every_route_but_health_and_the_pages_files_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
     configured = config(tmp_path, server, api_keys=KEYS)
     app = gateway_app(Catalog(configured), is_loopback=True)
     paths = {re.sub(r"\{.*\}", "a", route.path) for route in app.routes if isinstance(route, Route)}
     assert paths >= {"/ready", "/metrics", "/v1/models", "/v1/models/a", "/v1/a", "/tokenize"}
     async with asking(configured) as client:
-        for path in sorted(paths | {CHAT, "/nothing", "/", "/health/", "/health/../v1/models", "//health"}):
+        for path in sorted(
+            paths
+            | {CHAT, "/nothing", "/health/", "/page", "/page/", "/page/main.js/a", "/health/../v1/models", "/health//"}
+        ):
             for method in ("GET", "HEAD", "POST", "DELETE", "PUT", "OPTIONS"):
                 answer = await client.request(method, path, json={"model": "a"})
-                if path == "/health":
-                    assert answer.status_code in (200, 405)
+                if path in ("/health", *FILES):
+                    assert answer.status_code == (200 if method in ("GET", "HEAD") else 405)
                     continue
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"] == "Bearer"
