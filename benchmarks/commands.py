@@ -16,7 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ROUNDS = 30
+ROUNDS = int(os.environ.get("ROUNDS", "30"))
+RESULTS = Path(os.environ.get("RESULTS", HERE / "results"))
 _COMMAND = ("-m", "shared_engine.cli")
 COMMANDS: dict[str, Sequence[str]] = {
     "python -c pass": ("-c", "pass"),
@@ -50,7 +51,7 @@ def main() -> None:
     for what, values in times_of(COMMANDS, ROUNDS).items():
         lines.append(f"| `{what}` | {statistics.median(values):.0f} | {min(values):.0f} |")
     text = "\n".join(lines) + "\n"
-    (HERE / "results" / "commands.md").write_text(text)
+    (RESULTS / "commands.md").write_text(text)
     print(text)
 
 

@@ -100,7 +100,7 @@ each from its first token on (median). It is a look at one machine, with one sha
 time; the first request is not counted. [NOTES](../benchmarks/NOTES.md) has measurements to rely on.""",
     "config": """\
 Shows every [setting](settings.md), its value, and where that came from: an option, a variable, a [file](#config-files), or the default. Secrets are
-hidden. It checks the values as an engine would.""",
+hidden. It checks the values as an engine would, and names variables that seem to be meant for a setting and are read by none.""",
     "install": """\
 Makes a Python environment with vLLM and remembers it, so that all apps of your user find it, wherever `--path` puts it. Without an option
 it installs the build that this machine can run, and says why that one: the CUDA build where the NVIDIA driver shows a GPU and is new
@@ -134,7 +134,7 @@ Frees the engines' memory: the model leaves, and the launcher keeps vLLM importe
 Ends the engines and leaves no process. Waits like `evict`; with `--force` it does not wait, and requests in flight fail with
 `EngineStoppedError`. `--json` as of `evict`.""",
     "doctor": """\
-Checks what an engine needs (interpreter, whether its build of vLLM can run here, vLLM, GPU or C++ compiler, RAM, `/dev/shm`, the runtime directory, the systemd service, the model cache) and prints a remedy for each
+Checks what an engine needs (misspelt variables, interpreter, whether its build of vLLM can run here, vLLM, GPU or C++ compiler, RAM, `/dev/shm`, the runtime directory, the systemd service, the model cache) and prints a remedy for each
 problem. Unless one of them rules it out, it then starts an engine, lets it write ten tokens, and ends it: on M, or `VLLM_MODEL_PATH`, or a tiny model with random
 weights. `--no-smoke` leaves the start out. Values of secret-looking environment variables never appear in the output.
 

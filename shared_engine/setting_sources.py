@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -10,6 +11,8 @@ from typing import Any
 from shared_engine.config_files import Given, default_files, read_files
 from shared_engine.declared import Setting
 from shared_engine.errors import SettingsError
+
+NEAR = 0.8
 
 
 def collect(
@@ -58,6 +61,22 @@ def from_environment(settings: Mapping[str, Setting], given: Collection[str]) ->
         for name, value in values.items()
         if value
     }
+
+
+def misspelt(settings: Mapping[str, Setting], environment: Collection[str]) -> dict[str, str]:
+    """Variables that seem to be meant for a setting and are read by none, each with the one that may be meant.
+
+    No name of vLLM's own is near enough to be among them; tests/real/test_cli_on_vllm.py compares them.
+    """
+    variables = {each.env for each in settings.values()}
+    by_setting = {f"VLLM_{name.upper()}": each.env for name, each in settings.items()}
+    found = {}
+    for name in environment:
+        if name.startswith("VLLM_") and name not in variables:
+            near = by_setting.get(name) or next(iter(difflib.get_close_matches(name, variables, 1, NEAR)), None)
+            if near is not None:
+                found[name] = near
+    return found
 
 
 def _parse_json(setting: Setting, value: str) -> Any:

@@ -34,7 +34,8 @@ from shared_engine.machine.proc import exit_in_words
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.launcher_messages import ImportFailed, Preloaded
 from shared_engine.runtime.redacted import redacted
-from shared_engine.settings import ENVIRONMENT, EngineSettings
+from shared_engine.setting_sources import misspelt
+from shared_engine.settings import ENVIRONMENT, SETTINGS, EngineSettings
 from shared_engine.vllm_versions import INSTALLED, RANGE, Age, age_of, matter_of_version
 
 COMPILER_TIMEOUT_S = 20.0
@@ -60,6 +61,8 @@ def _diagnose(model: str | None, smoke: bool, say: Callable[[str], None]) -> Ite
     except VLLMError as exc:
         yield fail("settings", str(exc), "correct the setting, or the environment variable named")
         return
+    for name, meant in misspelt(SETTINGS, os.environ).items():
+        yield warn("variables", f"{name} is set, and no setting reads it", f"did you mean {meant}?")
     interpreter, needed = check_interpreter(settings)
     yield needed
     if interpreter is not None:

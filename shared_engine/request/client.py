@@ -265,7 +265,7 @@ class HttpClient(Client):
             message = f"{self.where} can't be reached: the proxy answered {exc.status} {exc.message}"
             raise ServerUnreachableError(message) from None  # aiohttp's shows the proxy's password
         except aiohttp.ClientConnectorError as exc:
-            raise ServerUnreachableError(f"{self.where} can't be reached: {_why_not(exc.os_error)}") from exc
+            raise ServerUnreachableError(f"{self.where} can't be reached: {why_not(exc.os_error)}") from exc
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError) as exc:
             raise ServerConnectionError(f"{self.where} closed the connection {passed()}") from exc
         except OSError as exc:  # no socket could be made
@@ -288,7 +288,7 @@ class HttpClient(Client):
                 abandon(self._session)
 
 
-def _why_not(error: OSError) -> str:
+def why_not(error: OSError) -> str:
     """In the system's words, of each address: ``Connection refused``."""
     # asyncio's "[Errno 111] Connect call failed ('::1', 80, 0, 0)", or "Multiple exceptions:" and several of these.
     numbers = dict.fromkeys(map(int, re.findall(r"\[Errno (\d+)\]", str(error))))

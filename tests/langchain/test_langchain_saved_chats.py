@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_vllm_local import ChatVLLM
 from shared_engine.cli.asking.answer import Answer
 from shared_engine.cli.chat.conversation import Conversation
-from tests.support.chats import loaded_as_the_page_says
+from tests.support.chats import loaded_as_the_page_says, saved
 from tests.support.remote_server import running_server
 
 
@@ -19,7 +19,7 @@ def test_messages_of_a_session_are_langchains(tmp_path: Path, monkeypatch: pytes
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     talk.add({"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}, Answer(text="A dot."))
     talk.add({"role": "user", "content": "Sure?"}, Answer(text="Yes.", reasoning="Am I?"))
-    messages = loaded_as_the_page_says("langchain_core", talk, tmp_path, monkeypatch)
+    messages = loaded_as_the_page_says("langchain_core", saved(talk, tmp_path), monkeypatch)
     assert [type(message) for message in messages] == [
         SystemMessage,
         HumanMessage,

@@ -10,7 +10,7 @@ from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole
 from llama_index_vllm_local import VLLM
 from shared_engine.cli.asking.answer import Answer
 from shared_engine.cli.chat.conversation import Conversation
-from tests.support.chats import loaded_as_the_page_says
+from tests.support.chats import loaded_as_the_page_says, saved
 from tests.support.remote_server import running_server
 
 
@@ -19,7 +19,7 @@ def test_messages_of_a_session_are_llama_indexs(tmp_path: Path, monkeypatch: pyt
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     talk.add({"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}, Answer(text="A dot."))
     talk.add({"role": "user", "content": "Sure?"}, Answer(text="Yes.", reasoning="Am I?"))
-    messages = loaded_as_the_page_says("llama_index", talk, tmp_path, monkeypatch)
+    messages = loaded_as_the_page_says("llama_index", saved(talk, tmp_path), monkeypatch)
     assert [message.role for message in messages] == [
         MessageRole.SYSTEM,
         MessageRole.USER,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared_engine import Engine
+from shared_engine.launch.interpreter import find_interpreter
+from shared_engine.setting_sources import misspelt
+from shared_engine.settings import SETTINGS
 from tests.real.conftest import BREAKABLE_SEED, MakeEngine
 from tests.support.command import options_of, told, vllm_local
 from tests.support.engines import settings_of
@@ -43,6 +48,13 @@ def test_a_pinned_model_stays_after_the_command_until_it_is_unloaded(
         app.communicate()
     assert vllm_local("unload", key).returncode == 0
     assert vllm_local("ps").stdout.count(key[:8]) == 0
+
+
+def test_no_variable_of_vllms_own_is_taken_for_a_misspelt_one() -> None:
+    (source,) = Path(find_interpreter(None).path).parent.parent.glob("lib/python3*/site-packages/vllm/envs.py")
+    names = set(re.findall(r'"(VLLM_\w+)"', source.read_text()))
+    assert len(names) > 200
+    assert misspelt(SETTINGS, names) == {}
 
 
 @pytest.mark.timeout(120)

@@ -12,11 +12,14 @@ from shared_engine.cli.chat.conversation import Conversation, save
 from tests.support.paths import REPOSITORY
 
 
-def loaded_as_the_page_says(
-    package: str, conversation: Conversation, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[Any]:
-    """``messages`` of the page's code that imports ``package``, with the conversation as talk.json."""
+def saved(conversation: Conversation, folder: Path) -> Path:
+    """The folder, in which the conversation is talk.json now."""
     save(conversation.to_json("org/name", {}), folder / "talk.json", may_replace=False)
+    return folder
+
+
+def loaded_as_the_page_says(package: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """``messages`` of the page's code that imports ``package``, where talk.json is in the folder."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "chat.md").read_text(), re.DOTALL)
     (code,) = [block for block in blocks if package in block]
     monkeypatch.chdir(folder)

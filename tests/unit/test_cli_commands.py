@@ -344,6 +344,13 @@ def test_config_shows_values_as_a_file_has_them(capsys: Capture) -> None:
     assert capsys.readouterr().out == "every setting is at its default\n"
 
 
+def test_config_tells_of_a_variable_that_nothing_reads(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_IDLE_TTL_S", "60")
+    assert main(["config", "--given", "--json"]) == 0
+    told = "vllm-local: VLLM_IDLE_TTL_S is set, and no setting reads it; did you mean VLLM_IDLE_TTL_SECONDS?\n"
+    assert capsys.readouterr() == ("{}\n", told)
+
+
 def test_config_refuses_what_an_engine_would(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "many")
     assert main(["config"]) == 2

@@ -11,7 +11,7 @@ import pytest
 from shared_engine import EngineSettings, SettingsError
 from shared_engine.config_files import default_files, read_files
 from shared_engine.machine.hub_cache import hub_cache
-from shared_engine.setting_sources import collect
+from shared_engine.setting_sources import collect, misspelt
 from shared_engine.settings import SETTINGS
 
 
@@ -116,6 +116,24 @@ def test_what_is_wrong_in_a_file_is_told_with_its_name(folder: Path, text: str |
     with pytest.raises(SettingsError) as failed:
         EngineSettings.from_file(file, **{} if "model" in str(text)[:6] else {"model": "org/name"})
     assert told.format(file=file) in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("VLLM_IDLE_TTL_S", "VLLM_IDLE_TTL_SECONDS"),  # as the setting is called
+        ("VLLM_MODEL", "VLLM_MODEL_PATH"),
+        ("VLLM_BASE_URL", "VLLM_API_URL"),
+        ("VLLM_MAX_MODEL_LENGTH", "VLLM_MAX_MODEL_LEN"),
+        ("VLLM_DEFAULT_TEMPRATURE", "VLLM_DEFAULT_TEMPERATURE"),
+        ("VLLM_MODEL_PATH", None),
+        ("VLLM_LOCAL_RUNTIME_DIR", None),
+        ("VLLM_CACHE_ROOT", None),  # vLLM's own
+        ("IDLE_TTL_S", None),
+    ],
+)
+def test_a_variable_that_nothing_reads_is_found_with_the_one_that_may_be_meant(name: str, meant: str | None) -> None:
+    assert misspelt(SETTINGS, [name]) == ({} if meant is None else {name: meant})
 
 
 def test_a_file_that_is_named_must_be_there(folder: Path) -> None:

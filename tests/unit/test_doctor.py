@@ -123,6 +123,13 @@ def test_a_vllm_that_can_not_be_imported(fake_python: str) -> None:
     assert "exit code 7" in findings()["vLLM import"].detail
 
 
+def test_a_misspelt_variable_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MODEL", "org/name")
+    assert next(diagnose(None, smoke=False)) == Finding(
+        "variables", Outcome.WARN, "VLLM_MODEL is set, and no setting reads it", "did you mean VLLM_MODEL_PATH?"
+    )
+
+
 def test_wrong_settings_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "many")
     (found,) = findings().values()

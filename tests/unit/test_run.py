@@ -24,7 +24,6 @@ from shared_engine.cli.engine_arguments import settings_of
 from shared_engine.cli.main import main, parser_of
 from shared_engine.errors import InvalidInputError
 from tests.support.adapters import ADAPTERS
-from tests.support.command import COMMAND
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.scripted import answers
@@ -253,15 +252,14 @@ def test_each_piece_is_written_at_once_and_ctrl_c_ends_the_request(server: Remot
     assert server.aborted.wait(5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
 def test_what_cannot_be_told_on_stderr_costs_no_answer(server: RemoteServer) -> None:
     answers(server, THOUGHTFUL)
-    words = [*COMMAND, "run", "-", "Why?", "--stats"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=full, cwd=REPOSITORY
-        )
-    assert (done.returncode, done.stdout) == (0, b"It scatters.\n")
+        process = start(server, "Why?", "--stats", stderr=full)
+        assert process.communicate(timeout=20)[0] == b"It scatters.\n"
+    assert process.returncode == 0
 
 
 @pytest.mark.slow

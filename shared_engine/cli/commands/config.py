@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from pydantic import SecretStr
@@ -11,8 +12,10 @@ from pydantic import SecretStr
 from shared_engine.cli.engine_arguments import add_engine_arguments, given_settings
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.table import as_json, table
+from shared_engine.cli.terminal import complain
 from shared_engine.config_files import Given
 from shared_engine.errors import SettingsError
+from shared_engine.setting_sources import misspelt
 from shared_engine.settings import SECRET, SETTINGS, EngineSettings
 from shared_engine.validation import say_unknown
 
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(table([("SETTING", "VALUE", "SOURCE"), *told], least=((1, 30),))))
     else:
         print("every setting is at its default")
+    for name, meant in misspelt(SETTINGS, os.environ).items():
+        complain(f"{name} is set, and no setting reads it; did you mean {meant}?")
     return DONE
 
 
