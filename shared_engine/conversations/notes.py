@@ -10,6 +10,8 @@ LONGEST_URL = 300
 
 def media_note(part: Mapping[str, Any]) -> str:
     """For a content part in OpenAI's form that is no text."""
+    if part.get("type") == "tool_reference":  # as Claude Code writes them
+        return note("tool reference", part.get("tool_name") or part.get("name"))
     kind = str(part.get("type", "")).removeprefix("input_").partition("_")[0]
     value = part.get(str(part.get("type")))
     url = value.get("url") if isinstance(value, Mapping) else None

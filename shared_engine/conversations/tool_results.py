@@ -33,13 +33,30 @@ def _is_result(message: object) -> bool:
 
 
 def _readable(content: Any) -> Any:
-    if isinstance(content, str) or (isinstance(content, list) and all(map(_is_part, content))):
-        return content
+    if isinstance(content, str):
+        return _unicode(content)
+    if isinstance(content, list) and all(map(_is_part, content)):
+        return [_unicode_part(part) for part in content]
     if content is None:
         return ""
     if isinstance(content, (bytes, bytearray)):
         return content.decode(errors="replace") if _is_utf8(content) else f"[{len(content)} bytes are not shown]"
     return json.dumps(to_jsonable_python(content, fallback=str), ensure_ascii=False)
+
+
+def _unicode(text: str) -> str:
+    """The text; what is no Unicode in it, as in names of files that are none, as its number."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+    return text
+
+
+def _unicode_part(part: Any) -> Any:
+    if isinstance(part, str):
+        return _unicode(part)
+    return {**part, "text": _unicode(part["text"])} if _text(part) else part
 
 
 def _is_part(part: object) -> bool:

@@ -10,7 +10,10 @@ from typing import Any
 Message = Mapping[str, Any]
 
 SYSTEM_ROLES = ("system", "developer")
-MEDIA_PARTS = ("image_url", "audio_url", "video_url", "input_audio", "image_embeds", "audio_embeds", "video_embeds")
+MEDIA_PARTS = (
+    "image_url", "audio_url", "video_url", "input_audio", "image_embeds", "audio_embeds", "video_embeds",
+    "tool_reference",
+)  # fmt: skip
 MISTRALS_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from shared_engine.conversations.traits import MERGED, NONE, Trait
 from shared_engine.errors import ContextLengthError, RequestError
+from shared_engine.request.bodies import Request, without_traits
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.refusals import NOT_LOADED
 
+T = TypeVar("T")
 _log = logging.getLogger("shared_engine")
 
 MAX_KNOWN = 1000
@@ -33,8 +36,8 @@ _STEPS = (
 # found in messages", "Tool call IDs should be alphanumeric"; mistral-common: "Expected last role User or Tool".
 # mlx_lm says it with status 404, llama.cpp with 500.
 _ABOUT_ROLES = re.compile(
-    r"\broles?\b|alternat|system message|system prompt|user (?:query|message)|assistant message|tool call ids?\b|"
-    r"function calls and|chat template|jinja",
+    r"\broles?\b|alternat|system message|system prompt|user (?:query|message)|assistant message|tool.call.ids?\b|"
+    r"tool output|function calls and|chat template|jinja",
     re.IGNORECASE,
 )
 _IN_WORDS = {
@@ -54,9 +57,44 @@ _STATUSES = (400, 404, 422, 500)
 # vllm/multimodal/registry.py, multimodal/processing/{context,processor}.py
 _ABOUT_MEDIA = re.compile(
     r"is not a multimodal model|At most 0 (?:image|audio|video)|Failed to apply prompt replacement|"
+    r"Unexpected item type in content|"
     r"(?:images?|audio|videos?|multimodal) (?:input )?(?:is|are) not supported|does not support (?:image|audio|video)",
     re.IGNORECASE,
 )
+
+
+async def sent_in_form(
+    request: Request, connection: Connection, send: Callable[[Request, Connection], Awaitable[T]]
+) -> T:
+    """What ``send`` gives; of a conversation that the server's chat template refuses, in a form that it takes.
+
+    Nothing of an answer has come by then. What a server has refused is not sent to it a second time.
+
+    Raises:
+        RequestError: the first refusal, where the server takes no form of it; any other error.
+    """
+    refused, first = refused_before(connection), None
+    while True:
+        try:
+            answer = await send(without_traits(request, refused), connection)
+        except RequestError as exc:
+            step = next_step(request, refused, exc)
+            if step is not None:
+                refused, first = refused | step, first or exc
+                continue
+            if first is not None and refusable(exc):
+                raise first from None
+            raise
+        if first is not None:
+            remember(connection, request.traits & refused, first)
+        return answer
+
+
+def next_step(request: Request, refused: Trait, refusal: RequestError) -> Trait | None:
+    """What to leave out next, beside what is ``refused``, after this refusal; None where nothing may help."""
+    steps = refusable(refusal) if request.traits else ()
+    sent = without_traits(request, refused).body if steps else b""
+    return next((step for step in steps if without_traits(request, refused | step).body != sent), None)
 
 
 def refusable(error: RequestError) -> Sequence[Trait]:

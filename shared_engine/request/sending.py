@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from shared_engine.conversations.traits import Trait
 from shared_engine.errors import (
     ContextLengthError,
     InvalidInputError,
@@ -26,7 +27,7 @@ from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
-from shared_engine.request.refused_traits import refusable, refused_before, remember
+from shared_engine.request.refused_traits import next_step, refused_before, remember, sent_in_form
 from shared_engine.request.retry import Retry
 from shared_engine.request.routes import CHAT, COMPLETIONS, METRICS, MODELS
 from shared_engine.request.streams import ChunkReader
@@ -103,12 +104,14 @@ class Requests:
         with Observed(self.endpoint, request.path, request.body) as observed:
             request = await self._fitted(request, call)
 
+            async def posted(request: Request, connection: Connection) -> T:
+                return parse(await self._post(request, connection))
+
             async def post(acquired: Connection) -> T:
                 connection = observed.connected(acquired)
                 try:
                     connection = await self._serving(request, connection)
-                    posted = await self._in_form(request, connection, self._post)
-                    result = _as_named(parse(posted), connection)
+                    result = _as_named(await self._in_form(request, connection, posted), connection)
                 except RequestError as exc:
                     await self._raise(exc, connection, route, request)
                 route.answered(acquired)
@@ -129,6 +132,7 @@ class Requests:
         route = self.endpoint.for_request(request.path, request.body, call.session, request.model)
         with Observed(self.endpoint, request.path, request.body, is_streamed=True) as observed:
             request = await self._fitted(request, call)
+            learned: tuple[Trait, RequestError] | None = None
             while True:
                 try:
                     acquired = await deadline.wait(route.awaited, route.acquire(call.headers))
@@ -144,6 +148,9 @@ class Requests:
                         async for event in deadline.over(f"more of the answer from {where}", events):
                             for chunk in reader.chunks(event):
                                 observed.saw(chunk)
+                                if learned is not None:
+                                    remember(connection, *learned)
+                                    learned = None
                                 yield _marked(_as_named(chunk, connection), request)
                         for chunk in reader.end(where, is_done=events.is_done, needs_done=route.sends_done):
                             observed.saw(chunk)
@@ -152,6 +159,12 @@ class Requests:
                     except RequestError as exc:
                         if deadline.is_over:
                             raise
+                        is_new = events is not None and not observed.has_reached_caller
+                        refused = self._refused(request, connection, exc) if is_new else None
+                        if refused is not None:
+                            learned = (request.traits & refused, exc)
+                            request = without_traits(request, refused | refused_before(connection))
+                            continue
                         await self._raise(exc, connection, route, request)
                     finally:
                         if events is not None:
@@ -181,29 +194,16 @@ class Requests:
     async def _in_form(
         self, request: Request, connection: Connection, send: Callable[[Request, Connection], Awaitable[T]]
     ) -> T:
-        """What ``send`` gives; of a conversation that the server's chat template refuses, in a form that it takes.
-
-        Nothing of an answer has come by then. What a server has refused is not sent to it a second time.
-        """
+        """What ``send`` gives; see ``sent_in_form``."""
         if not request.traits or not self._reshapes:
             return await send(request, connection)
-        refused = refused_before(connection)
-        sent, first = without_traits(request, refused), None
-        while True:
-            try:
-                answer = await send(sent, connection)
-            except RequestError as exc:
-                steps = [(refused | step, without_traits(request, refused | step)) for step in refusable(exc)]
-                left = [(step, other) for step, other in steps if other.body != sent.body]
-                if left:
-                    (refused, sent), first = left[0], first or exc
-                    continue
-                if first is not None and steps:  # the server takes no form of it
-                    raise first from None
-                raise
-            if first is not None:
-                remember(connection, request.traits & refused, first)
-            return answer
+        return await sent_in_form(request, connection, send)
+
+    def _refused(self, request: Request, connection: Connection, refusal: RequestError) -> Trait | None:
+        """What the server does not take of a conversation, as it said in an answer that had begun well; None where it
+        said something else.
+        """
+        return next_step(request, refused_before(connection), refusal) if self._reshapes else None
 
     async def _opened(self, request: Request, connection: Connection) -> EventStream:
         """A stream whose answer has begun; to be closed."""

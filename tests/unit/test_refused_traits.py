@@ -22,6 +22,7 @@ from shared_engine.request.bodies import chat_request
 from shared_engine.request.refused_traits import refusable
 from tests.support.conversations import WAYS, openais
 from tests.support.remote_server import RemoteServer, running_server
+from tests.support.scripted import answers
 from tests.support.small_tokenizers import make_folder
 from tests.support.strict_templates import TEMPLATES, StrictServer, strict_server
 
@@ -98,6 +99,28 @@ def test_other_servers_say_it_with_other_statuses(status: int) -> None:
         assert Engine(**own(server)).chat(MESSAGES).text == "Hi"
 
 
+@pytest.mark.parametrize("way", ["chat", "stream_chat", "astream", "llama_stream"])
+def test_some_say_it_in_an_answer_that_began_well(way: str) -> None:
+    """As LocalAI does: status 200, and an error in the answer or as the stream's first event."""
+    said = {"error": {"code": "server_error", "message": "Jinja Exception: System message must be at the beginning."}}
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if body["messages"][0]["role"] == "system":
+            return await well(request)
+        if body.get("stream"):
+            event = b"data: " + json.dumps(said).encode() + b"\n\ndata: [DONE]\n\n"
+            return web.Response(body=event, headers={"Content-Type": "text/event-stream"})
+        return web.json_response(said)
+
+    with running_server() as server:
+        answers(server, "Hi")
+        well, server.handler = server.handler, handler
+        for _ in range(2):
+            WAYS[way](ROLES, {"base_url": server.url, "model": "served"}, {})
+    assert [body["messages"][0]["role"] for _, body in server.requests] == ["user", "system", "system"]
+
+
 def test_what_no_form_helps_is_the_first_refusal() -> None:
     with strict_server("{{ raise_exception('The roles are wrong: ' ~ messages | length) }}") as server:
         with pytest.raises(RequestRejectedError, match="wrong: 4"):
@@ -106,6 +129,9 @@ def test_what_no_form_helps_is_the_first_refusal() -> None:
         with pytest.raises(RequestRejectedError, match="wrong: 4"):
             Engine(**own(server)).chat(MESSAGES)
         assert server.refused == 2 * refused  # nothing was learned
+        with pytest.raises(RequestRejectedError, match="wrong: 4"):
+            list(Engine(**own(server)).stream_chat(MESSAGES))
+        assert server.refused == 3 * refused
 
 
 @pytest.mark.parametrize(
@@ -119,6 +145,11 @@ def test_what_no_form_helps_is_the_first_refusal() -> None:
         (RequestRejectedError("Expected last role User or Tool (or Assistant with prefix)", 400), True),
         (ServerError("Jinja Exception: no", 500), True),
         (RequestRejectedError("m is not a multimodal model", 400), True),
+        (RequestRejectedError("Tool call id was call_1 but must be a-z, A-Z, 0-9, with a length of 9.", 400), True),
+        (RequestRejectedError("tool_call_id is not found", 400), True),
+        (RequestRejectedError("No tool output found for function call call_1", 400), True),
+        (RequestRejectedError("Unexpected role 'tool' after role 'system'", 400), True),
+        (RequestRejectedError("Unexpected item type in content", 400), True),
         (RequestRejectedError("temperature must be below 2", 400), False),
         (RequestRejectedError("At most 2 image(s) may be provided in one prompt.", 400), False),
         (ContextLengthError("the roles fill the maximum context length", 400, 10), False),

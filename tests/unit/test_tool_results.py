@@ -53,6 +53,8 @@ PART = {"type": "text", "text": "a"}
         (("a", "b"), '["a", "b"]'),
         (Path("/a/b"), '"/a/b"'),
         ([], []),
+        ("caf\udce9.txt", "caf\\udce9.txt"),  # a file's name as Python reads it
+        (["caf\udce9", {"type": "text", "text": "\udce9"}], ["caf\\udce9", {"type": "text", "text": "\\udce9"}]),
     ],
 )  # fmt: skip
 def test_what_a_tool_returns_is_sent_as_text(content: Any, sent: Any) -> None:
