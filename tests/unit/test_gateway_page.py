@@ -4,7 +4,7 @@ need no key. What they do is tested in Chromium, by ``make test-page``."""
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import read_config
-from shared_engine.gateway.page.files import FILES
+from shared_engine.gateway.page.files import FILES, PAGES
 
 FOLDER = FILES["/"].parent
 SCRIPTS = sorted(FOLDER.glob("*.js"))
@@ -57,10 +57,14 @@ class Named(HTMLParser):
         self.references += [given[name] for name in ("aria-controls", "aria-labelledby") if name in given]
 
 
-@pytest.fixture
-def html() -> Named:
+@pytest.fixture(params=PAGES.values())
+def html(request: pytest.FixtureRequest) -> Named:
+    return names_in(request.param)
+
+
+def names_in(page: str) -> Named:
     named = Named()
-    named.feed(FILES["/"].read_text())
+    named.feed(FILES[page].read_text())
     return named
 
 
@@ -106,24 +110,28 @@ async def test_a_file_that_is_known_is_not_sent_again(tmp_path: Path) -> None:
         assert (await client.get("/page/main.js", headers=known)).status_code == 200
 
 
-def test_every_file_that_the_page_names_is_served_and_every_one_served_is_named(html: Named) -> None:
-    named = {f"/{name}" for name in html.files}
+def test_every_file_that_a_page_names_is_served_and_every_one_served_is_named() -> None:
+    elsewhere = {"/.", "/openapi.json"}
+    named = {f"/{name}" for page in PAGES.values() for name in names_in(page).files} - elsewhere
     for script in SCRIPTS:
         for imported in re.findall(r'from "(.*?)"', script.read_text()):
             assert imported.startswith("./"), f"{script.name} imports {imported}"
             named.add(f"/page/{imported[2:]}")
-    assert named == set(FILES) - {"/"}
+    assert named == set(FILES) - set(PAGES.values())
 
 
 def test_every_id_that_is_used_is_there_and_once(html: Named) -> None:
+    """dom.js's notes are in both pages; what else it has, main.js alone uses."""
     assert len(html.ids) == len(set(html.ids))
-    used = [*html.references, *(f"i-{name}" for name in named_in_scripts(r'\bicon\("([\w-]+)"\)'))]
-    used += named_in_scripts(r'\bbyId\("([\w-]+)"\)')
-    assert set(used) <= set(html.ids)
+    is_docs = "page/docs.js" in html.files
+    scripts = [each for each in SCRIPTS if (each.name == "docs.js") is is_docs]
+    used = [*html.references, *(f"i-{name}" for name in named_in_scripts(r'\bicon\("([\w-]+)"\)', scripts))]
+    used += named_in_scripts(r'\bbyId\("([\w-]+)"\)', scripts)
+    assert {*used, "notes"} <= set(html.ids)
 
 
-def named_in_scripts(pattern: str) -> list[str]:
-    return [name for script in SCRIPTS for name in re.findall(pattern, script.read_text())]
+def named_in_scripts(pattern: str, scripts: Sequence[Path] = SCRIPTS) -> list[str]:
+    return [name for script in scripts for name in re.findall(pattern, script.read_text())]
 
 
 def test_nothing_stands_in_the_page_that_its_policy_would_stop(html: Named) -> None:

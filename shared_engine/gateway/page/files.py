@@ -34,10 +34,9 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",  # asked for again each time, and answered 304 mostly
 }
+PAGES = {"index.html": "/", "docs.html": "/docs"}
 FILES = {
-    "/" if file.name == "index.html" else f"/page/{file.name}": file
-    for file in sorted(_FOLDER.iterdir())
-    if file.suffix in _TYPES
+    PAGES.get(file.name, f"/page/{file.name}"): file for file in sorted(_FOLDER.iterdir()) if file.suffix in _TYPES
 }
 """Each file by its address."""
 
