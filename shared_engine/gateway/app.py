@@ -18,6 +18,7 @@ from starlette.routing import Route
 from shared_engine.gateway.asked import asked_of
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import Key
+from shared_engine.gateway.generation import routes as generation
 from shared_engine.gateway.guard import Guard
 from shared_engine.gateway.life import routes as life
 from shared_engine.gateway.numbers import metrics_page
@@ -58,6 +59,7 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             *life.routes(catalog),
+            *generation.routes(catalog),
             *ollama.routes(catalog),
             *reference.routes(catalog),
             *page(),

@@ -135,6 +135,11 @@ OPERATIONS = (
     }),
     _life("POST", "/shutdown", "Have the gateway leave", s.fields("status", status=s.TEXT), _body(Shutdown),
           statuses=(202,)),
+    Operation("POST", "/api/v1/inference/generate", LIFE, "Continue a text, or answer a chat", s.GENERATE, {
+        JSON: s.fields("outputs model", outputs=s.listed(s.OUTPUT), model=s.TEXT), EVENTS: s.TEXT,
+    }),
+    Operation("POST", "/generate", LIFE, "Continue many texts", s.GENERATE_MANY, {JSON: s.listed(s.listed(s.OUTPUT))}),
+    Operation("POST", "/chat", LIFE, "Answer many chats", s.CHAT_MANY, {JSON: s.listed(s.listed(s.OUTPUT))}),
     _ollama("chat", "Chat; without messages: load the model, or unload it", s.OLLAMA_PIECE, s.OLLAMA_CHAT),
     _ollama("generate", "Continue a text; without a prompt: load the model, or unload it", s.OLLAMA_PIECE,
             s.OLLAMA_TEXT),

@@ -108,6 +108,30 @@ OLLAMA_SHOW = _asks_ollama({})
 OLLAMA_PIECE = fields("model done", model=TEXT, created_at=TEXT, message={"type": "object"}, response=TEXT, done=TRUTH)
 OLLAMA_MODEL = fields("name model", name=TEXT, model=TEXT, size=ANY, details={"type": "object"})
 
+_OURS = {
+    "params": told({"type": "object"}, "Parameters of sampling, under the names of vLLM's SamplingParams."),
+    "keep_alive": KEEP_ALIVE,
+    "model": or_null(MODEL),
+}
+_TOOLS = {"tools": or_null(listed({"type": "object"})), "tool_choice": ANY}
+GENERATE: Schema = {
+    **fields("", prompt=or_null(TEXT), messages=or_null(MESSAGES), stream=TRUTH, **_TOOLS, **_OURS),
+    "examples": [{"model": "qwen", "prompt": "Hello", "params": {"max_tokens": 32}}],
+}
+GENERATE_MANY: Schema = {
+    **fields("prompts", prompts=listed(TEXT), **_OURS),
+    "examples": [{"model": "qwen", "prompts": ["Hello", "Good"], "params": {"max_tokens": 32}}],
+}
+CHAT_MANY: Schema = {
+    **fields("conversations", conversations=listed(MESSAGES), **_TOOLS, **_OURS),
+    "examples": [{"model": "qwen", "conversations": [HELLO], "params": {"max_tokens": 32}}],
+}
+OUTPUT = fields(
+    "index text",
+    index=WHOLE, text=TEXT, finish_reason=or_null(TEXT), stop_reason=ANY, reasoning=or_null(TEXT),
+    tool_calls=listed({"type": "object"}), logprobs=ANY,
+)  # fmt: skip
+
 STATE = told(
     or_null(TEXT), "starting, ready, asleep, stopping, standby, stopped or failed; null where it is not known."
 )
