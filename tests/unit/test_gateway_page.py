@@ -111,7 +111,7 @@ async def test_a_file_that_is_known_is_not_sent_again(tmp_path: Path) -> None:
 
 
 def test_every_file_that_a_page_names_is_served_and_every_one_served_is_named() -> None:
-    elsewhere = {"/.", "/openapi.json"}
+    elsewhere = {"/.", "/docs", "/openapi.json"}
     named = {f"/{name}" for page in PAGES.values() for name in names_in(page).files} - elsewhere
     for script in SCRIPTS:
         for imported in re.findall(r'from "(.*?)"', script.read_text()):
