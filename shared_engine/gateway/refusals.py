@@ -17,6 +17,7 @@ from shared_engine.errors import (
     RequestError,
     RequestTimeoutError,
     ServerConnectionError,
+    ServerError,
     VLLMError,
 )
 from shared_engine.request.routes import MESSAGES
@@ -115,6 +116,8 @@ def refusal_of(error: VLLMError, model: str) -> RefusedError:
         return RefusedError(
             error.status, message, "upstream_error", retry_after_s=error.retry_after_s, should_retry=error.should_retry
         )
+    if isinstance(error, ServerError):
+        return RefusedError(502, message, "upstream_error")  # whose answer nobody understands
     if isinstance(error, InvalidInputError):
         return RefusedError(400, message, "invalid_request")
     return RefusedError(500, message, "internal_error")

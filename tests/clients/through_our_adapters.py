@@ -1,0 +1,18 @@
+"""Our own adapters' tests on vLLM, LangChain's standard suites among them, through the gateway. `make test-clients`.
+
+Named so that pytest finds it only when it is asked: it takes minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.routers.suites import assert_suites_pass
+from tests.support.gateways import gateway
+
+
+def test_the_adapters_reach_it_as_any_server(lora_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path) -> None:
+    models = {settings["model"]: settings for settings in (lora_chat, minilm)}
+    with gateway({"models": models}, tmp_path) as gate:
+        assert_suites_pass(["tests/langchain", "tests/llama_index"], gate.url, gate.url)
