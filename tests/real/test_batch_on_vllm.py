@@ -22,9 +22,12 @@ from shared_engine import Engine
 from shared_engine.cli.batch import lines as batch_lines
 from shared_engine.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from shared_engine.launch.interpreter import find_interpreter
+from tests.support.command import COMMAND
 from tests.support.in_flight import wait_quiet
 from tests.support.paths import REPOSITORY
 from tests.support.processes import all_processes
+from tests.support.screens import check_screen, frames_of, shown_by
+from tests.support.terminal import CTRL_C, on_a_terminal
 from tests.support.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -273,6 +276,22 @@ def test_ctrl_c_ends_it_at_once_and_its_requests_in_vllm(tiny_chat: dict[str, An
     assert process.returncode == INTERRUPTED
     assert "1 of 5 lines answered" in said
     wait_quiet(engine)
+
+
+def test_the_page_shows_an_interrupted_batch_and_how_it_goes_on(tiny_chat: dict[str, Any], tmp_path: Path) -> None:
+    batch = Batch(tmp_path, tiny_chat)
+    batch.write(*({"prompt": f"Count to {at}", "ignore_eos": True, "max_tokens": 40} for at in range(60)))
+    Engine(**tiny_chat).warmup()
+    files = [str(tmp_path / name) for name in ("in.jsonl", "answers.jsonl")]
+    words = ["batch", *files, "--config", str(tmp_path / "engine.toml"), "--max-inflight", "4"]
+    with on_a_terminal([*COMMAND, *words]) as terminal:
+        terminal.wait_for(" tokens/s, 0:0")
+        terminal.type(CTRL_C)
+        assert terminal.ended() == INTERRUPTED
+        shown = [frames_of(terminal.output.decode()), frames_of(shown_by(words))]
+    typed = "$ vllm-local batch requests.jsonl answers.jsonl --model examples/tiny_chat --max-inflight 4"
+    screen = "\n".join(line for frames in shown for line in (typed, *frames))
+    check_screen("batch.md", "batch", screen.replace(f"{tmp_path}/", ""))
 
 
 def test_an_engine_that_dies_costs_no_row(breakable: Callable[..., Engine], tmp_path: Path) -> None:

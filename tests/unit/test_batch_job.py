@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tqdm.std import tqdm  # type: ignore[import-untyped]
 
 from shared_engine import Engine
 from shared_engine.cli.batch.dry_run import Estimate, estimate
@@ -524,25 +523,6 @@ def test_a_bar_tells_speed_and_time_left() -> None:
 
 def test_the_page_shows_what_is_said() -> None:
     page = (REPOSITORY / "docs" / "batch.md").read_text()
-    counts = Counts(rows=100_000)
-    bar = Bar(counts, "line")
-    bar.tick(0.0)
-    counts.answered = 28_393
-    bar.tick(100.0)
-    counts.answered, counts.failed, counts.completion_tokens = 31_234, 3, 170_460
-    bar.tick(160.0)
-    assert tqdm.format_meter(31_234, 100_000, 160.0, ncols=100, bar_format=bar.text()) in page
-    counts = Counts(
-        rows=100_000,
-        before=31_234,
-        answered=68_766,
-        failed=9,
-        failed_before=3,
-        prompt_tokens=2_833_190,
-        completion_tokens=4_098_120,
-        seconds=1442,
-    )
-    assert "\n".join(counts.lines("answers.jsonl", "line")) in page
     found = Estimate(
         rows=100_000,
         answered=31_234,

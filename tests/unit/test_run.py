@@ -288,8 +288,13 @@ def test_an_adapters_folder_is_as_good_as_its_name() -> None:
     assert (parameters, settings.lora_adapters) == ({"lora": "brief"}, {"brief": ADAPTERS["brief"]})
 
 
+def test_what_is_neither_an_adapter_nor_a_name_is_told() -> None:
+    with pytest.raises(InvalidInputError, match="neither an adapter nor a name of --lora-adapters: there is no such"):
+        run_command.settings_with_adapter(parsed("org/name"), {"lora": "brief"})
+
+
 @pytest.mark.parametrize(
-    "words", [["org/name"], ["org/name", "--lora-adapters", json.dumps(ADAPTERS)], ["-", "--base-url", "http://h"]]
+    "words", [["org/name", "--lora-adapters", json.dumps(ADAPTERS)], ["-", "--base-url", "http://h"]]
 )
 def test_a_name_of_an_adapter_stays_a_name(words: list[str]) -> None:
     parameters = {"lora": "brief"}

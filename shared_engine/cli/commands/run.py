@@ -10,6 +10,7 @@ from shared_engine.cli.asking.forms import PLAIN_JSON
 from shared_engine.cli.asking.once import Once, answer_once, is_at_a_terminal, read_stdin
 from shared_engine.cli.engine_arguments import add_engine_arguments, settings_of
 from shared_engine.cli.sampling_arguments import add_sampling_arguments, given_parameters
+from shared_engine.errors import InvalidInputError
 from shared_engine.model_files.adapter import read_adapter
 from shared_engine.settings import EngineSettings
 
@@ -76,17 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settings_with_adapter(arguments: argparse.Namespace, parameters: dict[str, Any]) -> EngineSettings:
-    """The settings; where ``--lora`` is a folder, or an id of the hub, with that adapter under its last name."""
+    """The settings; where ``--lora`` is a folder, or an id of the hub, with that adapter under its last name.
+
+    Raises:
+        InvalidInputError: it is none, and no adapters have names.
+    """
     settings, named = settings_of(arguments), parameters.get("lora")
-    if named is None or settings.is_remote or settings.lora_adapters is not None or not _is_adapter(named):
+    if named is None or settings.is_remote or settings.lora_adapters is not None:
         return settings
+    try:
+        read_adapter(named)
+    except ValueError as exc:
+        raise InvalidInputError(f"--lora {named!r}: neither an adapter nor a name of --lora-adapters: {exc}") from None
     parameters["lora"] = named.rstrip("/").rpartition("/")[2]
     return settings_of(arguments, lora_adapters={parameters["lora"]: named})
-
-
-def _is_adapter(place: str) -> bool:
-    try:
-        read_adapter(place)
-    except ValueError:
-        return False
-    return True
