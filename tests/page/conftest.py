@@ -51,7 +51,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def say(tab: Tab, text: str) -> None:
-    """In the chat."""
+    """In the chat, once there is somebody to say it to."""
+    await tab.until("!document.querySelector('#send').disabled")
     await tab.click("#message")
     await tab.type(text)
     await tab.press("Enter")

@@ -94,7 +94,7 @@ async def test_a_pinned_model_can_be_let_go(open_page: Open, scene: Scene) -> No
         await tab.click(".actions [aria-pressed=true]")
         assert await asked(scene) == ("unpin", {"model": "qwen"})
         scene.models[0]["pinned"] = False
-        await tab.until("document.querySelector('.actions [aria-pressed=false]')")
+        await tab.until("document.querySelectorAll('.actions [aria-pressed=false]').length")
 
 
 async def test_a_busy_model_is_unloaded_only_by_who_means_it(open_page: Open, scene: Scene) -> None:

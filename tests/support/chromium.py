@@ -93,11 +93,14 @@ class Tab:
         self._browser = browser
         self._session = session
         self._profile = profile
+        self._is_loaded = asyncio.Event()
         self.errors: list[str] = []
         self.answers: dict[str, int] = {}
 
     def heard(self, method: str, params: dict[str, Any]) -> None:
-        if method == "Runtime.exceptionThrown":
+        if method == "Page.loadEventFired":
+            self._is_loaded.set()
+        elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
@@ -111,8 +114,10 @@ class Tab:
         return await self._browser.send(method, self._session, **params)
 
     async def go(self, url: str) -> None:
-        await self.send("Page.navigate", url=url)
-        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self._is_loaded.clear()
+        if "loaderId" in await self.send("Page.navigate", url=url):  # else it is only another place of this page
+            async with asyncio.timeout(WAIT_S):
+                await self._is_loaded.wait()
 
     async def likes(self, scheme: str, *, motion: str = "reduce") -> None:
         """What a person has chosen in the system's settings."""
@@ -128,7 +133,7 @@ class Tab:
         return told["result"].get("value")
 
     async def until(self, expression: str, timeout_s: float = WAIT_S) -> Any:
-        """What the expression is, once that is something."""
+        """What the expression is, once that is something; an element is not, which has no JSON."""
         deadline = time.monotonic() + timeout_s
         while not (value := await self.js(expression)):
             assert time.monotonic() < deadline, (
