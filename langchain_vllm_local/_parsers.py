@@ -6,6 +6,7 @@ A complete answer follows its schema or constraint. One that was cut off does no
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial as bind
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,10 @@ from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_vllm_local._errors import LengthFinishReasonError
+from langchain_vllm_local._typed_dicts import is_typed_dict, pydantic_class
+from shared_engine.adapting.class_schemas import read_as
 from shared_engine.adapting.structured import CUT_OFF, cut_off_message
+from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from langchain_core.utils.pydantic import TBaseModel  # noqa: F401  # pydantic's plugin for mypy looks for it here
@@ -28,10 +32,30 @@ def output_parser(schema: Any, method: str, tool_name: str = "") -> BaseOutputPa
     """The parser for the answers of ``with_structured_output(schema, method=method)``."""
     if method in ("regex", "choice", "grammar"):
         return _WholeText()
-    model = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
+    kind = None if schema is None or isinstance(schema, Mapping) else answer_type(schema)
+    gives_dicts = kind is None or is_typed_dict(schema)
     if method == "function_calling":
-        return _WholeCall(key_name=tool_name, first_tool_only=True, model=model)
-    return _WholeJson(model=model)
+        return _WholeCall(key_name=tool_name, first_tool_only=True, kind=kind, gives_dicts=gives_dicts)
+    return _WholeJson(kind=kind, gives_dicts=gives_dicts)
+
+
+def answer_type(schema: Any) -> Any:
+    """What answers are checked against: a pydantic class in place of a TypedDict, else the type itself.
+
+    Raises:
+        InvalidInputError: a TypedDict has a type that pydantic does not know.
+    """
+    if not is_typed_dict(schema):
+        return schema
+    try:
+        return pydantic_class(schema)
+    except Exception as exc:  # pydantic has no common class for these
+        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {exc}") from exc
+
+
+def is_old_class(kind: Any) -> bool:
+    """A class of pydantic's version 1."""
+    return isinstance(kind, type) and is_basemodel_subclass(kind) and not hasattr(kind, "model_json_schema")
 
 
 def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]:
@@ -50,17 +74,17 @@ def _whole(result: list[Generation], *, partial: bool) -> tuple[AIMessage, bool]
     return message, partial and getattr(message, "chunk_position", None) != "last"
 
 
-def _instance(model: Any, value: Any, text: str) -> Any:
-    """``value`` as an instance of a pydantic class.
+def _instance(kind: Any, value: Any, text: str) -> Any:
+    """``value`` as an instance of ``kind``.
 
     Raises:
-        OutputParserException: the class refuses it.
+        OutputParserException: it is not valid for it.
     """
-    make = model.model_validate if hasattr(model, "model_validate") else model.parse_obj
     try:
-        return make(value)
+        return kind.parse_obj(value) if is_old_class(kind) else read_as(kind, json.dumps(value))
     except ValueError as exc:  # pydantic's ValidationError is one, of either version
-        raise OutputParserException(f"not valid for {model.__name__}: {exc}", llm_output=text) from exc
+        name = getattr(kind, "__name__", repr(kind))
+        raise OutputParserException(f"not valid for {name}: {exc}", llm_output=text) from exc
 
 
 class _WholeText(BaseCumulativeTransformOutputParser[str]):
@@ -78,36 +102,44 @@ class _WholeText(BaseCumulativeTransformOutputParser[str]):
 
 
 class _WholeJson(JsonOutputParser):
-    model: Any = None
-    """The pydantic class that the value is made an instance of; half an answer may be valid for it, and wrong."""
+    kind: Any = None
+    """What the value is checked against; half an answer may be valid for it, and wrong."""
+    gives_dicts: bool = True
+    """The value stays what the JSON says, and grows as it is streamed; else it is an instance of ``kind``."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         message, partial = _whole(result, partial=partial)
         if message.tool_calls and not message.text:
             return None  # the model called one of the tools instead
         if partial:
-            return None if self.model else super().parse_result(result, partial=True)
+            return super().parse_result(result, partial=True) if self.gives_dicts else None
         text = str(message.text)
         try:
             value = parse_json_markdown(text, parser=bind(json.loads, strict=False))  # core's own would repair it
         except json.JSONDecodeError as exc:
             raise OutputParserException(f"not valid JSON: {exc}; the answer was: {text}", llm_output=text) from exc
-        return _instance(self.model, value, text) if self.model else value
+        return _checked(value, text, self.kind, self.gives_dicts)
 
 
 class _WholeCall(JsonOutputKeyToolsParser):
-    model: Any = None
+    kind: Any = None
+    gives_dicts: bool = True
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         message, partial = _whole(result, partial=partial)
-        if partial and self.model:
+        if partial and not self.gives_dicts:
             return None
         value = super().parse_result(result, partial=partial)
         if partial:
             return value
         if value is None:
             raise _no_call(message)
-        return _instance(self.model, value, json.dumps(value)) if self.model else value
+        return _checked(value, json.dumps(value), self.kind, self.gives_dicts)
+
+
+def _checked(value: Any, text: str, kind: Any, gives_dicts: bool) -> Any:
+    instance = value if kind is None else _instance(kind, value, text)
+    return value if gives_dicts else instance
 
 
 def _no_call(message: AIMessage) -> OutputParserException:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import TypeAdapter
 
 from langchain_vllm_local._errors import langchain_errors
-from langchain_vllm_local._parsers import output_parser
-from shared_engine.adapting.structured import JsonSchema, unheld
+from langchain_vllm_local._parsers import answer_type, is_old_class, output_parser
+from langchain_vllm_local._typed_dicts import is_typed_dict
+from shared_engine.adapting.class_schemas import class_schema
+from shared_engine.adapting.structured import JsonSchema, check_form
 from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class StructuredOutput(BaseChatModel):
         """This model, whose answers are parsed into values. vLLM holds the answer to the constraint, token by token.
 
         Args:
-            schema: a pydantic class (answers are its instances); a TypedDict, a JSON schema, or one in OpenAI's forms
-                (answers are dicts); any other type that JSON can hold, such as ``list[int]``; for ``choice`` a list of
-                strings or a Literal; for ``regex`` and ``grammar`` a string (answers are strings).
+            schema: a pydantic class, a dataclass, an Enum, ``list[int]`` or any other type that pydantic knows (answers
+                are its instances); a TypedDict, a JSON schema, or one in OpenAI's forms (answers are dicts); for
+                ``choice`` a list of strings or a Literal; for ``regex`` and ``grammar`` a string (answers are strings).
             method: ``json_schema``; ``function_calling``: as arguments of a forced tool call; ``json_mode``: any JSON,
                 which the prompt has to describe; ``regex``, ``choice``, ``grammar`` (EBNF): vLLM's own constraints.
             include_raw: give ``{"raw": message, "parsed": ..., "parsing_error": ...}``, and raise nothing that is wrong
@@ -88,17 +88,13 @@ class StructuredOutput(BaseChatModel):
         if method == "json_mode":
             return "", self.bind(response_format={"type": "json_object"}, **kwargs)
         wanted = json_schema(schema, strict)
-        where = None if wanted.is_checked or self.engine.settings.is_remote else unheld(wanted.schema)
-        if where is not None:
-            raise InvalidInputError(
-                f"{where}: vLLM can't hold an answer to this, and an answer that becomes a dict is not checked; use a "
-                "pydantic class, or leave it out"
-            )
+        check_form(wanted.response_format(), self.engine.settings)
         shown = {"kwargs": {"method": method, "strict": strict}, "schema": _traced_schema(schema, wanted)}
         traced: dict[str, Any] = {"ls_structured_output_format": shown}
         if method == "function_calling":
             tool = wanted.tool()
-            return wanted.name, self.bind_tools([tool], tool_choice=wanted.name, strict=strict, **traced, **kwargs)
+            name = wanted.sent_name
+            return name, self.bind_tools([tool], tool_choice=name, strict=strict, **traced, **kwargs)
         asked = {"response_format": wanted.response_format(), **kwargs}
         return "", self.bind_tools(tools, **traced, **asked) if tools else self.bind(**traced, **asked)
 
@@ -138,17 +134,13 @@ def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
     """
     if isinstance(schema, Mapping):
         return _named_schema(schema, strict)
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
-        as_json: Any = getattr(schema, "model_json_schema", None) or schema.schema  # type: ignore[attr-defined]  # v1
-        content = as_json()
-        return JsonSchema(schema.__name__, content, content.get("description"), strict, is_checked=True)
-    if _is_typed_dict(schema):
-        function = convert_to_openai_function(schema, strict=strict)
-        return JsonSchema(function["name"], function["parameters"], function.get("description"), strict)
+    kind = answer_type(schema)
+    name = getattr(schema, "__name__", _DEFAULT_NAME)
     try:
-        return JsonSchema(getattr(schema, "__name__", _DEFAULT_NAME), TypeAdapter(schema).json_schema(), None, strict)
+        content = kind.schema() if is_old_class(kind) else class_schema(kind)
     except Exception as exc:  # pydantic has no common class for these
         raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {exc}") from exc
+    return JsonSchema(name, content, content.get("description"), strict, is_checked=True)
 
 
 def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:
@@ -165,13 +157,8 @@ def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:
 
 def _traced_schema(schema: Any, wanted: JsonSchema) -> Any:
     """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title."""
-    is_class = _is_typed_dict(schema) or (isinstance(schema, type) and is_basemodel_subclass(schema))
+    is_class = is_typed_dict(schema) or (isinstance(schema, type) and is_basemodel_subclass(schema))
     return schema if is_class else {"title": wanted.name, **wanted.schema}
-
-
-def _is_typed_dict(schema: Any) -> bool:
-    """Python's own, or that of typing_extensions, which typing.is_typeddict does not know."""
-    return isinstance(schema, type) and issubclass(schema, dict) and hasattr(schema, "__total__")
 
 
 def constraint(schema: Any, method: str) -> dict[str, Any]:

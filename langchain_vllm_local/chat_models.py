@@ -22,6 +22,7 @@ from langchain_vllm_local._tool_calling import ToolCalling
 from shared_engine.adapting.framework_model import ChatModel
 from shared_engine.adapting.left_calls import with_left_calls
 from shared_engine.adapting.media_errors import media_errors
+from shared_engine.adapting.structured import asked_form
 from shared_engine.adapting.tools import with_strict_arguments
 from shared_engine.params import ChatFields, template_variables
 
@@ -218,9 +219,11 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         with langchain_errors():
             request = self._request(messages, None, {"tools": tools} if tools else {})
             with self._media_errors(request):
-                variables = template_variables(request["params"])
                 return self.engine.count_tokens(
-                    request["messages"], tools=request["tools"], chat_template_kwargs=variables
+                    request["messages"],
+                    tools=request["tools"],
+                    chat_template_kwargs=template_variables(request["params"]),
+                    response_format=asked_form(request["params"]),
                 )
 
 

@@ -18,10 +18,11 @@ from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.prompts.base import BasePromptTemplate
 from llama_index.core.types import Model, PydanticProgramMode
-from pydantic import BaseModel, PydanticUserError, ValidationError
+from pydantic import BaseModel, PydanticUserError
 from pydantic_core import from_json
 
 from llama_index_vllm_local._tools import finish_reason
+from shared_engine.adapting.class_schemas import class_schema, read_as
 from shared_engine.adapting.structured import CUT_OFF, JsonSchema, cut_off_message
 from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 from shared_engine.params import merge_parameters
@@ -195,7 +196,7 @@ class Prediction(Generic[Model]):
         elif self._mode == PydanticProgramMode.FUNCTION:
             assert isinstance(response, ChatResponse)
             text = json.dumps(self._llm.get_tool_calls_from_response(response)[0].tool_kwargs)
-            value = self._output_cls.model_validate_json(text)
+            value = read_as(self._output_cls, text)
         else:
             value, text = _from_json(self._output_cls, _content(response))
         self._last.json_text = text
@@ -249,7 +250,7 @@ def _schema(output_cls: Any) -> JsonSchema:
     if not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
         raise InvalidInputError(f"output_cls = {output_cls!r:.80}: must be a pydantic class")
     try:
-        schema = output_cls.model_json_schema()
+        schema = class_schema(output_cls)
     except PydanticUserError as exc:
         raise InvalidInputError(
             f"output_cls = {output_cls.__name__}: it can't be converted to a JSON schema: {exc}"
@@ -268,13 +269,10 @@ def _content(response: Response) -> str:
 
 def _from_json(output_cls: type[Model], text: str) -> tuple[Model, str]:
     """The instance, and the JSON in ``text``."""
-    try:
-        return output_cls.model_validate_json(text), text
-    except ValidationError:
-        fenced = _FENCED.fullmatch(text)  # by a server that holds no answer to a schema
-        if fenced is None:
-            raise
-        return output_cls.model_validate_json(fenced[1]), fenced[1]
+    fenced = _FENCED.fullmatch(text)  # by a server that holds no answer to a schema
+    inner = fenced[1] if fenced else text
+    value: Model = read_as(output_cls, inner)
+    return value, inner
 
 
 def _partial_json(text: str) -> Any:

@@ -61,9 +61,8 @@ class StructuredPrediction(FunctionCallingLLM):
     ) -> Model:
         """An instance of ``output_cls``, as the answer to a prompt.
 
-        vLLM holds the answer to the class's JSON schema, but shows the model nothing of it: say in the prompt what is
-        wanted. The usage is in the events of the chat inside (TokenCountingHandler), and in the responses of
-        ``as_structured_llm``.
+        vLLM holds the answer to the class's JSON schema, which the last message says (``show_schema``). The usage is in
+        the events of the chat inside (TokenCountingHandler), and in the responses of ``as_structured_llm``.
 
         Args:
             llm_kwargs: as for ``chat``; they win over the constructor's.

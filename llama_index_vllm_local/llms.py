@@ -83,7 +83,7 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
         for response in llm.stream_chat([ChatMessage(role="user", content="Name three rivers.")]):
             print(response.delta, end="", flush=True)
 
-    Structured output; vLLM constrains the answer to the schema, token by token, but does not show it to the model::
+    Structured output; vLLM constrains the answer to the schema, token by token, and the prompt says it::
 
         class Person(BaseModel):
             name: str

@@ -34,6 +34,7 @@ from shared_engine.request.bodies import (
 from shared_engine.request.call import Call
 from shared_engine.request.checks import Message, check_number, check_prompt, check_text, check_texts
 from shared_engine.request.engine_batches import Batches
+from shared_engine.request.forms import answer_form, with_held_arguments
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
 from shared_engine.request.refused_traits import say_reshaped
@@ -94,7 +95,7 @@ class Engine(Batches, AdapterLoading):
         self, /, prompt: str, params: GenerationParams | None = None, **overrides: Any
     ) -> GenerationResult:
         """Continue one prompt, as it is, without a chat template."""
-        request = completion_request(check_prompt(prompt), self._params(params, overrides))
+        request = self._text_request(prompt, params, overrides)
         return await self._requests.generate(request)
 
     generate = blocking(agenerate)
@@ -106,7 +107,7 @@ class Engine(Batches, AdapterLoading):
 
         Bad input is refused by this call, not at the first chunk. Closing the stream aborts the request in vLLM.
         """
-        request = completion_request(check_prompt(prompt), self._params(params, overrides), stream=True)
+        request = self._text_request(prompt, params, overrides, stream=True)
         return self._requests.stream(request)
 
     stream_generate = iterating(astream_generate)
@@ -245,6 +246,7 @@ class Engine(Batches, AdapterLoading):
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        response_format: Mapping[str, Any] | None = None,
     ) -> int:
         """Tokens of a prompt, or of a conversation with the chat template around it: ``usage.prompt_tokens`` of the
         same request, exactly.
@@ -261,12 +263,13 @@ class Engine(Batches, AdapterLoading):
             tools: as for ``achat``.
             chat_template_kwargs: as in ``extra_body``, such as ``{"enable_thinking": False}``.
             continue_final_message: as for ``achat``. The server counts then.
+            response_format: as for ``achat``: its schema is said in the prompt (``show_schema``).
 
         Raises:
             RequestRejectedError: the chat template refuses the conversation; with the template's own message.
         """
         request, here = await in_a_thread(
-            partial(self._counted, text, tools, chat_template_kwargs, continue_final_message)
+            partial(self._counted, text, tools, chat_template_kwargs, continue_final_message, response_format)
         )
         return await self._requests.count_tokens(request) if here is None else here
 
@@ -277,10 +280,11 @@ class Engine(Batches, AdapterLoading):
         tools: Tools | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
+        response_format: Mapping[str, Any] | None = None,
     ) -> int:
         """The blocking form of ``acount_tokens``; see there."""
         # In this thread: by way of the background loop it would take several times as long.
-        request, here = self._counted(text, tools, chat_template_kwargs, continue_final_message)
+        request, here = self._counted(text, tools, chat_template_kwargs, continue_final_message, response_format)
         return run_sync(self._requests.count_tokens(request)) if here is None else here
 
     async def atokenize(self, text: str) -> list[int]:
@@ -424,6 +428,12 @@ class Engine(Batches, AdapterLoading):
         refused = self._refused_traits(traits)
         return reshaped(text, refused) if traits & refused else text
 
+    def _text_request(
+        self, prompt: str, params: GenerationParams | None, overrides: Mapping[str, Any], *, stream: bool = False
+    ) -> Request:
+        form = answer_form(self._params(params, overrides), self.settings)
+        return completion_request(check_prompt(prompt), form.params, stream=stream)
+
     def _chat_request(
         self,
         messages: Sequence[Message],
@@ -434,7 +444,10 @@ class Engine(Batches, AdapterLoading):
         stream: bool = False,
     ) -> Request:
         tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
-        return chat_request(self._checked(messages), params, tools=tools, tool_choice=tool_choice, stream=stream)
+        tools = with_held_arguments(tools, params, self.settings)
+        form = answer_form(params, self.settings)
+        said = form.of(self._checked(messages))
+        return chat_request(said, form.params, tools=tools, tool_choice=tool_choice, stream=stream)
 
     @property
     def _pooling(self) -> Pooling:
@@ -471,8 +484,14 @@ class Engine(Batches, AdapterLoading):
         tools: Tools | None,
         chat_template_kwargs: Mapping[str, Any] | None,
         continue_final_message: bool,
+        response_format: Mapping[str, Any] | None,
     ) -> tuple[Request, int | None]:
         """The request that asks for the number of tokens; and the number, where it is known here."""
+        given = _given(response_format=response_format, chat_template_kwargs=chat_template_kwargs)
+        form = answer_form(GenerationParams(**given), self.settings)
+        tools = with_held_arguments(tools, form.params, self.settings)
+        chat_template_kwargs = form.params.chat_template_kwargs
+        text = text if isinstance(text, str) else form.of(check_messages(text))
         text = self._in_form(text, is_continued=continue_final_message)
         request = tokenize_request(text, tools, chat_template_kwargs, continue_final_message=continue_final_message)
         if isinstance(text, str):

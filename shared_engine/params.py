@@ -137,7 +137,18 @@ class ContextFields(BaseModel):
     """Lower ``max_tokens`` to what the prompt leaves; None: as the setting says."""
 
 
-class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields, CallParams):
+class SchemaFields(BaseModel):
+    """What is done with a JSON schema before a request is sent that holds its answer to it."""
+
+    show_schema: bool | None = None
+    """Say the schema in the prompt of a chat; None: as the setting says."""
+    schema_max_length: int | None = Field(None, ge=1)
+    """The most characters of a string for which the schema has no maxLength; None: as the setting says."""
+    schema_max_items: int | None = Field(None, ge=1)
+    """The most entries of an array or a dict for which the schema has no limit; None: as the setting says."""
+
+
+class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields, SchemaFields, CallParams):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
 
     None means: not sent, so the engine's settings decide, then the model's own generation_config.

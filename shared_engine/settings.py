@@ -356,6 +356,15 @@ class EngineFields(DefaultFields):
     """Longest result of a tool, in characters; of a longer one the beginning and the end are sent, with a note of how
     much is left out. ``auto``: what is too long for the context window by itself, at four characters a token, is cut to
     half a character a token. None (as a variable, option or in a file ``none``): nothing is cut."""
+    show_schema: Annotated[bool, Setting("VLLM_SHOW_SCHEMA", Decides.CALLS)] = True
+    """Say the JSON schema that an answer is held to in the prompt of a chat, at the end of the user's last message: its
+    names, units and descriptions. vLLM itself tells the model nothing of it. Where the model's chat template has a
+    place for it (``response_format``), it goes there."""
+    schema_max_length: Annotated[int | None, Field(ge=1), Setting("VLLM_SCHEMA_MAX_LENGTH", Decides.CALLS)] = None
+    """The most characters of a string in a structured answer, or in the arguments of a strict tool, for which the
+    schema has no maxLength, pattern or format. None: a model that repeats itself goes on to ``max_tokens``."""
+    schema_max_items: Annotated[int | None, Field(ge=1), Setting("VLLM_SCHEMA_MAX_ITEMS", Decides.CALLS)] = None
+    """The most entries of an array or a dict in such an answer for which the schema has no limit."""
     max_retries: Annotated[int, Field(ge=0), Setting("VLLM_MAX_RETRIES", Decides.CALLS)] = 2
     """How often a request is tried again after a failure that may pass, as long as nothing has reached the caller."""
 

@@ -6,32 +6,19 @@ does not, and is an error instead of half a value.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.params import GenerationParams
+from shared_engine.request.forms import CHECKED, answer_form
+from shared_engine.schemas.holding import held
+from shared_engine.settings import EngineSettings
 
-# What xgrammar, which engines use (launch/spec.py), can't hold an answer to: vLLM refuses to try
-# (vllm/v1/structured_output/backend_xgrammar.py), or it is ignored. The first is so common that it is left out of every
-# schema, as are formats that are not known: by the standard they are remarks.
-_UNIQUE = "uniqueItems"
-_UNKNOWN = frozenset((_UNIQUE, "multipleOf", "contains", "minContains", "maxContains", "propertyNames"))
-_IGNORED = frozenset((
-    "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies", "unevaluatedProperties",
-    "unevaluatedItems",
-))  # fmt: skip
-_REMARKS = frozenset((
-    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$defs",
-    "definitions", "type",
-))  # fmt: skip
-_FORMATS = frozenset((
-    "email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference",
-    "uri-template", "json-pointer", "relative-json-pointer",
-))  # fmt: skip
-_LEFT_OUT = {_UNIQUE, "format"}
-# Keywords of a schema with schemas under names of the user's choice, and those with values that are no schemas.
-_NAMED_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_VALUES = ("default", "const", "enum", "examples")
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]+")
+_LONGEST_NAME = 64
 
 # Finish reasons of an answer that was cut off.
 CUT_OFF = ("length", "repetition")
@@ -42,8 +29,8 @@ class JsonSchema:
     """A schema in the form the server takes.
 
     Attributes:
-        is_checked: whoever parses the answer checks it against the schema, so what vLLM can't hold an answer to is not
-            sent.
+        is_checked: whoever parses the answer checks it against the schema, so what vLLM can't hold an answer to is left
+            out, and no error.
     """
 
     name: str
@@ -52,14 +39,21 @@ class JsonSchema:
     strict: bool | None = None
     is_checked: bool = False
 
-    def _sent(self, key: str) -> dict[str, Any]:
-        schema = holdable(self.schema, is_checked=self.is_checked)
-        fields = {"name": self.name, "description": self.description, "strict": self.strict, key: schema}
+    @property
+    def sent_name(self) -> str:
+        """The name in a form that every server takes."""
+        return _NOT_IN_NAMES.sub("_", self.name)[:_LONGEST_NAME]
+
+    def _sent(self, **more: Any) -> dict[str, Any]:
+        fields = {"name": self.sent_name, "description": self.description, "strict": self.strict, **more}
         return {name: value for name, value in fields.items() if value is not None}
 
     def response_format(self) -> dict[str, Any]:
-        """As OpenAI's response_format."""
-        return {"type": "json_schema", "json_schema": self._sent("schema")}
+        """As OpenAI's response_format, for the engine to bring into the form that its server holds."""
+        return {
+            "type": "json_schema",
+            "json_schema": self._sent(schema=self.schema, **{CHECKED: self.is_checked or None}),
+        }
 
     def tool(self) -> dict[str, Any]:
         """As OpenAI's tool.
@@ -71,72 +65,23 @@ class JsonSchema:
             raise InvalidInputError(
                 f"schema = {self.schema!r:.80}: the arguments of a tool call are an object; use method 'json_schema'"
             )
-        return {"type": "function", "function": self._sent("parameters")}
+        parameters = held(self.schema, leaves_out=True, is_shown=True).schema if self.is_checked else self.schema
+        return {"type": "function", "function": self._sent(parameters=parameters)}
 
 
-def holdable(schema: Any, *, is_checked: bool) -> Any:
-    """A copy of ``schema`` without remarks that vLLM refuses; where answers are checked, with only what it can hold
-    them to.
+def check_form(response_format: dict[str, Any], settings: EngineSettings) -> None:
+    """Refuse a form that requests could not be sent with.
+
+    Raises:
+        InvalidInputError: see answer_form.
     """
-    if isinstance(schema, list):
-        return [holdable(each, is_checked=is_checked) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    left_out = _too_much(schema) if is_checked else _too_much(schema) & _LEFT_OUT
-    return {
-        keyword: _holdable_keyword(keyword, value, is_checked)
-        for keyword, value in schema.items()
-        if keyword not in left_out
-    }
+    answer_form(GenerationParams(response_format=response_format), settings)
 
 
-def _too_much(schema: dict[str, Any]) -> set[str]:
-    """The keywords of this schema, but not of those in it, that vLLM refuses as they are or together."""
-    refused = set(_UNKNOWN)
-    if schema.get("format") not in _FORMATS:
-        refused.add("format")
-    if "pattern" in schema or ("format" in schema and "format" not in refused):
-        refused |= {"minLength", "maxLength"}
-    if "properties" in schema or len(schema.get("patternProperties") or ()) > 1:
-        refused.add("patternProperties")
-    if len(schema.get("allOf") or ()) > 1:
-        refused.add("allOf")
-    return refused
-
-
-def unheld(schema: Any, path: str = "schema") -> str | None:
-    """Where ``schema`` first has something that vLLM can't hold an answer to; None where it can."""
-    if isinstance(schema, list):
-        found = (unheld(each, f"{path}[{index}]") for index, each in enumerate(schema))
-        return next(filter(None, found), None)
-    if not isinstance(schema, dict):
-        return None
-    for keyword, value in schema.items():
-        if keyword in _VALUES:
-            continue
-        here = f"{path}.{keyword}"
-        if (
-            keyword in (_too_much(schema) - _LEFT_OUT) | _IGNORED
-            or (keyword == "$ref" and not str(value).startswith("#"))
-            or (keyword == "allOf" and schema.keys() - _REMARKS - {"allOf"})
-        ):
-            return here
-        if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
-            found = (unheld(each, f"{here}.{name}") for name, each in value.items())
-            below = next(filter(None, found), None)
-        else:
-            below = unheld(value, here)
-        if below is not None:
-            return below
-    return None
-
-
-def _holdable_keyword(keyword: str, value: Any, is_checked: bool) -> Any:
-    if keyword in _VALUES:
-        return value
-    if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
-        return {name: holdable(schema, is_checked=is_checked) for name, schema in value.items()}
-    return holdable(value, is_checked=is_checked)
+def asked_form(params: GenerationParams) -> Mapping[str, Any] | None:
+    """The response_format of requests with these parameters; None where they ask for no schema."""
+    schema = (params.structured_outputs or {}).get("json")
+    return params.response_format or (None if schema is None else JsonSchema("output", schema).response_format())
 
 
 def cut_off_message(finish_reason: str) -> str:

@@ -176,6 +176,11 @@ def resolve_model(settings: EngineSettings) -> str:
     return os.path.realpath(path) if os.path.exists(path) else settings.model
 
 
+def chooses_form_backend(args: Mapping[str, Any]) -> bool:
+    """Whether the user says what holds answers to a form."""
+    return any(name.replace("-", "_").partition(".")[0] == "structured_outputs_config" for name in args)
+
+
 def _backend_flags(args: Mapping[str, Any]) -> list[str]:
     """What holds answers to a form: xgrammar, unless the user says otherwise.
 
@@ -183,9 +188,8 @@ def _backend_flags(args: Mapping[str, Any]) -> list[str]:
     that only guidance takes (an ``allOf``), forced tool calls fail with 500 and other answers come back empty; after
     any other, an ``allOf`` is accepted and not held. Mistral's own tokenizers need guidance for tool calls.
     """
-    is_chosen = any(name.partition(".")[0] == "structured_outputs_config" for name in args)
     is_mistrals = "mistral" in (args.get("tokenizer_mode"), args.get("tool_call_parser"), args.get("config_format"))
-    if is_chosen or is_mistrals or args.get("runner") == "pooling":
+    if chooses_form_backend(args) or is_mistrals or args.get("runner") == "pooling":
         return []
     return ["--structured-outputs-config.backend", "xgrammar"]
 

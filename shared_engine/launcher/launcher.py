@@ -30,6 +30,7 @@ if __name__ in ("__main__", "__mp_main__"):
     package.__path__ = [os.path.dirname(here)]
     sys.modules["shared_engine"] = package
 
+from shared_engine.launcher.blanks import allow_few_blanks_when_imported
 from shared_engine.launcher.process import (
     adopt_orphans,
     allow_amx,
@@ -48,6 +49,7 @@ if __name__ == "__mp_main__":
     allow_amx()
     print_stack_when_asked()
     report_ends_of_children()
+    allow_few_blanks_when_imported()
 
 from shared_engine.launcher.api_server import serve
 from shared_engine.launcher.compile_cache import use_safe_cache

@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 
+from shared_engine.launcher.blanks import MODULE, allow_few_blanks
 from shared_engine.launcher.compile_cache import keep_compiled_models
 from shared_engine.launcher.lora import answer_without_adapter
 from shared_engine.launcher.polling import rest_between_steps
@@ -61,6 +62,8 @@ def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
         rest_between_steps()
         keep_compiled_models()
         answer_without_adapter()
+    with contextlib.suppress(ImportError):
+        allow_few_blanks(importlib.import_module(MODULE))
     refusal = fork_refusal(version)
     os.environ.pop(START_VARIABLE, None)  # vLLM warns of variables it does not know
     gc.collect()

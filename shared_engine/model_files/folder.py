@@ -101,6 +101,15 @@ def kind_of(folder: Path, config: Mapping[str, Any]) -> str:
     return "chat" if chat_template(folder) is not None else "text"
 
 
+@lru_cache(maxsize=64)
+def shows_answer_schemas(folder: Path) -> bool:
+    """True when conversations have a place for the schema of the answer: the variable ``response_format`` in the chat
+    template, or vLLM's own format for Kimi K3 (vllm/renderers/kimi_k3.py).
+    """
+    is_kimi = read_json(folder / "config.json").get("model_type") == "kimi_k3"
+    return is_kimi or "response_format" in (chat_template(folder) or "")
+
+
 def text_prefixes(folder: Path) -> dict[str, str]:
     """What a sentence-transformers model was trained to see before a ``query`` and before a ``document``.
 

@@ -16,7 +16,14 @@ import msgspec
 from shared_engine.conversations.reshaping import reshaped
 from shared_engine.conversations.traits import NONE, Trait, text_of, traits_of
 from shared_engine.errors import InvalidInputError
-from shared_engine.params import CallParams, ChatFields, ContextFields, GenerationParams, template_variables
+from shared_engine.params import (
+    CallParams,
+    ChatFields,
+    ContextFields,
+    GenerationParams,
+    SchemaFields,
+    template_variables,
+)
 from shared_engine.request.checks import Message, check_messages
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE
 
@@ -26,7 +33,7 @@ ToolChoice = str | Mapping[str, Any]
 CHAT_ONLY = (*ChatFields.model_fields, "continue_final_message")
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
 _SENT_OTHERWISE = frozenset((
-    *CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields,
+    *CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields, *SchemaFields.model_fields,
     "stop", "logprobs", "lora", "model", "extra_body",
 ))  # fmt: skip
 _AS_SET = CallParams()

@@ -10,6 +10,7 @@ from shared_engine.params import GenerationParams
 from shared_engine.request.batches import SPARE_GENERATIONS, gather, max_in_flight
 from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, offered
 from shared_engine.request.checks import Message, check_messages, check_prompts
+from shared_engine.request.forms import answer_form, with_held_arguments
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.lifecycle import Lifecycle
 from shared_engine.request.reproducible import held
@@ -83,7 +84,7 @@ class Batches(Lifecycle):
     ) -> Any:
         """Continue each prompt, in order of the prompts; none gives an empty list."""
         checked = check_prompts(prompts)
-        merged = self._params(params, overrides)
+        merged = answer_form(self._params(params, overrides), self.settings).params
 
         def call(prompt: str) -> Awaitable[GenerationResult]:
             return self._requests.generate(completion_request(prompt, merged))
@@ -159,9 +160,12 @@ class Batches(Lifecycle):
         checked = [self._checked(messages, f"conversations[{index}]") for index, messages in enumerate(conversations)]
         merged = self._params(params, overrides)
         tools, tool_choice = offered(tools, tool_choice, is_remote=self.settings.is_remote)
+        held_tools = with_held_arguments(tools, merged, self.settings)
+        form = answer_form(merged, self.settings)
 
         def call(messages: Sequence[Message]) -> Awaitable[GenerationResult]:
-            return self._requests.generate(chat_request(messages, merged, tools=tools, tool_choice=tool_choice))
+            request = chat_request(form.of(messages), form.params, tools=held_tools, tool_choice=tool_choice)
+            return self._requests.generate(request)
 
         return await gather(checked, call, self.max_concurrency, return_exceptions)
 

@@ -179,7 +179,7 @@ LETTERS = {"type": "string", "pattern": "a+"}
     ("part", "where"),
     [
         ({"allOf": [LETTERS, {"enum": ["a", "b"]}]}, ".allOf"),
-        ({"allOf": [LETTERS], "maxLength": 5}, ".allOf"),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, ".allOf"),
         ({"$ref": "https://example.com/schema.json"}, ".$ref"),
         ({"type": "string", "not": {"const": "b"}}, ".not"),
         ({"if": LETTERS, "then": {"minLength": 2}}, ".if"),

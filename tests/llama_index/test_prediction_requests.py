@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from llama_index.core import ChatPromptTemplate, PromptTemplate
 from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.prompts import SelectorPromptTemplate
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, NaiveDatetime
 
 from llama_index_vllm_local import VLLM
 from shared_engine import InvalidInputError, VLLMError
-from shared_engine.adapting.structured import JsonSchema
+from shared_engine.schemas.patterns import FORMATS
 from tests.llama_index.predictions import (
     ANNA,
     JSON,
@@ -40,7 +42,10 @@ def anna_is_the_answer(server: RemoteServer) -> None:
 def test_the_class_is_sent_as_response_format(remote: VLLM, server: RemoteServer, way: str) -> None:
     assert WAYS[way](remote)[-1] == ANNA
     body = asked(server)
-    assert body["messages"] == [{"role": "user", "content": QUESTION}]
+    ((role, content),) = [(message["role"], message["content"]) for message in body["messages"]]
+    assert role == "user"
+    assert content.startswith(f"{QUESTION}\n\nHere's a JSON schema to follow:\n")
+    assert json.dumps(Person.model_json_schema()) in content
     assert body["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "Person", "description": "A person.", "schema": Person.model_json_schema()},
@@ -97,9 +102,8 @@ def test_system_prompt_and_instructions_of_the_prompts_own_parser_are_sent(
     server.requests.clear()
     WAYS[way](in_mode(remote, mode), prompt=PromptTemplate("{fact} Extract.", output_parser=Shout(Person)))
     own = asked(server)["messages"][-1]["content"]
-    assert (
-        own == "ANNA IS 31 YEARS OLD. EXTRACT." if mode != "llm" else own.startswith("Anna is 31 years old. Extract.")
-    )
+    words = "Anna is 31 years old. Extract."
+    assert own.startswith(words if mode == "llm" else words.upper())
 
 
 FORMS: list[dict[str, Any]] = [
@@ -154,64 +158,42 @@ def test_sets_are_asked_for_as_lists_which_vllm_takes(remote: VLLM, server: Remo
     assert asked(server)["response_format"]["json_schema"]["schema"] == schema
 
 
-def test_only_the_keyword_unique_items_is_left_out_of_a_schema_and_of_a_copy() -> None:
-    array = {"type": "array", "uniqueItems": True}
-    named: dict[str, Any] = {
-        "properties": {"uniqueItems": array, "properties": array},
-        "$defs": {"uniqueItems": array},
-        "default": {"uniqueItems": True},
-        "enum": [{"uniqueItems": True}],
-        "items": [array, False],
-    }
-    before = json.dumps(named)
-    sent = JsonSchema("it", named).response_format()["json_schema"]["schema"]
-    assert sent == {
-        "properties": {"uniqueItems": {"type": "array"}, "properties": {"type": "array"}},
-        "$defs": {"uniqueItems": {"type": "array"}},
-        "default": {"uniqueItems": True},
-        "enum": [{"uniqueItems": True}],
-        "items": [{"type": "array"}, False],
-    }
-    assert json.dumps(named) == before
+class Exact(BaseModel):
+    price: Decimal = Field(max_digits=4, decimal_places=2)
+    seen: NaiveDatetime
+    mail: str = Field(pattern="@")
+    step: int = Field(multiple_of=5)
+    by_day: dict[date, bool] = {}
 
 
-def test_what_vllm_refuses_is_left_to_who_checks_the_answer() -> None:
-    text = {"type": "string", "pattern": "a+", "minLength": 2, "maxLength": 5}
-    refused: dict[str, Any] = {
-        "type": "object",
-        "properties": {
-            "multipleOf": {"type": "integer", "multipleOf": 5, "minimum": 0},
-            "format": {"type": "string", "format": "path", "minLength": 2},
-            "day": {"type": "string", "format": "date", "minLength": 2},
-            "text": text,
-            "list": {"type": "array", "items": text, "contains": {"const": "a"}, "minContains": 1, "maxContains": 2},
-            "both": {"allOf": [{"type": "string"}, text]},
-            "one": {"allOf": [{"$ref": "#/$defs/text"}]},
-            "map": {"type": "object", "patternProperties": {"^a": text}},
-            "maps": {"type": "object", "patternProperties": {"^a": text, "^b": text}, "propertyNames": text},
-        },
-        "patternProperties": {"^x": text},
-        "$defs": {"text": text},
-    }
-    left = {"type": "string", "pattern": "a+"}
-    assert JsonSchema("it", refused, is_checked=True).response_format()["json_schema"]["schema"] == {
-        "type": "object",
-        "properties": {
-            "multipleOf": {"type": "integer", "minimum": 0},
-            "format": {"type": "string", "minLength": 2},
-            "day": {"type": "string", "format": "date"},
-            "text": left,
-            "list": {"type": "array", "items": left},
-            "both": {},
-            "one": {"allOf": [{"$ref": "#/$defs/text"}]},
-            "map": {"type": "object", "patternProperties": {"^a": left}},
-            "maps": {"type": "object"},
-        },
-        "$defs": {"text": left},
-    }
-    unchecked = JsonSchema("it", refused).response_format()["json_schema"]["schema"]
-    assert unchecked["properties"].pop("format") == {"type": "string", "minLength": 2}, "by the standard a remark"
-    assert unchecked["properties"] == {name: refused["properties"][name] for name in unchecked["properties"]}
+@every_way
+def test_what_the_server_gets_is_what_it_can_hold_and_what_the_model_is_told_is_the_class(
+    remote: VLLM, server: RemoteServer, way: str
+) -> None:
+    text = '{"price": "1.50", "seen": "2024-05-01T10:00:00", "mail": "a@b", "step": 10, "by_day": {"2024-05-01": true}}'
+    says(server, text)
+    assert WAYS[way](remote, Exact)[-1] == Exact.model_validate_json(text)
+    body = asked(server)
+    sent = body["response_format"]["json_schema"]["schema"]["properties"]
+    assert sent["mail"]["pattern"] == "^.*@.*$"
+    assert sent["seen"]["pattern"] == FORMATS["naive-date-time"]
+    assert sent["by_day"]["patternProperties"].keys() == {FORMATS["date"]}
+    assert "multipleOf" not in sent["step"]
+    assert '"multipleOf": 5' in body["messages"][0]["content"]
+
+
+@every_way
+def test_the_class_can_be_left_unsaid_and_what_has_no_end_bounded(remote: VLLM, server: RemoteServer, way: str) -> None:
+    WAYS[way](remote, show_schema=False, schema_max_length=9)
+    body = asked(server)
+    assert body["messages"] == [{"role": "user", "content": QUESTION}]
+    assert body["response_format"]["json_schema"]["schema"]["properties"]["name"]["maxLength"] == 9
+
+
+@every_way
+def test_raw_tabs_and_line_ends_in_strings_are_read(remote: VLLM, server: RemoteServer, way: str) -> None:
+    says(server, '{"name": "An\tna\n", "age": 31}')
+    assert WAYS[way](remote)[-1] == Person(name="An\tna\n", age=31)
 
 
 class Locked(BaseModel):

@@ -175,7 +175,7 @@ async def test_a_structured_llm_is_none_for_agents_that_call_tools(remote: VLLM,
 
 def test_braces_in_messages_are_no_variables(remote: VLLM, server: RemoteServer) -> None:
     remote.as_structured_llm(Person).complete('{fact} {{"a": 1}} {"b": {c}}')
-    assert asked(server)["messages"][0]["content"] == '{fact} {{"a": 1}} {"b": {c}}'
+    assert asked(server)["messages"][0]["content"].startswith('{fact} {{"a": 1}} {"b": {c}}\n\nHere\'s a JSON schema')
 
 
 # ---- what LlamaIndex builds on it

@@ -40,6 +40,7 @@ ORDER = (
     "validation",
     "results",
     "stats",
+    "schemas",
     "model_files",
     "logs",
     "gpu",

@@ -1,0 +1,96 @@
+"""TypedDicts as pydantic classes: for their JSON schema, and to check answers against. Pure.
+
+Of either typing module, on every Python; LangChain's descriptions in ``Annotated[int, ..., "in years"]`` are kept, and
+those of a docstring's ``Args:``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Annotated, Any, ForwardRef, Required, Union, get_args, get_origin
+
+import typing_extensions
+from pydantic import BaseModel, Field, create_model
+
+_UNIONS = (Union, type(int | str))
+_PRESENCE = (Required, typing_extensions.NotRequired, typing_extensions.ReadOnly)
+_ARGUMENT = re.compile(r"\s+(\w+)(?: \([^)]*\))?: (.+)")
+
+
+def is_typed_dict(kind: Any) -> bool:
+    """Python's own, or that of typing_extensions, which typing.is_typeddict does not know."""
+    return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
+
+
+def pydantic_class(kind: Any) -> type[BaseModel]:
+    """A class whose instances have the TypedDict's keys as fields.
+
+    Raises:
+        NameError, PydanticUserError, ...: a field has a type that there is not, or that pydantic does not know.
+    """
+    made: dict[Any, type[BaseModel]] = {}
+    _make(kind, made)
+    names = {_name(each): model for each, model in made.items()}
+    for model in made.values():
+        model.model_rebuild(force=True, _types_namespace=names)
+    return made[kind]
+
+
+def description_of(kind: Any) -> str | None:
+    """What the docstring says before its ``Args:``; None where there is none."""
+    said = _docstring(kind).partition("Args:")[0].strip()
+    return said or None
+
+
+def _make(kind: Any, made: dict[Any, type[BaseModel]]) -> None:
+    made[kind] = BaseModel  # under way: a reference to it is made by name
+    arguments = dict(_ARGUMENT.findall(_docstring(kind).partition("Args:")[2]))
+    fields: dict[str, Any] = {}
+    for name, hint in typing_extensions.get_type_hints(kind, include_extras=True).items():
+        annotation, description = _described(_without_presence(hint), made)
+        presence: dict[str, Any] = {} if name in kind.__required_keys__ else {"default_factory": lambda: None}
+        field = Field(alias=name, description=description or arguments.get(name), **presence)
+        fields[f"field_{len(fields)}"] = (annotation, field)  # a key may have a name that no field can have
+    made[kind] = create_model(kind.__name__, __doc__=description_of(kind), __module__=__name__, **fields)
+
+
+def _described(hint: Any, made: dict[Any, type[BaseModel]]) -> tuple[Any, str | None]:
+    """The annotation for pydantic, and LangChain's description in it."""
+    if get_origin(hint) is not Annotated:
+        return _translated(hint, made), None
+    kind, *remarks = get_args(hint)
+    if isinstance(remarks[-1], str):
+        return _translated(kind, made), remarks[-1]
+    return Annotated[(_translated(kind, made), *remarks)], None
+
+
+def _without_presence(hint: Any) -> Any:
+    while get_origin(hint) in _PRESENCE:
+        (hint,) = get_args(hint)
+    return hint
+
+
+def _translated(hint: Any, made: dict[Any, type[BaseModel]]) -> Any:
+    """The annotation, with pydantic classes in place of the TypedDicts in it."""
+    if is_typed_dict(hint):
+        if hint not in made:
+            _make(hint, made)
+        return ForwardRef(_name(hint))
+    parts = get_args(hint)
+    if not parts or get_origin(hint) is None or get_origin(hint) is typing_extensions.Literal:
+        return hint
+    new = tuple(_translated(part, made) for part in parts)
+    if new == parts:
+        return hint
+    if get_origin(hint) in _UNIONS:
+        return Union[new]  # noqa: UP007  # of any number of types
+    return hint.copy_with(new) if hasattr(hint, "copy_with") else get_origin(hint)[new]
+
+
+def _name(kind: Any) -> str:
+    return f"{kind.__name__}_{id(kind)}"
+
+
+def _docstring(kind: Any) -> str:
+    return inspect.cleandoc(kind.__doc__) if kind.__doc__ else ""
