@@ -100,7 +100,7 @@ class Prediction(Generic[Model]):
         if self._mode == PydanticProgramMode.DEFAULT:
             self._options = _held_to(schema.response_format(), self._options)
         if self._mode == PydanticProgramMode.FUNCTION:
-            self._options = self._forced_call()
+            self._options = self._forced_call(schema)
 
     # ---- what is asked
 
@@ -118,7 +118,7 @@ class Prediction(Generic[Model]):
             to_prompt = {name: getattr(llm, name) for name in ("messages_to_prompt", "completion_to_prompt")}
             self._prompt = llm._extend_prompt(prompt.format(llm=llm, **to_prompt, **prompt_args))
 
-    def _forced_call(self) -> dict[str, Any]:
+    def _forced_call(self, schema: JsonSchema) -> dict[str, Any]:
         if not self._llm.metadata.is_function_calling_model:
             raise InvalidInputError(
                 f"pydantic_program_mode = {self._mode.value!r} needs a tool call, which this model does not support; "
@@ -129,7 +129,9 @@ class Prediction(Generic[Model]):
             [tool], chat_history=self._messages, tool_choice=tool.metadata.name, **self._options
         )
         self._messages = options.pop("messages")
-        return options
+        parameters = schema.tool()["function"]["parameters"]  # core's own says less of the types
+        (sent,) = options["tools"]
+        return {**options, "tools": [{**sent, "function": {**sent["function"], "parameters": parameters}}]}
 
     # ---- asking, in four ways
 

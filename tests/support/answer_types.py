@@ -84,7 +84,6 @@ class Closed(BaseModel):
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    day: date
     colour: Colour
     id: UUID
 
@@ -120,12 +119,16 @@ class AnswerType:
     Attributes:
         name: as a person writes it.
         left: what is not held, but checked when the answer is read; empty where all is held.
+        left_in_calls: likewise, of the arguments of a call, whose schema the model sees.
     """
 
     name: str
     kind: Any
     left: str = ""
+    left_in_calls: str = ""
 
+
+DAYS = "in calls: the 31st of April, a second 60"
 
 TYPES = (
     AnswerType("`str`, `int`, `float`, `bool`, `None`", tuple[str, bool, None]),
@@ -134,7 +137,6 @@ TYPES = (
         tuple[Annotated[int, Field(ge=3, lt=7)], Annotated[float, Field(gt=0, le=1)]],
     ),
     AnswerType("`int` with `multiple_of` and bounds", Annotated[int, MultipleOf(5), Field(ge=0, le=20)]),
-    AnswerType("`int` with `multiple_of` alone", Annotated[int, MultipleOf(1)]),
     AnswerType("`str` with `min_length`, `max_length`", Annotated[str, StringConstraints(min_length=2, max_length=5)]),
     AnswerType(
         "`str` with `pattern`, anchored or not",
@@ -151,10 +153,18 @@ TYPES = (
         "`Decimal` with digits or bounds",
         tuple[Annotated[Decimal, Field(max_digits=4, decimal_places=2)], Annotated[Decimal, Field(ge=0, le=10)]],
     ),
-    AnswerType("`datetime`, `AwareDatetime`, `NaiveDatetime`", tuple[datetime, AwareDatetime, NaiveDatetime]),
-    AnswerType("`date`, `time`", tuple[date, time]),
+    AnswerType(
+        "`datetime`, `AwareDatetime`, `NaiveDatetime`",
+        tuple[datetime, AwareDatetime, NaiveDatetime],
+        left_in_calls=DAYS,
+    ),
+    AnswerType("`date`, `time`", tuple[date, time], left_in_calls=DAYS),
     AnswerType("`UUID`, `UUID4`", tuple[UUID, UUID4]),
-    AnswerType("`IPv4Address`, `IPv4Interface`", tuple[ipaddress.IPv4Address, ipaddress.IPv4Interface]),
+    AnswerType(
+        "`IPv4Address`, `IPv4Interface`",
+        tuple[ipaddress.IPv4Address, ipaddress.IPv4Interface],
+        left_in_calls="in calls: a byte 01",
+    ),
     AnswerType("`HttpUrl`, `PostgresDsn`", tuple[HttpUrl, PostgresDsn]),
     AnswerType("`Path`, `bytes`, `SecretStr`", tuple[Path, bytes, SecretStr]),
     AnswerType("`Base64Bytes`", Base64Bytes),
@@ -192,4 +202,33 @@ TYPES = (
     AnswerType(
         "a validator of your own", Annotated[int, Field(json_schema_extra={"not": {"const": 3}})], "what it refuses"
     ),
+)
+
+
+@dataclass(frozen=True)
+class RootType:
+    """A type that is asked for by itself.
+
+    Attributes:
+        is_object: it can be the arguments of a call.
+        gives: the type of the answer.
+    """
+
+    name: str
+    kind: Any
+    gives: Any
+    is_object: bool = True
+
+
+ROOTS = (
+    RootType("pydantic class", Cat, Cat),
+    RootType("recursive class", Tree, Tree),
+    RootType("dataclass", Point, Point),
+    RootType("`TypedDict`", Keys, dict),
+    RootType("`dict[str, bool]`", dict[str, bool], dict),
+    RootType("JSON schema", {"title": "it", "type": "object", "properties": {"a": {"type": "boolean"}}}, dict),
+    RootType("`list[bool]`", list[bool], list, is_object=False),
+    RootType("`Enum`", Colour, Colour, is_object=False),
+    RootType("`bool`", bool, bool, is_object=False),
+    RootType("union of classes", Cat | Dog, (Cat, Dog), is_object=False),
 )

@@ -148,6 +148,13 @@ def test_every_cause_of_a_failed_start_has_its_remedy() -> None:
         assert f"| `{beginning}` |" in page, beginning
 
 
+def test_the_page_of_answer_types_is_as_they_are_tested() -> None:
+    """``python docs/structured_page.py > docs/structured.md`` writes it."""
+    command = [sys.executable, "-c", "import runpy; runpy.run_path('docs/structured_page.py', run_name='__main__')"]
+    made = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert text_of("structured") == made
+
+
 def test_the_page_of_the_command_line_is_what_its_parser_says() -> None:
     """``python docs/cli_page.py > docs/cli.md`` writes it."""
     command = [sys.executable, "docs/cli_page.py"]

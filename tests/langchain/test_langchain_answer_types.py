@@ -1,0 +1,76 @@
+"""Every type that pydantic's schemas are written for, in each method, on real vLLM: what an answer is held to.
+
+tiny_chat knows none of these types: what is right in its answers is what the grammar has held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from pydantic import create_model
+
+from langchain_vllm_local import ChatVLLM
+from langchain_vllm_local._structured import Method
+from shared_engine import InvalidInputError, LengthFinishReasonError
+from tests.support.answer_types import ROOTS, TYPES, AnswerType
+
+QUESTION = "Give me an answer."
+ASKED = 3
+# So hot that the model writes whatever it may.
+HOT: dict[str, Any] = {
+    "temperature": 1.5, "max_tokens": 400, "schema_max_length": 8, "schema_max_items": 2, "show_schema": False,
+}  # fmt: skip
+each_method = pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+
+
+def is_checked(each: AnswerType, method: Method) -> bool:
+    return bool(each.left or (each.left_in_calls and method == "function_calling"))
+
+
+async def outcomes(llm: ChatVLLM, each: AnswerType, method: Method) -> list[str]:
+    kind = create_model("Answer", value=(each.kind, ...))
+    structured = llm.with_structured_output(kind, method=method, include_raw=True, **HOT)
+    found = []
+    for seed in range(ASKED):
+        answer = await structured.ainvoke(QUESTION, seed=seed)
+        error = answer["parsing_error"]
+        assert isinstance(answer["parsed"], kind) or error is not None
+        # A number may have any length.
+        found.append("held" if error is None else "cut" if isinstance(error, LengthFinishReasonError) else str(error))
+    return found
+
+
+@pytest.mark.local
+@each_method
+async def test_an_answer_of_every_type_is_held_to_it(tiny_chat: dict[str, Any], method: Method) -> None:
+    llm = ChatVLLM(**tiny_chat)
+    held = [each for each in TYPES if not is_checked(each, method)]
+    found = await asyncio.gather(*(outcomes(llm, each, method) for each in held))
+    told = {each.name: outcome for each, outcome in zip(held, found, strict=True)}
+    assert {name: outcome for name, outcome in told.items() if set(outcome) - {"held", "cut"}} == {}
+    assert {name: outcome for name, outcome in told.items() if "held" not in outcome} == {}
+
+
+@pytest.mark.local
+@each_method
+async def test_what_is_not_held_is_taken_all_the_same(tiny_chat: dict[str, Any], method: Method) -> None:
+    llm = ChatVLLM(**tiny_chat)
+    checked = [each for each in TYPES if is_checked(each, method)]
+    found = await asyncio.gather(*(outcomes(llm, each, method) for each in checked))
+    told = [outcome for each in found for outcome in each]
+    assert all(outcome in ("held", "cut") or "not valid for Answer" in outcome for outcome in told), told
+
+
+@pytest.mark.local
+@each_method
+@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
+def test_a_type_by_itself_gives_its_value(tiny_chat: dict[str, Any], root: Any, method: Method) -> None:
+    llm = ChatVLLM(**tiny_chat)
+    if method == "function_calling" and not root.is_object:
+        with pytest.raises(InvalidInputError, match="use method 'json_schema'"):
+            llm.with_structured_output(root.kind, method=method)
+        return
+    value = llm.with_structured_output(root.kind, method=method, **HOT).invoke(QUESTION, seed=1)
+    assert isinstance(value, root.gives)
