@@ -15,7 +15,7 @@ from shared_engine import EngineSettings, GenerationParams
 from shared_engine.adapting.framework_model import ChatModel, GenerationModel
 from shared_engine.declared import Decides
 from shared_engine.launch.keeping import keep_policy
-from shared_engine.params import CallParams, ChatFields, ContextFields, DefaultFields, SamplingFields
+from shared_engine.params import CallParams, ChatFields, ContextFields, DefaultFields, SamplingFields, SchemaFields
 from shared_engine.request.bodies import CHAT_ONLY, chat_body
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.settings import FLAGS, SETTINGS
@@ -68,7 +68,7 @@ def test_adapters_have_the_fields_of_requests_with_the_same_types_and_ranges() -
         for name in fields.model_fields:
             own, declared = kind.model_fields[name], GenerationParams.model_fields[name]
             assert (own.annotation, own.metadata) == (declared.annotation, declared.metadata), name
-    assert tuple(ChatFields.model_fields) == CHAT_ONLY
+    assert (*ChatFields.model_fields, "continue_final_message") == CHAT_ONLY
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,9 @@ def test_a_parameter_is_sent_under_its_own_name(name: str) -> None:
     value = values.get(name, 1)
     params = GenerationParams(**{name: value})
     sent = (
-        {} if name in {**CallParams.model_fields, **ContextFields.model_fields} else {name: getattr(params, name)}
+        {}
+        if name in {**CallParams.model_fields, **ContextFields.model_fields, **SchemaFields.model_fields}
+        else {name: getattr(params, name)}
     )  # those say how it is sent
     assert chat_body(HELLO, params) == {"messages": HELLO, **sent}
     assert getattr(params, name) == value
