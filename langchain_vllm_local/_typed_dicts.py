@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Annotated, Any, ForwardRef, Required, Union, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, NotRequired, Required, Union, get_args, get_origin
 
 import typing_extensions
 from pydantic import BaseModel, Field, create_model
 
 _UNIONS = (Union, type(int | str))
-_PRESENCE = (Required, typing_extensions.NotRequired, typing_extensions.ReadOnly)
+_MARKS = (Required, NotRequired, typing_extensions.ReadOnly)
 _ARGUMENT = re.compile(r"\s+(\w+)(?: \([^)]*\))?: (.+)")
 
 
@@ -48,8 +48,11 @@ def _make(kind: Any, made: dict[Any, type[BaseModel]]) -> None:
     arguments = dict(_ARGUMENT.findall(_docstring(kind).partition("Args:")[2]))
     fields: dict[str, Any] = {}
     for name, hint in typing_extensions.get_type_hints(kind, include_extras=True).items():
-        annotation, description = _described(_without_presence(hint), made)
-        presence: dict[str, Any] = {} if name in kind.__required_keys__ else {"default_factory": lambda: None}
+        bare, marks = _without_marks(hint)
+        annotation, description = _described(bare, made)
+        # Of annotations that are text, as under `from __future__ import annotations`, Python does not see the marks.
+        is_required = Required in marks or (name in kind.__required_keys__ and NotRequired not in marks)
+        presence: dict[str, Any] = {} if is_required else {"default_factory": lambda: None}
         field = Field(alias=name, description=description or arguments.get(name), **presence)
         fields[f"field_{len(fields)}"] = (annotation, field)  # a key may have a name that no field can have
     made[kind] = create_model(kind.__name__, __doc__=description_of(kind), __module__=__name__, **fields)
@@ -65,10 +68,13 @@ def _described(hint: Any, made: dict[Any, type[BaseModel]]) -> tuple[Any, str | 
     return Annotated[(_translated(kind, made), *remarks)], None
 
 
-def _without_presence(hint: Any) -> Any:
-    while get_origin(hint) in _PRESENCE:
+def _without_marks(hint: Any) -> tuple[Any, set[Any]]:
+    """The annotation, and the marks that were around it."""
+    marks = set()
+    while get_origin(hint) in _MARKS:
+        marks.add(get_origin(hint))
         (hint,) = get_args(hint)
-    return hint
+    return hint, marks
 
 
 def _translated(hint: Any, made: dict[Any, type[BaseModel]]) -> Any:
