@@ -491,7 +491,7 @@ class Engine(Batches, AdapterLoading):
         form = answer_form(GenerationParams(**given), self.settings)
         tools = with_held_arguments(tools, form.params, self.settings)
         chat_template_kwargs = form.params.chat_template_kwargs
-        text = text if isinstance(text, str) else form.of(check_messages(text))
+        text = text if isinstance(text, str) else form.of(self._checked(text))
         text = self._in_form(text, is_continued=continue_final_message)
         request = tokenize_request(text, tools, chat_template_kwargs, continue_final_message=continue_final_message)
         if isinstance(text, str):

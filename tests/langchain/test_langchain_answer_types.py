@@ -42,7 +42,6 @@ async def outcomes(llm: ChatVLLM, each: AnswerType, method: Method) -> list[str]
     return found
 
 
-@pytest.mark.local
 @each_method
 async def test_an_answer_of_every_type_is_held_to_it(tiny_chat: dict[str, Any], method: Method) -> None:
     llm = ChatVLLM(**tiny_chat)
@@ -53,7 +52,6 @@ async def test_an_answer_of_every_type_is_held_to_it(tiny_chat: dict[str, Any], 
     assert {name: outcome for name, outcome in told.items() if "held" not in outcome} == {}
 
 
-@pytest.mark.local
 @each_method
 async def test_what_is_not_held_is_taken_all_the_same(tiny_chat: dict[str, Any], method: Method) -> None:
     llm = ChatVLLM(**tiny_chat)
@@ -63,7 +61,6 @@ async def test_what_is_not_held_is_taken_all_the_same(tiny_chat: dict[str, Any],
     assert all(outcome in ("held", "cut") or "not valid for Answer" in outcome for outcome in told), told
 
 
-@pytest.mark.local
 @each_method
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
 def test_a_type_by_itself_gives_its_value(tiny_chat: dict[str, Any], root: Any, method: Method) -> None:

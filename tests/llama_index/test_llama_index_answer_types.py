@@ -29,7 +29,6 @@ async def outcome(llm: VLLM, each: AnswerType) -> str:
     return "held"
 
 
-@pytest.mark.local
 @pytest.mark.parametrize("mode", ["default", "function"])
 async def test_an_answer_of_every_type_is_held_to_it_or_checked(tiny_chat: dict[str, Any], mode: str) -> None:
     llm = in_mode(VLLM(**tiny_chat, schema_max_length=8, schema_max_items=2), mode)
