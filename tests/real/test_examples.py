@@ -51,6 +51,12 @@ def sides_of_swap(name: str) -> tuple[str, str]:
     return "\n".join(before), "\n".join(after)
 
 
+@pytest.fixture(autouse=True)
+def schemas_are_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiny_chat takes a limit in a schema for the answer."""
+    monkeypatch.setenv("VLLM_SHOW_SCHEMA", "false")
+
+
 @pytest.fixture
 def example(tiny_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path) -> Callable[..., str]:
     """Runs an example as it stands, but for how large its engines are: on those of the test run, which are up already.
