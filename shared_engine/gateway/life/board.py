@@ -95,7 +95,8 @@ class Board:
 
     async def entry(self, model: ServedModel) -> dict[str, Any]:
         """Of one model, looked at now."""
-        self._seen.pop(model, None)
+        seen = self._seen.setdefault(model, _Seen())
+        seen.looked_at, seen.memory = 0.0, (seen.memory[0], 0.0)
         await self._look([model])
         return self._entry(model, Counter((each.model, each.is_waiting) for each in self._catalog.in_flight))
 
