@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
+from llama_index.core.llms import ChatMessage
 
+from langchain_vllm_local import ChatVLLM
+from llama_index_vllm_local import VLLM
 from shared_engine import Engine
+from shared_engine.cli.chat.conversation import Conversation, load
+from tests.support.chats import loaded_as_the_page_says
 from tests.support.command import COMMAND, given_to, options_of, told, vllm_local
 from tests.support.in_flight import LONG, is_cut_short, running
 from tests.support.paths import REPOSITORY
@@ -149,3 +155,34 @@ def test_a_model_that_sees_gets_the_picture(vision: dict[str, Any], tmp_path: Pa
     seen = told(vllm_local("run", *options_of(given_to(engine)), *words, text=""))
     unseen = told(vllm_local("run", *options_of(given_to(engine)), *words[2:], text=""))
     assert seen["usage"]["prompt_tokens"] > unseen["usage"]["prompt_tokens"]
+
+
+def test_a_saved_chat_with_pictures_goes_on_in_both_frameworks(
+    vision: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / f"{name}.png").write_bytes(png(*colour))
+    given: dict[str, Any] = {"temperature": 0, "max_tokens": 4}
+    engine = Engine(**vision)
+    engine.warmup()
+    words = options_of({**vision, **given})
+    with on_a_terminal([*COMMAND, "chat", *words, "-a", str(tmp_path / "red.png")], QUIET) as chat:
+        chat.say("What is it?")
+        chat.say(f"/image {tmp_path}/blue.png")
+        chat.say("Is it the same?")
+        assert "saved 4 messages as" in chat.say(f"/save {tmp_path}/talk.json")
+    talk = Conversation()
+    talk.replace_by(load(tmp_path / "talk.json")["messages"])
+    right = engine.chat(talk.to_send({"role": "user", "content": "And now?"}), **given)
+    assert right.usage.prompt_tokens > 2 * 4, "of two pictures"
+
+    messages = loaded_as_the_page_says("langchain_core", tmp_path, monkeypatch)
+    answer = ChatVLLM(**vision, **given).invoke([*messages, HumanMessage("And now?")])
+    assert answer.usage_metadata is not None
+    assert (answer.text, answer.usage_metadata["input_tokens"]) == (right.text, right.usage.prompt_tokens)
+    messages = loaded_as_the_page_says("llama_index", tmp_path, monkeypatch)
+    response = VLLM(**vision, **given).chat([*messages, ChatMessage("And now?")])
+    assert (response.message.content, response.additional_kwargs["prompt_tokens"]) == (
+        right.text,
+        right.usage.prompt_tokens,
+    )
