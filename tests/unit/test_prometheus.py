@@ -14,6 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from shared_engine import Engine, EngineState, RequestError
+from shared_engine.gateway.catalog import Catalog
+from shared_engine.gateway.config import GatewayConfig
+from shared_engine.gateway.config_fields import FileFields
+from shared_engine.gateway.numbers import GatewayCollector
 from shared_engine.gpu import GPUMonitor, alert_counts
 from shared_engine.prometheus import EnginesCollector, GPUsCollector, RequestsCollector
 from shared_engine.request import tally
@@ -141,9 +145,10 @@ def test_gpus_and_the_alerts_of_their_monitors(fake_gpus: FakeNvml) -> None:
 
 
 def test_the_page_lists_all_metrics() -> None:
+    of_the_gateway = GatewayCollector(Catalog(GatewayConfig({}, {}, FileFields(models={}))))
     found = {
         family.name: family.type
-        for each in (RequestsCollector(), EnginesCollector(), GPUsCollector())
+        for each in (RequestsCollector(), EnginesCollector(), GPUsCollector(), of_the_gateway)
         for family in each.collect()
     }
     ours = {name: kind for name, kind in found.items() if name.startswith("vllm_local_")}
