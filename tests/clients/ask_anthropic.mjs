@@ -3,7 +3,7 @@ import Anthropic from "@anthropic-ai/sdk";
 import { readFileSync } from "node:fs";
 
 const { url, key, calls } = JSON.parse(readFileSync(0, "utf8"));
-const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 60_000 });
+const client = new Anthropic({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 600_000 });
 
 async function answer(body) {
   try {

@@ -3,7 +3,7 @@ import OpenAI from "openai";
 import { readFileSync } from "node:fs";
 
 const { url, key, calls } = JSON.parse(readFileSync(0, "utf8"));
-const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 60_000 });
+const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 600_000 });
 
 async function answer({ method, body, leaves }) {
   const resource = method.split(".").reduce((found, name) => found[name], client);

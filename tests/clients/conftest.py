@@ -95,7 +95,7 @@ def run_node(script: str, given: Any) -> Any:
         input=json.dumps(given),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=REPOSITORY,
         env={name: value for name, value in os.environ.items() if name in ("PATH", "HOME")},

@@ -58,11 +58,11 @@ def wanted(itself: Callable[[str], Server], asked: dict[str, Any]) -> dict[str, 
     (choice,) = answer["choices"]
     message = choice["message"]
     return {
-        "content": message["content"] or "",
+        "content": message.get("content") or "",
         "thinking": message.get("reasoning") or "",
         "calls": [
             (call["function"]["name"], json.loads(call["function"]["arguments"]))
-            for call in message["tool_calls"] or ()
+            for call in message.get("tool_calls") or ()
         ],
         "done_reason": "length" if choice["finish_reason"] == "length" else "stop",
         "prompt_eval_count": answer["usage"]["prompt_tokens"],

@@ -29,7 +29,7 @@ PATHS = {
 }
 Call = tuple[str, str, dict[str, Any]]
 each_call = pytest.mark.parametrize("name", CALLS)
-OPTIONS: dict[str, Any] = {"api_key": KEY, "max_retries": 0, "timeout": 60}
+OPTIONS: dict[str, Any] = {"api_key": KEY, "max_retries": 0, "timeout": 600}
 
 
 def sync_answer(server: Server, call: Call) -> Any:

@@ -212,6 +212,16 @@ async def test_tools_and_thinking_need_a_model_that_has_them(tmp_path: Path, ser
             assert says in answer.json()["error"]
 
 
+@pytest.mark.parametrize(("path", "body"), [("chat", {"messages": HELLO}), ("generate", {"prompt": "Hello"})])
+async def test_a_model_that_embeds_does_not_answer(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    models = {"tiny": {"model": str(TINY_CHAT), "engine_args": {"runner": "pooling"}}}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": models}))
+    async with asking(read_config(file)) as client:
+        answer = await client.post(f"/api/{path}", json={"model": "tiny", **body})
+    assert (answer.status_code, answer.json()) == (400, {"error": f'"tiny" does not support {path}'})
+
+
 async def test_a_key_is_needed_and_opens_its_models_only(tmp_path: Path, server: RemoteServer) -> None:
     async with asking(config(tmp_path, server, api_keys=KEYS)) as client:
         for path in ("/api/tags", "/api/ps", "/api/version"):

@@ -85,6 +85,7 @@ class _Ollama:
         model, target = self._find(asked.model, request)
         if asked.asks_nothing:
             return await self._loaded(asked, model, said_in_chat)
+        _check_answers(asked, model, "chat")
         _check_thinking(asked, model)
         if asked.tools and not _reads(model, "tool_calls"):
             why = "no tool-call parser is known for it, and none is named in engine_args"
@@ -99,6 +100,7 @@ class _Ollama:
         model, target = self._find(asked.model, request)
         if asked.asks_nothing:
             return await self._loaded(asked, model, said_in_text)
+        _check_answers(asked, model, "generate")
         asked.check(asked.model)
         settings = model.config.settings
         if asked.raw or has_chat_template(settings) is False:
@@ -222,6 +224,12 @@ def _understood(body: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return body()
     except InvalidInputError as exc:
         raise _refused(str(exc)) from None
+
+
+def _check_answers(asked: OfModel, model: ServedModel, what: str) -> None:
+    known = model.capabilities()
+    if known is not None and "completions" not in known:  # which all have that generate
+        raise _refused(f'"{asked.model}" does not support {what}')
 
 
 def _check_thinking(asked: ChatRequest | GenerateRequest, model: ServedModel) -> None:
