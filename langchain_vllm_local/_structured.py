@@ -16,7 +16,6 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._parsers import answer_type, is_old_class, output_parser
-from langchain_vllm_local._typed_dicts import is_typed_dict
 from shared_engine.adapting.class_schemas import class_schema
 from shared_engine.adapting.structured import JsonSchema, check_form
 from shared_engine.errors import InvalidInputError
@@ -156,8 +155,10 @@ def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:
 
 
 def _traced_schema(schema: Any, wanted: JsonSchema) -> Any:
-    """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title."""
-    is_class = is_typed_dict(schema) or (isinstance(schema, type) and is_basemodel_subclass(schema))
+    """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title. Of a
+    TypedDict with ``NotRequired`` they can't.
+    """
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     return schema if is_class else {"title": wanted.name, **wanted.schema}
 
 

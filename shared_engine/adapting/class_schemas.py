@@ -14,9 +14,12 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from shared_engine.schemas.patterns import FORMATS
+
 _ZONES = {"aware": "date-time", "naive": "naive-date-time", None: "any-date-time"}
 _USER = r"(?:[\w.~-]+(?::[\w.~-]+){0,1}@){0,1}"
-_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9]){0,1}(?:\.[A-Za-z0-9]+)*(?::\d{1,4}){0,1}"
+# A name that ends in a number is taken for an address, and refused.
+_HOST = rf"(?:{FORMATS['ipv4'][1:-1]}|(?:[A-Za-z0-9]+[.-])*[A-Za-z][A-Za-z0-9]*)(?::\d{{1,4}}){{0,1}}"
 _PATH = r"(?:/[\w.~:/?#@!$&'()*+,;=%-]*){0,1}"
 _NUMBERS_AS_NAMES = {"int": "integer", "decimal": "decimal"}
 

@@ -249,3 +249,24 @@ def test_typed_dicts_of_either_module_have_schemas_with_what_is_said_of_their_ke
 def test_a_name_is_one_that_every_server_takes() -> None:
     form = json_schema(Box[list[int]], None)
     assert form.response_format()["json_schema"]["name"] == form.tool()["function"]["name"] == "Box_list_int_"
+
+
+@every_way
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_typed_dict_with_keys_that_may_be_left_out_is_asked_for_in_every_way(
+    server: RemoteServer, way: str, method: Method
+) -> None:
+    """Core makes its own JSON of the schema for its traces, and can't of such a class."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.json_response(chat_answer('{"size": 3}'))
+
+    server.handler = handler
+    if way == "stream":
+        server.streams('{"size": 3}')
+    llm = ChatVLLM(base_url=server.url, max_retries=0)
+    structured = llm.with_structured_output(Leaf, method=method, include_raw=True)
+    found = WAYS[way](structured)
+    assert asked(server)
+    if method == "json_schema" and way != "stream":
+        assert found["parsed"] == {"size": 3}
