@@ -49,13 +49,13 @@ def answer_form(params: GenerationParams, settings: EngineSettings) -> AnswerFor
     schema, is_checked = _schema_of(params)
     if schema is None:
         return AnswerForm(params)
-    form = held(_bounded(schema, params, settings), leaves_out=is_checked)
+    form = held(schema, leaves_out=is_checked)
     if form.lost is not None and not is_checked and not settings.is_remote and not _chooses_backend(settings):
         raise InvalidInputError(
             f"{form.lost}: vLLM can't hold an answer to this, and nobody checks this answer; use a pydantic class, or "
             "leave it out"
         )
-    sent = _with_schema(params, form.schema)
+    sent = _with_schema(params, _bounded(form.schema, params, settings))
     is_shown = settings.show_schema if params.show_schema is None else params.show_schema
     if not is_shown:
         return AnswerForm(sent)
@@ -75,9 +75,8 @@ def _held_tool(tool: Mapping[str, Any], params: GenerationParams, settings: Engi
     function = tool.get("function")
     if not isinstance(function, Mapping) or function.get("strict") is not True or not function.get("parameters"):
         return tool
-    schema = _bounded(function["parameters"], params, settings)
-    parameters = held(schema, leaves_out=True, is_shown=True).schema
-    return {**tool, "function": {**function, "parameters": parameters}}
+    parameters = held(function["parameters"], leaves_out=True, is_shown=True).schema
+    return {**tool, "function": {**function, "parameters": _bounded(parameters, params, settings)}}
 
 
 def _schema_of(params: GenerationParams) -> tuple[Any, bool]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shared_engine.schemas.patterns import with_length
+
 _VALUES = ("default", "const", "enum", "examples", "required")
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def bounded(schema: Any, max_length: int | None, max_items: int | None) -> Any:
     """A copy, in which strings have at most ``max_length`` characters, and arrays and dicts ``max_items`` entries,
-    where the schema does not say how many. None: no bound.
+    where the schema does not say how many. None: no bound. A pattern or format that can't be bounded stays as it is.
+
+    Args:
+        schema: in the form that is held (holding.py).
     """
     if isinstance(schema, list):
         return [bounded(each, max_length, max_items) for each in schema]
@@ -22,8 +27,11 @@ def bounded(schema: Any, max_length: int | None, max_items: int | None) -> Any:
         return own
     given = own.get("type")
     types = given if isinstance(given, list) else [given]
-    if max_length is not None and "string" in types and "maxLength" not in own and "format" not in own:
-        own["maxLength"] = max(max_length, own.get("minLength", 0))
+    if max_length is not None and "string" in types and not own.keys() & {"maxLength", "format"}:
+        if "pattern" in own:
+            own["pattern"] = with_length(own["pattern"], 0, max_length) or own["pattern"]
+        else:
+            own["maxLength"] = max(max_length, own.get("minLength", 0))
     if max_items is not None and "array" in types and "maxItems" not in own:
         own["maxItems"] = max(max_items, own.get("minItems", 0), len(own.get("prefixItems", ())))
     if max_items is not None and "object" in types and not own.keys() & {"properties", "maxProperties"}:
@@ -36,6 +44,4 @@ def _part(keyword: str, value: Any, max_length: int | None, max_items: int | Non
         return value
     if keyword in _NAMED_SCHEMAS and isinstance(value, Mapping):
         return {name: bounded(each, max_length, max_items) for name, each in value.items()}
-    if keyword == "propertyNames":
-        return value
     return bounded(value, max_length, max_items)

@@ -17,7 +17,7 @@ from shared_engine import InvalidInputError, LengthFinishReasonError
 from tests.support.answer_types import ROOTS, TYPES, AnswerType
 
 QUESTION = "Give me an answer."
-ASKED = 3
+ASKED = 4
 # So hot that the model writes whatever it may.
 HOT: dict[str, Any] = {
     "temperature": 1.5, "max_tokens": 400, "schema_max_length": 8, "schema_max_items": 2, "show_schema": False,
@@ -33,8 +33,8 @@ async def outcomes(llm: ChatVLLM, each: AnswerType, method: Method) -> list[str]
     kind = create_model("Answer", value=(each.kind, ...))
     structured = llm.with_structured_output(kind, method=method, include_raw=True, **HOT)
     found = []
-    for seed in range(ASKED):
-        answer = await structured.ainvoke(QUESTION, seed=seed)
+    for _ in range(ASKED):
+        answer = await structured.ainvoke(QUESTION)  # no seed: on a CPU vLLM dies of one where prompts come in parts
         error = answer["parsing_error"]
         assert isinstance(answer["parsed"], kind) or error is not None
         # A number may have any length.
@@ -70,5 +70,8 @@ def test_a_type_by_itself_gives_its_value(tiny_chat: dict[str, Any], root: Any, 
         with pytest.raises(InvalidInputError, match="use method 'json_schema'"):
             llm.with_structured_output(root.kind, method=method)
         return
-    value = llm.with_structured_output(root.kind, method=method, **HOT).invoke(QUESTION, seed=1)
-    assert isinstance(value, root.gives)
+    structured = llm.with_structured_output(root.kind, method=method, include_raw=True, **HOT)
+    answers = structured.batch([QUESTION] * 2 * ASKED)
+    values = [answer["parsed"] for answer in answers if answer["parsing_error"] is None]
+    assert values, [answer["parsing_error"] for answer in answers]
+    assert all(isinstance(value, root.gives) for value in values)

@@ -21,7 +21,7 @@ HOT: dict[str, Any] = {"temperature": 1.5, "max_tokens": 400, "show_schema": Fal
 async def outcome(llm: VLLM, each: AnswerType) -> str:
     kind = create_model("Answer", value=(each.kind, ...))
     try:
-        assert isinstance(await llm.astructured_predict(kind, PROMPT, llm_kwargs={**HOT, "seed": 1}), kind)
+        assert isinstance(await llm.astructured_predict(kind, PROMPT, llm_kwargs=HOT), kind)
     except LengthFinishReasonError:
         return "cut"  # a number may have any length
     except ValidationError as exc:
@@ -36,4 +36,4 @@ async def test_an_answer_of_every_type_is_held_to_it_or_checked(tiny_chat: dict[
     told = {each.name: what for each, what in zip(TYPES, found, strict=True) if what != "held"}
     held = [each for each in TYPES if not (each.left or (each.left_in_calls and mode == "function"))]
     assert {each.name: told[each.name] for each in held if told.get(each.name, "cut") != "cut"} == {}
-    assert list(found).count("cut") <= len(TYPES) // 4, told
+    assert list(found).count("cut") <= len(TYPES) // 2, told

@@ -110,6 +110,18 @@ def test_the_schema_can_be_left_unsaid_and_what_has_no_end_bounded(server: Remot
     assert not {"show_schema", "schema_max_length", "schema_max_items"} & first.keys()
 
 
+def test_a_bound_refuses_nothing() -> None:
+    engine = Engine(model="org/name", schema_max_length=9, schema_max_items=2)
+    properties = {"mail": {"type": "string", "pattern": "@"}, "file": {"type": "string", "format": "path"}}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "it", "schema": {"type": "object", "properties": properties}},
+    }
+    request = engine._chat_request(HELLO, engine._params(None, {"response_format": form}), None, None)
+    sent = sent_schema(json.loads(request.body))["properties"]
+    assert sent == {"mail": {"type": "string", "pattern": "^.*@.*$"}, "file": {"type": "string", "maxLength": 9}}
+
+
 def test_a_text_prompt_is_sent_as_it_is(server: RemoteServer) -> None:
     engine = Engine(base_url=server.url, max_retries=0)
     engine.generate("Hello", response_format=FORM)

@@ -222,6 +222,8 @@ def test_what_has_no_end_gets_one_and_no_other_does() -> None:
             "long": {"type": "string", "minLength": 50},
             "day": {"type": "string", "format": "date"},
             "colour": {"type": "string", "enum": ["a"]},
+            "letters": {"type": "string", "pattern": "^[A-Z]+$"},
+            "mail": {"type": "string", "pattern": "^.*@.*$"},
             "maybe": {"type": ["string", "null"]},
             "tags": {"type": "array", "items": {"$ref": "#/$defs/Tag"}},
             "pair": {"type": "array", "prefixItems": [{"type": "integer"}] * 3},
@@ -232,10 +234,12 @@ def test_what_has_no_end_gets_one_and_no_other_does() -> None:
     found = bounded(schema, 20, 2)
     assert {name: value for name, part in found["properties"].items() for value in [part.get("maxLength")]} == {
         "text": 20, "short": 3, "long": 50, "day": None, "colour": None, "maybe": 20, "tags": None, "pair": None,
-        "counts": None,
+        "counts": None, "letters": None, "mail": None,
     }  # fmt: skip
     assert (found["properties"]["tags"]["maxItems"], found["properties"]["pair"]["maxItems"]) == (2, 3)
     assert found["properties"]["counts"]["maxProperties"] == 2
+    assert found["properties"]["letters"]["pattern"] == "^[A-Z]{1,20}$"
+    assert found["properties"]["mail"] == schema["properties"]["mail"]
     assert found["$defs"]["Tag"]["anyOf"] == [{"type": "string", "maxLength": 20}, {"type": "integer"}]
     assert "maxProperties" not in found
     assert bounded(schema, None, None) == schema
