@@ -15,7 +15,7 @@ from tests.llama_index.predictions import in_mode
 from tests.support.answer_types import TYPES, AnswerType
 
 PROMPT = PromptTemplate("Give me an answer.")
-HOT: dict[str, Any] = {"temperature": 1.5, "max_tokens": 400, "show_schema": False}
+HOT: dict[str, Any] = {"temperature": 1.5, "max_tokens": 250, "show_schema": False}
 
 
 async def outcome(llm: VLLM, each: AnswerType) -> str:

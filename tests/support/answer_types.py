@@ -120,14 +120,12 @@ class AnswerType:
         name: as a person writes it.
         left: what is not held, but checked when the answer is read; empty where all is held.
         left_in_calls: likewise, of the arguments of a call, whose schema the model sees.
-        may_not_end: a pattern without a limit, which ``schema_max_length`` sets none either.
     """
 
     name: str
     kind: Any
     left: str = ""
     left_in_calls: str = ""
-    may_not_end: bool = False
 
 
 DAYS = "in calls: the 31st of April, a second 60"
@@ -145,7 +143,6 @@ TYPES = (
         tuple[
             Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}\d$")], Annotated[str, StringConstraints(pattern="@")]
         ],
-        may_not_end=True,
     ),
     AnswerType(
         "`str` with `pattern` and lengths",
@@ -168,7 +165,7 @@ TYPES = (
         tuple[ipaddress.IPv4Address, ipaddress.IPv4Interface],
         left_in_calls="in calls: a byte 01",
     ),
-    AnswerType("`HttpUrl`, `PostgresDsn`", tuple[HttpUrl, PostgresDsn], may_not_end=True),
+    AnswerType("`HttpUrl`, `PostgresDsn`", tuple[HttpUrl, PostgresDsn]),
     AnswerType("`Path`, `bytes`, `SecretStr`", tuple[Path, bytes, SecretStr]),
     AnswerType("`Base64Bytes`", Base64Bytes),
     AnswerType("`Literal`, `Enum`, `IntEnum`", tuple[Literal["a", 1, None], Colour, Size, Mixed]),
