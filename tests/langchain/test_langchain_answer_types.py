@@ -37,8 +37,10 @@ async def outcomes(llm: ChatVLLM, each: AnswerType, method: Method) -> list[str]
         answer = await structured.ainvoke(QUESTION)  # no seed: on a CPU vLLM dies of one where prompts come in parts
         error = answer["parsing_error"]
         assert isinstance(answer["parsed"], kind) or error is not None
-        # Numbers, some patterns and what may be anything have no limit.
-        found.append("held" if error is None else "cut" if isinstance(error, LengthFinishReasonError) else str(error))
+        # Numbers, some patterns and what may be anything have no limit. And where a text without one has the marks of a
+        # call's end in it, vLLM's parser ends the call there.
+        is_cut = isinstance(error, LengthFinishReasonError) or "can't be parsed" in str(error)
+        found.append("held" if error is None else "cut" if is_cut else str(error))
     return found
 
 

@@ -26,6 +26,9 @@ async def outcome(llm: VLLM, each: AnswerType) -> str:
         return "cut"  # a number may have any length
     except ValidationError as exc:
         return str(exc)
+    except ValueError as exc:
+        # By vLLM's parser, where a text without a limit has the marks of a call's end in it.
+        return "cut" if "is not made: its arguments are not valid JSON" in str(exc) else str(exc)
     return "held"
 
 
