@@ -196,6 +196,10 @@ def test_raw_tabs_and_line_ends_in_strings_are_read(remote: VLLM, server: Remote
     assert WAYS[way](remote)[-1] == Person(name="An\tna\n", age=31)
 
 
+class Odd(BaseModel):
+    number: str = Field(json_schema_extra={"pattern": "("})
+
+
 class Locked(BaseModel):
     call: Callable[[int], int]
 
@@ -205,6 +209,10 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_sent(remote: VLLM, s
     for output_cls in (dict, Person.model_json_schema(), ANNA):
         with pytest.raises(InvalidInputError, match="must be a pydantic class"):
             WAYS[way](remote, output_cls)
+    with pytest.raises(
+        InvalidInputError, match=r"schema\.properties\.number\.pattern = '\(' is not a regular expression"
+    ):
+        WAYS[way](remote, Odd)
     with pytest.raises(InvalidInputError, match="Locked: it can't be converted to a JSON schema"):
         WAYS[way](remote, Locked)
     with pytest.raises(InvalidInputError, match="pass one of them"):
