@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_openai_function
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._parsers import answer_type, is_old_class, output_parser
+from langchain_vllm_local._typed_dicts import is_typed_dict
 from shared_engine.adapting.class_schemas import class_schema
 from shared_engine.adapting.structured import JsonSchema, check_form
 from shared_engine.errors import InvalidInputError
@@ -155,11 +157,20 @@ def _named_schema(schema: Mapping[str, Any], strict: bool | None) -> JsonSchema:
 
 
 def _traced_schema(schema: Any, wanted: JsonSchema) -> Any:
-    """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title. Of a
-    TypedDict with ``NotRequired`` they can't.
-    """
-    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    """The schema for core's traces, which make their own JSON of classes, and of a JSON schema that has a title."""
+    is_class = isinstance(schema, type) and (is_basemodel_subclass(schema) or _is_known_to_core(schema))
     return schema if is_class else {"title": wanted.name, **wanted.schema}
+
+
+def _is_known_to_core(schema: Any) -> bool:
+    """A TypedDict that core can make JSON of: it can't of one with ``NotRequired``, or that is recursive."""
+    if not is_typed_dict(schema):
+        return False
+    try:
+        convert_to_openai_function(schema)
+    except Exception:  # TypeError, RecursionError, ...: whatever its own code fails with
+        return False
+    return True
 
 
 def constraint(schema: Any, method: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from shared_engine import (
     Engine,
     GenerationParams,
     GenerationResult,
+    InvalidInputError,
     RequestRejectedError,
     RequestTimeoutError,
 )
@@ -175,9 +176,12 @@ def test_a_tool_is_called_and_its_result_answered(engine: Engine) -> None:
 
 def test_a_form_that_can_not_be_held_is_refused_and_decides_nothing_for_others(engine: Engine) -> None:
     """Left to choose, vLLM takes the backend of its first request, and with guidance forced calls fail (500)."""
-    both = {"title": "It", "allOf": [{"type": "object"}, {"properties": {"a": {"type": "string"}}}]}
+    both = {
+        "title": "It",
+        "allOf": [{"type": "object"}, {"type": "object", "minProperties": 1, "not": {"maxProperties": 1}}],
+    }
     form = {"type": "json_schema", "json_schema": {"name": "it", "schema": both}}
-    with pytest.raises(RequestRejectedError, match="not supported by xgrammar"):
+    with pytest.raises(InvalidInputError, match=r"schema\.allOf: vLLM can't hold an answer to this"):
         engine.chat(HELLO, response_format=form)
     forced = {"type": "function", "function": {"name": "get_weather"}}
     messages = [{"role": "user", "content": "What is the weather in Basel?"}]
