@@ -104,7 +104,7 @@ def leave_an_answer(client: httpx.Client, endless: dict[str, Any]) -> None:
 def test_a_client_that_leaves_ends_its_generation(
     fake_engine: MakeEngine, tmp_path: Path, leave: Callable[[httpx.Client, dict[str, Any]], None]
 ) -> None:
-    engine = fake_engine({"token_delay_s": 0.05})
+    engine = fake_engine({"token_delay_s": 0.4})  # nine tokens: longer than anybody waits here
     engine.warmup()
     with before(engine, tmp_path) as (gate, _):
         with gate.client() as plain:

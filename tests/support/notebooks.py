@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-PRESS_AGAIN_S = 1.0
+PRESS_AGAIN_S = 3.0
 
 
 @contextmanager
