@@ -17,7 +17,7 @@ import shared_engine
 from shared_engine.cli.exit_codes import READER_LEFT
 from shared_engine.cli.main import COMMANDS, main, parser_of
 from shared_engine.cli.status_table import status_table
-from shared_engine.cli.table import duration, size
+from shared_engine.cli.table import PIPED_WIDTH, duration, size
 from shared_engine.cli.terminal import DIM, has_colours, painted
 from shared_engine.errors import EngineNameError, InvalidInputError, SettingsError
 from shared_engine.observe.engine_info import EngineInfo
@@ -32,6 +32,12 @@ from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as in a pipe, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", str(PIPED_WIDTH))
 
 
 def start(
@@ -294,7 +300,9 @@ def test_output_that_cannot_be_written_is_told() -> None:
 @pytest.mark.parametrize(("arguments", "code"), [(["logs", "--nope"], 2), (["logs", "nobody"], 1)])
 def test_a_complaint_that_cannot_be_written_changes_no_exit_code(arguments: list[str], code: int) -> None:
     with open("/dev/full", "w") as full:
-        assert start(*arguments, stderr=full.fileno()).wait(timeout=10) == code
+        command = start(*arguments, stderr=full.fileno())
+        command.communicate(timeout=10)
+    assert command.returncode == code
 
 
 # ---- status
