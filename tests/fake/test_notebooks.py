@@ -83,6 +83,7 @@ def test_ctrl_c_ends_a_cell_and_its_requests(notebook: tuple[Any, Any], fake_eng
     assert engine.status().starts == 1
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_a_start_which_goes_on(
     notebook: tuple[Any, Any], fake_engine: MakeEngine, tmp_path: Path
 ) -> None:

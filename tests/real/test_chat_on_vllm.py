@@ -147,6 +147,7 @@ def test_run_on_real_vllm(quiet_engine: Engine, tmp_path: Path) -> None:
     assert raw.stdout == (quiet_engine.generate("The capital of France is", max_tokens=4).text + "\n").encode()
 
 
+@pytest.mark.long
 def test_a_model_that_sees_gets_the_picture(vision: dict[str, Any], tmp_path: Path) -> None:
     engine = Engine(**vision)
     engine.warmup()

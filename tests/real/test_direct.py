@@ -97,6 +97,7 @@ def test_an_engine_that_nobody_uses_leaves_memory_and_another_one_stays(life: di
     assert life["seen"]["and only that"] is True
 
 
+@pytest.mark.long
 def test_an_app_ends_well_with_its_engine_and_prints_only_what_it_says(
     tiny_chat: dict[str, Any], tmp_path: Path
 ) -> None:

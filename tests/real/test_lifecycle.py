@@ -171,6 +171,7 @@ def test_a_start_nobody_waits_for_can_be_called_off(breakable: MakeEngine) -> No
     assert state_of(engine) is EngineState.STOPPED
 
 
+@pytest.mark.long
 def test_a_forced_shutdown_is_final_for_requests_in_flight(breakable: MakeEngine) -> None:
     engine = breakable()
     with ThreadPoolExecutor(1) as pool:

@@ -13,6 +13,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 SMALL: dict[str, Any] = {"engine_args": {"kv_cache_memory_bytes": 1 << 20}}
 
 
+@pytest.mark.long
 def test_a_context_that_does_not_fit_becomes_as_long_as_fits(own_engine: MakeEngine) -> None:
     too_long = own_engine(max_model_len=2048, **SMALL)
     with pytest.raises(EngineStartError, match="'auto' takes the longest that fits"):

@@ -11,6 +11,7 @@ from shared_engine import Engine, SettingsError
 from tests.support.quantised_model import make_quantised_model
 
 
+@pytest.mark.long
 def test_a_quantised_model_answers_and_what_contradicts_it_is_refused(
     own_engine: Callable[..., Engine], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_damaged_weights_are_named(engine: Engine, folder: Path) -> None:
         engine.chat(HELLO)
 
 
+@pytest.mark.long
 def test_a_flag_vllm_does_not_know_is_named(own_engine: MakeEngine) -> None:
     engine = own_engine(engine_args={"no_such_flag": 1})
     with pytest.raises(EngineStartError, match="vLLM does not know --no-such-flag"):

@@ -63,6 +63,7 @@ def process_of(engine: Engine, number: int, name: str) -> int:
     return next(node.pid for node in tree.walk() if node.name.startswith(name))
 
 
+@pytest.mark.long
 def test_the_second_comes_with_the_load_a_crash_loses_nothing_and_it_leaves_when_idle(
     own_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from tests.real.conftest import MakeEngine
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
+@pytest.mark.long
 def test_a_start_is_in_the_apps_log_with_its_levels(breakable: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     engines = [breakable(verbose=True) for _ in range(3)]
     engines[0].evict()  # another test may have left it loaded

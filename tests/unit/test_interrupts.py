@@ -32,7 +32,9 @@ def worst_moment(name: str, step: int) -> tuple[str, float, int]:
     return where, seconds, int(count)
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=(pytest.mark.slow, pytest.mark.long)) for name in OTHERS)]
+)
 def test_ctrl_c_brings_the_caller_back_and_ends_its_requests(name: str) -> None:
     where, seconds, count = worst_moment(name, step=7)
     assert count >= 5
