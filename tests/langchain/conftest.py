@@ -13,7 +13,12 @@ from tests.support.remote_server import RemoteServer, running_server
 collect_ignore = (
     []
     if find_spec("langchain")
-    else ["test_langchain_agents.py", "test_agent_threads.py", "test_langchain_error_effects.py"]
+    else [
+        "test_langchain_agents.py",
+        "test_agent_threads.py",
+        "test_langchain_error_effects.py",
+        "test_langchain_strict_servers.py",
+    ]
 )
 
 
