@@ -6,20 +6,10 @@ import base64
 from typing import Any
 
 from tests.support.pictures import RED
+from tests.support.questions import ADD
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 SUM = [{"role": "user", "content": "Add 2 and 3."}]
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},

@@ -11,10 +11,11 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.clients.calls import ADD, CAPITAL, SUM
+from tests.clients.calls import CAPITAL, SUM
 from tests.clients.conftest import KEY, Server, run_node, same
+from tests.support.questions import ADD
 
-TOOL = {"name": "add", "input_schema": ADD["function"]["parameters"]}  # type: ignore[index]
+TOOL = {"name": "add", "input_schema": ADD["function"]["parameters"]}
 GREEDY = {"max_tokens": 24}  # as tiny_chat is by itself; the client has no temperature any more
 CALLS: dict[str, dict[str, Any]] = {
     "message": {"messages": CAPITAL, **GREEDY},

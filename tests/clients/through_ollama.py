@@ -16,9 +16,10 @@ import httpx
 import ollama
 import pytest
 
-from tests.clients.calls import ADD, CAPITAL, PERSON, SUM
+from tests.clients.calls import CAPITAL, PERSON, SUM
 from tests.clients.conftest import KEY, Server, run_node
 from tests.support.pictures import RED
+from tests.support.questions import ADD
 
 OPTIONS = {"temperature": 0, "num_predict": 24}
 GREEDY = {"temperature": 0, "max_tokens": 24}

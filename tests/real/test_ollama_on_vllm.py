@@ -12,21 +12,11 @@ import pytest
 
 from shared_engine import Engine, GenerationResult
 from tests.support.gateways import gateway
+from tests.support.questions import ADD
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 SUM = [{"role": "user", "content": "Add 2 and 3."}]
 ANNA = [{"role": "user", "content": "Anna Smith is 31 years old."}]
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},

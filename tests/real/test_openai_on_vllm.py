@@ -13,19 +13,9 @@ from pydantic import BaseModel
 from shared_engine import Engine
 from tests.support.in_flight import HELLO, LONG, is_cut_short
 from tests.support.paths import TINY_CHAT
+from tests.support.questions import ADD
 
 CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-ADD: Any = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
 
 
 class Person(BaseModel):

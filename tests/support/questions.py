@@ -12,6 +12,17 @@ HELLO = [{"role": "user", "content": "Hello"}]
 COUNT = [{"role": "user", "content": "Count from 1 to 10."}]
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 LONG = [{"role": "user", "content": "word " * 3000}]
+ADD: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
 WEATHER = {
     "type": "function",
     "function": {
