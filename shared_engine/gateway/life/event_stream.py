@@ -23,7 +23,7 @@ class EventStream:
     """As a response.
 
     Args:
-        events: each as its bytes.
+        events: each as its bytes. One that is there at once is sent even while the gateway leaves.
         leaving: set when the gateway is to leave, which waits for its answers.
         comment_interval_s: seconds without an event until a comment, so that no proxy cuts the connection.
     """
@@ -50,14 +50,14 @@ class EventStream:
             while True:
                 next_ = next_ or asyncio.create_task(anext(self._events, b""))
                 await asyncio.wait([next_, *ends], timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
-                if any(task.done() for task in ends):
-                    break
-                body = b": waiting\n\n"
+                has_ended = any(task.done() for task in ends)
+                body = b"" if has_ended else b": waiting\n\n"
                 if next_.done():
                     body, next_ = next_.result(), None
-                if not body:
+                if body:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                if has_ended or not body:
                     break
-                await send({"type": "http.response.body", "body": body, "more_body": True})
         finally:
             if next_ is not None:
                 next_.cancel()

@@ -158,20 +158,27 @@ class _Life:
     # ---- events and logs
 
     async def events(self, request: Request) -> Any:
-        return EventStream(self._events(request), self._catalog.leaving, self._catalog.config.fields.comment_interval_s)
+        return EventStream(
+            self._events(request, await self._now(request)),
+            self._catalog.leaving,
+            self._catalog.config.fields.comment_interval_s,
+        )
 
-    async def _events(self, request: Request) -> AsyncIterator[bytes]:
+    async def _now(self, request: Request) -> dict[str, Any]:
+        return {
+            "status": await self._board.status(_key(request), is_admin=_is_admin(request)),
+            "requests": self._requests(request, MAX_SHOWN),
+        }
+
+    async def _events(self, request: Request, now: dict[str, Any]) -> AsyncIterator[bytes]:
         sent: dict[str, Any] = {}
         while True:
-            now = {
-                "status": await self._board.status(_key(request), is_admin=_is_admin(request)),
-                "requests": self._requests(request, MAX_SHOWN),
-            }
             for name, found in now.items():
                 if sent.get(name) != found:
                     yield event(found, name)
             sent = now
             await asyncio.sleep(EVENTS_S)
+            now = await self._now(request)
 
     async def logs(self, request: Request) -> Any:
         _check_admin(request)
