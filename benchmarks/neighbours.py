@@ -164,7 +164,7 @@ def main() -> int:
                     for waits in seen.values():
                         # What was under way in this time at all.
                         within = [took for when, took in list(waits) if when >= began and when - took <= ended]
-                        cells += [f"{statistics.median(within) * 1e3:.0f}", f"{max(within) * 1e3:.0f}"]
+                        cells += [f"{wait(within) * 1e3:.0f}" if within else "-" for wait in (statistics.median, max)]
                     lines.append(f"| {' | '.join(cells)} |")
                     print(lines[-1], flush=True)
         finally:
