@@ -11,6 +11,7 @@ from shared_engine.launcher.blanks import MODULE, allow_few_blanks
 from shared_engine.launcher.compile_cache import keep_compiled_models
 from shared_engine.launcher.lora import answer_without_adapter
 from shared_engine.launcher.polling import rest_between_steps
+from shared_engine.launcher.seeds import keep_seeds_of_unfinished_prompts
 from shared_engine.launcher.start_method import START_VARIABLE, fork_refusal, use_fork_inside_vllm
 from shared_engine.launcher.vllm_build import is_cpu_build
 from shared_engine.vllm_versions import release_of
@@ -31,7 +32,8 @@ PRELOAD_REQUESTS = (
     "vllm.v1.structured_output.backend_lm_format_enforcer",
     "vllm.v1.structured_output.backend_outlines",
 )
-PRELOAD_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner")
+CPU_RUNNER = "vllm.v1.worker.cpu_model_runner"
+PRELOAD_CPU = ("vllm.v1.worker.cpu_worker", CPU_RUNNER)
 
 
 def server_modules(version: str) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
         rest_between_steps()
         keep_compiled_models()
         answer_without_adapter()
+        keep_seeds_of_unfinished_prompts(importlib.import_module(CPU_RUNNER).CPUModelRunner)
     with contextlib.suppress(ImportError):
         allow_few_blanks(importlib.import_module(MODULE))
     refusal = fork_refusal(version)

@@ -55,6 +55,17 @@ def test_without_max_tokens_generate_goes_on_to_the_models_limit(engine: Engine)
     assert result.usage.total_tokens == 2048
 
 
+async def test_seeds_hold_while_prompts_are_processed_in_parts(engine: Engine) -> None:
+    prompts = [f"{index} " + "word " * 430 for index in range(36)]  # more than vLLM takes in one step
+    asked: dict[str, Any] = {"seed": 1, "temperature": 1.5, "max_tokens": 8}
+    await engine.awarmup()
+    starts = (await engine.astatus()).life.starts
+    alone = [(await engine.agenerate(prompt, **asked)).text for prompt in prompts[:3]]
+    found = await asyncio.gather(*(engine.agenerate(prompt, **asked) for prompt in prompts))
+    assert [result.text for result in found[:3]] == alone
+    assert (await engine.astatus()).life.starts == starts
+
+
 def test_a_stream_comes_in_pieces_with_the_usage_last(engine: Engine) -> None:
     chunks = list(engine.stream_chat(COUNT, temperature=0))
     whole = engine.chat(COUNT, temperature=0)
