@@ -13,8 +13,8 @@ def keep_seeds_of_unfinished_prompts(runner: Any) -> None:
     """Leave a request's random numbers alone while its prompt is processed in parts.
 
     vLLM samples a token after each part, drops it, and sets the request's generator back by an offset
-    (``gpu_model_runner.py``), which a CPU's generator does not have: the error ends EngineCore, for all who ask it. Seen
-    in vLLM 0.26 to 0.32. No-op where the methods have other names.
+    (``gpu_model_runner.py``), which a CPU's generator does not have: the error ends EngineCore, for all who ask it.
+    Seen in vLLM 0.26 to 0.32. No-op where the methods have other names.
 
     Args:
         runner: vLLM's CPUModelRunner.
