@@ -37,6 +37,6 @@ def test_only_requests_whose_prompt_is_done_use_up_random_numbers() -> None:
 
 
 def test_another_runner_is_left_as_it_is() -> None:
-    other = type("Other", (), {"_sample": len})
+    other: Any = type("Other", (), {"_sample": len})
     keep_seeds_of_unfinished_prompts(other)
     assert other._sample is len
