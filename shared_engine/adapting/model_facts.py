@@ -6,12 +6,18 @@ to their framework what the model can do; these functions never ask a server.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from shared_engine.conversations.templates import refused_here
+from shared_engine.conversations.traits import Trait
 from shared_engine.errors import InvalidInputError
-from shared_engine.model_files.folder import inputs, lacks_chat_template
+from shared_engine.model_files.folder import Efforts, efforts, inputs, lacks_chat_template
 from shared_engine.model_files.parsers import choose_parsers, known_tool_parsers
 from shared_engine.settings import EngineSettings
+
+MOST_FOR_A_THOUGHT = 32_768
+MOST_FOR_AN_ANSWER = 1024
 
 
 def are_final(settings: EngineSettings) -> bool:
@@ -32,6 +38,40 @@ def parsed(settings: EngineSettings) -> Parsed | None:
         return None
     chosen = choose_parsers(settings.model, settings.engine_args)
     return Parsed(bool(chosen.get("tool_call_parser")), bool(chosen.get("reasoning_parser")))
+
+
+def thinks(settings: EngineSettings, defaults: Mapping[str, Any]) -> bool:
+    """Whether its answers begin with a thought, as far as its name, its files or the requests' ``defaults`` show."""
+    switch = {**(defaults.get("chat_template_kwargs") or {}), **defaults}.get("enable_thinking")
+    if switch is not None:
+        return bool(switch)
+    if defaults.get("reasoning_effort") is not None:
+        return bool(defaults["reasoning_effort"] != "none")
+    if settings.model is None:
+        return False
+    args = {} if settings.is_remote else settings.engine_args
+    return bool(choose_parsers(settings.model, args).get("reasoning_parser"))
+
+
+def room_for_answer(window: int, *, is_thinking: bool) -> int:
+    """Tokens of a context window that prompts are to leave, where no ``max_tokens`` says so: a quarter of it, up to
+    what an answer takes, with the thought before it.
+    """
+    return max(1, min(window // 4, MOST_FOR_A_THOUGHT if is_thinking else MOST_FOR_AN_ANSWER))
+
+
+def reasoning_efforts(settings: EngineSettings) -> Efforts | None:
+    """What ``reasoning_effort`` may be, where the model's files show that it has a place for it."""
+    folder = None if settings.is_remote else settings.model_folder()
+    return None if folder is None else efforts(folder)
+
+
+def late_system_messages_stay(settings: EngineSettings) -> bool | None:
+    """Whether a system message is sent where it stands, though not at the front."""
+    if settings.merge_messages != "auto":
+        return settings.merge_messages == "never"
+    refused = refused_here(settings)
+    return None if refused is None else Trait.LATE_SYSTEM not in refused
 
 
 def media_inputs(settings: EngineSettings) -> frozenset[str] | None:

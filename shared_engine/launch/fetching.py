@@ -29,6 +29,31 @@ def is_offline() -> bool:
     return os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def fetch_config(settings: EngineSettings) -> dict[str, Any]:
+    """The model's config.json, as the hub has it now. Nothing of the model is kept on the disk.
+
+    Raises:
+        FetchError: the hub does not have it, does not give it, or can't be reached.
+        EngineNotInstalledError: there is no Python with vLLM, and so none with huggingface_hub.
+    """
+    command = [find_interpreter(settings.python).path, str(MODEL_FETCHER), str(settings.model), settings.revision or ""]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+        check=False,
+    )
+    told = json.loads(done.stdout or "{}")
+    if "config" not in told:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise FetchError(f"{settings.model}: {told.get('refusal') or last or f'exit code {done.returncode}'}")
+    config = told["config"]
+    return config if isinstance(config, dict) else {}
+
+
 def fetch(settings: EngineSettings, on_progress: Callable[[int, int], object]) -> Path:
     """Fetch what vLLM needs of the model; return its folder. What is here already is not fetched again.
 
@@ -42,7 +67,6 @@ def fetch(settings: EngineSettings, on_progress: Callable[[int, int], object]) -
     model = str(settings.model)
     interpreter = find_interpreter(settings.python)
     command = [interpreter.path, str(MODEL_FETCHER), model, settings.revision or "", settings.download_dir or ""]
-    environment = {**launch_environment(os.environ), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     told: dict[str, Any] = {}
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
@@ -50,7 +74,7 @@ def fetch(settings: EngineSettings, on_progress: Callable[[int, int], object]) -
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env=_environment(),
             start_new_session=True,  # a Ctrl-C is for this process, which ends that one
         )
         try:
@@ -68,6 +92,10 @@ def fetch(settings: EngineSettings, on_progress: Callable[[int, int], object]) -
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
     raise FetchError(f"{model} could not be fetched: {told.get('refusal') or last or f'exit code {child.returncode}'}")
+
+
+def _environment() -> dict[str, str]:
+    return {**launch_environment(os.environ), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def _read(child: subprocess.Popen[bytes], told: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Runs inside the engine's own Python: fetches a model from the hub, as huggingface_hub there does it.
 
     fetch_model.py MODEL REVISION DOWNLOAD_DIR    the last two may be empty
+    fetch_model.py MODEL REVISION                 only its config.json, of which nothing stays on the disk
 
-Prints JSON objects on stdout: ``{"files": 9, "bytes": 123, "commit": "..."}`` as soon as that is known,
-``{"folder": "..."}`` at the end, or ``{"refusal": "why not"}``. How far it is shows on the disk (machine/hub_cache.py).
+Prints JSON objects on stdout: ``{"files": 9, "bytes": 123, "commit": "..."}`` as soon as that is known; at the end
+``{"folder": "..."}``, ``{"config": {...}}`` or ``{"refusal": "why not"}``. How far it is shows on the disk
+(machine/hub_cache.py).
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 # As vllm/model_executor/model_loader/default_loader.py looks for them: the first kind that is there.
@@ -22,6 +27,7 @@ _WEIGHTS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
 _OTHER_FORMS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".tflite", ".ot")
 _MODULE = re.compile(r"\d+_\w+/")
 """A folder of sentence-transformers: part of the model."""
+_CONFIG_LIMIT_S = 30
 _TEXTS = (".json", ".txt", ".model", ".py", ".jinja", ".tiktoken", ".md", ".yaml", ".yml")
 
 
@@ -69,6 +75,17 @@ def fetch(model: str, revision: str | None, download_dir: str | None) -> None:
         snapshot_download(model, revision=revision, cache_dir=cache, allow_patterns=names) for cache, names in places
     ]
     say(folder=folders[-1])
+
+
+def fetch_config(model: str, revision: str | None) -> None:
+    """See the module's docstring. Ends by itself, whatever became of who asked."""
+    from huggingface_hub import hf_hub_download
+
+    signal.alarm(_CONFIG_LIMIT_S)
+    # Not in the hub's cache: a model of which a config alone is there would look as if it had been downloaded.
+    with tempfile.TemporaryDirectory() as folder:
+        path = hf_hub_download(model, "config.json", revision=revision, local_dir=folder)
+        say(config=json.loads(Path(path).read_bytes()))
 
 
 def check_space(model: str, revision: str | None, cache: str | None, sizes: Mapping[str, int]) -> None:
@@ -119,9 +136,12 @@ def in_words(error: BaseException, model: str, revision: str | None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    model, revision, download_dir = arguments
+    model, revision, *rest = arguments
     try:
-        fetch(model, revision or None, download_dir or None)
+        if rest:
+            fetch(model, revision or None, rest[0] or None)
+        else:
+            fetch_config(model, revision or None)
     except Exception as exc:
         say(refusal=in_words(exc, model, revision or None))
         return 1

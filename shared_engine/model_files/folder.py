@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared_engine.machine.home import expanded
 from shared_engine.machine.hub_cache import cached_model, commit_of
@@ -19,6 +20,10 @@ from shared_engine.machine.hub_cache import cached_model, commit_of
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 # vLLM applies the conversation format of these by itself, without a template.
 _OWN_FORMAT_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates", "tekken.json")
+# vLLM takes these (entrypoints/openai/chat_completion/protocol.py); a template that only shows the word knows three.
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_ANY_EFFORT = ("low", "medium", "high")
+_DEFAULT_EFFORT = re.compile(r"""reasoning_effort\s*(?:=|\|\s*default\()\s*['"](\w+)['"]""")
 # What a config.json has, at any depth, if the model takes such input.
 _INPUT_MARKS = {
     "image": ("vision_config", "vision_tower", "mm_vision_tower", "visual", "img_processor", "image_token_id"),
@@ -40,8 +45,12 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
 
 @lru_cache(maxsize=64)
 def context_window(folder: Path) -> int | None:
+    """See ``window_in``."""
+    return window_in(read_json(folder / "config.json"))
+
+
+def window_in(config: Mapping[str, Any]) -> int | None:
     """The longest prompt and answer together that the model was made for; None where its config does not say."""
-    config = read_json(folder / "config.json")
     text_config = config.get("text_config")  # of a model that also sees or hears
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         for key in _LENGTH_KEYS:
@@ -52,8 +61,13 @@ def context_window(folder: Path) -> int | None:
 
 @lru_cache(maxsize=64)
 def inputs(folder: Path) -> frozenset[str]:
+    """See ``inputs_in``."""
+    return inputs_in(read_json(folder / "config.json"))
+
+
+def inputs_in(config: Mapping[str, Any]) -> frozenset[str]:
     """What the model takes beside text: some of ``image``, ``audio``, ``video``."""
-    names = set(_names(read_json(folder / "config.json")))
+    names = set(_names(config))
     return frozenset(kind for kind, marks in _INPUT_MARKS.items() if not names.isdisjoint(marks))
 
 
@@ -76,6 +90,26 @@ def chat_template(folder: Path) -> str | None:
         if isinstance(template, str):
             return template
     return None
+
+
+class Efforts(NamedTuple):
+    """What the variable ``reasoning_effort`` of a chat template may be, and what it is where it was not given."""
+
+    levels: tuple[str, ...]
+    default: str | None
+
+
+@lru_cache(maxsize=64)
+def efforts(folder: Path) -> Efforts | None:
+    """None where conversations have no place for it."""
+    if read_json(folder / "config.json").get("model_type") == "gpt_oss":  # by vLLM's own format
+        return Efforts(_ANY_EFFORT, "medium")
+    template = chat_template(folder) or ""
+    if "reasoning_effort" not in template:
+        return None
+    named = tuple(level for level in _EFFORTS if re.search(f"""['"]{level}['"]""", template))
+    default = _DEFAULT_EFFORT.search(template)
+    return Efforts(named if len(named) > 1 else _ANY_EFFORT, default[1] if default else None)
 
 
 @lru_cache(maxsize=64)

