@@ -64,7 +64,7 @@ def import_vllm(*, with_server: bool = True) -> tuple[str, str | None]:
         rest_between_steps()
         keep_compiled_models()
         answer_without_adapter()
-        keep_seeds_of_unfinished_prompts(importlib.import_module(CPU_RUNNER).CPUModelRunner)
+        keep_seeds_of_unfinished_prompts(importlib.import_module(CPU_RUNNER))
     with contextlib.suppress(ImportError):
         allow_few_blanks(importlib.import_module(MODULE))
     refusal = fork_refusal(version)

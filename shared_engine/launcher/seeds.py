@@ -9,16 +9,17 @@ from typing import Any
 STEPS = ("_sample", "_bookkeeping_sync")
 
 
-def keep_seeds_of_unfinished_prompts(runner: Any) -> None:
+def keep_seeds_of_unfinished_prompts(module: Any) -> None:
     """Leave a request's random numbers alone while its prompt is processed in parts.
 
     vLLM samples a token after each part, drops it, and sets the request's generator back by an offset
     (``gpu_model_runner.py``), which a CPU's generator does not have: the error ends EngineCore, for all who ask it.
-    Seen in vLLM 0.26 to 0.32. No-op where the methods have other names.
+    Seen in vLLM 0.26 to 0.32. No-op where the class or its methods have other names.
 
     Args:
-        runner: vLLM's CPUModelRunner.
+        module: where vLLM has its ``CPUModelRunner``.
     """
+    runner = getattr(module, "CPUModelRunner", None)
     if all(hasattr(runner, name) for name in STEPS):
         for name in STEPS:
             setattr(runner, name, _without_generators_of_dropped(getattr(runner, name)))

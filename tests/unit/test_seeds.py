@@ -27,7 +27,7 @@ class Runner:
 
 
 def test_only_requests_whose_prompt_is_done_use_up_random_numbers() -> None:
-    keep_seeds_of_unfinished_prompts(Runner)
+    keep_seeds_of_unfinished_prompts(SimpleNamespace(CPUModelRunner=Runner))
     runner = Runner()
     assert runner._sample("logits") == ("logits", {0: "first", 3: "fourth"})
     assert runner._bookkeeping_sync(fails=False) == {0: "first", 3: "fourth"}
@@ -38,5 +38,6 @@ def test_only_requests_whose_prompt_is_done_use_up_random_numbers() -> None:
 
 def test_another_runner_is_left_as_it_is() -> None:
     other: Any = type("Other", (), {"_sample": len})
-    keep_seeds_of_unfinished_prompts(other)
+    keep_seeds_of_unfinished_prompts(SimpleNamespace(CPUModelRunner=other))
+    keep_seeds_of_unfinished_prompts(SimpleNamespace())
     assert other._sample is len
