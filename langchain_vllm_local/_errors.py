@@ -31,13 +31,14 @@ SettingsError of a constructor stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from langchain_core import exceptions as core
 
 from shared_engine import errors as engine
 from shared_engine.errors import VLLMError
+from shared_engine.results import ItemFailure
 
 
 class SettingsError(engine.SettingsError, core.ModelError, ValueError):
@@ -163,15 +164,27 @@ def langchain_errors() -> Iterator[None]:
     try:
         yield
     except VLLMError as exc:
-        translated = TRANSLATED.get(type(exc))
-        if translated is None:
+        translated = as_langchains(exc)
+        if translated is exc:
             raise
-        raise _filled(translated(*exc.args), exc) from exc
+        raise translated from exc
 
 
-def _filled(error: VLLMError, original: VLLMError) -> VLLMError:
-    """The error, with what the original has beside its args; where a server said whether to try again, that holds."""
-    vars(error).update(vars(original))
-    if isinstance(original, engine.RequestError) and original.should_retry is not None:
-        vars(error)["is_retryable"] = original.should_retry
-    return error
+def as_langchains(error: VLLMError) -> VLLMError:
+    """An error of the engine as a member of LangChain's taxonomy; itself where it has no such class.
+
+    It has what the original has beside its args; where a server said whether to try again, that holds.
+    """
+    translated = TRANSLATED.get(type(error))
+    if translated is None:
+        return error
+    made = translated(*error.args)
+    vars(made).update(vars(error))
+    if isinstance(error, engine.RequestError) and error.should_retry is not None:
+        vars(made)["is_retryable"] = error.should_retry
+    return made
+
+
+def as_langchains_failures(failures: Iterable[ItemFailure]) -> tuple[ItemFailure, ...]:
+    """The failures of single items, with errors ``as_langchains``."""
+    return tuple(ItemFailure(failure.index, as_langchains(failure.error)) for failure in failures)

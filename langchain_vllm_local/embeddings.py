@@ -11,12 +11,13 @@ from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
 from langchain_vllm_local._engine_model import LangChainModel
-from langchain_vllm_local._errors import langchain_errors
-from shared_engine.adapting.framework_model import PoolingModel
-from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType
+from langchain_vllm_local._errors import as_langchains_failures, langchain_errors
+from shared_engine.adapting.framework_model import EmbeddingModel
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList
+from shared_engine.results import EmbeddingResult, OnError
 
 
-class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
+class VLLMEmbeddings(LangChainModel, EmbeddingModel, Serializable, Embeddings):
     """LangChain embeddings on a local vLLM, which starts on the first call and is shared by every object and process
     with equal settings.
 
@@ -74,28 +75,34 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
         "batch_size": "chunk_size",
     }
 
-    def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector for each text, in order."""
-        with langchain_errors(), self._shown(texts) as on_progress:
-            return self.engine.embed(**self._request(texts, "document"), on_progress=on_progress).embeddings
+    def embed_documents(self, texts: list[str], *, on_error: OnError | None = None) -> PartialList[list[float]]:
+        """One vector for each text, in order.
 
-    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        Args:
+            on_error: for this call; also ``skip``: the texts that failed are left out. The list has ``failures``
+                (``index`` and ``error`` of each) and ``indices`` (of the texts with a vector).
+        """
+        with langchain_errors(), self._shown(texts) as on_progress:
+            request = self._request(texts, "document", on_error)
+            return _vectors(self.engine.embed(**request, on_progress=on_progress))
+
+    async def aembed_documents(self, texts: list[str], *, on_error: OnError | None = None) -> PartialList[list[float]]:
         """See ``embed_documents``."""
         with langchain_errors(), self._shown(texts) as on_progress:
-            request = self._request(texts, "document")
-            return (await self.engine.aembed(**request, on_progress=on_progress)).embeddings
+            request = self._request(texts, "document", on_error)
+            return _vectors(await self.engine.aembed(**request, on_progress=on_progress))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query."""
         with langchain_errors():
-            return self.engine.embed(**self._request([text], "query")).embeddings[0]
+            return self.engine.embed(**self._request([text], "query", "raise")).embeddings[0]
 
     async def aembed_query(self, text: str) -> list[float]:
         """See ``embed_query``."""
         with langchain_errors():
-            return (await self.engine.aembed(**self._request([text], "query"))).embeddings[0]
+            return (await self.engine.aembed(**self._request([text], "query", "raise"))).embeddings[0]
 
-    def _request(self, texts: Sequence[str], input_type: InputType) -> EmbedRequest:
+    def _request(self, texts: Sequence[str], input_type: InputType, on_error: OnError | None) -> EmbedRequest:
         return EmbedRequest(
             texts=texts,
             input_type=input_type,
@@ -104,6 +111,7 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             lora=self.lora,
             batch_size=self.chunk_size,
+            on_error=on_error or self.on_error,
             extra_body=self.extra_body,
         )
 
@@ -116,3 +124,7 @@ class VLLMEmbeddings(LangChainModel, PoolingModel, Serializable, Embeddings):
 
         with tqdm(total=len(texts), unit="text", dynamic_ncols=True) as bar:
             yield bar.update
+
+
+def _vectors(result: EmbeddingResult) -> PartialList[list[float]]:
+    return PartialList(result.embeddings, as_langchains_failures(result.failures), result.indices)

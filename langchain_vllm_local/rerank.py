@@ -10,9 +10,9 @@ from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 
 from langchain_vllm_local._engine_model import LangChainModel
-from langchain_vllm_local._errors import langchain_errors
+from langchain_vllm_local._errors import as_langchains_failures, langchain_errors
 from shared_engine.adapting.framework_model import PoolingModel
-from shared_engine.adapting.pooling_requests import RerankRequest
+from shared_engine.adapting.pooling_requests import PartialList, RerankRequest
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
@@ -71,10 +71,11 @@ class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompres
         documents: Sequence[Document],
         query: str,
         callbacks: Callbacks | None = None,  # noqa: ARG002
-    ) -> list[Document]:
+    ) -> PartialList[Document]:
         """Copies of the ``top_n`` documents that fit the query best, best first.
 
-        Their metadata has the score too, as ``relevance_score``.
+        Their metadata has the score too, as ``relevance_score``. The list has ``failures`` (``index`` and ``error`` of
+        each document that has no score, see ``on_error``) and ``indices``.
         """
         with langchain_errors():
             return _ranked(documents, self.engine.rerank(**self._request(documents, query)))
@@ -84,7 +85,7 @@ class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompres
         documents: Sequence[Document],
         query: str,
         callbacks: Callbacks | None = None,  # noqa: ARG002
-    ) -> list[Document]:
+    ) -> PartialList[Document]:
         """See ``compress_documents``."""
         with langchain_errors():
             return _ranked(documents, await self.engine.arerank(**self._request(documents, query)))
@@ -96,12 +97,14 @@ class VLLMRerank(LangChainModel, PoolingModel, Serializable, BaseDocumentCompres
             top_n=self.top_n,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             lora=self.lora,
+            on_error=self.on_error,
             extra_body=self.extra_body,
         )
 
 
-def _ranked(documents: Sequence[Document], result: RerankResult) -> list[Document]:
-    return [_scored(documents[ranked.index], ranked.relevance_score) for ranked in result.results]
+def _ranked(documents: Sequence[Document], result: RerankResult) -> PartialList[Document]:
+    ranked = [_scored(documents[each.index], each.relevance_score) for each in result.results]
+    return PartialList(ranked, as_langchains_failures(result.failures), result.indices)
 
 
 def _scored(document: Document, score: float) -> Document:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.schema import BaseNode, MetadataMode
 from pydantic import ConfigDict, Field, model_validator
 
 from llama_index_vllm_local._engine_model import LlamaIndexModel
-from shared_engine.adapting.framework_model import PoolingModel
-from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType
-from shared_engine.errors import InvalidInputError, SettingsError
+from shared_engine.adapting.checks import check_items
+from shared_engine.adapting.framework_model import EmbeddingModel
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList
+from shared_engine.errors import InvalidInputError, SettingsError, VLLMError
+from shared_engine.results import EmbeddingResult, ItemFailure, OnError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,10 +32,31 @@ _WHOLE_LIST = 2048  # the most that BaseEmbedding allows, and what a VectorStore
 _embed_batches: Callable[..., list[Embedding]] = inspect.unwrap(BaseEmbedding.get_text_embedding_batch)
 _aembed_batches: Callable[..., Awaitable[list[Embedding]]] = inspect.unwrap(BaseEmbedding.aget_text_embedding_batch)
 
-_on_progress: ContextVar[Callable[[int], object] | None] = ContextVar("on_progress", default=None)
+_CACHED = "embeddings"  # the collection in which LlamaIndex keeps vectors
 
 
-class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
+class _List:
+    """The list of texts of one call, on its way through LlamaIndex's batches.
+
+    Attributes:
+        errors: of the texts that failed, by the texts' identity: which batch they are in is not known here.
+    """
+
+    def __init__(self, on_error: OnError = "raise") -> None:
+        self.on_error = on_error
+        self.on_progress: Callable[[int], object] | None = None
+        self.errors: dict[int, VLLMError] = {}
+
+    def vectors_of(self, texts: Sequence[str], result: EmbeddingResult) -> list[Embedding]:
+        """One for each text, which LlamaIndex's events and batches want: empty for a text that failed."""
+        self.errors |= {id(texts[failure.index]): failure.error for failure in result.failures}
+        return [vector or [] for vector in result.embeddings]
+
+
+_list: ContextVar[_List] = ContextVar("_list", default=_List())  # noqa: B039 (the default never has errors)
+
+
+class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
     """A LlamaIndex embedding model on a local vLLM, which starts on the first call and is shared by every object and
     process with equal settings.
 
@@ -116,19 +141,59 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
 
     # ---- many texts: LlamaIndex's batches, and a bar that shows texts instead of batches
 
-    def get_text_embedding_batch(self, texts: list[str], show_progress: bool = False, **kwargs: Any) -> list[Embedding]:
-        """One vector for each text, in order."""
-        _check_list(texts)
-        with _shown(len(texts), show_progress):
-            return _embed_batches(self, texts, **kwargs)
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, *, on_error: OnError | None = None, **kwargs: Any
+    ) -> PartialList[Embedding]:
+        """One vector for each text, in order.
+
+        Args:
+            on_error: for this call; also ``skip``: the texts that failed are left out. The list has ``failures``
+                (``index`` and ``error`` of each) and ``indices`` (of the texts with a vector).
+        """
+        given, sent, failures = self._checked_list(texts, on_error)
+        with _shown(given, len(sent), show_progress):
+            vectors = _embed_batches(self, sent, **kwargs)
+        return _listed(given, texts, failures, vectors)
 
     async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
-    ) -> list[Embedding]:
+        self, texts: list[str], show_progress: bool = False, *, on_error: OnError | None = None, **kwargs: Any
+    ) -> PartialList[Embedding]:
         """See ``get_text_embedding_batch``."""
-        _check_list(texts)
-        with _shown(len(texts), show_progress):
-            return await _aembed_batches(self, texts, **kwargs)
+        given, sent, failures = self._checked_list(texts, on_error)
+        with _shown(given, len(sent), show_progress):
+            vectors = await _aembed_batches(self, sent, **kwargs)
+        return _listed(given, texts, failures, vectors)
+
+    def _checked_list(
+        self, texts: list[str], on_error: OnError | None
+    ) -> tuple[_List, list[str], dict[int, VLLMError]]:
+        """The call; the texts that can be sent; and those that can't, by position."""
+        given = _List(on_error or self.on_error)
+        if isinstance(texts, str):
+            raise InvalidInputError(f"texts must be a list of strings, got one string: {texts!r:.80}")
+        if given.on_error == "raise":
+            return given, texts, {}
+        _, failures = check_items(texts, "texts", given.on_error)
+        return given, [text for position, text in enumerate(texts) if position not in failures], failures
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Give nodes their vectors, as a step of an IngestionPipeline. With ``on_error="none"`` a node whose text
+        failed has none, and goes to no vector store; with ``"skip"`` it is left out.
+        """
+        texts, on_error, more = self._of_nodes(nodes, kwargs)
+        return _with_vectors(nodes, self.get_text_embedding_batch(texts, **more), on_error)
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """See ``__call__``."""
+        texts, on_error, more = self._of_nodes(nodes, kwargs)
+        return _with_vectors(nodes, await self.aget_text_embedding_batch(texts, **more), on_error)
+
+    def _of_nodes(
+        self, nodes: Sequence[BaseNode], given: Mapping[str, Any]
+    ) -> tuple[list[str], OnError, dict[str, Any]]:
+        on_error: OnError = given.get("on_error") or self.on_error
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+        return texts, on_error, {**given, "on_error": "none" if on_error == "skip" else on_error}
 
     # ---- what LlamaIndex's methods call
 
@@ -145,14 +210,40 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        request = self._request(texts, "document")
-        return self.engine.embed(**request, on_progress=_on_progress.get()).embeddings
+        given = _list.get()
+        request = self._request(texts, "document", "raise" if given.on_error == "raise" else "none")
+        return given.vectors_of(texts, self.engine.embed(**request, on_progress=given.on_progress))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        request = self._request(texts, "document")
-        return (await self.engine.aembed(**request, on_progress=_on_progress.get())).embeddings
+        given = _list.get()
+        request = self._request(texts, "document", "raise" if given.on_error == "raise" else "none")
+        return given.vectors_of(texts, await self.engine.aembed(**request, on_progress=given.on_progress))
 
-    def _request(self, texts: Sequence[str], input_type: InputType) -> EmbedRequest:
+    # As LlamaIndex's own, but that no failure is kept in the cache.
+
+    def _get_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
+        cache: Any = self.embeddings_cache
+        vectors = [_in(cache.get(key=text, collection=_CACHED)) for text in texts]
+        missing = [position for position, vector in enumerate(vectors) if vector is None]
+        made = self._get_text_embeddings([texts[position] for position in missing]) if missing else []
+        for position, vector in zip(missing, made, strict=True):
+            vectors[position] = vector
+            if vector:
+                cache.put(key=texts[position], val={str(uuid.uuid4()): vector}, collection=_CACHED)
+        return [vector or [] for vector in vectors]
+
+    async def _aget_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
+        cache: Any = self.embeddings_cache
+        vectors = [_in(await cache.aget(key=text, collection=_CACHED)) for text in texts]
+        missing = [position for position, vector in enumerate(vectors) if vector is None]
+        made = await self._aget_text_embeddings([texts[position] for position in missing]) if missing else []
+        for position, vector in zip(missing, made, strict=True):
+            vectors[position] = vector
+            if vector:
+                await cache.aput(key=texts[position], val={str(uuid.uuid4()): vector}, collection=_CACHED)
+        return [vector or [] for vector in vectors]
+
+    def _request(self, texts: Sequence[str], input_type: InputType, on_error: OnError = "raise") -> EmbedRequest:
         return EmbedRequest(
             texts=texts,
             input_type=input_type,
@@ -161,6 +252,7 @@ class VLLMEmbedding(LlamaIndexModel, PoolingModel, BaseEmbedding):
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             lora=self.lora,
             batch_size=min(self.embed_batch_size, TEXTS_IN_A_REQUEST),
+            on_error=on_error,
             extra_body=self.extra_body,
         )
 
@@ -184,21 +276,49 @@ def _with_one_model(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _shown(total: int, show_progress: bool) -> Iterator[None]:
-    if not show_progress or not total:
-        yield
-        return
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    with tqdm(total=total, desc="Generating embeddings", unit="text", dynamic_ncols=True) as bar:
-        before = _on_progress.set(bar.update)
-        try:
+def _shown(given: _List, total: int, show_progress: bool) -> Iterator[None]:
+    """The call is on its way; with a bar, if one is wanted."""
+    before = _list.set(given)
+    try:
+        if not show_progress or not total:
             yield
-        finally:
-            _on_progress.reset(before)
-        bar.update(total - bar.n)  # those that a cache had
+            return
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        with tqdm(total=total, desc="Generating embeddings", unit="text", dynamic_ncols=True) as bar:
+            given.on_progress = bar.update
+            yield
+            bar.update(total - bar.n)  # those that a cache had
+    finally:
+        _list.reset(before)
 
 
-def _check_list(texts: object) -> None:
-    if isinstance(texts, str):
-        raise InvalidInputError(f"texts must be a list of strings, got one string: {texts!r:.80}")
+def _listed(
+    given: _List, texts: Sequence[str], failures: Mapping[int, VLLMError], made: list[Embedding]
+) -> PartialList[Embedding]:
+    """What the caller gets of the vectors that were made of the texts that were sent."""
+    if given.on_error == "raise":
+        return PartialList(made, (), range(len(made)))
+    left = iter(made)
+    vectors = [None if position in failures else next(left) or None for position in range(len(texts))]
+    failed = tuple(
+        ItemFailure(position, failures.get(position) or given.errors[id(texts[position])])
+        for position, vector in enumerate(vectors)
+        if vector is None
+    )
+    indices = [position for position, vector in enumerate(vectors) if vector is not None]
+    if given.on_error == "skip":
+        vectors = [vector for vector in vectors if vector is not None]
+    return PartialList(cast("list[Embedding]", vectors), failed, indices)
+
+
+def _with_vectors(
+    nodes: Sequence[BaseNode], vectors: Sequence[Embedding | None], on_error: OnError
+) -> Sequence[BaseNode]:
+    for node, vector in zip(nodes, vectors, strict=True):
+        node.embedding = vector
+    return [node for node in nodes if node.embedding is not None] if on_error == "skip" else nodes
+
+
+def _in(cached: Mapping[str, Embedding] | None) -> Embedding | None:
+    return None if cached is None else next(iter(cached.values()))

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from llama_index_vllm_local._engine_model import LlamaIndexModel
 from shared_engine.adapting.framework_model import PoolingModel
-from shared_engine.adapting.pooling_requests import RerankRequest
+from shared_engine.adapting.pooling_requests import PartialList, RerankRequest
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import RerankResult
 
@@ -74,7 +74,11 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        """The ``top_n`` nodes that fit the query best, best first. Those that were given stay as they are."""
+        """The ``top_n`` nodes that fit the query best, best first. Those that were given stay as they are.
+
+        The list has ``failures`` (``index`` and ``error`` of each node that has no score, see ``on_error``) and
+        ``indices``.
+        """
         query = _checked(query_bundle)
         if not nodes:
             return []
@@ -99,6 +103,7 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
             top_n=self.top_n,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             lora=self.lora,
+            on_error=self.on_error,
             extra_body=self.extra_body,
         )
 
@@ -118,7 +123,8 @@ class VLLMRerank(LlamaIndexModel, PoolingModel, BaseNodePostprocessor):
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
 
             def ranked(result: RerankResult) -> list[NodeWithScore]:
-                best = [self._scored(nodes[each.index], each.relevance_score) for each in result.results]
+                scored = [self._scored(nodes[each.index], each.relevance_score) for each in result.results]
+                best = PartialList(scored, result.failures, result.indices)
                 event.on_end(payload={EventPayload.NODES: best})
                 dispatcher.event(ReRankEndEvent(nodes=best))
                 return best

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from shared_engine.results import EmbeddingResult as EmbeddingResult
     from shared_engine.results import GenerationChunk as GenerationChunk
     from shared_engine.results import GenerationResult as GenerationResult
+    from shared_engine.results import ItemFailure as ItemFailure
     from shared_engine.results import RankedDocument as RankedDocument
     from shared_engine.results import RerankResult as RerankResult
     from shared_engine.results import TokenUsage as TokenUsage
@@ -65,6 +66,7 @@ _MODULE_OF = {
     "GenerationChunk": "results",
     "GenerationParams": "params",
     "GenerationResult": "results",
+    "ItemFailure": "results",
     "LifeStats": "runtime.life_stats",
     "RankedDocument": "results",
     "RequestStats": "stats",

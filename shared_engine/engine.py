@@ -32,7 +32,7 @@ from shared_engine.request.bodies import (
     without_traits,
 )
 from shared_engine.request.call import Call
-from shared_engine.request.checks import Message, check_number, check_prompt, check_text, check_texts
+from shared_engine.request.checks import Message, check_items, check_number, check_prompt, check_text
 from shared_engine.request.engine_batches import Batches
 from shared_engine.request.forms import answer_form, with_held_arguments
 from shared_engine.request.io_loop import run_sync
@@ -40,7 +40,7 @@ from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
 from shared_engine.request.refused_traits import say_reshaped
 from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking, iterating
-from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, RerankResult, TokenUsage
+from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, OnError, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.token_count.budget import ContextBudget
 from shared_engine.token_count.chunks import (
@@ -164,6 +164,7 @@ class Engine(Batches, AdapterLoading):
         lora: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         on_progress: Callable[[int], object] | None = None,
+        on_error: OnError = "raise",
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -182,10 +183,14 @@ class Engine(Batches, AdapterLoading):
                 that is too long is an error, which names it.
             lora: the LoRA adapter that answers, as for every request.
             on_progress: called with the number of texts each time some more are done.
+            on_error: what a text does to the others that is too long, empty or otherwise refused by the server, is not
+                a string, or whose vector has NaN or only zeros. ``raise``: an error, which names it. ``skip``: it is
+                left out. ``none``: its vector is None. Which, and why, is in ``failures``; what would meet every text
+                (no engine, a wrong key, an option that the model does not take) is an error all the same.
             timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
         call = Call.begin(CallParams(timeout=timeout, max_retries=max_retries, extra_headers=extra_headers))
-        checked = check_texts(texts, "texts")
+        checked, failures = check_items(texts, "texts", on_error)
         check_number("dimensions", dimensions, 1)
         check_number("batch_size", batch_size, 1)
         check_number("truncate_prompt_tokens", truncate_prompt_tokens, -1)
@@ -196,7 +201,7 @@ class Engine(Batches, AdapterLoading):
         if prefix is None:
             prefix = await call.deadline.wait("the model's own prefix", self._prefix(input_type))
         prefixed = [prefix + text for text in checked] if check_text(prefix, "prefix") else checked
-        return await self._pooling.embed(prefixed, options, batch_size, on_progress, call)
+        return await self._pooling.embed(prefixed, options, batch_size, on_progress, call, on_error, failures)
 
     embed = blocking(aembed)
 
@@ -208,6 +213,7 @@ class Engine(Batches, AdapterLoading):
         top_n: int | None = None,
         truncate_prompt_tokens: int | None = None,
         lora: str | None = None,
+        on_error: OnError = "raise",
         extra_body: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -222,18 +228,20 @@ class Engine(Batches, AdapterLoading):
             truncate_prompt_tokens: use only so many tokens of a query and document together; -1: as many as the model
                 takes. Default: what is too long is an error, which names it.
             lora: the LoRA adapter that answers, as for every request.
+            on_error: as for ``aembed``: what a document does to the others that can't be scored. With ``none`` it
+                comes last, and has None for its score.
             timeout: seconds that all of it may take; this and the next two are those of every call (CallParams).
         """
         call = Call.begin(CallParams(timeout=timeout, max_retries=max_retries, extra_headers=extra_headers))
         check_text(query, "query")
-        checked = check_texts(documents, "documents")
+        checked, failures = check_items(documents, "documents", on_error)
         check_number("top_n", top_n, 1)
         check_number("truncate_prompt_tokens", truncate_prompt_tokens, -1)
         if not checked:
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
         sent = _given(truncate_prompt_tokens=truncate_prompt_tokens)
         options = self._pooling_options(sent, lora, extra_body)
-        return await self._pooling.rerank(query, checked, top_n, options, call)
+        return await self._pooling.rerank(query, checked, top_n, options, call, on_error, failures)
 
     rerank = blocking(arerank)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+
+from shared_engine.errors import VLLMError
+
+OnError = Literal["raise", "skip", "none"]
+"""What one text that can't be embedded, or one document that can't be scored, does to the others: it ends them
+(``raise``), it is left out (``skip``), or it has None (``none``)."""
 
 
 class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +112,33 @@ class GenerationChunk(msgspec.Struct, frozen=True, kw_only=True):
         return not content and self.finish_reason is None and self.usage is None
 
 
+class ItemFailure(msgspec.Struct, frozen=True):
+    """What became of one text or document that has no answer."""
+
+    index: int
+    """Its position among those that were given."""
+    error: VLLMError
+
+    def __str__(self) -> str:
+        return f"[{self.index}]: {self.error}"
+
+
 class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
     """One vector per text, in order."""
 
     embeddings: list[list[float]]
+    """With ``on_error="none"`` None in the place of a text that failed; with ``"skip"`` without it."""
     usage: TokenUsage
     model: str
+    failures: tuple[ItemFailure, ...] = ()
+    """The texts without a vector, in order; none of them with ``on_error="raise"``."""
+
+    @property
+    def indices(self) -> list[int]:
+        """Which texts have a vector, in order: with ``on_error="skip"`` those that ``embeddings`` are of."""
+        failed = {failure.index for failure in self.failures}
+        texts = len(self.embeddings) + (0 if None in self.embeddings else len(failed))
+        return [index for index in range(texts) if index not in failed]
 
 
 class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,12 +147,22 @@ class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     """Its position among the documents that were given."""
     relevance_score: float
-    """A cross-encoder's own score, mostly from 0 to 1; of an embedding model the cosine, from -1 to 1."""
+    """A cross-encoder's own score, mostly from 0 to 1; of an embedding model the cosine, from -1 to 1. With
+    ``on_error="none"`` None of a document that failed."""
 
 
 class RerankResult(msgspec.Struct, frozen=True, kw_only=True):
     """The documents that were asked for, best first."""
 
     results: tuple[RankedDocument, ...]
+    """With ``on_error="none"`` those that failed come last, as far as ``top_n`` has room for them."""
     usage: TokenUsage
     model: str
+    failures: tuple[ItemFailure, ...] = ()
+    """The documents without a score, in order; none of them with ``on_error="raise"``."""
+
+    @property
+    def indices(self) -> list[int]:
+        """Which documents ``results`` are of, best first, without those that failed."""
+        failed = {failure.index for failure in self.failures}
+        return [each.index for each in self.results if each.index not in failed]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shared_engine.request.checks import check_prompt
+from shared_engine.request.checks import check_items, check_prompt
 
-__all__ = ["check_prompt"]
+__all__ = ["check_items", "check_prompt"]

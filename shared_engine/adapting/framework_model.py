@@ -10,11 +10,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, PrivateAttr, PydanticSchemaGenerationError, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.params import ChatFields, DefaultFields, GenerationParams, SamplingFields
+from shared_engine.results import OnError
 from shared_engine.settings import SECRET, EngineFields, EngineSettings
 from shared_engine.validation import say_unknown
 
@@ -152,6 +161,9 @@ class PoolingModel(EngineModel):
     """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
     extra_body: dict[str, Any] | None = None
     """Further fields of the requests' body, passed on as they are, such as ``{"truncation_side": "left"}``."""
+    on_error: OnError = "raise"
+    """What a document does to the others that is too long or otherwise refused, or has NaN for its score: ``raise``:
+    an error, which names it; ``skip``: it is left out; ``none``: it comes last, and has None for its score."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +181,24 @@ class PoolingModel(EngineModel):
         if not settings.is_remote:
             changes["engine_args"] = {"runner": "pooling", **settings.engine_args}
         super()._use(settings.model_copy(update=changes))
+
+
+def _keeping_places(on_error: OnError) -> OnError:
+    if on_error == "skip":
+        raise ValueError(
+            "vector stores match vectors to texts by their places, and would give texts the vectors of others; 'none' "
+            "keeps the places, and a call takes on_error='skip'"
+        )
+    return on_error
+
+
+class EmbeddingModel(PoolingModel):
+    """An object that asks for vectors."""
+
+    on_error: Annotated[OnError, AfterValidator(_keeping_places)] = "raise"
+    """What a text does to the others that is too long, empty or otherwise refused, is not a string, or has NaN or only
+    zeros for its vector: ``raise``: an error, which names it; ``none``: None in the place of its vector. A call takes
+    ``skip``, too: the object does not, as vector stores match vectors to texts by their places."""
 
 
 @lru_cache

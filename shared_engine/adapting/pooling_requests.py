@@ -1,11 +1,15 @@
-"""The keywords of ``Engine.embed`` and ``Engine.rerank``, and of their asynchronous twins, as adapters pass them."""
+"""The keywords of ``Engine.embed`` and ``Engine.rerank``, and of their asynchronous twins, as adapters pass them; and
+lists that say what is missing in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
+from shared_engine.results import ItemFailure, OnError
+
+T = TypeVar("T")
 
 InputType = Literal["query", "document"]
 
@@ -23,6 +27,7 @@ class EmbedRequest(TypedDict):
     truncate_prompt_tokens: int | None
     lora: str | None
     batch_size: int
+    on_error: OnError
     extra_body: dict[str, Any] | None
 
 
@@ -34,4 +39,18 @@ class RerankRequest(TypedDict):
     top_n: int | None
     truncate_prompt_tokens: int | None
     lora: str | None
+    on_error: OnError
     extra_body: dict[str, Any] | None
+
+
+class PartialList(list[T]):
+    """What came of many texts or documents of which some may have failed.
+
+    Attributes:
+        failures: those that failed, in order: their positions, and why.
+        indices: the positions of the others, in the order of this list.
+    """
+
+    def __init__(self, items: Iterable[T], failures: Sequence[ItemFailure], indices: Sequence[int]) -> None:
+        super().__init__(items)
+        self.failures, self.indices = tuple(failures), list(indices)

@@ -7,6 +7,7 @@ to say the same: it is read again by ``dialects``.
 from __future__ import annotations
 
 import binascii
+import math
 import uuid
 from array import array
 from collections.abc import Callable, Sequence
@@ -133,8 +134,10 @@ def _decode(decoder: msgspec.json.Decoder[Any], data: bytes, tidy: Callable[[Any
     except (msgspec.ValidationError, RecursionError):
         raw = _json(data)
     except msgspec.DecodeError as exc:
-        raise _no_json(exc, data) from exc
-    raise_error_in(data)
+        raw = dialects.with_nan(data)
+        if raw is None:
+            raise _no_json(exc, data) from exc
+    _raise_error_in(raw)
     try:
         return msgspec.convert(tidy(raw), decoder.type)
     except msgspec.ValidationError as exc:
@@ -177,7 +180,11 @@ def decode_answer(data: bytes) -> AnyAnswer:
 
 def raise_error_in(data: bytes) -> None:
     """Raise the error that stands in an answer's place, if one does."""
-    error = dialects.error_of(_json(data))
+    _raise_error_in(_json(data))
+
+
+def _raise_error_in(answer: Any) -> None:
+    error = dialects.error_of(answer)
     if error is not None:
         raise error_in_answer(*error)
 
@@ -265,7 +272,10 @@ def without_false_zero(usage: TokenUsage) -> TokenUsage:
 
 
 def parse_embeddings(data: bytes) -> EmbeddingResult:
-    """POST /v1/embeddings; in the order of the texts, also where the server sorted otherwise."""
+    """POST /v1/embeddings; in the order of the texts, also where the server sorted otherwise.
+
+    NaN stays NaN, however the server writes it: whether a vector is one, its reader looks.
+    """
     answer = _decode(_embeddings_decoder, data, dialects.embeddings_of)
     ordered = sorted(answer.data, key=lambda item: item.index)
     return EmbeddingResult(
@@ -288,13 +298,17 @@ def _vector(sent: list[float] | str) -> list[float]:
 
 
 def parse_rerank(data: bytes) -> RerankResult:
-    """POST /v1/rerank; best first, also where the server did not sort."""
+    """POST /v1/rerank; best first, also where the server did not sort, and NaN last."""
     answer = _decode(_reranked_decoder, data, dialects.reranked_of)
     return RerankResult(
-        results=tuple(sorted(answer.results, key=lambda ranked: -ranked.relevance_score)),
+        results=tuple(sorted(answer.results, key=_place)),
         usage=usage_of(answer.usage) or TokenUsage(),
         model=answer.model,
     )
+
+
+def _place(ranked: RankedDocument) -> float:
+    return math.inf if math.isnan(ranked.relevance_score) else -ranked.relevance_score
 
 
 def parse_models(data: bytes) -> list[tuple[str, int | None]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from shared_engine.errors import InvalidInputError
+from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.results import OnError
 
+ON_ERROR = get_args(OnError)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = Mapping[str, Any]
@@ -73,17 +75,26 @@ def _check_message(message: object, position: str) -> None:
             )
 
 
-def check_texts(texts: object, name: str) -> list[str]:
-    """Return ``texts`` as a list if all are strings. Empty ones are for the model to judge: many can embed them.
+def check_items(items: object, name: str, on_error: str) -> tuple[list[str], dict[int, VLLMError]]:
+    """Return ``items`` as a list if all are strings; unless ``on_error`` is ``raise``, also those that are not, by
+    position, with an empty text in their place. Empty ones are for the model to judge: many can embed them.
 
     Raises:
         InvalidInputError: naming the position.
     """
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
-        raise InvalidInputError(f"{name} must be a list of strings, got {type(texts).__name__}: {texts!r:.80}")
-    for index, text in enumerate(texts):
-        check_text(text, f"{name}[{index}]")
-    return list(texts)
+    if on_error not in ON_ERROR:
+        raise InvalidInputError(f"on_error = {on_error!r}: must be one of {', '.join(map(repr, ON_ERROR))}")
+    if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+        raise InvalidInputError(f"{name} must be a list of strings, got {type(items).__name__}: {items!r:.80}")
+    failures: dict[int, VLLMError] = {}
+    for index, item in enumerate(items):
+        try:
+            check_text(item, f"{name}[{index}]" if on_error == "raise" else f"the {name.removesuffix('s')}")
+        except InvalidInputError as exc:
+            if on_error == "raise":
+                raise
+            failures[index] = exc
+    return ["" if index in failures else item for index, item in enumerate(items)], failures
 
 
 def check_text(text: object, position: str) -> str:

@@ -5,18 +5,30 @@ Knows nothing of leases and retries: those are sending.py's.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from shared_engine.errors import ContextLengthError, RequestError, RequestRejectedError, ServerError
+from shared_engine.errors import ContextLengthError, RequestError, RequestRejectedError, ServerError, VLLMError
 from shared_engine.request.answers import parse_embeddings, parse_rerank, parse_token_count
 from shared_engine.request.batches import gather
 from shared_engine.request.bodies import Request, embedding_request, rerank_request, text_tokens_request
 from shared_engine.request.call import Call
-from shared_engine.request.refusals import remedy_for_texts, says_no_base64, says_rerank_misread
+from shared_engine.request.dividing import Dividing, may_be_of_an_item
+from shared_engine.request.refusals import (
+    NOTHING_TO_EMBED,
+    remedy_for_texts,
+    says_empty,
+    says_no_base64,
+    says_no_number,
+    says_rerank_misread,
+)
 from shared_engine.request.routes import RERANK, RERANK_UNREAD
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
-from shared_engine.results import EmbeddingResult, RerankResult, TokenUsage
+from shared_engine.results import EmbeddingResult, ItemFailure, OnError, RankedDocument, RerankResult, TokenUsage
+
+logger = logging.getLogger(__name__)
 
 # Below, the API server handles requests instead of texts: 600 texts/s one by one, 2,000-3,400 in 64s, the same in 256s
 # (a BERT of one layer on 2 cores).
@@ -25,11 +37,21 @@ DEFAULT_BATCH_SIZE = 64
 MAX_COUNTED_TEXTS = 8
 """To find the one at fault, the longest first: nearly always it is the first."""
 
+_TOO_SHORT_NUMBERS = 'mostly 16 bits are too short for what the model computes: dtype="bfloat16" or dtype="float32"'
+
+Failures = dict[int, VLLMError]
+"""What is known to be at fault, by position."""
+
 
 def _remedy(options: Mapping[str, Any]) -> str:
     if options.get("truncate_prompt_tokens") is None:
         return "pass truncate_prompt_tokens=-1 to leave out what does not fit"
     return "truncate_prompt_tokens was sent, and has not reached the model: a router before it leaves it out"
+
+
+def _named(what: str, on_error: OnError) -> str:
+    """How an error calls its text: of a failure, the position stands beside the error."""
+    return what if on_error == "raise" else f"the {what.partition('[')[0].removesuffix('s')}"
 
 
 class Pooling:
@@ -53,39 +75,49 @@ class Pooling:
         batch_size: int,
         on_progress: Callable[[int], object] | None,
         call: Call,
+        on_error: OnError = "raise",
+        failures: Failures | None = None,
     ) -> EmbeddingResult:
-        """One vector for each text, in order; the first refused request ends the others."""
+        """One vector for each text, in order; the first refused request ends the others, unless it is divided.
+
+        Args:
+            failures: texts that are known to be at fault: they are not sent.
+        """
+        asking = _Embedding(self, texts, options, call, on_error, dict(failures or {}))
+        positions = [position for position in range(len(texts)) if position not in asking.failures]
+        dividing = asking.dividing(positions)
         size = min(batch_size, max(1, self._max_texts // 4))
 
-        async def embed(start: int) -> EmbeddingResult:
-            chunk = texts[start : start + size]
-            result = await self._embed_chunk(chunk, start, options, call)
+        async def embed(start: int) -> None:
+            chunk = positions[start : start + size]
+            await dividing.answer(chunk)
             if on_progress is not None:
                 on_progress(len(chunk))
-            return result
 
-        starts = range(0, len(texts), size)
-        results = cast("list[EmbeddingResult]", await gather(starts, embed, max(1, self._max_texts // size), False))
-        return EmbeddingResult(
-            embeddings=[vector for result in results for vector in result.embeddings],
-            usage=TokenUsage(prompt_tokens=sum(result.usage.prompt_tokens for result in results)),
-            model=results[0].model,
-        )
+        starts = range(0, len(positions), size)
+        if on_progress is not None and asking.failures:
+            on_progress(len(asking.failures))
+        await gather(starts, embed, max(1, self._max_texts // size), False)
+        dividing.end()
+        return asking.result()
 
-    async def _embed_chunk(
-        self, texts: Sequence[str], start: int, options: Mapping[str, Any], call: Call
+    async def _embed_some(
+        self, texts: Mapping[int, str], options: Mapping[str, Any], call: Call, on_error: OnError
     ) -> EmbeddingResult:
+        """The vectors of texts by their positions, in one request."""
         encoding_format = self._encoding_format
-        request = embedding_request(texts, encoding_format, options)
+        request = embedding_request(list(texts.values()), encoding_format, options)
         try:
             result = await self._requests.ask(request, parse_embeddings, call)
         except ContextLengthError as exc:
-            raise await self._naming_text(exc, texts, start, options, call) from exc
+            if on_error == "raise" or len(texts) == 1:
+                raise await self._naming_text(exc, texts, options, call, on_error) from exc
+            raise
         except RequestRejectedError as exc:
             if encoding_format != "float" and says_no_base64(exc):
                 self._encoding_format = "float"
-                return await self._embed_chunk(texts, start, options, call)
-            remedy = remedy_for_texts(exc, texts, start)
+                return await self._embed_some(texts, options, call, on_error)
+            remedy = remedy_for_texts(exc, texts) if on_error == "raise" else None
             if remedy is None:
                 raise
             raise RequestRejectedError(f"{exc.message} ({remedy})", exc.status) from exc
@@ -94,73 +126,122 @@ class Pooling:
         return result
 
     async def rerank(
-        self, query: str, documents: Sequence[str], top_n: int | None, options: Mapping[str, Any], call: Call
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None,
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError = "raise",
+        failures: Failures | None = None,
     ) -> RerankResult:
-        """The documents' scores, best first. One request: some models score each document in view of the others."""
+        """The documents' scores, best first. All that can be scored are scored in one request, whose answer counts:
+        some models score each document in view of the others.
+
+        Args:
+            failures: documents that are known to be at fault: they are not sent.
+        """
+        asking = _Reranking(self, query, documents, top_n, options, call, on_error, dict(failures or {}))
+        return await asking.result()
+
+    async def _rerank_some(
+        self,
+        query: str,
+        documents: Mapping[int, str],
+        top_n: int | None,
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError,
+    ) -> RerankResult:
+        """The scores of documents by their positions, which the result has too; in one request."""
         path = self._rerank_path
-        request = rerank_request(path, query, documents, top_n, options)
+        request = rerank_request(path, query, list(documents.values()), top_n, options)
         try:
             result = await self._requests.ask(request, parse_rerank, call)
         except ServerError as exc:
             if path == RERANK_UNREAD or not says_rerank_misread(exc):
                 raise
             self._rerank_path = RERANK_UNREAD
-            return await self.rerank(query, documents, top_n, options, call)
+            return await self._rerank_some(query, documents, top_n, options, call, on_error)
         except ContextLengthError as exc:
-            raise await self._naming_document(exc, query, documents, options, call) from exc
+            if on_error == "raise" or len(documents) == 1:
+                raise await self._naming_document(exc, query, documents, options, call, on_error) from exc
+            raise
+        positions = list(documents)
         wanted = min(top_n or len(documents), len(documents))
         ranked = result.results[:wanted]  # not every server knows top_n
         if len({each.index for each in ranked} & set(range(len(documents)))) != wanted:
             raise ServerError(f"the server ranked {len(ranked)} of {len(documents)} documents instead of {wanted}")
-        return RerankResult(results=ranked, usage=result.usage, model=result.model)
+        placed = [RankedDocument(index=positions[each.index], relevance_score=each.relevance_score) for each in ranked]
+        return RerankResult(results=tuple(placed), usage=result.usage, model=result.model)
 
     # ---- what is at fault. A long text is not counted, which would hold up the server, but sent alone: vLLM refuses it
     # at once.
 
     async def _naming_text(
-        self, error: ContextLengthError, texts: Sequence[str], start: int, options: Mapping[str, Any], call: Call
+        self,
+        error: ContextLengthError,
+        texts: Mapping[int, str],
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError,
     ) -> ContextLengthError:
         limit = error.max_model_len
-        for index in _longest(texts):
-            text = texts[index]
+        for position in _longest(texts):
+            text, name = texts[position], _named(f"texts[{position}]", on_error)
             if len(text) > MAX_COUNTED_BYTES:
-                refusal = await self._refusal(embedding_request([text], self._encoding_format, options), call)
+                refusal: ContextLengthError | None = error
+                if len(texts) > 1:
+                    refusal = await self._refusal(embedding_request([text], self._encoding_format, options), call)
                 if refusal is not None:
-                    what = f"texts[{start + index}] is too long ({len(text)} characters): {refusal.message}"
+                    what = f"{name} is too long ({len(text)} characters): {refusal.message}"
                     return ContextLengthError(f"{what}; {_remedy(options)}", *refusal.args[1:])
                 continue
             count = await self._length(text, call)
             if count is None or limit is None:
                 break
             if count > limit:
-                what = f"texts[{start + index}] has {count} tokens, and the model's limit is {limit}"
+                what = f"{name} has {count} tokens, and the model's limit is {limit}"
                 return ContextLengthError(f"{what}; {_remedy(options)}", error.status, limit, count)
-        where = f"texts[{start}]" if len(texts) == 1 else f"one of texts[{start}:{start + len(texts)}]"
+        positions = list(texts)
+        where = f"one of texts[{positions[0]}:{positions[-1] + 1}]"
+        if len(texts) == 1:
+            where = _named(f"texts[{positions[0]}]", on_error)
         return ContextLengthError(f"{where}: {error.message}; {_remedy(options)}", *error.args[1:])
 
     async def _naming_document(
-        self, error: ContextLengthError, query: str, documents: Sequence[str], options: Mapping[str, Any], call: Call
+        self,
+        error: ContextLengthError,
+        query: str,
+        documents: Mapping[int, str],
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError,
     ) -> ContextLengthError:
         longest = _longest(documents)
         first = documents[longest[0]]
         if len(query) + len(first) > MAX_COUNTED_BYTES:
-            refusal = await self._refusal(rerank_request(self._rerank_path, query, [first], None, options), call)
+            request = rerank_request(self._rerank_path, query, [first], None, options)
+            refusal = error if len(documents) == 1 else await self._refusal(request, call)
             if refusal is not None:
                 lengths = f"({len(first)} characters) with the query ({len(query)} characters)"
-                message = f"documents[{longest[0]}] {lengths} is too long: {refusal.message}; {_remedy(options)}"
+                name = _named(f"documents[{longest[0]}]", on_error)
+                message = f"{name} {lengths} is too long: {refusal.message}; {_remedy(options)}"
                 return ContextLengthError(message, *refusal.args[1:])
             return ContextLengthError(f"{error.message}; {_remedy(options)}", *error.args[1:])
         query_tokens = await self._length(query, call)
         counts = {
-            index: await self._length(documents[index], call) or 0 for index in longest if query_tokens is not None
+            position: await self._length(documents[position], call) or 0
+            for position in longest
+            if query_tokens is not None
         }
         if not counts:
             return ContextLengthError(f"{error.message}; {_remedy(options)}", *error.args[1:])
         # A pair has tokens of its own between the two, so sums are not exact; but the longest is surely too long.
-        index = max(counts, key=counts.__getitem__)
+        position = max(counts, key=counts.__getitem__)
         what = (
-            f"documents[{index}] ({counts[index]} tokens) with the query ({query_tokens} tokens) exceeds the model's "
-            f"limit of {error.max_model_len}"
+            f"{_named(f'documents[{position}]', on_error)} ({counts[position]} tokens) with the query ({query_tokens} "
+            f"tokens) exceeds the model's limit of {error.max_model_len}"
         )
         return ContextLengthError(f"{what}; {_remedy(options)}", *error.args[1:])
 
@@ -180,6 +261,189 @@ class Pooling:
             return None
 
 
-def _longest(texts: Sequence[str]) -> list[int]:
+class _Items:
+    """The texts or documents of one call: what is known of them so far."""
+
+    kind = "texts"
+
+    def __init__(self, items: Sequence[str], on_error: OnError, failures: Failures) -> None:
+        self.items, self.on_error, self.failures = items, on_error, failures
+
+    def dividing(self, positions: Sequence[int]) -> Dividing:
+        return Dividing(
+            positions,
+            self.ask,
+            self.failed,
+            divides=says_no_number if self.on_error == "raise" else may_be_of_an_item,
+            is_sure=self.is_sure,
+            size=lambda position: len(self.items[position]),
+            known=self.known,
+        )
+
+    async def ask(self, positions: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def is_sure(self, error: RequestError) -> bool:
+        return says_no_number(error)
+
+    def known(self, error: RequestError, positions: Sequence[int]) -> Sequence[int]:
+        """The empty ones, where those can't be embedded."""
+        return [position for position in positions if not self.items[position]] if says_empty(error) else []
+
+    async def failed(self, position: int, error: RequestError) -> None:
+        """Keep the error of an item that is at fault, or raise it."""
+        if says_no_number(error):
+            error = self.no_number(position)
+        elif says_empty(error) and not self.items[position]:
+            error = RequestRejectedError(f"{error.message} ({NOTHING_TO_EMBED})", error.status)
+        if self.on_error == "raise":
+            raise error
+        self.failures[position] = error
+
+    def no_number(self, position: int, fault: str = "NaN or infinite numbers") -> ServerError:
+        """What is computed for an item can't be used."""
+        remedy = "" if fault == ZEROS else f"; {_TOO_SHORT_NUMBERS}"
+        name = _named(f"{self.kind}[{position}]", self.on_error)
+        error = ServerError(f"the model computes {fault} for {name}{remedy}")
+        error.should_retry = False
+        return error
+
+    def put_down(self, position: int, fault: str) -> None:
+        """Keep what is wrong with an item's answer, or raise it."""
+        error = self.no_number(position, fault)
+        if self.on_error == "raise":
+            raise error
+        self.failures[position] = error
+
+    def listed(self) -> tuple[ItemFailure, ...]:
+        """All failures, in order; also in the log."""
+        listed = tuple(ItemFailure(position, self.failures[position]) for position in sorted(self.failures))
+        if listed:
+            logger.warning("%d of %d %s failed: %s%s", len(listed), len(self.items), self.kind, self.kind, listed[0])
+        return listed
+
+
+class _Embedding(_Items):
+    """The texts of one call, and their vectors."""
+
+    def __init__(
+        self,
+        pooling: Pooling,
+        texts: Sequence[str],
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError,
+        failures: Failures,
+    ) -> None:
+        super().__init__(texts, on_error, failures)
+        self._pooling, self._options, self._call = pooling, options, call
+        self._vectors: list[list[float] | None] = [None] * len(texts)
+        self._tokens = 0
+        self._model = ""
+
+    async def ask(self, positions: Sequence[int]) -> None:
+        texts = {position: self.items[position] for position in positions}
+        result = await self._pooling._embed_some(texts, self._options, self._call, self.on_error)
+        self._tokens += result.usage.prompt_tokens
+        self._model = self._model or result.model
+        for position, vector in zip(positions, result.embeddings, strict=True):
+            fault = fault_of(vector)
+            if fault is None:
+                self._vectors[position] = vector
+            else:
+                self.put_down(position, fault)
+
+    def is_sure(self, error: RequestError) -> bool:
+        return isinstance(error, ContextLengthError) or says_empty(error) or super().is_sure(error)
+
+    def result(self) -> EmbeddingResult:
+        """What has come of all texts."""
+        vectors = self._vectors
+        if self.on_error == "skip":
+            vectors = [vector for vector in vectors if vector is not None]
+        return EmbeddingResult(
+            embeddings=cast("list[list[float]]", vectors),
+            usage=TokenUsage(prompt_tokens=self._tokens),
+            model=self._model,
+            failures=self.listed(),
+        )
+
+
+class _Reranking(_Items):
+    """The documents of one call, and their scores."""
+
+    kind = "documents"
+
+    def __init__(
+        self,
+        pooling: Pooling,
+        query: str,
+        documents: Sequence[str],
+        top_n: int | None,
+        options: Mapping[str, Any],
+        call: Call,
+        on_error: OnError,
+        failures: Failures,
+    ) -> None:
+        super().__init__(documents, on_error, failures)
+        self._pooling, self._query, self._top_n = pooling, query, top_n
+        self._options, self._call = options, call
+        self._answered: Sequence[int] = ()
+        self._answer = RerankResult(results=(), usage=TokenUsage(), model="")
+
+    async def ask(self, positions: Sequence[int]) -> None:
+        documents = {position: self.items[position] for position in sorted(positions)}
+        self._answer = await self._pooling._rerank_some(
+            self._query, documents, self._top_n, self._options, self._call, self.on_error
+        )
+        self._answered = list(documents)
+        for each in self._answer.results:
+            if not math.isfinite(each.relevance_score):
+                self.put_down(each.index, "NaN or infinite numbers")
+
+    def _left(self) -> list[int]:
+        return [position for position in range(len(self.items)) if position not in self.failures]
+
+    async def result(self) -> RerankResult:
+        """What has come of all documents."""
+        left = self._left()
+        dividing = self.dividing(left)
+        if left:
+            await dividing.answer(left)
+            dividing.end()
+        # What was found in parts has to be scored together.
+        while (left := self._left()) and left != self._answered and not self._has_all_of(left):
+            await self.ask(left)
+        results = [each for each in self._answer.results if each.index not in self.failures] if left else []
+        if self.on_error == "none":
+            nothing = cast("float", None)
+            results += [RankedDocument(index=index, relevance_score=nothing) for index in sorted(self.failures)]
+        return RerankResult(
+            results=tuple(results[: self._top_n]),
+            usage=self._answer.usage,
+            model=self._answer.model,
+            failures=self.listed(),
+        )
+
+    def _has_all_of(self, left: Sequence[int]) -> bool:
+        """True where the last answer has all scores that count, beside some that do not."""
+        scored = {each.index for each in self._answer.results} - set(self.failures)
+        return set(left) <= scored
+
+
+ZEROS = "only zeros"
+
+
+def fault_of(vector: Sequence[float]) -> str | None:
+    """What keeps a vector from being compared with others."""
+    if not vector:
+        return "no numbers"
+    # Of 32-bit numbers no sum is infinite that has no infinite number in it.
+    if not math.isfinite(sum(vector)) and not all(map(math.isfinite, vector)):
+        return "NaN or infinite numbers"
+    return None if any(vector) else ZEROS
+
+
+def _longest(texts: Mapping[int, str]) -> list[int]:
     """Where the longest are, the longest first."""
-    return sorted(range(len(texts)), key=lambda index: -len(texts[index]))[:MAX_COUNTED_TEXTS]
+    return sorted(texts, key=lambda position: -len(texts[position]))[:MAX_COUNTED_TEXTS]

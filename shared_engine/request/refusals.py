@@ -11,14 +11,15 @@ one before):
     4. ``Endpoint.explain``  local: has the engine died or been stopped, is its queue full, what did a request wait for
                              that timed out; remote: does the server have another model now
     5. ``retry``             tried again where that can help and nothing of an answer has reached the caller
-    6. ``pooling``           which of many texts is too long or empty, and what to do (``remedy_for_texts``)
+    6. ``pooling``           which of many texts is too long, empty or otherwise at fault (``dividing``), and what to do
+                             (``remedy_for_texts``)
     7. the adapters          which image or file (``adapting.media_errors``), and the framework's own classes
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -76,6 +77,8 @@ _NO_BASE64 = ("encoding_format", "base64")  # not vLLM: it has both
 _RERANK_MISREAD = "Failed to build rerank response"
 _RERANK_RENAMED = "`default`"
 _EMPTY_TEXT = "cannot be empty"
+NOTHING_TO_EMBED = "this model has no token of its own to embed"
+_NO_NUMBER = ("not JSON compliant", "NaN")  # Python's json without allow_nan, as FastAPI has it; serde's
 _NOT_MATRYOSHKA = "does not support Matryoshka"
 
 _GENERATES_NO_TEXT = "generates no text: it is one for embeddings, scores or classes"
@@ -117,7 +120,7 @@ def _error(status: int, message: str) -> RequestError:
         return _BY_STATUS[status](message, status)
     if status >= 500:
         failed = ServerError(message, status)
-        if status == 500 and (NOT_LOADED.search(message) or _RERANK_MISREAD in message):
+        if status == 500 and (NOT_LOADED.search(message) or _has(message, (_RERANK_MISREAD, *_NO_NUMBER))):
             failed.should_retry = False
         return failed
     if status in (400, 413, 422) and _has(message, (*_TOO_LONG, *_TOO_LONG_ELSEWHERE)):
@@ -165,15 +168,25 @@ def says_rerank_misread(error: ServerError) -> bool:
     return _RERANK_MISREAD in error.message
 
 
-def remedy_for_texts(error: RequestRejectedError, texts: Sequence[str], start: int) -> str | None:
+def says_empty(error: RequestError) -> bool:
+    """True when a model has no token of its own to embed where a text has none."""
+    return _EMPTY_TEXT in error.message
+
+
+def says_no_number(error: RequestError) -> bool:
+    """True when a server can't write down what its model has computed: JSON has no NaN."""
+    return error.status == 500 and _has(error.message, _NO_NUMBER)
+
+
+def remedy_for_texts(error: RequestRejectedError, texts: Mapping[int, str]) -> str | None:
     """What to do about a refused request for embeddings, or which text it is about; None where nothing is known.
 
     Args:
-        start: position of the first of ``texts`` among the caller's.
+        texts: that were sent, by their positions among the caller's.
     """
-    empty = [f"texts[{start + index}]" for index, text in enumerate(texts) if not text]
-    if _EMPTY_TEXT in error.message and empty:
-        return f"empty: {', '.join(empty)}; this model has no token of its own to embed"
+    empty = [f"texts[{position}]" for position, text in texts.items() if not text]
+    if says_empty(error) and empty:
+        return f"empty: {', '.join(empty)}; {NOTHING_TO_EMBED}"
     if _NOT_MATRYOSHKA in error.message:
         return 'if it was trained to, say so: engine_args={"hf_overrides": {"is_matryoshka": True}}'
     return None

@@ -157,14 +157,14 @@ def test_serialised_form_loads_again_without_the_secret(model_class: Model, monk
 
 
 def embeds(server: RemoteServer, count: int) -> None:
-    answers(server, {"data": [{"index": index, "embedding": [float(index)]} for index in range(count)]})
+    answers(server, {"data": [{"index": index, "embedding": [float(index + 1)]} for index in range(count)]})
 
 
 def test_queries_and_documents_have_their_own_prefixes(server: RemoteServer) -> None:
     embeds(server, 1)
     embeddings = VLLMEmbeddings(base_url=server.url, query_prefix="query: ", document_prefix="")
-    assert embeddings.embed_query("a") == [0.0]
-    assert embeddings.embed_documents(["a"]) == [[0.0]]
+    assert embeddings.embed_query("a") == [1.0]
+    assert embeddings.embed_documents(["a"]) == [[1.0]]
     VLLMEmbeddings(base_url=server.url).embed_query("a")
     assert bodies(server) == [{"input": ["query: a"]}, {"input": ["a"]}, {"input": ["a"]}]
 

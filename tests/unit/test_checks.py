@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared_engine import InvalidInputError
-from shared_engine.request.checks import check_messages, check_number, check_prompt, check_prompts, check_texts
+from shared_engine.request.checks import check_items, check_messages, check_number, check_prompt, check_prompts
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -45,9 +45,9 @@ def test_prompts_are_a_list_of_prompts() -> None:
 
 
 def test_texts_may_be_empty_but_are_strings() -> None:
-    assert check_texts(("a", ""), "texts") == ["a", ""]
+    assert check_items(("a", ""), "texts", "raise") == (["a", ""], {})
     with pytest.raises(InvalidInputError, match=r"texts\[1\] must be a string, got int"):
-        check_texts(["a", 1], "texts")
+        check_items(["a", 1], "texts", "raise")
 
 
 @pytest.mark.parametrize("value", [0, True, 1.5, "3"])

@@ -149,6 +149,7 @@ def test_public_names() -> None:
         "GenerationParams",
         "GenerationResult",
         "InvalidInputError",
+        "ItemFailure",
         "LengthFinishReasonError",
         "LifeStats",
         "ModelNotFoundError",

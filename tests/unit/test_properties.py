@@ -17,7 +17,7 @@ from shared_engine.errors import VLLMError
 from shared_engine.params import GenerationParams
 from shared_engine.request import answers
 from shared_engine.request.bodies import chat_request, completion_request, tokenize_request
-from shared_engine.request.checks import ROLES, check_messages, check_prompts, check_texts
+from shared_engine.request.checks import ROLES, check_items, check_messages, check_prompts
 from shared_engine.request.client import split_events
 from shared_engine.request.refusals import error_from_response
 from shared_engine.request.streams import ChunkReader
@@ -118,7 +118,7 @@ def test_a_prompt_is_sent_as_it_is(prompt: str, max_tokens: int, temperature: fl
 @few
 @given(json_values)
 def test_any_input_is_accepted_or_refused_by_us(value: Any) -> None:
-    for check in (check_messages, check_prompts, lambda each: check_texts(each, "texts")):
+    for check in (check_messages, check_prompts, lambda each: check_items(each, "texts", "raise")):
         with contextlib.suppress(VLLMError):
             check(value)
 
