@@ -130,8 +130,9 @@ check:
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target quick-unit-1 quick-unit-2 quick-adapters quick-fake types lint
 
 # Without what takes longer than about half a second, which is marked slow; the last lines name what should be.
+# Plugins that came with other packages, and do something before and after each test, are left out.
 QUICK := -m pytest -q -p no:cacheprovider -m "smoke or not (engine or fault or slow)" --durations=5 --durations-min=1 \
-	--benchmark-disable
+	-p no:codspeed -p no:anyio -p no:pytest_socket --benchmark-disable
 
 UNIT_1 := $(wildcard tests/unit/test_[a-f]*.py)
 UNIT_2 := $(filter-out $(UNIT_1),$(wildcard tests/unit/test_*.py))

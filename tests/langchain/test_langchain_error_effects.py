@@ -56,6 +56,7 @@ EFFECTS = {
 
 
 @pytest.mark.parametrize("package", ["langchain_core", "langchain", "langgraph.prebuilt", "langgraph.pregel"])
+@pytest.mark.slow
 def test_the_table_has_every_place_where_a_class_decides(package: str) -> None:
     found = caught_round(package, MODEL_CALLS)
     assert found, "the sources were not read"
@@ -119,6 +120,7 @@ FLOWS: dict[str, Callable[[ChatVLLM], Any]] = {
 
 
 @pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.slow
 def test_a_wrong_set_up_is_no_answer(wrong: tuple[ChatVLLM, type[errors.VLLMError]], flow: str) -> None:
     llm, error = wrong
     with pytest.raises(error) as raised:

@@ -105,6 +105,7 @@ EFFECTS: dict[tuple[str, str], str] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_table_has_every_place_where_core_goes_on_without_an_answer() -> None:
     found = caught_round(
         "llama_index.core", CALLS, skip=("evaluation.benchmarks", "command_line", "base.embeddings", "embeddings")
@@ -278,6 +279,7 @@ def wrong(
 
 
 @pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.slow
 def test_a_wrong_set_up_is_no_empty_answer(wrong: tuple[VLLM, type[Exception]], flow: str) -> None:
     llm, error = wrong
     with pytest.raises(error):

@@ -35,6 +35,7 @@ def words_sent(server: RemoteServer) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_a_remote_servers_window_is_filled_and_kept_from_the_first_line(
     server: RemoteServer, monkeypatch: pytest.MonkeyPatch, way: str, mode: str
 ) -> None:

@@ -267,6 +267,7 @@ def answers_all_at_once(server: RemoteServer, count: int) -> None:
 
 
 @pytest.mark.parametrize("endpoint", [name for name in ENDPOINTS if name.startswith("a")])
+@pytest.mark.slow
 async def test_concurrent_calls_are_all_in_flight(llm: VLLM, server: RemoteServer, endpoint: str) -> None:
     answers(server, "Hi")
     answers_all_at_once(server, MANY)

@@ -168,6 +168,7 @@ def test_metadata_tells_the_limit_that_the_server_has_told_since() -> None:
         assert llm.metadata.context_window == 512
 
 
+@pytest.mark.slow
 def test_metadata_is_whole_whoever_assigns_meanwhile() -> None:
     llm = VLLM(model=str(TINY_CHAT))
     ends = time.monotonic() + 0.5

@@ -303,6 +303,7 @@ _ENDPOINTS = [f"{a}{stream}{name}" for a in ("", "a") for stream in ("", "stream
 _WITH_TOOLS = ["chat_with_tools", "achat_with_tools", "stream_chat_with_tools", "astream_chat_with_tools"]
 
 
+@pytest.mark.slow
 def test_what_core_passes_to_any_llm_is_taken() -> None:
     of_tools = {"tools", "chat_history", "verbose", "allow_parallel_tool_calls", "tool_choice", "tool_required"}
     known = {"messages", "max_tokens", "extra_headers", *of_tools}

@@ -96,6 +96,7 @@ def test_a_stream_yields_what_there_is_and_last_the_whole(
 
 
 @every_stream
+@pytest.mark.slow
 def test_a_long_stream_is_not_read_again_for_each_of_its_pieces(
     remote: VLLM, server: RemoteServer, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_class_that_cannot_judge_half_an_object_still_streams(remote: VLLM, se
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("finish_reason", ["length", "repetition"])
 @pytest.mark.parametrize("text", ['{"a": "Anna", "b": "An', '{"a": "Anna"}', ""])
+@pytest.mark.slow
 def test_an_answer_that_was_cut_off_is_a_typed_error_with_its_text(
     remote: VLLM, server: RemoteServer, way: str, mode: str, finish_reason: str, text: str
 ) -> None:

@@ -90,6 +90,7 @@ WAYS: dict[str, Callable[[BaseSynthesizer, list[NodeWithScore]], Any]] = {
         pytest.param("accumulate", "in a thread", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_whole_fan_out_is_in_flight_at_once(remote: VLLM, server: RemoteServer, mode: str, way: str) -> None:
     synthesizer = get_response_synthesizer(remote, response_mode=mode, use_async=True)
     WAYS[way](synthesizer, nodes(FAN_OUT))
@@ -131,6 +132,7 @@ def as_tiny_chat_reads(messages: list[dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
 @pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.slow
 def test_no_request_is_too_long_when_llama_index_counts_as_the_model_does(
     counts_as_tiny_chat: Engine, server: RemoteServer, text: str, mode: str
 ) -> None:

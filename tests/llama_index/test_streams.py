@@ -126,6 +126,7 @@ def test_leaving_the_loop_over_an_endpoint_closes_the_stream_of_the_engine(engin
 
 
 @pytest.mark.parametrize("ask", ASYNC.values(), ids=ASYNC)
+@pytest.mark.slow
 async def test_closing_an_asynchronous_stream_of_an_endpoint_closes_that_of_the_engine(
     engine: Source, ask: Any
 ) -> None:
@@ -137,6 +138,7 @@ async def test_closing_an_asynchronous_stream_of_an_endpoint_closes_that_of_the_
 
 
 @pytest.mark.parametrize("ask", ASYNC.values(), ids=ASYNC)
+@pytest.mark.slow
 async def test_leaving_the_loop_over_an_asynchronous_endpoint_closes_the_stream_of_the_engine(
     engine: Source, ask: Any
 ) -> None:

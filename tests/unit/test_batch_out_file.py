@@ -84,6 +84,7 @@ def test_cut_at_any_byte_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), count=st.integers(1, 12))
+@pytest.mark.slow
 def test_cut_again_and_again_and_answered_in_any_order_it_ends_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, count: int
 ) -> None:

@@ -94,6 +94,7 @@ def test_markdown_is_shown_as_it_is_meant() -> None:
 
 
 @pytest.mark.parametrize("pieces", range(1, 30))
+@pytest.mark.slow
 def test_the_pieces_that_a_text_comes_in_make_no_difference(pieces: int) -> None:
     assert shown(DOCUMENT, pieces=pieces) == shown(DOCUMENT)
 

@@ -156,6 +156,7 @@ def test_characters_stay_whole(kind: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=60), st.integers(30, 60), st.integers(0, 20), st.sampled_from(KINDS))
+@pytest.mark.slow
 def test_any_text(text: str, size: int, overlap: int, kind: str) -> None:
     of = tokenizer(kind)
     see_that_it_holds(plan(kind, text * 3, size, overlap), text * 3, lambda piece: counted(of, piece))

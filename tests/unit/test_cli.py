@@ -240,6 +240,7 @@ run()
         ("aiohttp", 130),
     ],
 )
+@pytest.mark.slow
 def test_ctrl_c_while_the_command_imports_makes_no_traceback(root: Path, module: str, code: int) -> None:
     words = ["embed", "-", "--base-url", "http://127.0.0.1:1", "text"]
     command = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, module, *words]
@@ -387,6 +388,7 @@ def test_an_unknown_name_lists_what_there_is(hand_made: MakeEngine, capsys: Capt
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["logs"], ["stop"], ["evict"]])
+@pytest.mark.slow
 def test_an_ambiguous_name_lists_whom_it_may_mean(hand_made: MakeEngine, capsys: Capture, arguments: list[str]) -> None:
     hand_made()
     hand_made(OTHER_KEY)

@@ -130,6 +130,7 @@ OF_REQUESTS_ALONE: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.slow
 def test_a_parameter_is_given_as_its_sample(name: str) -> None:
     for sample in (SAMPLES | OF_REQUESTS_ALONE)[name]:
         flag = "--think" if name == "enable_thinking" else f"--{name.replace('_', '-')}"

@@ -92,6 +92,7 @@ def test_a_shell_completes_commands_options_words_and_models(shell: str, home: P
 
 
 @each_shell
+@pytest.mark.slow
 def test_it_is_installed_once_and_removed_without_a_trace(shell: str, home: Path, capsys: Capture) -> None:
     start_up = home / f".{shell}rc"
     was = b"alias a=b  # \xe4\r\n\x0c\n"

@@ -273,6 +273,7 @@ def asked(url: str, **settings: Any) -> str:
 
 
 @needs_openssl
+@pytest.mark.slow
 def test_a_certificate_of_ones_own_authority(certificates: Path) -> None:
     with tls_server(certificates) as url:
         assert asked(url, ssl_ca_certs=str(certificates / "server.pem")) == "Hi"
@@ -283,6 +284,7 @@ def test_a_certificate_of_ones_own_authority(certificates: Path) -> None:
 
 
 @needs_openssl
+@pytest.mark.slow
 def test_a_certificate_that_is_not_checked_is_warned_of_once(
     certificates: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

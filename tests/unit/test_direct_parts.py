@@ -96,11 +96,13 @@ async def test_requests_that_run_without_a_step_are_a_hang() -> None:
     assert await is_seen_to_hang(Steps(running=1))
 
 
+@pytest.mark.slow
 async def test_steps_and_rest_are_none() -> None:
     assert not await is_seen_to_hang(Steps(running=1), moves=True)
     assert not await is_seen_to_hang(Steps(running=1), has_requests=False)
 
 
+@pytest.mark.slow
 async def test_a_request_that_never_reached_an_engine_that_answers_is_none() -> None:
     steps = Steps(running=0)
     assert not await is_seen_to_hang(steps)

@@ -76,6 +76,7 @@ def test_every_cell_of_the_evidence_names_tests_or_what_was_seen(framework: str)
 
 
 @each_framework
+@pytest.mark.slow
 def test_every_test_that_the_evidence_names_exists(framework: str) -> None:
     existing = names_by_file()
     named = NAMED_TEST.findall(text_of(f"evidence-{framework}"))
@@ -90,6 +91,7 @@ def test_the_users_table_shows_what_the_evidence_holds(framework: str) -> None:
     assert shown == evidence
 
 
+@pytest.mark.slow
 def test_every_cell_of_the_fleets_evidence_names_tests_that_exist_or_what_was_seen_or_read() -> None:
     evidence, existing = list(rows(text_of("evidence-fleets"))), names_by_file()
     assert len(evidence) > 20
@@ -155,6 +157,7 @@ def test_the_page_of_answer_types_is_as_they_are_tested() -> None:
     assert text_of("structured") == made
 
 
+@pytest.mark.slow
 def test_the_page_of_the_command_line_is_what_its_parser_says() -> None:
     """``python docs/cli_page.py > docs/cli.md`` writes it."""
     command = [sys.executable, "docs/cli_page.py"]

@@ -112,6 +112,7 @@ def test_json_is_a_list_of_findings(fake_python: str, capsys: Capture) -> None:
     assert {finding["outcome"] for finding in found} <= {"ok", "warn"}
 
 
+@pytest.mark.slow
 def test_a_vllm_that_can_not_be_imported(fake_python: str) -> None:
     (package,) = Path(fake_python).parent.parent.glob("lib/*/site-packages/vllm/__init__.py")
     package.write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
@@ -189,6 +190,7 @@ def test_why_there_is_no_gpu(fake_gpus: FakeNvml, monkeypatch: pytest.MonkeyPatc
     assert told() == ["none: there is no NVIDIA driver here (no-driver.so can't be loaded)"]
 
 
+@pytest.mark.slow
 def test_what_to_do_about_an_environment_that_can_not_be_imported(fake_python: str) -> None:
     folder = Path(fake_python).parent.parent
     (package,) = folder.glob("lib/*/site-packages/vllm/__init__.py")
@@ -300,6 +302,7 @@ def test_the_smoke_test_starts_an_engine_and_ends_it(
     assert not [entry for entry in own_machine.iterdir() if entry.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_failing_start_is_told_with_its_cause(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENGINE_ARGS", '{"fake": {"exit_at": "start", "exit_code": 3}}')
     found = findings(str(TINY_CHAT), smoke=True)["smoke test"]
@@ -310,6 +313,7 @@ def test_a_failing_start_is_told_with_its_cause(fake_python: str, monkeypatch: p
     assert str(engine.log_file) in found.remedy
 
 
+@pytest.mark.slow
 def test_an_engine_that_runs_already_is_used_and_left_alone(fake_python: str) -> None:
     with Engine(model=str(TINY_CHAT)) as engine:
         engine.warmup()
@@ -320,6 +324,7 @@ def test_an_engine_that_runs_already_is_used_and_left_alone(fake_python: str) ->
         engine.shutdown()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_engine_of_the_smoke_test(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENGINE_ARGS", '{"fake": {"start_delay_s": 60}}')
     command = [sys.executable, "-m", "shared_engine.cli", "doctor", "--model", str(TINY_CHAT)]

@@ -178,6 +178,7 @@ def test_json_has_stable_names(hand_made: MakeEngine) -> None:
         ({}, None),
     ],
 )
+@pytest.mark.slow
 def test_when_a_model_leaves_is_known_as_long_as_it_is_idle(
     hand_made: MakeEngine, fields: dict[str, Any], in_s: float | None
 ) -> None:
@@ -260,6 +261,7 @@ def stamp(when: float) -> bytes:
     return struct.pack("d", when)
 
 
+@pytest.mark.slow
 def test_looking_disturbs_nobody(hand_made: MakeEngine) -> None:
     """No looker keeps the supervisor from the lease, or takes another looker for a supervisor."""
     made = hand_made()

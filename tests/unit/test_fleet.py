@@ -167,6 +167,7 @@ def test_objects_of_one_fleet_count_together(servers: list[RemoteServer]) -> Non
 
 @pytest.mark.parametrize("way", ["chat", "stream", "async", "batch", "generate"])
 @pytest.mark.parametrize("fault", ["gone", "500", "503", "429", "cut", "silent"])
+@pytest.mark.slow
 def test_a_request_that_has_shown_nothing_goes_to_another_server(
     servers: list[RemoteServer], way: str, fault: str
 ) -> None:

@@ -52,6 +52,7 @@ def test_embeddings_and_scores_are_shared_and_move_to_another_server(servers: li
     assert [CALLS[name](engine) for _ in range(6)] == found
 
 
+@pytest.mark.slow
 def test_an_openai_clients_responses_move_to_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
     monkeypatch.setattr(fleet, "_fleets", {})

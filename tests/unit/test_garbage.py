@@ -87,6 +87,7 @@ def test_what_is_nested_too_deep_is_refused(line: bytes, directory: RuntimeDir) 
 
 @few
 @given(garbage("type", "policy", "environment", "start_number", "force", "progress", "failure", "fate"))
+@pytest.mark.slow
 def test_what_is_no_message_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(line)
@@ -169,6 +170,7 @@ async def test_a_caller_survives_whatever_is_replied(directory: RuntimeDir, said
 
 @few
 @given(garbage(*Record.__dataclass_fields__))
+@pytest.mark.slow
 def test_a_record_that_is_garbage_is_none(directory: RuntimeDir, content: bytes) -> None:
     directory.record.write_bytes(content)
     record = read_record(directory.record)
@@ -180,6 +182,7 @@ def test_a_record_that_is_garbage_is_none(directory: RuntimeDir, content: bytes)
 
 @few
 @given(st.from_type(Record))
+@pytest.mark.slow
 def test_any_record_can_be_shown(directory: RuntimeDir, record: Record) -> None:
     with contextlib.suppress(ValueError):  # numbers that JSON has no form for
         write_record(directory.record, record)
@@ -196,6 +199,7 @@ def test_a_record_with_a_field_of_another_type_is_none(directory: RuntimeDir, na
 
 @few
 @given(garbage("argv", "python", "vllm_version", "model", "environment", "devices"))
+@pytest.mark.slow
 def test_a_spec_that_is_garbage_is_refused(directory: RuntimeDir, content: bytes) -> None:
     directory.spec.write_bytes(content)
     with pytest.raises((OSError, ValueError)):

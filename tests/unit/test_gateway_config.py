@@ -238,6 +238,7 @@ def schema() -> Any:
     return json.loads(SCHEMA.read_text())
 
 
+@pytest.mark.slow
 def test_the_schema_is_what_the_declarations_say() -> None:
     """``python docs/models_schema.py > docs/models.schema.json`` writes it."""
     command = [sys.executable, "docs/models_schema.py"]

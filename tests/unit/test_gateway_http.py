@@ -141,6 +141,7 @@ def chunked(*chunks: bytes) -> bytes:
     ],
     ids=lambda value: repr(value)[:60],
 )
+@pytest.mark.slow
 def test_whatever_is_sent_is_answered_in_form(address: tuple[str, int], sent: bytes, statuses: set[int]) -> None:
     found = answered(address, sent)
     top, _, body = found.partition(b"\r\n\r\n")

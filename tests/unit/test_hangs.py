@@ -266,6 +266,7 @@ async def test_a_core_that_is_silent_while_another_works_is_asked_by_its_number(
     assert not any(verdicts[:-1])
 
 
+@pytest.mark.slow
 async def test_a_process_that_was_stopped_hangs_though_the_others_work(tmp_path: Path) -> None:
     steps = 0
 

@@ -218,6 +218,7 @@ def test_the_default_that_every_install_sets_is_told(commands: Commands, tmp_pat
         ("cpu", "2.13.0", "'13.0'", r"a CUDA build of torch, 2\.13\.0, for the CPU build of vLLM"),
     ],
 )
+@pytest.mark.slow
 def test_another_build_of_torch_is_told_before_vllm_is_tried(
     commands: Commands, tmp_path: Path, build: Build, version: str, cuda: str, words: str | None
 ) -> None:
@@ -232,6 +233,7 @@ def test_another_build_of_torch_is_told_before_vllm_is_tried(
     assert remembered_default() is None
 
 
+@pytest.mark.slow
 def test_the_places_that_pip_looks_at_are_named_without_passwords(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

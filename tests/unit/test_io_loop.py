@@ -74,6 +74,7 @@ def test_a_forked_child_has_a_loop_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_without_a_word() -> None:
     code = (
         "from tests.support.remote_server import running_server\n"

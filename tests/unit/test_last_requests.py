@@ -36,6 +36,7 @@ def server() -> Iterator[RemoteServer]:
 @pytest.mark.parametrize(
     ("way", "moment"), [*QUICK, *(pytest.param(*each, marks=SLOW) for each in ALL if each not in QUICK)]
 )
+@pytest.mark.slow
 def test_a_last_request_never_hangs(server: RemoteServer, way: str, moment: str) -> None:
     status, out, err = end_of(run_app("last_requests", server.url, way, moment), 20)
     assert (status, err) == (0, "")

@@ -68,6 +68,7 @@ def speak() -> None:
 # ---- one tree
 
 
+@pytest.mark.slow
 def test_every_logger_is_of_the_tree() -> None:
     """By name, or by a module's own name."""
     found = 0

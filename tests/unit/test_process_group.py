@@ -94,6 +94,7 @@ def test_what_does_not_exist_has_ended() -> None:
     assert shared_files([gone.pid]) == ()
 
 
+@pytest.mark.slow
 def test_processor_time_is_counted_over_processes(run: Run) -> None:
     idle = run("import time; print(flush=True); time.sleep(60)")
     busy = run("print(flush=True)\nwhile True: pass")
@@ -102,6 +103,7 @@ def test_processor_time_is_counted_over_processes(run: Run) -> None:
     assert cpu_seconds([idle.pid]) < before + 0.1
 
 
+@pytest.mark.slow
 def test_time_without_a_processor_is_counted_over_threads_and_processes(run: Run) -> None:
     idle = run("import time; print(flush=True); time.sleep(60)")
     cpu = min(os.sched_getaffinity(0))

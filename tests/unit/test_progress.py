@@ -232,6 +232,7 @@ def test_json_carries_all_of_it() -> None:
     ],
     ids=["lines", "no line end", "loading", "capturing", "bars", "pipes"],
 )
+@pytest.mark.slow
 def test_a_flood_is_read_fast(text: str) -> None:
     """The supervisor has one thread. 5 to 50 ms a megabyte were measured; quadratic patterns take minutes."""
     reader = ProgressReader(StartPhase.IMPORT)

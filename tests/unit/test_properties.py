@@ -42,6 +42,7 @@ encodable = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # no
 
 
 @pytest.mark.parametrize("parse", PARSERS, ids=lambda parse: parse.__name__)
+@pytest.mark.slow
 def test_an_answer_is_understood_or_is_an_error_of_ours(parse: Callable[[bytes], Any]) -> None:
     @few
     @given(garbage("id", "model", "choices", "usage", "error", "data", "results", "count", "tokens"))
@@ -57,6 +58,7 @@ def test_an_answer_is_understood_or_is_an_error_of_ours(parse: Callable[[bytes],
 
 @few
 @given(st.integers(400, 599), garbage("error", "message", "detail", "code"))
+@pytest.mark.slow
 def test_a_failed_answer_has_words(status: int, body: bytes) -> None:
     for each in (body, *NESTED):
         error = error_from_response(status, each)

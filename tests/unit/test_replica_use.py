@@ -223,6 +223,7 @@ def test_objects_of_the_same_engines_have_one(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("starts_all", [False, True])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_whatever_happens_there_is_one_to_ask_or_one_that_starts(starts_all: bool, seed: int) -> None:
     """Requests, deaths, evictions, failed starts and looks in any order, on a clock of the test's own."""
     chance, now = random.Random(seed), time.monotonic()

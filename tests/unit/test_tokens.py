@@ -132,6 +132,7 @@ def test_vllm_gets_the_servers_flags_and_environment_and_downloads_nothing(
 # ---- what is left to the server
 
 
+@pytest.mark.slow
 def test_other_threads_run_while_a_long_text_is_tokenized(model: Path, python: str) -> None:
     text = "a b c " * 50_000
     assert tokens(model, python) == ids("gemma")  # exported
@@ -202,6 +203,7 @@ def test_what_is_not_here_yet_is_left_to_the_server_until_it_is(
     assert tokens(Path("org/name"), make_exporter(tmp_path / "other", f"{code}\n{EXPORT}")) == ids("gemma")
 
 
+@pytest.mark.slow
 def test_without_the_package_the_server_counts(model: Path, python: str) -> None:
     code = f"""
 import sys
@@ -369,6 +371,7 @@ def test_processes_do_each_other_no_harm(model: Path, python: str, cache: Path) 
     assert [file.name for file in cache.iterdir()] == [key(model, python)]
 
 
+@pytest.mark.slow
 def test_a_child_that_was_forked_during_an_export_counts_too(model: Path, python: str) -> None:
     code = f"""
 import os

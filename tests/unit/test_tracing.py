@@ -156,6 +156,7 @@ def test_counts_of_tokens_have_no_span(spans: InMemorySpanExporter, engine: Engi
     assert not spans.get_finished_spans()
 
 
+@pytest.mark.slow
 def test_an_app_that_does_not_trace_imports_nothing_of_it(server: RemoteServer) -> None:
     code = (
         "import sys; from shared_engine import Engine; "

@@ -19,7 +19,7 @@ from tests.support.paths import REPOSITORY
 ASYNC = sorted(
     name
     for name in dir(Engine)
-    if name.startswith("a") and not name.startswith("async_") and callable(getattr(Engine, name))
+    if name.startswith("astream_") or (name.startswith("a") and inspect.iscoroutinefunction(getattr(Engine, name)))
 )
 FORMS = [(name, name.removeprefix("a")) for name in ASYNC]
 
