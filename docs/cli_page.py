@@ -161,8 +161,8 @@ END = """\
 ## Naming an engine
 
 ENGINE is the first 4 or more digits of a key, a model, or the last component of a model's name. If several engines have the name, the
-one that is alive is meant; if several are alive, the command lists them and ends with 1. `stop` and `evict` without ENGINE mean the
-only engine that is alive.
+one that is alive is meant, and of those that have all ended the last used; if several are alive, the command lists them and ends with 1.
+`stop` and `evict` without ENGINE mean the only engine that is alive. An engine that has failed counts where there is no other.
 
 ## Config files
 

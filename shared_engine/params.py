@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared_engine.declared import Decides, Setting
 from shared_engine.errors import InvalidInputError
@@ -19,6 +19,14 @@ from shared_engine.validation import Headers, describe_invalid
 
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Names of the chat template's variable that turns thinking on and off."""
+_END = 1 << 63
+"""vLLM's processes send each other whole numbers of 64 bits."""
+
+
+def _none_is_empty(stop: str | list[str] | None) -> str | list[str] | None:
+    if isinstance(stop, list) and "" in stop:
+        raise ValueError("an empty string can't be stopped at")
+    return stop
 
 
 class DefaultFields(BaseModel):
@@ -30,12 +38,12 @@ class DefaultFields(BaseModel):
     """Randomness; 0 is greedy."""
     top_p: Annotated[float | None, Field(gt=0, le=1), Setting("VLLM_DEFAULT_TOP_P", Decides.REQUESTS)] = None
     """Sample from the smallest set of tokens whose probability reaches this."""
-    top_k: Annotated[int | None, Field(ge=-1), Setting("VLLM_DEFAULT_TOP_K", Decides.REQUESTS)] = None
+    top_k: Annotated[int | None, Field(ge=-1, lt=_END), Setting("VLLM_DEFAULT_TOP_K", Decides.REQUESTS)] = None
     """Sample from this many most likely tokens; 0 or -1 for all."""
-    max_tokens: Annotated[int | None, Field(ge=1), Setting("VLLM_DEFAULT_MAX_TOKENS", Decides.REQUESTS)] = None
+    max_tokens: Annotated[int | None, Field(ge=1, lt=_END), Setting("VLLM_DEFAULT_MAX_TOKENS", Decides.REQUESTS)] = None
     """Generate at most this many tokens; by default up to the model's limit."""
     repetition_penalty: Annotated[
-        float | None, Field(gt=0), Setting("VLLM_DEFAULT_REPETITION_PENALTY", Decides.REQUESTS)
+        float | None, Field(gt=0, allow_inf_nan=False), Setting("VLLM_DEFAULT_REPETITION_PENALTY", Decides.REQUESTS)
     ] = None
     """Above 1 discourages tokens of the prompt and the answer so far."""
 
@@ -49,27 +57,27 @@ class SamplingFields(BaseModel):
     """Above 0 discourages tokens that were generated at all."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     """Above 0 discourages tokens by how often they were generated."""
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, AfterValidator(_none_is_empty)] = None
     """Stop before any of these strings."""
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=_END)]] | None = None
     """Stop at any of these tokens."""
     include_stop_str_in_output: bool | None = None
     """Keep the string of ``stop`` at the end of the answer."""
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0, lt=_END)
     """Generate at least this many tokens before the model's end, or one of ``stop_token_ids``, may come."""
     ignore_eos: bool | None = None
     """Go on after the model's end, up to ``max_tokens``; for measurements."""
     bad_words: list[Annotated[str, Field(min_length=1)]] | None = None
     """Words that are never generated."""
-    logit_bias: dict[Annotated[int, Field(ge=0)], float] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=_END)], Annotated[float, Field(allow_inf_nan=False)]] | None = None
     """Token id -> what is added to its logit, from -100 (never) to 100; vLLM cuts off what is beyond."""
     skip_special_tokens: bool | None = None
     """Leave special tokens out of the text, as vLLM does by default."""
-    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=_END)
     """Use only so many tokens of the prompt, its last ones; -1: as many as fit."""
-    priority: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    priority: int | None = Field(None, ge=-_END, lt=_END)
     """Lower is earlier; on an engine with ``engine_args={"scheduling_policy": "priority"}``."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-_END, lt=_END)
     """Makes sampling repeatable for this request."""
     lora: str | None = Field(None, min_length=1)
     """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
@@ -157,7 +165,7 @@ class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields,
         InvalidInputError: on construction, for a value out of range or an unknown name; names the nearest known one.
     """
 
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, lt=_END)
     """Number of choices to generate."""
     model: str | None = Field(None, min_length=1)
     """The model that answers, as OpenAI's protocol has it: the engine's own, or an adapter as by ``lora``; of a remote

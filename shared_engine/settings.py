@@ -35,7 +35,7 @@ from shared_engine.model_files.folder import context_window, model_folder
 from shared_engine.model_files.parallel import indivisible_heads, lacks_experts
 from shared_engine.model_files.quantization import contradiction
 from shared_engine.parallelism import NO_ENGINE, Parallelism, parallel_contradiction
-from shared_engine.params import DefaultFields
+from shared_engine.params import DefaultFields, GenerationParams
 from shared_engine.setting_sources import collect, from_environment, is_here
 from shared_engine.validation import Headers, describe_invalid, text_values, with_sources
 
@@ -381,7 +381,7 @@ class EngineFields(DefaultFields):
         try:
             super().__init__(**values)
         except ValidationError as exc:
-            message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources)
+            message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources, OF_CALLS)
             raise SettingsError(message) from None
         except (SettingsError, InvalidInputError) as exc:  # of a default for requests, or a model that is none
             raise SettingsError(with_sources(str(exc), sources)) from None
@@ -660,6 +660,8 @@ class EngineSettings(EngineFields):
 
 SETTINGS = declared(EngineSettings)
 """Every setting, by name."""
+OF_CALLS = frozenset(GenerationParams.model_fields) - frozenset(SETTINGS)
+"""Parameters of a call that no setting is a default of."""
 SECRET = tuple(name for name, setting in SETTINGS.items() if setting.is_secret)
 """Never shown, dumped or pickled: another process reads them from its environment."""
 NOT_PICKLED = (*SECRET, "serve_tcp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
@@ -47,8 +47,14 @@ Headers = Annotated[dict[str, SecretStr] | None, BeforeValidator(text_values), A
 """Headers of requests, by name; their values may be secret, and are not shown."""
 
 
-def say_unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a ``kind`` (setting, parameter) that does not exist, with the name that may be meant."""
+def say_unknown(kind: str, name: str, known: Iterable[str], of_calls: Container[str] = ()) -> str:
+    """The message for a ``kind`` (setting, parameter) that does not exist, with the name that may be meant.
+
+    Args:
+        of_calls: names of parameters of a call, where settings are asked for.
+    """
+    if name in of_calls:
+        return f"{name!r} is a parameter of a call, and not a {kind}: pass it to the call (in LangChain also by bind)"
     names = sorted(known)
     near = OTHER_NAMES.get(name)
     if near not in names:
@@ -62,12 +68,14 @@ def describe_invalid(
     kind: str,
     secret: Iterable[str] = (),
     sources: Mapping[str, str] | None = None,
+    of_calls: Container[str] = (),
 ) -> str:
     """Say which ``kind`` (field) is wrong, with which value, and what is allowed; secret values are left out.
 
     Args:
         known: all names, to offer the nearest one for an unknown name.
         sources: for a value that is no argument, where it came from: an environment variable, a file.
+        of_calls: see ``say_unknown``.
     """
     lines: list[str] = []
     sources = sources or {}
@@ -76,7 +84,9 @@ def describe_invalid(
         field = str(error["loc"][0]) if error["loc"] else ""
         label = f"{name} (from {sources[field]})" if field in sources else name
         if error["type"] == "extra_forbidden":
-            lines.append(say_unknown(kind, name, known) + (f" (in {sources[field]})" if field in sources else ""))
+            lines.append(
+                say_unknown(kind, name, known, of_calls) + (f" (in {sources[field]})" if field in sources else "")
+            )
             continue
         message = error["msg"].removeprefix("Value error, ")
         if not field:  # about the whole, whose input may hold a secret

@@ -28,6 +28,7 @@ class Release:
         lacks_args: names of ``engine_args`` that later releases have.
         lacks_parsers: tool-call and reasoning parsers that later releases have.
         lost_quantizations: methods that earlier releases have.
+        limits_stop: the server takes as many strings of ``stop`` as VLLM_MAX_STOP_STRINGS says, 4 by default.
     """
 
     minor: str
@@ -38,6 +39,7 @@ class Release:
     lacks_args: tuple[str, ...] = ()
     lacks_parsers: tuple[str, ...] = ()
     lost_quantizations: tuple[str, ...] = ()
+    limits_stop: bool = True
 
     @property
     def numbers(self) -> tuple[int, int]:
@@ -53,7 +55,7 @@ _OLD_CHAT = "vllm.entrypoints.chat_utils"  # up to 0.31
 _LACKS = ("max_num_queued_reqs", "tool_strict_level")
 RELEASES = (
     Release("0.26", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,
-            lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
+            lacks_parsers=("deepseek_v41", "kimi_k3", "ling3"), limits_stop=False),
     Release("0.27", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,
             lacks_parsers=("deepseek_v41", "kimi_k3", "ling3")),
     Release("0.28", _OLD_SERVER, _OLD_CLI_ARGS, chat_utils=_OLD_CHAT, lacks_args=_LACKS,

@@ -107,7 +107,8 @@ def check_runtime_directory() -> Finding:
         trial.log.write_bytes(b"x" * 4096)
         free = shutil.disk_usage(root).free
     except VLLMError as exc:
-        return fail(check, str(exc), f"set {ROOT_VARIABLE} to a short path on a local disk")
+        fault, _, remedy = str(exc).partition(": ")
+        return fail(check, fault, remedy)
     except OSError as exc:
         return fail(check, f"{root} can't be written: {exc.strerror}", f"make room, or set {ROOT_VARIABLE}")
     finally:

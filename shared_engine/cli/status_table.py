@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
-from shared_engine.cli.table import cut, duration, size, table, table_width
+from shared_engine.cli.table import duration, size, table, table_width
+from shared_engine.observe.differences import differences
 from shared_engine.observe.engine_info import EngineInfo
+from shared_engine.observe.log_reader import printable
 from shared_engine.observe.processes import ProcessNode
 
 LEAST_WIDTHS = ((0, 20), (2, 12))
 
 
 def status_table(engines: Sequence[EngineInfo], *, tree: bool) -> Iterator[str]:
-    """The lines: a head, and for each engine a line, its last error, and with ``tree`` its processes."""
+    """The lines: a head, and for each engine a line, what sets it apart from others of its model, its last error, and
+    with ``tree`` its processes.
+    """
     has_gpu = any(engine.gpu_memory_bytes is not None for engine in engines)
     rows = [
         ("ENGINE", "KEY", "STATE", "FOR", "RAM", "GPU", "LEASES", "IDLE", "STARTS"),
@@ -21,14 +26,22 @@ def status_table(engines: Sequence[EngineInfo], *, tree: bool) -> Iterator[str]:
     ]
     if not has_gpu:
         rows = [row[:5] + row[6:] for row in rows]
+    apart = differences(engines)
     head, *lines = table(rows, numbers=range(3, len(rows[0])), least=LEAST_WIDTHS)
     yield head
     for engine, line in zip(engines, lines, strict=True):
         yield line
+        if engine.key in apart:
+            yield from _indented(apart[engine.key])
         if engine.last_error:
-            yield cut(f"  last error: {engine.last_error.splitlines()[0]}", table_width())
+            yield from _indented(f"last error: {engine.last_error.splitlines()[0]}")
         if tree and engine.processes is not None:
             yield from _tree(engine.processes, "  ", "  ")
+
+
+def _indented(text: str) -> list[str]:
+    """All of a long line, in lines that end between words."""
+    return textwrap.wrap(printable(text), table_width(), initial_indent="  ", subsequent_indent="    ")
 
 
 def _row(engine: EngineInfo) -> tuple[str, ...]:

@@ -46,6 +46,14 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def fitted(text: str) -> str:
+    """As much of the text as the terminal shows without moving: its first lines, and of these their beginnings."""
+    lines = text.split("\n")
+    width, height = shutil.get_terminal_size((PIPED_WIDTH, len(lines) + 1))
+    shown = lines if len(lines) < height else [*lines[: height - 2], f"… {len(lines) - height + 2} more lines"]
+    return "\n".join(cut(line, width) for line in shown)
+
+
 def duration(seconds: float) -> str:
     """``45s``, ``12m``, ``3h05m``, ``2d03h``."""
     whole = max(0, int(seconds))

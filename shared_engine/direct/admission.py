@@ -7,8 +7,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
+from shared_engine.machine.hub_cache import called
 from shared_engine.machine.memory import MemoryNeed
 from shared_engine.runtime.directory import RuntimeDir, runtime_root
 from shared_engine.runtime.keep_policy import KeepPolicy
@@ -28,7 +28,7 @@ async def admitted(spec: EngineSpec, policy: KeepPolicy, on_wait: Callable[[str]
     Args:
         on_wait: called with what is waited for, and with nothing when that is over; may raise, to give up.
     """
-    name, root = Path(spec.model).name, runtime_root()
+    name, root = called(spec.model), runtime_root()
     admission = DeviceAdmission(
         RuntimeDir(root / "direct"),
         spec.devices,

@@ -34,6 +34,7 @@ _log = logging.getLogger("shared_engine")
 
 # Sequences at once, where nobody says otherwise: what vllm.LLM takes, and vLLM's API server on most GPUs.
 DEFAULT_MAX_NUM_SEQS = 256
+MOST_STOP_STRINGS = "1024"  # a limit for servers that anybody may ask; each string costs a look at each piece of text
 # Holds a call to the form of the model's calls, with any JSON for arguments: so that it can be read. To hold it to the
 # tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
 CALL_LEVEL = "tool_strict_level"
@@ -99,7 +100,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
         python=interpreter.path,
         vllm_version=interpreter.version,
         model=model,
-        environment={**_environment(settings, argv), **_batch_invariance(settings, interpreter)},
+        environment={**_environment(settings, argv, release), **_batch_invariance(settings, interpreter)},
         devices=("cpu",) if is_cpu else gpus_of(settings),
         memory_share=0.0 if is_cpu else settings.gpu_memory_utilization,
         memory_bytes=_memory_bytes(argv, model, settings.parallelism) if is_cpu else 0,
@@ -225,12 +226,14 @@ def _flags(args: Mapping[str, Any]) -> list[str]:
     return argv
 
 
-def _environment(settings: EngineSettings, argv: list[str]) -> dict[str, str]:
+def _environment(settings: EngineSettings, argv: list[str], release: Release) -> dict[str, str]:
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         # A client that reuses a connection must not race the server closing it: only our clients are here.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
     }
+    if release.limits_stop:
+        environment["VLLM_MAX_STOP_STRINGS"] = MOST_STOP_STRINGS
     if "--enable-sleep-mode" in argv:
         environment["VLLM_SERVER_DEV_MODE"] = "1"  # has the routes to sleep; the socket is private
     if "--enable-lora" in argv:

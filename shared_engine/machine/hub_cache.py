@@ -15,6 +15,17 @@ from pathlib import Path
 from shared_engine.machine.home import caches, expanded
 
 MAIN = "main"
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+/?$")
+_SAYS_NOTHING = re.compile(r"model|final|latest|merged|hf|checkpoint[-_]?\d+|\d+|[0-9a-f]{40}", re.IGNORECASE)
+
+
+def called(model: str) -> str:
+    """What people know a model by: the last component of its name, with the one before it where that alone says
+    nothing, as ``model``; of a folder in the hub's cache the name that it has there.
+    """
+    snapshot = _SNAPSHOT.search(model)
+    parts = snapshot[1].split("--") if snapshot else model.rstrip("/").split("/")
+    return "/".join(part for part in (parts[-2:] if _SAYS_NOTHING.fullmatch(parts[-1]) else parts[-1:]) if part)
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from shared_engine.machine.hub_cache import called
 from shared_engine.observe.processes import ProcessNode
 from shared_engine.runtime.life_stats import LifeStats, lives_together
 from shared_engine.runtime.progress import Progress
@@ -87,8 +88,8 @@ class EngineInfo:
 
     @property
     def name(self) -> str:
-        """The last component of the model's name."""
-        return (self.model or "").rstrip("/").rpartition("/")[2] or self.key or self.base_url or "?"
+        """What people know the model by."""
+        return called(self.model or "") or self.key or self.base_url or "?"
 
     @property
     def short_key(self) -> str:

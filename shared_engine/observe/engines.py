@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from shared_engine.errors import EngineNameError
 from shared_engine.machine.gpu import gpu_memory_by_process
@@ -45,7 +44,13 @@ def find_engines() -> list[EngineInfo]:
         for file in root.glob("*/record.json")
         if (record := read_record(file)) is not None
     ]
-    return sorted(found, key=lambda engine: (not engine.is_alive, -(engine.last_used or 0.0), engine.key))
+    return sorted(found, key=_by_use)
+
+
+def _by_use(engine: EngineInfo) -> tuple[bool, bool, float, str]:
+    """The living first, of these the ones in use, then the most recently used."""
+    idle_since = 0.0 if engine.leases else -(engine.last_used or 0.0)
+    return not engine.is_alive, not engine.leases, idle_since, engine.key or ""
 
 
 def look_at(directory: RuntimeDir, spec: EngineSpec, *, processes: bool = False) -> EngineInfo:
@@ -72,7 +77,8 @@ def _info(
     """
     is_alive = record.boot_id == boot_id() and is_supervised(directory)
     lease_holders = holders(directory.lease, locks) if is_alive else ()
-    idle_for_s = _idle_for_s(directory, record) if is_alive and not lease_holders else None
+    unused_s = _unused_s(directory)
+    idle_for_s = _idle_for_s(record, unused_s) if is_alive and not lease_holders else None
     return EngineInfo(
         state=record.state if is_alive else EngineState.STOPPED,  # whatever an old record says
         model=record.model,
@@ -84,7 +90,7 @@ def _info(
         start_s=record.start_s,
         max_model_len=record.max_model_len,
         idle_for_s=idle_for_s,
-        last_used=max(record.state_since, _modified(directory.lease)) or None,
+        last_used=time.time() if lease_holders else _last_used(record, unused_s),
         lease_holders=lease_holders,
         devices=record.devices,
         pinned=record.pinned,
@@ -103,20 +109,31 @@ def _info(
     )
 
 
-def _idle_for_s(directory: RuntimeDir, record: Record) -> float | None:
-    if record.state not in (EngineState.READY, EngineState.ASLEEP, EngineState.STANDBY):
-        return None
-    in_state_s = max(0.0, time.time() - record.state_since)
+def _unused_s(directory: RuntimeDir) -> float | None:
+    """Seconds since the last request ended; None where none did since this boot of the machine.
+
+    Not by the file's times: the supervisor renews them, so that nobody tidies up a folder that is in use.
+    """
     try:
         with open(directory.lease, "rb") as file:
             last_use = read_last_use(file.fileno())
     except OSError:
+        return None
+    return time.monotonic() - last_use if last_use else None
+
+
+def _idle_for_s(record: Record, unused_s: float | None) -> float | None:
+    if record.state not in (EngineState.READY, EngineState.ASLEEP, EngineState.STANDBY):
+        return None
+    in_state_s = max(0.0, time.time() - record.state_since)
+    if unused_s is None:
         return in_state_s
-    if last_use == 0.0:
-        return in_state_s
-    unused_s = time.monotonic() - last_use
     # The supervisor counts from the end of the start; an engine asleep or in standby has been idle for longer.
     return min(unused_s, in_state_s) if record.state is EngineState.READY else unused_s
+
+
+def _last_used(record: Record, unused_s: float | None) -> float | None:
+    return (record.state_since or None) if unused_s is None else max(time.time() - unused_s, record.state_since)
 
 
 def _leaves_at(record: Record, idle_for_s: float) -> float | None:
@@ -131,36 +148,36 @@ def _leftovers(directory: RuntimeDir, record: Record) -> tuple[str, ...]:
     return (*map(str, sorted(directory.path.glob("*.sock"))), *(file for file in shared if os.path.exists(file)))
 
 
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 # ---- choosing by name
 
 
 def choose(engines: Sequence[EngineInfo], name: str) -> EngineInfo:
     """The engine that ``name`` means: the beginning of its key, its model, or its model's last component.
 
-    A name that several engines have means the one that is alive.
+    A name that several engines have means the one that is in use or can be; else the one that has failed and is still
+    there; else the last used.
 
     Raises:
-        EngineNameError: none, or more than one.
+        EngineNameError: none, or more than one that is alive.
     """
     found = [engine for engine in engines if _is_named(engine, name)]
-    alive = [engine for engine in found if engine.is_alive]
-    if len(alive) == 1 or len(found) == 1:
+    alive = running(found)
+    if len(alive) == 1 or (found and not alive):
         return (alive or found)[0]
     if found:
-        raise EngineNameError(f"{name!r} means {len(found)} engines; name one by its key:\n{listing(alive or found)}")
+        raise EngineNameError(f"{name!r} means {len(alive)} engines; name one by its key:\n{listing(alive)}")
     if not engines:
         raise EngineNameError(f"no engine is named {name!r}: no engines found in {runtime_root()}")
     raise EngineNameError(
         f"no engine is named {name!r} (a key's first {MIN_KEY_PREFIX} or more digits, a model, or a model's last "
         f"component); there are:\n{listing(engines)}"
     )
+
+
+def running(engines: Sequence[EngineInfo]) -> list[EngineInfo]:
+    """Those that are alive, without the failed ones, unless there are no others: of these no model is there to end."""
+    alive = [engine for engine in engines if engine.is_alive]
+    return [engine for engine in alive if engine.state is not EngineState.FAILED] or alive
 
 
 def listing(engines: Sequence[EngineInfo]) -> str:
@@ -171,4 +188,6 @@ def listing(engines: Sequence[EngineInfo]) -> str:
 def _is_named(engine: EngineInfo, name: str) -> bool:
     if len(name) >= MIN_KEY_PREFIX and (engine.key or "").startswith(name):
         return True
-    return name in (engine.model, engine.name) or (os.path.isdir(name) and os.path.realpath(name) == engine.model)
+    model = engine.model or ""
+    names = (model, engine.name, model.rstrip("/").rpartition("/")[2])
+    return name in names or (os.path.isdir(name) and os.path.realpath(name) == model)

@@ -7,6 +7,7 @@ the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,6 +120,8 @@ def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET,
         encoded = encode(body)
     except InvalidInputError as exc:
         raise InvalidInputError(f"{_unwritable(body)}: {exc}") from exc
+    if b"null" in encoded and (position := _not_finite(body)) is not None:  # as which infinity is written
+        raise InvalidInputError(f"{position} is not a finite number: JSON has no word for it")
     return Request(
         path,
         encoded,
@@ -140,6 +143,19 @@ def _unwritable(body: Mapping[str, Any]) -> str:
             except InvalidInputError:
                 return position
     return "the body"  # a key
+
+
+def _not_finite(value: Any, position: str = "") -> str | None:
+    """Where in the body an infinite number, or a NaN, stands."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else position
+    if isinstance(value, Mapping):
+        parts = ((f"{position}.{name}" if position else str(name), part) for name, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"{position}[{at}]", part) for at, part in enumerate(value))
+    else:
+        return None
+    return next((found for name, part in parts if (found := _not_finite(part, name)) is not None), None)
 
 
 # ---- generation

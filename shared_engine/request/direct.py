@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shared_engine.direct.engine import DirectEngine, Held, direct_engine
 from shared_engine.errors import (
@@ -22,6 +21,7 @@ from shared_engine.errors import (
 from shared_engine.launch.interpreter import interpreter_here
 from shared_engine.launch.keeping import keep_policy
 from shared_engine.launch.spec import engine_spec
+from shared_engine.machine.hub_cache import called
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection
@@ -73,7 +73,7 @@ class DirectEndpoint(EngineEndpoint):
             if step is None:
                 step = await in_a_thread(engine.start)
             if self._settings.verbose and engine.folder is not None:
-                forward_log(engine.folder.log, Path(engine.spec.model).name, self)
+                forward_log(engine.folder.log, called(engine.spec.model), self)
             if isinstance(step, Held):
                 client = in_process_client(step.host)
                 return DirectConnection(client, engine.spec.model, step.start_number, engine=engine)

@@ -27,6 +27,7 @@ from shared_engine.request.reproducible import seed_of
 from shared_engine.request.sending import Requests, metrics_of
 from shared_engine.request.tally import stats_of, tally_of
 from shared_engine.request.twins import blocking
+from shared_engine.runtime.directory import check_root
 from shared_engine.runtime.life_stats import LifeStats, added, lives_together
 from shared_engine.runtime.metrics import counters as counters_of
 from shared_engine.runtime.metrics import totals
@@ -45,6 +46,8 @@ class Lifecycle:
         if settings is not None and fields:
             raise TypeError(f"pass EngineSettings or keywords, not both (got {', '.join(sorted(fields))} as well)")
         self.settings = settings if settings is not None else EngineSettings(**fields)
+        if self.settings.modes == ("local",):
+            check_root()
         check_replicas(self.settings)
         self._defaults = GenerationParams(**self.settings.sampling_defaults)
         self.reproducible_seed = seed_of(self.settings)

@@ -6,11 +6,11 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from shared_engine.errors import EngineDiedError, EngineError, EngineStoppedError, VLLMError
 from shared_engine.launch.keeping import keep_policy
 from shared_engine.launch.spec import engine_spec
+from shared_engine.machine.hub_cache import called
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.engines import look_at
 from shared_engine.request.client import Client
@@ -85,7 +85,7 @@ class LocalEndpoint(EngineEndpoint):
     async def _asked(self) -> SupervisorClient:
         supervisor = self._supervisor or await self._resolved()
         if self._settings.verbose:
-            forward_log(supervisor.directory.log, Path(supervisor.spec.model).name, self)
+            forward_log(supervisor.directory.log, called(supervisor.spec.model), self)
         return supervisor
 
     async def _connected(self, supervisor: SupervisorClient, record: Record) -> Connection:

@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from shared_engine.machine.hub_cache import called
 from shared_engine.runtime.progress import Progress, StartPhase
 
 SHOW_AFTER_S = 1.0
@@ -59,7 +60,7 @@ class _Wait:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._name = model.rstrip("/").rpartition("/")[2] or model
+        self._name = called(model) or model
         self._began = time.monotonic()
         self._progress: Progress | None = None
         self.reporters: set[StartReporter] = set()

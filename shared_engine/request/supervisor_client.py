@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from shared_engine.errors import (
     EngineDiedError,
@@ -25,6 +24,7 @@ from shared_engine.errors import (
 )
 from shared_engine.launch.fit import misfit_of
 from shared_engine.launch.spec import launch_environment
+from shared_engine.machine.hub_cache import called
 from shared_engine.request.progress_bar import StartReporter
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.spawn import SUPERVISOR_START_S, Spawner
@@ -159,7 +159,7 @@ class SupervisorClient:
                 "%s made room for %s: %s has not enough memory for both. An app that uses them in turn starts one at "
                 "each change; to keep both loaded, %s",
                 gone,
-                Path(spec.model).name,
+                called(spec.model),
                 ", ".join(spec.devices),
                 remedy,
             )
@@ -268,7 +268,7 @@ class SupervisorClient:
         one that somebody else has put in its place, answers.
         """
         if await self.control.end_stopped():
-            _log.warning("the supervisor of %s was stopped by a signal, and was ended", Path(self.spec.model).name)
+            _log.warning("the supervisor of %s was stopped by a signal, and was ended", called(self.spec.model))
             return True
         try:
             await self.control.what_became_of(0, ANSWERS_S)

@@ -27,6 +27,7 @@ from shared_engine.errors import SettingsError
 from shared_engine.machine.home import caches
 
 ROOT_VARIABLE = "VLLM_LOCAL_RUNTIME_DIR"
+_ANOTHER = f"set {ROOT_VARIABLE} to another path"
 MAX_SOCKET_PATH = 107  # sun_path is 108 bytes with its terminating zero; macOS has 104
 _LONGEST_NAME = "control.sock"
 _LONGEST_SCRATCH_NAME = "00000000-0000-0000-0000-000000000000"  # of the sockets between vLLM's own processes
@@ -112,23 +113,38 @@ def runtime_dir(key: str) -> RuntimeDir:
     return RuntimeDir(runtime_root() / key)
 
 
+def check_root() -> None:
+    """Refuse a runtime directory that is there and can't be used: a look at it, and nothing is made or opened.
+
+    Raises:
+        SettingsError: it is not a folder, another user's, or open to others.
+    """
+    root = runtime_root()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # said where it is to be made
+        _check_private(root, root.lstat())
+
+
 def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as exc:
+        raise SettingsError(f"the runtime directory {folder} can't be made ({exc.strerror}): {_ANOTHER}") from exc
+    _check_private(folder, status)
+
+
+def _check_private(folder: Path, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        kind = "link, which is unsafe" if stat.S_ISLNK(status.st_mode) else "file"
+        raise SettingsError(f"the runtime directory {folder} is a {kind}: remove it, or {_ANOTHER}")
+    if status.st_uid != os.getuid():
         raise SettingsError(
-            f"the runtime directory {folder} can't be made: {exc.strerror}; set {ROOT_VARIABLE} to another path"
-        ) from exc
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise SettingsError(
-            f"the runtime directory {folder} is a link or belongs to user {status.st_uid}, which is unsafe: "
-            f"remove it, or set {ROOT_VARIABLE} to another path"
+            f"the runtime directory {folder} belongs to user {status.st_uid}, which is unsafe: {_ANOTHER}"
         )
     if status.st_mode & 0o077:
         raise SettingsError(
             f"the runtime directory {folder} is open to other users (mode {status.st_mode & 0o777:o}): "
-            f"`chmod 700` it, or set {ROOT_VARIABLE} to another path"
+            f"`chmod 700` it (systemd: RuntimeDirectoryMode=0700), or {_ANOTHER}"
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared_engine.machine.gpu import find_gpus, in_cuda_order, same_names
+from shared_engine.machine.hub_cache import called
 from shared_engine.machine.memory import MemoryNeed, shortfall
 from shared_engine.machine.nvml import Gpu
 from shared_engine.runtime.control import Control
@@ -40,7 +41,7 @@ class LoadedEngine:
 
     @property
     def name(self) -> str:
-        return Path(self.record.model).name
+        return called(self.record.model)
 
 
 def others_loaded(directory: RuntimeDir, devices: Sequence[str], gpus: Sequence[Gpu] = ()) -> list[LoadedEngine]:

@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from shared_engine.machine.hub_cache import called
 from shared_engine.machine.proc import living_processes
 from shared_engine.machine.process_group import kill_marked
 from shared_engine.runtime.directory import RuntimeDir
@@ -69,8 +69,8 @@ class RecordKeeper:
 
     @property
     def name(self) -> str:
-        """The last component of the model's name."""
-        return Path(self.record.model).name
+        """What people know the model by."""
+        return called(self.record.model)
 
     def enter(self, state: EngineState, reason: str, **changes: Any) -> None:
         """Enter a state that the table of transitions allows, and log it."""

@@ -155,6 +155,7 @@ def test_parameters_reach_vllm(engine: Engine) -> None:
     stopped = engine.chat(COUNT, stop=["5"], temperature=0)
     assert "4" in stopped.text
     assert "5" not in stopped.text
+    assert engine.chat(COUNT, stop=["v", "w", "x", "y", "z", "5"], temperature=0).text == stopped.text
 
 
 WEATHER = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -89,6 +90,28 @@ def test_a_tool_choice_without_tools_is_refused() -> None:
 def test_what_has_no_json_form_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="JSON"):
         encode({"x": object()})
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("place", "extra"),
+    [
+        ("penalty", lambda number: {"penalty": number}),
+        ("options.scales[1]", lambda number: {"options": {"scales": [1.0, number]}}),
+    ],
+)
+def test_a_number_that_json_would_leave_out_is_refused_with_its_place(number: float, place: str, extra: Any) -> None:
+    params = GenerationParams(extra_body=extra(number))
+    with pytest.raises(InvalidInputError) as of_a_chat:
+        chat_request(HELLO, params)
+    with pytest.raises(InvalidInputError) as of_a_text:
+        completion_request("Hello", params)
+    assert str(of_a_chat.value) == str(of_a_text.value)
+    assert str(of_a_chat.value).startswith(f"{place} is not a finite number")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"maximum": number}}}}}
+    with pytest.raises(InvalidInputError, match=r"tools\[0\].function.parameters.properties.x.maximum"):
+        chat_request(HELLO, GenerationParams(), tools=[tool])
+    assert chat_request([{"role": "assistant", "content": None}], GenerationParams()).body.count(b"null") == 1
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,13 @@ from shared_engine.errors import EngineNameError, InvalidInputError, SettingsErr
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.observe.log_reader import printable
 from shared_engine.observe.processes import ProcessNode
+from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.messages import Evict, Shutdown
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
-from tests.support.hand_made import KEY, OTHER_KEY, MakeEngine
+from shared_engine.runtime.spec import EngineSpec
+from tests.support.hand_made import KEY, OTHER_KEY, HandMade, MakeEngine
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
@@ -326,7 +328,7 @@ def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEng
     failure = Failure(FailureKind.START, "the engine did not start: " + 30 * "no memory " + "\nsecond line")
     hand_made(OTHER_KEY, supervisor=None, model="org/other-model", failure=failure)
     assert main(["status"]) == 0
-    head, ready, failed, error = capsys.readouterr().out.splitlines()
+    head, ready, failed, *error = capsys.readouterr().out.splitlines()
     assert head.split() == ["ENGINE", "KEY", "STATE", "FOR", "RAM", "LEASES", "IDLE", "STARTS"]
     name, pinned, key, state, for_how_long, ram, leases, idle, starts = ready.split()
     assert (name, pinned, key, state, for_how_long, leases, idle, starts) == (
@@ -341,9 +343,35 @@ def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEng
     )
     assert ram.endswith("M")
     assert failed.split()[:3] == ["other-model", OTHER_KEY[:8], "stopped"]
-    assert error.startswith("  last error: the engine did not start: no memory")
-    assert error.endswith("…")
-    assert len(error) == 100
+    assert " ".join(" ".join(error).split()) == f"last error: the engine did not start: {30 * 'no memory '}".strip()
+    assert all(len(line) <= 100 and line.startswith("  ") for line in error)
+
+
+def test_status_says_in_which_flags_engines_of_one_model_differ(hand_made: MakeEngine, capsys: Capture) -> None:
+    flags = ("--model", "/models/tiny_chat", "--seed", "0")
+    write_spec(hand_made(), *flags, "--max-model-len", "512", "--enforce-eager")
+    write_spec(hand_made(OTHER_KEY), *flags, "--max-model-len", "1024")
+    write_spec(hand_made("cccc000000000000", model="org/other"), "--model", "org/other")
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[1]: lines[at + 1].strip() for at, line in enumerate(lines[:-1]) if "  ready" in line}
+    assert told[KEY[:8]] == "--enforce-eager --max-model-len 512"
+    assert told[OTHER_KEY[:8]] == "no --enforce-eager --max-model-len 1024"
+    assert sum(line.startswith("  ") for line in lines) == 2
+
+
+def write_spec(made: HandMade, *argv: str) -> None:
+    spec = EngineSpec(argv=argv, python="/opt/vllm/bin/python", vllm_version="0.32.0", model=made.record.model)
+    made.directory.spec.write_text(spec.to_json())
+
+
+def test_status_of_a_runtime_directory_that_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "file"))
+    assert main(["status"]) == 2
+    assert f"the runtime directory {tmp_path}/file is a file" in capsys.readouterr().err
 
 
 def test_status_tells_how_far_a_start_is(hand_made: MakeEngine, capsys: Capture) -> None:
@@ -419,12 +447,19 @@ def test_watch_as_json_is_one_line_each_time(hand_made: MakeEngine) -> None:
     assert [frame[0]["key"] for frame in frames] == [KEY, KEY]
 
 
-def test_watch_redraws_on_a_terminal(hand_made: MakeEngine) -> None:
+def test_watch_redraws_on_a_terminal_as_much_as_fits(hand_made: MakeEngine) -> None:
     hand_made()
+    hand_made(OTHER_KEY, model="org/other")
     ours, theirs = pty.openpty()
-    watch = start("status", "--watch", "0.1", stdout=theirs, TERM="xterm")
+    watch = start("status", "--watch", "0.1", stdout=theirs, TERM="xterm", COLUMNS="30", LINES="3")
     os.close(theirs)
-    assert os.read(ours, 7).startswith(b"\x1b[H\x1b[J")
+    seen = b""
+    while seen.count(b"\x1b[H\x1b[J") < 2:
+        seen += os.read(ours, 4096)
+    before, frame, *_ = seen.decode().split("\x1b[H\x1b[J")
+    assert before == ""
+    assert [len(line) <= 30 for line in frame.splitlines()] == [True, True]
+    assert frame.splitlines()[1] == "… 2 more lines"
     watch.send_signal(signal.SIGINT)
     while watch.poll() is None:  # a terminal that nobody reads would hold it
         try:
@@ -566,6 +601,18 @@ def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsy
     assert "name one, or use --all" in capsys.readouterr().err
     assert main(["stop", "--all"]) == 0
     assert [engine.asked()[0] for engine in made] == [Shutdown(), Shutdown()]
+
+
+@pytest.mark.parametrize("command", ["stop", "evict"])
+def test_an_engine_that_has_failed_is_not_meant_by_the_only_one(
+    hand_made: MakeEngine, capsys: Capture, command: str
+) -> None:
+    failed = hand_made(OTHER_KEY, state=EngineState.FAILED)
+    hand_made()
+    assert main([command]) == 0
+    assert capsys.readouterr().out.startswith("tiny_chat (01234567) ")
+    assert not (failed.directory.path / "asked").exists()
+    assert main([command, "tiny_chat"]) == 0  # of this name there is still one that can be ended
 
 
 def test_how_an_end_went_is_told_to_programs_too(hand_made: MakeEngine, capsys: Capture) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shared_engine import SettingsError
+from langchain_vllm_local import ChatVLLM, VLLMEmbeddings
+from llama_index_vllm_local import VLLM
+from shared_engine import Engine, SettingsError
 from shared_engine.runtime.directory import MAX_SOCKET_PATH, ROOT_VARIABLE, RuntimeDir, runtime_root
+from tests.support.paths import TINY_CHAT
 
 
 def test_it_is_made_private(tmp_path: Path) -> None:
@@ -34,6 +39,27 @@ def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SettingsError, match="unsafe"):
         RuntimeDir(tmp_path / "root" / "key").prepare()
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").touch()
+    with pytest.raises(SettingsError, match=f"can't be made.*{ROOT_VARIABLE}"):
+        RuntimeDir(tmp_path / "root" / "key").prepare()
+
+
+@pytest.mark.parametrize("make", [lambda root: root.mkdir(mode=0o755), lambda root: root.touch()], ids=["755", "file"])
+@pytest.mark.parametrize("kind", [Engine, ChatVLLM, VLLM, VLLMEmbeddings])
+def test_one_that_is_there_and_can_not_be_used_is_refused_on_construction(
+    kind: Callable[..., Any], make: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    monkeypatch.setenv(ROOT_VARIABLE, str(root))
+    kind(model=str(TINY_CHAT))
+    assert not root.exists()
+    make(root)
+    with pytest.raises(SettingsError, match=f"the runtime directory {root} is .*{ROOT_VARIABLE}"):
+        kind(model=str(TINY_CHAT))
+    kind(base_url="http://127.0.0.1:9", model="none")  # which has no use for it
 
 
 def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:

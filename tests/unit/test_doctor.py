@@ -105,6 +105,20 @@ def test_without_vllm_it_fails_and_starts_nothing(capsys: Capture, monkeypatch: 
     assert "FAIL  smoke test         not done: no engine can start" in out
 
 
+def test_what_is_to_be_done_about_a_runtime_directory_depends_on_its_fault(
+    fake_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "open"))
+    found = findings()["runtime directory"]
+    assert found.outcome is Outcome.FAIL
+    assert found.detail == f"the runtime directory {tmp_path}/open is open to other users (mode 755)"
+    assert found.remedy.startswith("`chmod 700` it")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "file"))
+    assert "set VLLM_LOCAL_RUNTIME_DIR" in findings()["runtime directory"].remedy
+
+
 def test_json_is_a_list_of_findings(fake_python: str, capsys: Capture) -> None:
     assert main(["doctor", "--no-smoke", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

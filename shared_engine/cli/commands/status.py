@@ -12,9 +12,10 @@ from shared_engine.cli.argument_types import seconds
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.naming import ENGINE_HELP, named
 from shared_engine.cli.status_table import status_table
+from shared_engine.cli.table import fitted
 from shared_engine.cli.terminal import can_draw
 from shared_engine.observe.engines import find_engines
-from shared_engine.runtime.directory import runtime_root
+from shared_engine.runtime.directory import check_root, runtime_root
 
 WATCH_S, MIN_WATCH_S = 2.0, 0.1
 EXAMPLES = ("vllm-local status", "vllm-local status --watch 1 --tree", "vllm-local status Qwen3-4B --json")
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         while True:
             frame = _frame(arguments)
             is_drawing = can_draw(sys.stdout) and not arguments.json
-            print(f"\x1b[H\x1b[J{frame}" if is_drawing else frame, flush=True)
+            print(f"\x1b[H\x1b[J{fitted(frame)}" if is_drawing else frame, flush=True)
             if not is_drawing and not arguments.json:
                 print(flush=True)
             time.sleep(arguments.watch)
@@ -56,5 +57,6 @@ def _frame(arguments: argparse.Namespace) -> str:
         return json.dumps([each.to_json() for each in shown], indent=2 if arguments.watch is None else None)
     if shown:
         return "\n".join(status_table(shown, tree=arguments.tree))
+    check_root()
     ended = f" ({len(engines)} ended: --all shows them)" if engines else ""
     return f"no engine is alive in {runtime_root()}{ended}"

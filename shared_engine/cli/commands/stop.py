@@ -12,7 +12,7 @@ from shared_engine.cli.naming import ENGINE_HELP, named
 from shared_engine.cli.table import as_json
 from shared_engine.cli.terminal import complain
 from shared_engine.errors import EngineNameError
-from shared_engine.observe.engines import find_engines, listing
+from shared_engine.observe.engines import find_engines, listing, running
 
 END_TIMEOUT_S = 30.0
 EXAMPLES = ("vllm-local stop", "vllm-local stop Qwen3-4B --timeout 5", "vllm-local stop --all --force")
@@ -41,13 +41,15 @@ def end(arguments: argparse.Namespace, *, shuts_down: bool, force: bool) -> int:
     if arguments.all and arguments.engines:
         arguments.usage_error("name engines, or use --all, not both")
     engines = find_engines()
-    alive = [engine for engine in engines if engine.is_alive]
+    meant = running(engines)
     if arguments.engines:
         chosen = named(engines, arguments.engines)
-    elif arguments.all or len(alive) < 2:
-        chosen = alive
+    elif arguments.all:
+        chosen = [engine for engine in engines if engine.is_alive]
+    elif len(meant) < 2:
+        chosen = meant
     else:
-        raise EngineNameError(f"{len(alive)} engines are alive: name one, or use --all:\n{listing(alive)}")
+        raise EngineNameError(f"{len(meant)} engines are alive: name one, or use --all:\n{listing(meant)}")
     if not chosen and not arguments.json:
         print("no engine is alive")
     ended = asyncio.run(end_engines(chosen, arguments.timeout, shuts_down=shuts_down, force=force))
