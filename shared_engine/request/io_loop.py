@@ -1,4 +1,8 @@
-"""The one background event loop of this process, for synchronous callers. Fork-safe."""
+"""The one background event loop of this process, for synchronous callers. Fork-safe.
+
+Where greenlets stand in for threads, there is one in each thread of the kernel's that calls: a greenlet runs only while
+its own thread waits.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,16 @@ from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 from shared_engine.errors import EngineError, ServerConnectionError
+from shared_engine.request.green_threads import GreenLoop, are_green
 from shared_engine.request.threads import refuse_at_exit, start_thread
 
 T = TypeVar("T")
 
 
 _guard = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-_inherited: list[asyncio.AbstractEventLoop | None] = []
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_inherited: list[dict[int, asyncio.AbstractEventLoop]] = []
+_ANY_THREAD = 0
 
 
 def io_loop() -> asyncio.AbstractEventLoop:
@@ -32,29 +38,31 @@ def io_loop() -> asyncio.AbstractEventLoop:
     Raises:
         EngineError: no thread or file is left, or the interpreter has stopped all threads.
     """
-    global _loop
     refuse_at_exit()
+    is_green = are_green()
+    thread = threading.get_native_id() if is_green else _ANY_THREAD
     with _guard:
-        if _loop is None:
+        if thread not in _loops:
             try:
-                loop = asyncio.new_event_loop()
+                loop = GreenLoop() if is_green else asyncio.new_event_loop()
             except OSError as exc:  # no file is left
                 raise EngineError(f"no event loop could be made for synchronous requests: {exc.strerror}") from exc
+            run = loop.run if isinstance(loop, GreenLoop) else loop.run_forever
             try:
-                start_thread(loop.run_forever, "vllm-local-io", "synchronous requests")
+                start_thread(run, "vllm-local-io", "synchronous requests")
             except EngineError:
                 loop.close()
                 raise
-            _loop = loop
-        return _loop
+            _loops[thread] = loop
+        return _loops[thread]
 
 
 def _forget_in_child() -> None:
     """A forked child has no thread that runs the parent's loop: it starts its own."""
-    global _loop, _guard
+    global _loops, _guard
     _guard = threading.Lock()
-    _inherited.append(_loop)  # closing it would take descriptors out of the epoll set that the parent waits on
-    _loop = None
+    _inherited.append(_loops)  # closing them would take descriptors out of the epoll set that the parent waits on
+    _loops = {}
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -190,7 +198,7 @@ def iterate_sync(iterator: AsyncGenerator[T, None]) -> Generator[T, None, None]:
             if isinstance(item, _Failed):
                 raise item.error
             yield item
-            if call.loop is not _loop:  # nobody here would ever put another item
+            if call.loop not in _loops.values():  # nobody here would ever put another item
                 raise ServerConnectionError("this stream belongs to the process that this one was forked from")
     finally:
         call.cancel()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shared_engine.errors import EngineError
+from shared_engine.request.green_threads import turn_of_others
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ def start_thread(target: Callable[[], object], name: str, purpose: str) -> threa
     refuse_at_exit()  # Python 3.11 would wait for ever for the thread to begin
     thread = threading.Thread(target=target, name=name, daemon=True)
     try:
-        thread.start()
+        with turn_of_others():
+            thread.start()
     except RuntimeError as exc:
         raise EngineError(f"no thread could be started for {purpose}: {exc}") from exc
     return thread
