@@ -6,6 +6,7 @@ Patterns were read off real failed starts (vLLM 0.32).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -18,12 +19,14 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (r"unrecognized arguments?: (?P<what>.+)", "vLLM does not know {what}: check engine_args"),
     (r"error: argument (?P<what>.+)", "vLLM refused a setting: {what}"),
     (r"(?P<what>Repo id must be .+)", "the model was not found: {what}"),
+    # huggingface_hub's remedy is an argument that does not exist here.
+    (r"(?P<what>outgoing traffic has been disabled)",
+     "the model is not on this disk, and HF_HUB_OFFLINE keeps it from being fetched: unset that, or fetch the model "
+     "where the hub can be reached (`vllm-local pull`)"),
     (r"(?P<what>\S{1,300} is not a local folder and is not a valid model identifier.*)",
      "the model was not found: {what}"),
     (r"(?P<what>(Cannot find|couldn't find|Can't load|We couldn't connect to).{0,200})",
      "the model can't be loaded: {what}"),
-    (r"^(?P<what>.*outgoing traffic has been disabled.*)",
-     "the model is not on disk and the hub is switched off: {what}"),
     (r"^(?P<what>.*does not recognize this architecture.*)", "this vLLM does not support the model: {what}"),
     (r"(?P<what>Model architectures .* are not supported for now.*)", "this vLLM does not support the model: {what}"),
     (r"^(?P<what>.*(requires you to execute the configuration file|trust_remote_code=True).*)",
@@ -67,6 +70,7 @@ _LACKS_MEMORY = re.compile(
 MAX_CHARACTERS = 2000  # of a line: vLLM's words for a cause are shorter, and the supervisor does nothing else meanwhile
 _ERROR_LINE = re.compile(r"^(?P<what>\w*(Error|Exception): .+)")
 _KILLED = re.compile(r"Failed core proc\(s\): .{0,200}?'(\w+)': -(\d+)")
+_FIELD_REFUSED = re.compile(r"\s+(?P<fault>\S.{0,600}?) \[type=\w+, input_value=(?P<value>.{0,200}?), input_type=")
 _LOG_PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+\] )?")
 
 
@@ -84,7 +88,15 @@ def explain(log: Sequence[str]) -> str | None:
             if found:
                 what = found["what"].strip()
                 return text.format(what=what if text.endswith("{what}") else what.rstrip("."))
+    if refused := _refused_fields(lines):
+        return f"vLLM refused a setting: {'; '.join(refused)}"
     errors = [found["what"] for line in lines if (found := _ERROR_LINE.match(line))]
     own = [line for line in errors if "Engine core initialization failed" not in line]
     killed = [f"vLLM's {name} {exit_in_words(-int(number))}" for name, number in _KILLED.findall("\n".join(errors))]
     return "; ".join([*own[-1:], *killed[-1:]]) or None
+
+
+def _refused_fields(lines: Sequence[str]) -> list[str]:
+    """What pydantic says of each field: its name stands in the line before."""
+    found = ((name.strip(), _FIELD_REFUSED.match(line)) for name, line in itertools.pairwise(lines))
+    return list(dict.fromkeys(f"{name} = {line['value']}: {line['fault']}" for name, line in found if line and name))

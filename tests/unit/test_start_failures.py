@@ -57,6 +57,30 @@ LAST = "RuntimeError: Engine core initialization failed. See root cause above. F
             "vLLM refused a setting: Quantization method specified in the model config (awq) does not match the "
             "quantization method specified in the `quantization` argument (awq_marlin).",
         ),
+        (
+            [
+                "pydantic_core._pydantic_core.ValidationError: 2 validation errors for SchedulerConfig",
+                "max_num_batched_tokens",
+                "  Input should be greater than or equal to 1 [type=greater_than_equal, input_value=0, input_type=int]",
+                "    For further information visit https://errors.pydantic.dev/2.14/v/greater_than_equal",
+                "(APIServer pid=7) max_num_seqs",
+                "(APIServer pid=7)   Input should be greater than or equal to 1 [type=greater_than_equal, "
+                "input_value=0, input_type=int]",
+                "(APIServer pid=7)     For further information visit https://errors.pydantic.dev/2.14/v/greater_than",
+            ],
+            "vLLM refused a setting: max_num_batched_tokens = 0: Input should be greater than or equal to 1; "
+            "max_num_seqs = 0: Input should be greater than or equal to 1",
+        ),
+        (
+            [
+                "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder for "
+                "the specified revision on the local disk and outgoing traffic has been disabled. To enable repo "
+                "look-ups and downloads online, pass 'local_files_only=False' as input.",
+                LAST,
+            ],
+            "the model is not on this disk, and HF_HUB_OFFLINE keeps it from being fetched: unset that, or fetch the "
+            "model where the hub can be reached (`vllm-local pull`)",
+        ),
         (["ValueError: Model architectures ['Foo'] are not supported for now."], "does not support"),
         (
             ["ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len"],
@@ -101,6 +125,7 @@ def test_the_cause_is_told_not_the_last_line(lines: list[str], part: str) -> Non
     assert cause is not None
     assert part in cause
     assert "Engine core initialization failed" not in cause
+    assert "local_files_only" not in cause
 
 
 @pytest.mark.parametrize(
