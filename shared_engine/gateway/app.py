@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared_engine.gateway.asked import asked_of
 from shared_engine.gateway.catalog import Catalog
@@ -27,6 +27,8 @@ from shared_engine.gateway.page.files import routes as page
 from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.reference import routes as reference
 from shared_engine.gateway.refusals import RETRY_AFTER_S, RefusedError
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES
+from shared_engine.request.threads import in_a_thread
 
 PASSED = {
     "/v1/{rest:path}": ["GET", "POST", "DELETE"],
@@ -34,6 +36,7 @@ PASSED = {
     **{f"/{name}": ["POST"] for name in ("tokenize", "detokenize", "pooling", "classify", "score", "rerank")},
 }
 """What goes to a model. What else vLLM serves is about one server, not for everybody who may ask a model."""
+ASKED_MOST = frozenset((CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, MESSAGES))
 logger = logging.getLogger(__name__)
 
 
@@ -65,12 +68,37 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             *page(),
             *(Route(path, routes.pass_on, methods=methods) for path, methods in PASSED.items()),
         ],
-        middleware=[Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback)],
+        middleware=[
+            Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback),
+            Middleware(FirstLook, answer=routes.pass_on),
+        ],
         exception_handlers={RefusedError: _refused, HTTPException: _not_there, Exception: _failed},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path with another end is another path
     return app
+
+
+class FirstLook:
+    """What is asked most goes to a model at once; to find its route takes Starlette longer than all that is done here.
+
+    Args:
+        answer: as its route has it.
+    """
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request], Awaitable[Any]]) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in ASKED_MOST:
+            await self._app(scope, receive, send)
+            return
+        try:
+            answer = await self._answer(Request(scope, receive))
+        except RefusedError as refusal:
+            answer = refusal.response(scope["path"])
+        await answer(scope, receive, send)
 
 
 class Routes:
@@ -89,7 +117,7 @@ class Routes:
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, _: Request) -> Response:
-        body, kind = await asyncio.to_thread(metrics_page, self._catalog)
+        body, kind = await in_a_thread(lambda: metrics_page(self._catalog))
         return Response(body, media_type=kind)
 
     async def models(self, request: Request) -> Response:

@@ -84,7 +84,7 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     headers = passed_headers(request)
     body = await body_of(request, max_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    fields, model = None, request.query_params.get("model")
+    fields, model = None, request.query_params.get("model") if query else None
     if kind == "multipart/form-data":
         boundary = _BOUNDARY.search(request.headers["content-type"])
         found = None if boundary is None else _model_part(boundary[1].encode()).search(body)
@@ -137,20 +137,27 @@ async def body_of(request: Request, max_bytes: int) -> bytes:
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RefusedError(415, "send the body without a Content-Encoding", "unsupported_media_type")
-    too_long = RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_long
+        raise _too_long(max_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
-            async for piece in request.stream():
-                body += piece
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
                 if len(body) > max_bytes:
-                    raise too_long
+                    raise _too_long(max_bytes)
+                if not message.get("more_body", False):
+                    return bytes(body)
     except TimeoutError:
         raise RefusedError(408, f"the body was not there after {BODY_S:g} s", "body_timeout") from None
-    return bytes(body)
+
+
+def _too_long(max_bytes: int) -> RefusedError:
+    return RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
 
 
 def _json(body: bytes) -> tuple[dict[str, msgspec.Raw], str | None]:

@@ -11,6 +11,7 @@ from typing import Any
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
+from shared_engine.gateway.engine_socket import EngineSockets
 from shared_engine.gateway.in_flight import InFlight, InFlightRequest
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
@@ -34,20 +35,24 @@ class ServedModel:
 
     Attributes:
         in_flight: the requests of all models.
+        sockets: those of all engines.
         is_open: its requests may begin: it is no other model's turn (turns.py).
         turns_given: how often they had to wait, so that another one got room.
+        takes_turns: it is loaded on this machine, and nowhere else.
         is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
     """
 
-    def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
+    def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns, sockets: EngineSockets) -> None:
         self.config = config
         self.in_flight = in_flight
+        self.sockets = sockets
         self._turns = turns
         self.is_open = asyncio.Event()
         self.is_open.set()
         self.turns_given = 0
         self.is_pinned = config.settings.pinned
         settings = config.settings
+        self.takes_turns = settings.modes == ("local",)
         self.endpoint = endpoint_of(settings)
         self._forwarding = Forwarding(self.endpoint, settings)
         self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
@@ -63,11 +68,6 @@ class ServedModel:
         if self._capabilities is None:
             self._capabilities = capabilities_of(self.config.settings)
         return self._capabilities
-
-    @property
-    def takes_turns(self) -> bool:
-        """It is loaded on this machine, and nowhere else."""
-        return self.config.settings.modes == ("local",)
 
     @property
     def is_used(self) -> bool:
@@ -143,6 +143,7 @@ class Catalog:
         self.leaving = asyncio.Event()
         self.unloads_at_end = False
         self._turns = Turns(lambda: (*self.models.values(),), lambda: self.config.fields.turn_s)
+        self._sockets = EngineSockets()
         self.models = {id_: self._served(model) for id_, model in config.models.items()}
         self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
@@ -163,7 +164,7 @@ class Catalog:
         self.preload()
 
     def _served(self, model: ModelConfig) -> ServedModel:
-        return ServedModel(model, self.in_flight, self._turns)
+        return ServedModel(model, self.in_flight, self._turns, self._sockets)
 
     # ---- which
 
@@ -265,6 +266,7 @@ class Catalog:
             await asyncio.gather(*map(_unloaded, self.models.values()))
         for model in (*self.models.values(), *self._replaced):
             await model.endpoint.close()
+        self._sockets.close()
 
 
 async def _unloaded(model: ServedModel) -> None:

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,7 +47,7 @@ class Guard:
         if scope["type"] != "http":  # a WebSocket: there is none
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers, config = Headers(scope=scope), self._config()
+        headers, config = _by_name(scope), self._config()
         origin = headers.get("origin")
         is_named = origin is not None and origin in config.fields.cors_origins
         shown = _for_pages(origin) if is_named and origin else {}
@@ -76,6 +76,11 @@ class Guard:
         finally:
             if taken is not None:
                 taken.give_back()
+
+
+def _by_name(scope: Scope) -> dict[str, str]:
+    """The headers; of several with one name the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
 def check_head(scope: Scope) -> None:
@@ -114,7 +119,7 @@ def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None
         raise RefusedError(403, "the Host header names another host; see allowed_hosts", "host_not_allowed")
 
 
-def check_page(method: str, path: str, headers: Headers) -> None:
+def check_page(method: str, path: str, headers: Mapping[str, str]) -> None:
     """Refuse what a page of another place has a browser ask for: an image by its address would load a model too.
 
     Raises:
@@ -148,7 +153,7 @@ def _of_another_page() -> RefusedError:
     return RefusedError(403, "pages of this origin may not ask; see cors_origins", "origin_not_allowed")
 
 
-def key_of(headers: Headers, keys: Sequence[Key]) -> Key | None:
+def key_of(headers: Mapping[str, str], keys: Sequence[Key]) -> Key | None:
     """The key of a request; None where none are asked for. All are compared, each in constant time.
 
     Raises:
@@ -174,7 +179,7 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
-def _preflight(headers: Headers) -> Response:
+def _preflight(headers: Mapping[str, str]) -> Response:
     return Response(
         status_code=204,
         headers={

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from random import getrandbits
 from typing import Any
 
 from shared_engine.gateway.refusals import RefusedError
@@ -29,12 +29,12 @@ class InFlightRequest:
     key: str | None = None
     is_stream: bool = False
     given_id: str | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    id: str = field(default_factory=lambda: f"{getrandbits(64):016x}")
     began: float = field(default_factory=time.monotonic)
     is_waiting: bool = True
     events: int = 0
     is_cancelled: bool = False
-    answering: asyncio.Task[None] | None = field(default=None, repr=False)
+    answering: asyncio.Task[Any] | None = field(default=None, repr=False)
 
     def saw(self, piece: bytes) -> None:
         """A piece of its stream of events."""

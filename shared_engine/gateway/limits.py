@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 from shared_engine.gateway.refusals import RefusedError
 
@@ -27,9 +25,8 @@ class Places:
         self.taken = 0
         self.waiting = 0
 
-    @contextlib.asynccontextmanager
-    async def place(self, timeout: float | None) -> AsyncIterator[None]:
-        """A place, given back at the end.
+    async def take(self, timeout: float | None) -> None:
+        """A place, until ``give_back``.
 
         Args:
             timeout: seconds to wait for it; None for as long as it takes.
@@ -37,7 +34,14 @@ class Places:
         Raises:
             RefusedError: too many wait already, or none came free in time.
         """
-        if self._free.locked() and self.waiting >= self._queue_limit:
+        if self._free.locked():
+            await self._wait(timeout)
+        else:
+            await self._free.acquire()
+        self.taken += 1
+
+    async def _wait(self, timeout: float | None) -> None:
+        if self.waiting >= self._queue_limit:
             raise self._full(f"and {self.waiting} wait")
         self.waiting += 1
         try:
@@ -47,12 +51,11 @@ class Places:
             raise self._full(f"and none ended in {timeout:g} s") from None
         finally:
             self.waiting -= 1
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
-            self._free.release()
+
+    def give_back(self) -> None:
+        """The request has ended."""
+        self.taken -= 1
+        self._free.release()
 
     def _full(self, why: str) -> RefusedError:
         return RefusedError(

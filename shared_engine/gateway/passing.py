@@ -6,9 +6,9 @@ The answer goes to the client byte for byte, or through a ``Translation``, where
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import replace
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -69,6 +69,7 @@ class PassedOn:
         self._stream_type = _EVENTS if translation is None else translation.stream_type
         self._waiting = f": waiting for {model.config.id}\n\n".encode() if translation is None else translation.waiting
         self._keep_alive_s = keep_alive_s
+        self._has_left = False
         given = next((value for name, value in request.headers if name == "x-request-id"), None)
         self._listed = InFlightRequest(model.config.id, request.route, is_stream=is_stream, given_id=given)
 
@@ -81,54 +82,88 @@ class PassedOn:
             await self._until_it_ends(receive, client, config.fields)
 
     async def _until_it_ends(self, receive: Receive, client: _Client, rules: FileFields) -> None:
-        answering = self._listed.answering = asyncio.create_task(self._answer(client, rules))
-        leaving = asyncio.create_task(_departure(receive))
-        is_over_time = False
+        answering = self._listed.answering = asyncio.current_task()
+        assert answering is not None
+        leaving = asyncio.create_task(self._leave_with_client(receive, answering))
         try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # by the server, which has drained for long enough
-            is_over_time = True
-        finally:
-            answering.cancel()
+            await self._answer(client, rules)
+        except asyncio.CancelledError:
             leaving.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-        if is_over_time:
-            async with asyncio.timeout(LAST_WORDS_S):
-                await client.refuse(RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1))
-            return
-        if self._listed.is_cancelled and answering.cancelled():
-            logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
-            await client.refuse(CANCELLED)
-            return
-        if not answering.cancelled():
-            answering.result()
+            if self._has_left:
+                answering.uncancel()
+            elif self._listed.is_cancelled:
+                answering.uncancel()
+                logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
+                await client.refuse(CANCELLED)
+            else:  # by the server, which has drained for long enough
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await client.refuse(RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1))
+        finally:
+            leaving.cancel()
+
+    async def _leave_with_client(self, receive: Receive, answering: asyncio.Task[Any]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._has_left = True
+        answering.cancel()
 
     async def _answer(self, client: _Client, rules: FileFields) -> None:
-        name = self._model.config.id
-        commenting = asyncio.create_task(self._comment(client)) if self._is_stream else None
+        name, places = self._model.config.id, self._model.places
+        comments = _Comments(client, self._waiting, self._interval_s) if self._is_stream else None
         try:
-            request = replace(self._request, body=await inlined(self._request.body, rules))
-            async with self._model.places.place(self._model.config.settings.timeout):
+            body = await inlined(self._request.body, rules)
+            request = self._request if body is self._request.body else replace(self._request, body=body)
+            await places.take(self._model.config.settings.timeout)
+            try:
                 answer = await self._model.answer(request, self._listed)
-                async with contextlib.aclosing(answer):
-                    await _ended(commenting)
+                try:
+                    if comments is not None:
+                        await comments.end()
                     await self._model.keep_alive(self._keep_alive_s)
                     if self._translation is None:
                         await _pass_on(answer, client, self._listed)
                     else:
                         await _translated(answer, client, self._translation, self._listed)
+                finally:
+                    answer.close()
+            finally:
+                places.give_back()
         except (RefusedError, VLLMError) as exc:
-            await _ended(commenting)
+            if comments is not None:
+                await comments.end()
             refusal = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
             logger.info("%s %s: %d, %s", name, self._request.route, refusal.status, refusal.message)
             await client.refuse(refusal)
         finally:
-            await _ended(commenting)
+            if comments is not None:
+                await comments.end()
 
-    async def _comment(self, client: _Client) -> None:
+
+class _Comments:
+    """Tells a client now and then that its stream is still to come, until ``end``."""
+
+    def __init__(self, client: _Client, comment: bytes, interval_s: float) -> None:
+        self._client = client
+        self._comment = comment
+        self._interval_s = interval_s
+        self._task: asyncio.Task[None] | None = None
+        # A timer, not a task: most streams begin before.
+        self._timer = asyncio.get_running_loop().call_later(interval_s, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
         while True:
+            await self._client.send_stream(self._comment)
             await asyncio.sleep(self._interval_s)
-            await client.send_stream(self._waiting)
+
+    async def end(self) -> None:
+        """Return when none is sent any more."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
 
 class _Client:
@@ -150,8 +185,8 @@ class _Client:
     def gets_stream(self) -> bool:
         return self._begun == self._stream_type
 
-    async def send(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def send(self, body: bytes, *, is_last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def send_stream(self, body: bytes) -> None:
         if body:
@@ -164,7 +199,7 @@ class _Client:
         await self.send(body)
 
     async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.send(b"", is_last=True)
 
     async def refuse(self, refusal: RefusedError) -> None:
         if self._begun is None:
@@ -220,7 +255,8 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightReq
             await client.send(b"data: " + answer.whole + b"\n\n")
         else:
             await client.begin(answer.status, headers, kind)
-            await client.send(answer.whole)
+            await client.send(answer.whole, is_last=True)
+            return
     else:
         if kind == _EVENTS:
             names = {name for name, _ in _OF_STREAMS}
@@ -230,15 +266,3 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightReq
             listed.saw(piece)
             await client.send(piece)
     await client.end()
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _ended(task: asyncio.Task[None] | None) -> None:
-    """Return when it no longer runs."""
-    if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -20,7 +20,6 @@ from shared_engine.gateway.app import gateway_app
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig
 from shared_engine.gateway.connections import ClientConnection
-from shared_engine.gateway.guard import MAX_HEAD_BYTES
 from shared_engine.gateway.handover import Handover
 from shared_engine.gateway.listening import Listening
 from shared_engine.machine.service_manager import ServiceManager
@@ -50,7 +49,6 @@ def server_of(catalog: Catalog, listening: Listening, started: Callable[[], None
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(listening.drain_s)),
             ssl_certfile=listening.tls_cert,
@@ -146,11 +144,6 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._say_started()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Return when all connections are closed; an answer that begins from now on says so."""
-        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
-        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -202,9 +202,7 @@ class RouteInTurn(Route):
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self._request.is_waiting = True
         if not self._model.takes_turns:
-            connection = await self._inner.acquire(headers)
-            self._request.is_waiting = False
-            return connection
+            return self._acquired(await self._inner.acquire(headers))
         while True:
             await self._turns.admit(self._model)
             try:
@@ -214,8 +212,11 @@ class RouteInTurn(Route):
                 if isinstance(exc, VLLMError) or not limit.expired():
                     raise
             else:
-                self._request.is_waiting = False
-                return connection
+                return self._acquired(connection)
+
+    def _acquired(self, connection: Connection) -> Connection:
+        self._request.is_waiting = False
+        return self._model.sockets.instead(connection)
 
     def release(self, connection: Connection) -> None:
         self._inner.release(connection)

@@ -126,6 +126,8 @@ class Forwarding:
             await asyncio.sleep(wait_s)
 
     async def _acquired(self, request: ForwardedRequest, route: Route) -> Connection:
+        if request.wait_s is None:
+            return await route.acquire()
         try:
             async with asyncio.timeout(request.wait_s) as limit:
                 return await route.acquire()

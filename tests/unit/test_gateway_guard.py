@@ -388,22 +388,24 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
     places, order = Places("m", 1, 5), list[int]()
 
     async def take(number: int) -> None:
-        async with places.place(10):
-            order.append(number)
-            await asyncio.sleep(0)
+        await places.take(10)
+        order.append(number)
+        await asyncio.sleep(0)
+        places.give_back()
 
-    async with places.place(10):
-        tasks = []
-        for number in range(5):
-            tasks.append(asyncio.create_task(take(number)))
-            await asyncio.sleep(0)
-        assert (places.taken, places.waiting) == (1, 5)
-        with pytest.raises(RefusedError) as caught:
-            await take(9)
-        assert caught.value.status == 429
-        tasks[2].cancel()  # whoever leaves makes room for others
-        await asyncio.gather(tasks[2], return_exceptions=True)
-        assert places.waiting == 4
+    await places.take(10)
+    tasks = []
+    for number in range(5):
+        tasks.append(asyncio.create_task(take(number)))
+        await asyncio.sleep(0)
+    assert (places.taken, places.waiting) == (1, 5)
+    with pytest.raises(RefusedError) as caught:
+        await take(9)
+    assert caught.value.status == 429
+    tasks[2].cancel()  # whoever leaves makes room for others
+    await asyncio.gather(tasks[2], return_exceptions=True)
+    assert places.waiting == 4
+    places.give_back()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 1, 3, 4]
     assert (places.taken, places.waiting) == (0, 0)
@@ -411,8 +413,8 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
 
 async def test_nobody_waits_for_a_place_for_ever() -> None:
     places = Places("m", 1, 5)
-    async with places.place(10):
-        with pytest.raises(RefusedError, match=r"none ended in 0\.01 s"):
-            async with places.place(0.01):
-                pass
+    await places.take(10)
+    with pytest.raises(RefusedError, match=r"none ended in 0\.01 s"):
+        await places.take(0.01)
+    places.give_back()
     assert (places.taken, places.waiting) == (0, 0)

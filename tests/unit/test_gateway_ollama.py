@@ -440,6 +440,12 @@ def test_vectors_have_length_one_also_when_they_are_cut() -> None:
     assert json.loads(EmbeddedOne("m", 0).whole(b"{}")) == {"embedding": []}
 
 
+@pytest.mark.parametrize("answer", [Embedded("m", 2), EmbeddedOne("m", 1)])
+def test_an_answer_without_as_many_vectors_as_texts_is_the_servers_failure(answer: Embedded | EmbeddedOne) -> None:
+    with pytest.raises(ServerError, match="with 0 embeddings"):
+        answer.whole(b'{"data": []}')
+
+
 def test_what_only_loads_says_so() -> None:
     (line,) = lines(Loaded("m", said_in_chat).whole(b""))
     assert (line["message"], line["done"], line["done_reason"]) == ({"role": "assistant", "content": ""}, True, "load")

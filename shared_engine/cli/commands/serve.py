@@ -21,7 +21,7 @@ EXAMPLES = (
     "vllm-local serve --config models.yaml --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem",
 )
 INTERRUPTED = "engines stay, as their settings say"
-_NEEDED = ("prometheus_client", "starlette", "uvicorn", "uvloop", "yaml")
+_NEEDED = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop", "yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from shared_engine.request.answers import parse_embeddings, parse_result
 from shared_engine.request.client import split_events
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.streams import ChunkReader
-from shared_engine.results import GenerationChunk, TokenUsage, ToolCall
+from shared_engine.results import EmbeddingResult, GenerationChunk, TokenUsage, ToolCall
 
 _DONE = b"[DONE]"
 
@@ -166,7 +166,7 @@ class Embedded(OllamaAnswer):
         self._dimensions = dimensions
 
     def whole(self, body: bytes) -> bytes:
-        result = parse_embeddings(body) if self._count else None
+        result = _all_of(body, self._count) if self._count else None
         vectors = [] if result is None else [_unit(vector[: self._dimensions or None]) for vector in result.embeddings]
         tokens = 0 if result is None else result.usage.prompt_tokens
         told = {"model": self._model, "embeddings": vectors, **self._times(), "prompt_eval_count": tokens}
@@ -185,7 +185,18 @@ class EmbeddedOne(OllamaAnswer):
         self._count = count
 
     def whole(self, body: bytes) -> bytes:
-        return msgspec.json.encode({"embedding": parse_embeddings(body).embeddings[0] if self._count else []})
+        return msgspec.json.encode({"embedding": _all_of(body, self._count).embeddings[0] if self._count else []})
+
+
+def _all_of(body: bytes, count: int) -> EmbeddingResult:
+    """
+    Raises:
+        ServerError: there are not as many as texts.
+    """
+    result = parse_embeddings(body)
+    if len(result.embeddings) != count:
+        raise ServerError(f"the server has answered {count} texts with {len(result.embeddings)} embeddings")
+    return result
 
 
 class _Call:

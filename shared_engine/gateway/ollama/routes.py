@@ -39,6 +39,7 @@ from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ForwardedRequest
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, MODELS
+from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.record import EngineState
 
 VERSION = "0.33.0"
@@ -150,7 +151,7 @@ class _Ollama:
         """The models, as Ollama lists them."""
         since = self._catalog.began
         found = self._catalog.shown(_key(request))
-        tags = await asyncio.to_thread(lambda: [Shown(name, model, since).tag() for name, model in found])
+        tags = await in_a_thread(lambda: [Shown(name, model, since).tag() for name, model in found])
         return JSONResponse({"models": tags})
 
     async def ps(self, request: Request) -> Response:
@@ -171,7 +172,7 @@ class _Ollama:
         name = asked.model or asked.name
         model, target = self._find(name, request)
         own_name = target.adapter or model.config.id
-        shown = await asyncio.to_thread(lambda: Shown(own_name, model, self._catalog.began).whole(target.set_params))
+        shown = await in_a_thread(lambda: Shown(own_name, model, self._catalog.began).whole(target.set_params))
         return JSONResponse(shown)
 
     async def version(self, _: Request) -> Response:
