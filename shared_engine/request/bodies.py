@@ -357,9 +357,21 @@ def asked_tokens(request: Request) -> int | None:
     """How many tokens of an answer a request asks for, at least; None for one that generates nothing."""
     if request.path not in (CHAT, COMPLETIONS):
         return None
+    own = own_max_tokens(request)
+    return 1 if own is None else own
+
+
+def with_max_tokens(request: Request, tokens: int) -> Request:
+    """The request, with a limit for its answer where it had none."""
+    body = msgspec.json.decode(request.body)
+    return replace(request, body=encode({**body, "max_tokens": tokens}), needs_max_tokens=False)
+
+
+def own_max_tokens(request: Request) -> int | None:
+    """The limit of the answer that a request for text names; None without."""
     body = msgspec.json.decode(request.body)
     name = max_tokens_field(body)
-    return 1 if name is None else body[name]
+    return None if name is None else body[name]
 
 
 def max_tokens_field(body: Mapping[str, Any]) -> str | None:

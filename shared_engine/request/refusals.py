@@ -7,7 +7,7 @@ one before):
                              RequestTimeoutError
     2. here                  an answer of 400 or more, or an error in place of an answer: ``error_from_response``
     3. ``sending``           a missing route shows what the model can't do (``explain_missing_route``); a prompt that
-                             is too long gets its exact length where that is quick
+                             is too long (``lengths``) gets its exact length where that is quick
     4. ``Endpoint.explain``  local: has the engine died or been stopped, is its queue full, what did a request wait for
                              that timed out; remote: does the server have another model now
     5. ``retry``             tried again where that can help and nothing of an answer has reached the caller
@@ -25,7 +25,6 @@ import msgspec
 
 from shared_engine.errors import (
     AuthenticationError,
-    ContextLengthError,
     ModelNotFoundError,
     PermissionDeniedError,
     RateLimitError,
@@ -34,6 +33,7 @@ from shared_engine.errors import (
     ServerError,
 )
 from shared_engine.request import dialects
+from shared_engine.request.lengths import length_error
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RERANK_UNREAD
 
 _BY_STATUS: dict[int, type[RequestError]] = {
@@ -42,25 +42,6 @@ _BY_STATUS: dict[int, type[RequestError]] = {
     404: ModelNotFoundError,
     429: RateLimitError,
 }
-_TOO_LONG = ("maximum context length", "exceeds model's maximum")
-_CONTEXT_LIMIT = re.compile(r"maximum context length (?:is|\() ?(\d+)|max_model_len=(\d+)")
-_PROMPT_LENGTH = re.compile(r"(?:at least |contains )(\d+) input tokens|Input length \((\d+)\)|(\d+) in the messages")
-# Of SGLang, llama.cpp, TGI, LiteLLM, Ollama.
-_TOO_LONG_ELSEWHERE = (
-    "longer than the model's context length",
-    "exceeds the available context size",
-    "`inputs` tokens + `max_new_tokens` must be",
-    "`inputs` must have less than",
-    "ContextWindowExceededError",
-    "prompt is too long",
-    "exceeds the context length",
-)
-_LIMIT_ELSEWHERE = re.compile(
-    r"(?:maximum context length of|context length \(|context size \(|must be <=|less than|tokens >) ?(\d+)"
-)
-_LENGTH_ELSEWHERE = re.compile(
-    r"(?:input|request) \((\d+) tokens\)|(\d+) tokens from the input|Given: (\d+)|(\d+) tokens >"
-)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _ENGINE_BUSY = ("currently busy and cannot accept new requests", "prefill token backlog limit")  # vllm/exceptions.py
 _ENGINE_FAILED = "EngineCore encountered an issue"  # vllm/v1/engine/exceptions.py
@@ -118,15 +99,14 @@ def error_in_answer(message: str, code: int | str | None) -> RequestError:
 def _error(status: int, message: str) -> RequestError:
     if status in _BY_STATUS:
         return _BY_STATUS[status](message, status)
+    too_long = length_error(status, message)
+    if too_long is not None:
+        return too_long
     if status >= 500:
         failed = ServerError(message, status)
         if status == 500 and (NOT_LOADED.search(message) or _has(message, (_RERANK_MISREAD, *_NO_NUMBER))):
             failed.should_retry = False
         return failed
-    if status in (400, 413, 422) and _has(message, (*_TOO_LONG, *_TOO_LONG_ELSEWHERE)):
-        limit = _number(_CONTEXT_LIMIT, message) or _number(_LIMIT_ELSEWHERE, message)
-        length = _number(_PROMPT_LENGTH, message) or _number(_LENGTH_ELSEWHERE, message)
-        return ContextLengthError(message, status, limit, length)
     return RequestRejectedError(message, status)
 
 
@@ -205,8 +185,3 @@ def _message(body: bytes) -> str:
         title = _TITLE.search(text) if text[:1] == "<" else None
         said = f"{' '.join(title[1].split())} (a page, not an answer of the model's server)" if title else ""
     return said or text[:2000] or "the server gave no reason"
-
-
-def _number(pattern: re.Pattern[str], message: str) -> int | None:
-    found = pattern.search(message)
-    return int(next(group for group in found.groups() if group)) if found else None

@@ -16,14 +16,23 @@ from shared_engine.errors import (
     InvalidInputError,
     ModelNotFoundError,
     RequestError,
+    RequestRejectedError,
     VLLMError,
 )
 from shared_engine.params import CallParams
 from shared_engine.request import answers
-from shared_engine.request.bodies import Request, asked_tokens, prompt_tokens_request, without_traits
+from shared_engine.request.bodies import (
+    Request,
+    asked_tokens,
+    own_max_tokens,
+    prompt_tokens_request,
+    with_max_tokens,
+    without_traits,
+)
 from shared_engine.request.call import Call
 from shared_engine.request.client import Client, EventStream
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint, Route
+from shared_engine.request.lengths import in_words, room_left
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
@@ -88,6 +97,7 @@ class Requests:
         self._max_retries = max_retries
         self._max_model_len: dict[int, int] = {}
         self._is_counting = False
+        self._counts_before: set[int] = set()
 
     async def generate(self, request: Request) -> GenerationResult:
         """A whole answer."""
@@ -194,10 +204,44 @@ class Requests:
     async def _in_form(
         self, request: Request, connection: Connection, send: Callable[[Request, Connection], Awaitable[T]]
     ) -> T:
-        """What ``send`` gives; see ``sent_in_form``."""
+        """What ``send`` gives; see ``sent_in_form`` and ``_in_room``."""
+        if request.needs_max_tokens:
+            return await self._in_room(request, connection, send)
         if not request.traits or not self._reshapes:
             return await send(request, connection)
         return await sent_in_form(request, connection, send)
+
+    async def _in_room(
+        self, request: Request, connection: Connection, send: Callable[[Request, Connection], Awaitable[T]]
+    ) -> T:
+        """What ``send`` gives. A server of vLLM before 0.32 refuses to have all of its limit for an answer, which later
+        ones cut to what the prompt leaves: there the prompt is counted before.
+        """
+        if connection.incarnation not in self._counts_before:
+            try:
+                return await send(request, connection)
+            except ContextLengthError as exc:
+                sized = await self._sized(request, connection)
+                if sized is None:
+                    raise
+                if len(self._counts_before) >= MAX_KNOWN_LENGTHS:
+                    self._counts_before.clear()
+                self._counts_before.add(connection.incarnation)
+                logger.debug("%s does not cut max_tokens: %s", connection.client.where, exc)
+        else:
+            sized = await self._sized(request, connection)
+        return await send(sized or request, connection)
+
+    async def _sized(self, request: Request, connection: Connection) -> Request | None:
+        """The request with what its prompt leaves of the limit; None where that is nothing, or nobody counts."""
+        limit = await self._server_limit(connection)
+        tokenize = prompt_tokens_request(request)
+        assert tokenize is not None
+        try:
+            left = limit - answers.parse_token_count(await self._post(tokenize, connection))
+        except RequestError:
+            return None
+        return None if left < 1 else with_max_tokens(request, left)
 
     def _refused(self, request: Request, connection: Connection, refusal: RequestError) -> Trait | None:
         """What the server does not take of a conversation, as it said in an answer that had begun well; None where it
@@ -330,6 +374,8 @@ class Requests:
             explained = explain_missing_route(error, request.path)
         if isinstance(error, ContextLengthError) and request is not None:
             explained = await self._with_length(error, connection, request)
+        elif isinstance(error, RequestRejectedError) and request is not None and explained is error:
+            explained = await self._with_room(error, connection, request)
         if explained is error:
             explained = await route.explain(error, connection)
         if explained is error:
@@ -343,22 +389,40 @@ class Requests:
 
         One prompt is counted at a time: of a whole batch that is refused, the first ones have to do.
         """
-        self.endpoint.max_model_len = error.max_model_len or self.endpoint.max_model_len
+        limit, count, is_exact = error.max_model_len, error.prompt_tokens, False
+        self.endpoint.max_model_len = limit or self.endpoint.max_model_len
         tokenize = prompt_tokens_request(request) if len(request.body) <= MAX_COUNTED_BYTES else None
-        count, said = error.prompt_tokens, "at least "
         if tokenize is not None and not self._is_counting:
             self._is_counting = True
             try:
-                count, said = answers.parse_token_count(await self._in_form(tokenize, connection, self._post)), ""
+                count = answers.parse_token_count(await self._in_form(tokenize, connection, self._post))
+                is_exact = True
             except RequestError:  # a server without that route: its own number has to do
                 pass
             finally:
                 self._is_counting = False
-        if count is None or error.max_model_len is None:
+        if count is None or limit is None:
             return error
-        limit = error.max_model_len
-        message = f"the prompt has {said}{count} tokens, and the model's limit is {limit}: {error.message}"
-        return ContextLengthError(message, error.status, limit, count, asked_tokens(request))
+        asked = error.completion_tokens or asked_tokens(request)
+        message = f"{in_words(limit, count, asked, is_exact=is_exact)}: {error.message}"
+        return ContextLengthError(message, error.status, limit, count, asked)
+
+    async def _with_room(
+        self, error: RequestRejectedError, connection: Connection, request: Request
+    ) -> RequestRejectedError:
+        """The error of a prompt that leaves less of the limit than the answer has to have, about which vLLM says only
+        what is left.
+        """
+        left = room_left(error.message)
+        if left is None or request.path not in (CHAT, COMPLETIONS) or own_max_tokens(request) == left[0]:
+            return error
+        try:
+            limit = await self._server_limit(connection)
+        except (RequestError, InvalidInputError):
+            return ContextLengthError(error.message, error.status)
+        count, asked = limit - left[0], max(left[1], asked_tokens(request) or 1)
+        message = f"{in_words(limit, count, asked, is_exact=True)}: {error.message}"
+        return ContextLengthError(message, error.status, limit, count, asked)
 
 
 def _marked(answer: T, request: Request) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,6 +54,35 @@ def test_without_max_tokens_generate_goes_on_to_the_models_limit(engine: Engine)
     assert result.finish_reason == "length"
     assert result.usage.completion_tokens > 100
     assert result.usage.total_tokens == 2048
+
+
+ASKED: dict[str, Callable[[Engine, str], object]] = {
+    "generate": lambda engine, text: engine.generate(text),
+    "stream_generate": lambda engine, text: list(engine.stream_generate(text)),
+    "chat": lambda engine, text: engine.chat([{"role": "user", "content": text}]),
+    "stream_chat": lambda engine, text: list(engine.stream_chat([{"role": "user", "content": text}])),
+}
+
+
+@pytest.mark.parametrize("words", [2048, 2049, 200_000])
+@pytest.mark.parametrize("way", ASKED)
+def test_a_prompt_that_leaves_no_room_has_both_numbers(engine: Engine, way: str, words: int) -> None:
+    """Just at the limit, one past it, and so far past it that vLLM does not tokenize it."""
+    around = engine.count_tokens([{"role": "user", "content": "a"}]) - 1 if "chat" in way else 0
+    text = " ".join(["a"] * (words - around))
+    with pytest.raises(ContextLengthError) as caught:
+        ASKED[way](engine, text)
+    assert caught.value.max_model_len == 2048
+    prompt = caught.value.prompt_tokens or 0
+    assert prompt == words if words < 3000 else 2048 < prompt <= words
+
+
+def test_too_large_a_max_tokens_is_not_too_long_a_prompt(engine: Engine) -> None:
+    told = "max_tokens = 2049 is more than the model's limit of 2048"
+    with pytest.raises(RequestRejectedError, match=told) as caught:
+        engine.chat(HELLO, max_tokens=2049)
+    assert not isinstance(caught.value, ContextLengthError)
+    assert engine.chat(HELLO, max_tokens=2048, temperature=0).finish_reason == "stop"
 
 
 async def test_seeds_hold_while_prompts_are_processed_in_parts(engine: Engine) -> None:

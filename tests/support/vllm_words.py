@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from shared_engine.adapting import media_errors
-from shared_engine.request import refusals
+from shared_engine.request import lengths, refusals
 from shared_engine.runtime import progress
 from shared_engine.supervisor import ends, hangs, server_tree, start_failures
 from shared_engine.vllm_versions import release_of
@@ -40,8 +40,6 @@ OF_OTHERS = {
     ("cannot identify image file",),
     ("Non-base64 digit",),
     ("ncorrect padding",),
-    (" in the messages",),  # an older vLLM at a base_url
-    ("at least ", " input tokens"),  # "at least" is a field there
 }
 # Words that a release does not have: not yet, or no more.
 NOT_IN = {
@@ -73,11 +71,11 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
     ),
     "ends": (*map(re.escape, ends.FAILED_BY_ITSELF), server_tree.TITLE),
     "refusals": (
-        *map(re.escape, (*refusals._TOO_LONG, *refusals._ENGINE_BUSY)),
+        *map(re.escape, refusals._ENGINE_BUSY),
+        *lengths.VLLMS,
+        *(pattern.pattern for pattern in (lengths.ANSWER, lengths.NO_ROOM, lengths.LITTLE_ROOM)),
         *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)),
         *map(re.escape, (refusals._LOADED_BEFORE, refusals._ENGINE_FAILED)),
-        refusals._CONTEXT_LIMIT.pattern,
-        refusals._PROMPT_LENGTH.pattern,
     ),
     "media": (
         *map(re.escape, (media_errors._TEXT_ONLY, media_errors._RAISABLE)),

@@ -136,6 +136,7 @@ def test_logprobs_and_several_answers(engine: Engine) -> None:
 
 def test_text_and_batches(engine: Engine) -> None:
     assert engine.generate("one two three", max_tokens=5).usage.completion_tokens == 5
+    assert engine.generate("word " * 1000, extra_body={"ignore_eos": True}).usage.total_tokens == 1024
     assert len({result.text for result in engine.chat_batch([QUESTION] * 8, temperature=0)}) == 1
 
 
@@ -154,6 +155,9 @@ def test_too_long_a_prompt_is_told_with_its_numbers(engine: Engine) -> None:
         engine.generate("word " * 2000, max_tokens=5)
     assert caught.value.max_model_len == 1024
     assert caught.value.prompt_tokens
+    with pytest.raises(ContextLengthError) as caught:
+        engine.generate(" ".join(["a"] * 1024))
+    assert (caught.value.max_model_len, caught.value.prompt_tokens) == (1024, 1024)
 
 
 def test_stats(engine: Engine) -> None:
