@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from shared_engine.conversations.reshaping import reshaped
 from shared_engine.conversations.templates import refused_here
 from shared_engine.conversations.traits import MERGED, NONE, Trait, traits_of
-from shared_engine.errors import InvalidInputError
+from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import text_prefixes
+from shared_engine.model_files.rerankers import ranks_at_random, with_reranking
 from shared_engine.params import CallParams, GenerationParams
 from shared_engine.request.adapter_loading import AdapterLoading
 from shared_engine.request.answers import parse_token_strings, parse_tokens
@@ -84,6 +85,7 @@ class Engine(Batches, AdapterLoading):
         self._made_pooling: Pooling | None = None
         self._prefixes: dict[str, str] | None = None
         self._refused: Trait | None = None
+        self._is_reranker = False
         self._local_tokenizer = LocalTokenizer(self.settings)
         self._budget = ContextBudget(
             self.settings, self._local_tokenizer, lambda: self._requests, lambda: self.context_window
@@ -222,7 +224,8 @@ class Engine(Batches, AdapterLoading):
         """The ``top_n`` documents (default: all) that fit the query best, best first.
 
         The engine must serve a cross-encoder with one label, or an embedding model, whose cosine then is the score
-        (``engine_args={"runner": "pooling"}``).
+        (``engine_args={"runner": "pooling"}``). What vLLM must be told of Qwen3-Reranker, mxbai-rerank-v2 and other
+        language models that rerank, a local engine is told; one of which nobody knows how is refused (SettingsError).
 
         Args:
             truncate_prompt_tokens: use only so many tokens of a query and document together; -1: as many as the model
@@ -241,6 +244,7 @@ class Engine(Batches, AdapterLoading):
             return RerankResult(results=(), usage=TokenUsage(), model=self.settings.model or "")
         sent = _given(truncate_prompt_tokens=truncate_prompt_tokens)
         options = self._pooling_options(sent, lora, extra_body)
+        await call.deadline.wait("the model's own files", self._check_reranker())
         return await self._pooling.rerank(query, checked, top_n, options, call, on_error, failures)
 
     rerank = blocking(arerank)
@@ -482,6 +486,32 @@ class Engine(Batches, AdapterLoading):
                 await self.awarmup()  # a model of the hub may be here in part, or not at all, until it was served
             self._prefixes = await in_a_thread(lambda: _read_prefixes(self.settings))
         return self._prefixes.get(input_type, "")
+
+    async def _check_reranker(self) -> None:
+        """
+        Raises:
+            SettingsError: the scores would mean nothing.
+        """
+        settings = self.settings
+        if self._is_reranker or settings.is_remote or settings.engine_args.get("runner") != "pooling":
+            return
+        model, args = str(settings.model), settings.engine_args
+        folder = await in_a_thread(settings.model_folder)
+        before = with_reranking(model, folder, args)
+        if folder is None:
+            await self.awarmup()  # a model of the hub may be here in part, or not at all, until it was served
+            folder = await in_a_thread(settings.model_folder)
+        if folder is None:
+            return
+        matter = ranks_at_random(model, folder, args)
+        if matter is None and with_reranking(model, folder, args) != before:
+            matter = (
+                f"{model} was downloaded by this start, which did not know yet how it reranks: make another object, "
+                "which starts it again"
+            )
+        if matter is not None:
+            raise SettingsError(matter)
+        self._is_reranker = True
 
     async def _ask_for_tokens(self, text: str) -> list[int]:
         return await self._requests.ask(text_tokens_request(text, add_special_tokens=False), parse_tokens)

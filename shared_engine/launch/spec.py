@@ -23,6 +23,7 @@ from shared_engine.machine.memory import total_memory
 from shared_engine.machine.service_manager import OF_ONE_SERVICE
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.quantization import quantization_of
+from shared_engine.model_files.rerankers import with_reranking
 from shared_engine.parallelism import Parallelism
 from shared_engine.runtime.directory import ROOT_VARIABLE, runtime_root
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
@@ -92,6 +93,8 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
         # A CPU build's API server takes half as many: its batches need twice the steps of LLM's (benchmarks/NOTES.md).
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
     args = choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers)
+    if args.get("runner") == "pooling":
+        args = with_reranking(str(settings.model), settings.model_folder(), args)
     if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
         args = {CALL_LEVEL: "function", **args}
     argv += [*_backend_flags(args), *_flags({**args, **lora_args(settings)})]
