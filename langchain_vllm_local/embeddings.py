@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from typing import Annotated, ClassVar
 
 from langchain_core.embeddings import Embeddings
@@ -13,7 +15,7 @@ from pydantic import ConfigDict, Field
 from langchain_vllm_local._engine_model import LangChainModel
 from langchain_vllm_local._errors import as_langchains_failures, langchain_errors
 from shared_engine.adapting.framework_model import EmbeddingModel
-from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList, list_of
 from shared_engine.results import EmbeddingResult, OnError
 
 
@@ -75,21 +77,41 @@ class VLLMEmbeddings(LangChainModel, EmbeddingModel, Serializable, Embeddings):
         "batch_size": "chunk_size",
     }
 
-    def embed_documents(self, texts: list[str], *, on_error: OnError | None = None) -> PartialList[list[float]]:
+    def embed_documents(
+        self,
+        texts: list[str],
+        *,
+        on_error: OnError | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+    ) -> PartialList[list[float]]:
         """One vector for each text, in order.
 
         Args:
             on_error: for this call; also ``skip``: the texts that failed are left out. The list has ``failures``
                 (``index`` and ``error`` of each) and ``indices`` (of the texts with a vector).
+            checkpoint: a file for the vectors, from which a later call with the same texts goes on where this one was
+                ended, by ``kill -9`` too. ``engine.embed_file`` does without all vectors in memory.
         """
         with langchain_errors(), self._shown(texts) as on_progress:
             request = self._request(texts, "document", on_error)
+            if checkpoint is not None:
+                file = self.engine.embed_file(path=checkpoint, **request, on_progress=on_progress)
+                return _translated(list_of(file, request["on_error"]))
             return _vectors(self.engine.embed(**request, on_progress=on_progress))
 
-    async def aembed_documents(self, texts: list[str], *, on_error: OnError | None = None) -> PartialList[list[float]]:
+    async def aembed_documents(
+        self,
+        texts: list[str],
+        *,
+        on_error: OnError | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+    ) -> PartialList[list[float]]:
         """See ``embed_documents``."""
         with langchain_errors(), self._shown(texts) as on_progress:
             request = self._request(texts, "document", on_error)
+            if checkpoint is not None:
+                file = await self.engine.aembed_file(path=checkpoint, **request, on_progress=on_progress)
+                return _translated(await asyncio.to_thread(list_of, file, request["on_error"]))
             return _vectors(await self.engine.aembed(**request, on_progress=on_progress))
 
     def embed_query(self, text: str) -> list[float]:
@@ -127,4 +149,9 @@ class VLLMEmbeddings(LangChainModel, EmbeddingModel, Serializable, Embeddings):
 
 
 def _vectors(result: EmbeddingResult) -> PartialList[list[float]]:
-    return PartialList(result.embeddings, as_langchains_failures(result.failures), result.indices)
+    return _translated(PartialList(result.embeddings, result.failures, result.indices))
+
+
+def _translated(vectors: PartialList[list[float]]) -> PartialList[list[float]]:
+    vectors.failures = as_langchains_failures(vectors.failures)
+    return vectors

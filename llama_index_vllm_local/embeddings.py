@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -16,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from llama_index_vllm_local._engine_model import LlamaIndexModel
 from shared_engine.adapting.checks import check_items
 from shared_engine.adapting.framework_model import EmbeddingModel
-from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList
+from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList, VectorFile
 from shared_engine.errors import InvalidInputError, SettingsError, VLLMError
 from shared_engine.results import EmbeddingResult, ItemFailure, OnError
 
@@ -46,6 +47,17 @@ class _List:
         self.on_error = on_error
         self.on_progress: Callable[[int], object] | None = None
         self.errors: dict[int, VLLMError] = {}
+        self._file: VectorFile | None = None
+        self._places: dict[int, int] = {}
+
+    def use(self, file: VectorFile, texts: Sequence[str]) -> None:
+        """The vectors are there already."""
+        self._file, self._places = file, {id(text): place for place, text in enumerate(texts)}
+        self.errors |= {id(texts[failure.index]): failure.error for failure in file.failures}
+
+    def known(self, texts: Sequence[str]) -> list[Embedding] | None:
+        """The vectors of texts, where they are there already."""
+        return None if self._file is None else [self._file[self._places[id(text)]] or [] for text in texts]
 
     def vectors_of(self, texts: Sequence[str], result: EmbeddingResult) -> list[Embedding]:
         """One for each text, which LlamaIndex's events and batches want: empty for a text that failed."""
@@ -142,25 +154,46 @@ class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
     # ---- many texts: LlamaIndex's batches, and a bar that shows texts instead of batches
 
     def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, *, on_error: OnError | None = None, **kwargs: Any
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        *,
+        on_error: OnError | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> PartialList[Embedding]:
         """One vector for each text, in order.
 
         Args:
             on_error: for this call; also ``skip``: the texts that failed are left out. The list has ``failures``
                 (``index`` and ``error`` of each) and ``indices`` (of the texts with a vector).
+            checkpoint: a file for the vectors, from which a later call with the same texts goes on where this one was
+                ended, by ``kill -9`` too. ``engine.embed_file`` does without all vectors in memory.
         """
         given, sent, failures = self._checked_list(texts, on_error)
         with _shown(given, len(sent), show_progress):
+            if checkpoint is not None:
+                request = self._request(texts, "document", given.on_error)
+                given.use(self.engine.embed_file(path=checkpoint, **request, on_progress=given.on_progress), texts)
             vectors = _embed_batches(self, sent, **kwargs)
         return _listed(given, texts, failures, vectors)
 
     async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, *, on_error: OnError | None = None, **kwargs: Any
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        *,
+        on_error: OnError | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> PartialList[Embedding]:
         """See ``get_text_embedding_batch``."""
         given, sent, failures = self._checked_list(texts, on_error)
         with _shown(given, len(sent), show_progress):
+            if checkpoint is not None:
+                request = self._request(texts, "document", given.on_error)
+                file = await self.engine.aembed_file(path=checkpoint, **request, on_progress=given.on_progress)
+                given.use(file, texts)
             vectors = await _aembed_batches(self, sent, **kwargs)
         return _listed(given, texts, failures, vectors)
 
@@ -211,11 +244,17 @@ class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         given = _list.get()
+        known = given.known(texts)
+        if known is not None:
+            return known
         request = self._request(texts, "document", "raise" if given.on_error == "raise" else "none")
         return given.vectors_of(texts, self.engine.embed(**request, on_progress=given.on_progress))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         given = _list.get()
+        known = given.known(texts)
+        if known is not None:
+            return known
         request = self._request(texts, "document", "raise" if given.on_error == "raise" else "none")
         return given.vectors_of(texts, await self.engine.aembed(**request, on_progress=given.on_progress))
 

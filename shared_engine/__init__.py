@@ -23,6 +23,7 @@ if "VLLM_LOCAL_LOG_LEVEL" in os.environ or "VLLM_LOCAL_LOG_FORMAT" in os.environ
     setup_by_environment(os.environ)
 
 if TYPE_CHECKING:
+    from shared_engine.answer_file.vectors import VectorFile as VectorFile
     from shared_engine.engine import Engine as Engine
     from shared_engine.gpu import GPUAlert as GPUAlert
     from shared_engine.gpu import GPUMonitor as GPUMonitor
@@ -75,6 +76,7 @@ _MODULE_OF = {
     "TokenUsage": "results",
     "ToolCall": "results",
     "ToolCallDelta": "results",
+    "VectorFile": "answer_file.vectors",
 }
 
 __all__ = list(_MODULE_OF)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shared_engine.answer_file.vectors import VectorFile
 from shared_engine.conversations.reshaping import reshaped
 from shared_engine.conversations.templates import refused_here
 from shared_engine.conversations.traits import MERGED, NONE, Trait, traits_of
@@ -41,6 +44,7 @@ from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
 from shared_engine.request.refused_traits import say_reshaped
 from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking, iterating
+from shared_engine.request.vector_files import embed_into, how_of
 from shared_engine.results import EmbeddingResult, GenerationChunk, GenerationResult, OnError, RerankResult, TokenUsage
 from shared_engine.settings import EngineSettings
 from shared_engine.token_count.budget import ContextBudget
@@ -206,6 +210,78 @@ class Engine(Batches, AdapterLoading):
         return await self._pooling.embed(prefixed, options, batch_size, on_progress, call, on_error, failures)
 
     embed = blocking(aembed)
+
+    async def aembed_file(
+        self,
+        texts: Sequence[str],
+        path: str | PathLike[str],
+        *,
+        input_type: Literal["query", "document"] | None = None,
+        prefix: str | None = None,
+        dimensions: int | None = None,
+        truncate_prompt_tokens: int | None = None,
+        lora: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        on_progress: Callable[[int], object] | None = None,
+        on_error: OnError = "none",
+        retry_errors: bool = False,
+        extra_body: Mapping[str, Any] | None = None,
+        max_retries: int | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+    ) -> VectorFile:
+        """The vectors of many texts in a file, from which they are read when they are asked for.
+
+        For jobs that take long: whatever ends this process, the next call with the same texts and options asks only for
+        what is missing in the file. Neither the vectors nor the texts need be in memory: ``texts`` may be any sequence.
+        The file is private (mode 600) and locked while it is written.
+
+        Args:
+            on_progress: called with the number of texts each time some more are done; first with those of before.
+            on_error: as for ``aembed``; a text that failed has a line with its error, and is not asked for again. With
+                ``raise`` it has none, and the error comes when its neighbours are in the file.
+            retry_errors: ask again for the texts that have failed.
+
+        The other arguments are those of ``aembed``.
+
+        Raises:
+            VLLMError: the file is of other texts, another model, other settings or options; or another process writes
+                it. Nothing in it was changed.
+        """
+        sent = _given(dimensions=dimensions, truncate_prompt_tokens=truncate_prompt_tokens)
+        options = self._pooling_options(sent, lora, extra_body)
+        check_number("batch_size", batch_size, 1)
+        if prefix is None:
+            prefix = await self._prefix(input_type)
+        model = self.settings.model or next(iter(await self._requests.limits(CallParams())), None)
+
+        async def embed(some: list[str]) -> EmbeddingResult:
+            return await self.aembed(
+                some,
+                prefix=prefix,
+                dimensions=dimensions,
+                truncate_prompt_tokens=truncate_prompt_tokens,
+                lora=lora,
+                batch_size=size,
+                on_error="none",
+                extra_body=extra_body,
+                max_retries=max_retries,
+                extra_headers=extra_headers,
+            )
+
+        size, at_once = self._pooling.shares(batch_size)
+        return await embed_into(
+            Path(path),
+            texts,
+            lambda: how_of(self.settings, model, {**options, "prefix": prefix, "lora": lora}),
+            embed,
+            size=size,
+            at_once=at_once,
+            on_error=on_error,
+            retry_errors=retry_errors,
+            on_progress=on_progress,
+        )
+
+    embed_file = blocking(aembed_file)
 
     async def arerank(
         self,

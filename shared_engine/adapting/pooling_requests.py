@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, TypedDict, TypeVar
 
+from shared_engine.answer_file.vectors import VectorFile
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 from shared_engine.results import ItemFailure, OnError
+
+__all__ = ["TEXTS_IN_A_REQUEST", "EmbedRequest", "InputType", "PartialList", "RerankRequest", "VectorFile", "list_of"]
 
 T = TypeVar("T")
 
@@ -54,3 +57,9 @@ class PartialList(list[T]):
     def __init__(self, items: Iterable[T], failures: Sequence[ItemFailure], indices: Sequence[int]) -> None:
         super().__init__(items)
         self.failures, self.indices = tuple(failures), list(indices)
+
+
+def list_of(file: VectorFile, on_error: OnError) -> PartialList[list[float]]:
+    """The vectors of a file, all of them in memory."""
+    vectors = [vector for vector in file if vector is not None or on_error != "skip"]
+    return PartialList(vectors, file.failures, file.indices)

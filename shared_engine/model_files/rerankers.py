@@ -22,8 +22,8 @@ QWEN3_SWITCH = "is_original_qwen3_reranker"
 
 # A score template has two messages, of the roles query and document (vllm/entrypoints/pooling/scoring/io_processor.py);
 # `instruction` is a field of rerank requests. Jinja drops a last line end that is not in an expression.
-_QUERY = "{{ (messages | selectattr('role', 'eq', 'query') | first).content }}"
-_DOCUMENT = "{{ (messages | selectattr('role', 'eq', 'document') | first).content }}"
+_QUERY = "{{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}"
+_DOCUMENT = "{{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
 
 
 def _judged(task: str, middle: str, thought: str) -> str:

@@ -68,6 +68,11 @@ class Pooling:
         self._encoding_format = "base64"
         self._rerank_path = RERANK
 
+    def shares(self, batch_size: int) -> tuple[int, int]:
+        """How many texts go into one request, and how many requests are in flight together."""
+        size = min(batch_size, max(1, self._max_texts // 4))
+        return size, max(1, self._max_texts // size)
+
     async def embed(
         self,
         texts: Sequence[str],
@@ -86,7 +91,7 @@ class Pooling:
         asking = _Embedding(self, texts, options, call, on_error, dict(failures or {}))
         positions = [position for position in range(len(texts)) if position not in asking.failures]
         dividing = asking.dividing(positions)
-        size = min(batch_size, max(1, self._max_texts // 4))
+        size, at_once = self.shares(batch_size)
 
         async def embed(start: int) -> None:
             chunk = positions[start : start + size]
@@ -97,7 +102,7 @@ class Pooling:
         starts = range(0, len(positions), size)
         if on_progress is not None and asking.failures:
             on_progress(len(asking.failures))
-        await gather(starts, embed, max(1, self._max_texts // size), False)
+        await gather(starts, embed, at_once, False)
         dividing.end()
         return asking.result()
 

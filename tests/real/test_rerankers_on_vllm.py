@@ -1,5 +1,5 @@
-"""Language models that rerank, on real vLLM: their scores are those that transformers computes from the prompt that their
-makers name, though nobody has told vLLM-Local what they are."""
+"""Language models that rerank, on real vLLM: their scores are those that transformers computes from the prompt that
+their makers name, though nobody says what they are."""
 
 from __future__ import annotations
 

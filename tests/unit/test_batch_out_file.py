@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_engine.cli.batch import out_file
-from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
+from shared_engine.answer_file import out_file
+from shared_engine.answer_file.identity import Identity, digest_of, how_digest
+from shared_engine.answer_file.out_file import OutFile, OutputError
 from shared_engine.cli.batch.lines import Answer, InvalidLineError, PlainLine, failed_answer, plain_answer
-from shared_engine.cli.batch.out_file import OutFile, OutputError, OutStream, output_of
+from shared_engine.cli.batch.output import OutStream, output_of
 from shared_engine.cli.batch.rows import Input, Row
 from shared_engine.cli.batch.survey import Survey
 from shared_engine.errors import InvalidInputError

@@ -39,6 +39,7 @@ ORDER = (
     "params",
     "declared",
     "validation",
+    "answer_file",
     "results",
     "stats",
     "schemas",
@@ -172,6 +173,7 @@ def test_public_names() -> None:
         "ToolCall",
         "ToolCallDelta",
         "VLLMError",
+        "VectorFile",
     ]
     assert all(hasattr(shared_engine, name) for name in shared_engine.__all__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared_engine.cli.batch.identity import Identity, digest_of, how_digest
+from shared_engine.answer_file.identity import Identity, digest_of, how_digest
 from shared_engine.cli.batch.lines import (
     Answer,
     InvalidLineError,

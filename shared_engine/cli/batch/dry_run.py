@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from shared_engine.answer_file.out_file import OutFile
 from shared_engine.cli.batch.asking import Asking
 from shared_engine.cli.batch.job import Job
 from shared_engine.cli.batch.lines import InvalidLineError, Line, OpenAILine
-from shared_engine.cli.batch.out_file import OutFile, output_of
+from shared_engine.cli.batch.output import output_of
 from shared_engine.cli.batch.report import Bar, Counts, duration, many
 from shared_engine.cli.batch.rows import Row
 from shared_engine.cli.batch.survey import Survey

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shared_engine.answer_file.out_file import OutFile, OutputError
 from shared_engine.cli.batch.asking import Asked, Asking
 from shared_engine.cli.batch.lines import Answer
-from shared_engine.cli.batch.out_file import OutFile, Output, OutputError, output_of
+from shared_engine.cli.batch.output import Output, output_of
 from shared_engine.cli.batch.report import TICK_S, Bar, Counts
 from shared_engine.cli.batch.rows import Input, Row
 from shared_engine.cli.batch.survey import Survey

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from array import array
 
-from shared_engine.cli.batch.identity import Identity, digest_of
+from shared_engine.answer_file.identity import Digests, digest_of
 from shared_engine.cli.batch.rows import Input
 from shared_engine.errors import InvalidInputError
 
 _LOOKED_AT = 10
 
 
-class Survey:
+class Survey(Digests):
     """The rows of an input: what each says, as 8 bytes. Without an input, none.
 
     Raises:
@@ -19,7 +19,7 @@ class Survey:
     """
 
     def __init__(self, rows: Input | None = None) -> None:
-        self.digests = array("Q")
+        super().__init__()
         self.rows = 0
         has_objects = False
         for number, text in () if rows is None else rows.rows():
@@ -33,7 +33,3 @@ class Survey:
                 f"{rows.name}: none of its first lines is a JSON object; it must be JSON lines, an object in each, or "
                 ".csv, .tsv or .parquet"
             )
-
-    def says(self, identity: Identity) -> bool:
-        """True if the row of that number has that text."""
-        return identity.number <= len(self.digests) and self.digests[identity.number - 1] == identity.digest

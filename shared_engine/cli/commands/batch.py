@@ -10,7 +10,7 @@ from shared_engine.cli.argument_types import count
 from shared_engine.cli.batch.asking import Asked
 from shared_engine.cli.batch.dry_run import SAMPLE, estimate
 from shared_engine.cli.batch.job import Job, run_job
-from shared_engine.cli.batch.out_file import STDOUT
+from shared_engine.cli.batch.output import STDOUT
 from shared_engine.cli.batch.rows import STDIN, Input
 from shared_engine.cli.engine_arguments import add_engine_arguments, engine_of
 from shared_engine.cli.exit_codes import DONE, FAILED, SOME_FAILED

@@ -1,7 +1,6 @@
-"""The output: whole lines only, one for each row, whatever ends this process; and what is already in it.
+"""A file of answers: whole lines only, one for each row, whatever ends this process; and what is already in it.
 
-A file is locked, read, cut after its last whole line, and appended to. What isn't a file (``-``, a pipe, a device) is
-only written to.
+It is locked, read, cut after its last whole line, and appended to.
 """
 
 from __future__ import annotations
@@ -13,16 +12,12 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from shared_engine.cli.batch.identity import Identity, is_begun, read_written
-from shared_engine.cli.batch.rows import Input
-from shared_engine.cli.batch.survey import Survey
-from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.answer_file.identity import Digests, Identity, is_begun, read_written
+from shared_engine.errors import VLLMError
 from shared_engine.machine.locks import is_at, try_lock
 
-STDOUT = "-"
-_STDOUT_FD = 1
 _READ_BYTES = 1 << 20
 
 
@@ -30,50 +25,8 @@ class OutputError(VLLMError):
     """The output can't be written: a full disk, most of the time. What is written of it stays whole."""
 
 
-class Output(Protocol):
-    """Where answers go."""
-
-    name: str
-
-    def append(self, line: bytes, number: int) -> None:
-        """Write one whole line, or leave what was there.
-
-        Raises:
-            OutputError: it can't be written.
-        """
-
-    def close(self) -> None:
-        """See what was written safely stored.
-
-        Raises:
-            OutputError: it is not.
-        """
-
-
-def _unwritable(name: str, error: OSError) -> OutputError:
+def unwritable(name: str, error: OSError) -> OutputError:
     return OutputError(f"{name} can't be written: {error.strerror or error}")
-
-
-class OutStream:
-    """The standard output, a pipe, a device."""
-
-    def __init__(self, name: str) -> None:
-        self.name = "the standard output" if name == STDOUT else name
-        try:
-            self._fd = os.dup(_STDOUT_FD) if name == STDOUT else os.open(name, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise _unwritable(self.name, exc) from exc
-
-    def append(self, line: bytes, number: int) -> None:  # noqa: ARG002
-        try:
-            _write_all(self._fd, line)
-        except BrokenPipeError:
-            raise
-        except OSError as exc:
-            raise _unwritable(self.name, exc) from exc
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 class OutFile:
@@ -86,15 +39,20 @@ class OutFile:
         is_sorted: its lines are in the order of the rows.
     """
 
-    def __init__(self, path: Path, survey: Survey, how: str, unit: str = "line") -> None:
+    def __init__(self, path: Path, rows: Digests, how: str, unit: str = "line", mode: int = 0o666) -> None:
         """
+        Args:
+            how: digest of what decides the answers beside the rows.
+            unit: what a row is called.
+            mode: of a new file, within the umask.
+
         Raises:
             OutputError: another process writes it, it is of other rows or parameters, or can't be written.
         """
         self.name = str(path)
         self._path = path.resolve()  # what a link points to: the link itself would be replaced
         self._temporary = self._path.with_name(f".{self._path.name}.new")
-        self._survey, self._how, self._unit = survey, how, unit
+        self._rows, self._how, self._unit, self._mode = rows, how, unit, mode
         try:
             self._fd = self._opened()
             try:
@@ -103,11 +61,11 @@ class OutFile:
                 os.close(self._fd)
                 raise
         except OSError as exc:
-            raise _unwritable(self.name, exc) from exc
+            raise unwritable(self.name, exc) from exc
 
     def _opened(self) -> int:
         while True:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode)
             if not try_lock(fd, fcntl.LOCK_EX):
                 os.close(fd)
                 raise OutputError(f"{self.name} is being written by another process: wait for it, or choose another")
@@ -118,7 +76,7 @@ class OutFile:
     # ---- what is in it
 
     def _read(self) -> None:
-        self.answered = bytearray(len(self._survey.digests))
+        self.answered = bytearray(len(self._rows.digests))
         self.before = self.errors = self._size = self._last = 0
         self.is_sorted = True
         for position, line in enumerate(self._lines(), 1):
@@ -140,7 +98,7 @@ class OutFile:
             raise OutputError(
                 f"{self.name} was written with another model or other parameters: {self._another_or_remove}"
             )
-        if not self._survey.says(identity):
+        if not self._rows.says(identity):
             raise OutputError(
                 f"{self.name} has an answer to {self._unit} {number}, which is not in the input, or has changed there: "
                 f"{self._another_or_remove}"
@@ -183,7 +141,7 @@ class OutFile:
                 self._temporary.unlink()  # of a run that was killed
             self._cut()
         except OSError as exc:
-            raise _unwritable(self.name, exc) from exc
+            raise unwritable(self.name, exc) from exc
 
     def _cut(self) -> None:
         os.ftruncate(self._fd, self._size)
@@ -192,11 +150,11 @@ class OutFile:
     def append(self, line: bytes, number: int) -> None:
         """See ``Output``."""
         try:
-            _write_all(self._fd, line)
+            write_all(self._fd, line)
         except OSError as exc:
             with suppress(OSError):  # then the next run does it
                 self._cut()
-            raise _unwritable(self.name, exc) from exc
+            raise unwritable(self.name, exc) from exc
         self._size += len(line)
         self._mark(number)
 
@@ -208,7 +166,7 @@ class OutFile:
             finally:
                 os.close(self._fd)
         except OSError as exc:
-            raise _unwritable(self.name, exc) from exc
+            raise unwritable(self.name, exc) from exc
 
     # ---- writing it again
 
@@ -269,7 +227,7 @@ class OutFile:
                     self._temporary.unlink()
                 raise
         except OSError as exc:
-            raise _unwritable(f"{self.name}, in a new order,", exc) from exc
+            raise unwritable(f"{self.name}, in a new order,", exc) from exc
         os.close(self._fd)
         self._fd, self._size = fd, size
 
@@ -281,29 +239,7 @@ def _writer(file: BinaryIO) -> Callable[[bytes], None]:
     return write
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(fd, left) :]
-
-
-def output_of(name: str, rows: Input, how: str, survey: Survey | None) -> Output:
-    """Where answers go.
-
-    Args:
-        survey: None where the input can be read once only; a file then has to be empty.
-
-    Raises:
-        InvalidInputError: the output is the input, or would have to be resumed and can't.
-        OutputError: see ``OutFile``.
-    """
-    path = Path(name)
-    if name == STDOUT or (path.exists() and not path.is_file() and not path.is_dir()):
-        return OutStream(name)
-    if rows.is_file and path.exists() and os.path.samefile(rows.name, path):
-        raise InvalidInputError(f"{name} is both the input and the output")
-    if survey is None and path.exists() and path.stat().st_size:
-        raise InvalidInputError(
-            f"{name} is not empty, and an input that is not a file can't be resumed: give a file, or remove {name}"
-        )
-    return OutFile(path, survey or Survey(), how, rows.unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,17 @@ def how_digest(how: Mapping[str, Any]) -> str:
     """Of what decides the answers beside the rows."""
     encoded = msgspec.json.encode(how, order="deterministic", enc_hook=str)
     return hashlib.blake2b(encoded, digest_size=4).hexdigest()
+
+
+class Digests:
+    """What rows say, in 8 bytes each; 0 for a row that is blank."""
+
+    def __init__(self) -> None:
+        self.digests = array("Q")
+
+    def says(self, identity: Identity) -> bool:
+        """True if the row of that number has that text."""
+        return identity.number <= len(self.digests) and self.digests[identity.number - 1] == identity.digest
 
 
 class Written(msgspec.Struct):
