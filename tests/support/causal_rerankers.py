@@ -37,31 +37,28 @@ PROMPTS = {
 NAMES = {"qwen3": "Qwen3-Reranker-tiny", "mxbai": "mxbai-rerank-tiny-v2", "gemma": "bge-reranker-v2-gemma"}
 
 
+TINY_CHAT = Path(__file__).parents[2] / "examples" / "tiny_chat"
+FITS = {"qwen3": ("yes", "no"), "mxbai": ("1", "0"), "gemma": ("Yes", None)}
+"""The tokens that mean that a document fits, and that it does not."""
+
+
 def main(family: str, folder: Path) -> None:
     import torch
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    # Each line end is a token: a prompt that has one more or less gives other scores.
-    parts = [re.findall(r"\w+|\n|[^\w\s]+", prompt) for prompt in (*PROMPTS.values(), QUERY, *DOCUMENTS)]
-    words = ["[UNK]", "[PAD]", *dict.fromkeys(part for each in parts for part in each), "yes", "no", "0", "1"]
-    words = list(dict.fromkeys(words))
-    tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    from tokenizers import Regex
-
-    split = pre_tokenizers.Split(Regex(r"\w+|\n|[^\w\s]+"), "removed", invert=True)
-    tokens.pre_tokenizer = split
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
+    # transformers gives Qwen2 a tokenizer of its own kind, whatever the files say
+    made = family != "mxbai"
+    tokenizer = words_as_tokens() if made else transformers.AutoTokenizer.from_pretrained(TINY_CHAT)
     torch.manual_seed(0)
     shape: dict[str, Any] = {
-        "vocab_size": len(words),
+        "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 32,  # the least that vLLM's attention takes on the CPU
         "intermediate_size": 64,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 1024,
         "initializer_range": 0.3,
         "tie_word_embeddings": True,
     }
@@ -72,15 +69,32 @@ def main(family: str, folder: Path) -> None:
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    fits, fits_not = {"qwen3": ("yes", "no"), "mxbai": ("1", "0"), "gemma": ("Yes", None)}[family]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # as vLLM loads it
+    fits, fits_not = (each and tokenizer.convert_tokens_to_ids(each) for each in FITS[family])
     scores = []
     with torch.no_grad():
         for document in DOCUMENTS:
             ids = tokenizer(PROMPTS[family].format(query=QUERY, document=document), return_tensors="pt").input_ids
             logits = model(ids).logits[0, -1]
-            score = logits[words.index(fits)] - (logits[words.index(fits_not)] if fits_not else 0)
+            score = logits[fits] - (logits[fits_not] if fits_not else 0)
             scores.append(torch.sigmoid(score).item())
+    assert len({round(score, 4) for score in scores}) == len(scores), "the documents differ"
     (folder / "scores.json").write_text(json.dumps(scores))
+
+
+def words_as_tokens() -> Any:
+    """A tokenizer with a token for each word of the prompts and for each line end: a prompt that has one more or less
+    gives other scores.
+    """
+    import transformers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    pattern = r"\w+|\n|[^\w\s]+"
+    parts = [re.findall(pattern, prompt) for prompt in (*PROMPTS.values(), QUERY, *DOCUMENTS)]
+    words = dict.fromkeys(["[UNK]", "[PAD]", *(part for each in parts for part in each), "yes", "no", "Yes"])
+    tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[PAD]")
 
 
 if __name__ == "__main__":
