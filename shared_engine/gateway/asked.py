@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
 
 T = TypeVar("T")
-BODY_S = 60.0
-"""How long a request may take to come."""
 # A path is passed on as it is read here: no escapes, no dots, nothing empty in which a server might see another one.
 _PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
 _QUERY = re.compile(rb"[!-~]*")
@@ -72,7 +69,7 @@ class Asked:
 async def asked_of(request: Request, max_bytes: int) -> Asked:
     """
     Raises:
-        RefusedError: it is too long, comes too slowly, is not what it says it is, or asks for what is not passed on.
+        RefusedError: it is too long, is not what it says it is, or asks for what is not passed on.
         ClientDisconnect: the client has left.
     """
     path = request.scope["path"]  # as it was sent; request.url is put together again
@@ -132,7 +129,7 @@ async def decoded(request: Request, max_bytes: int, kind: type[T]) -> T:
 async def body_of(request: Request, max_bytes: int) -> bytes:
     """
     Raises:
-        RefusedError: it is too long, packed, or comes too slowly.
+        RefusedError: it is too long, or packed.
         ClientDisconnect: the client has left.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -141,19 +138,15 @@ async def body_of(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_long(max_bytes)
     body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > max_bytes:
-                    raise _too_long(max_bytes)
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        raise RefusedError(408, f"the body was not there after {BODY_S:g} s", "body_timeout") from None
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_long(max_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def _too_long(max_bytes: int) -> RefusedError:

@@ -19,12 +19,14 @@ from starlette.types import Scope
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from shared_engine.gateway.exchange import Exchange
+from shared_engine.gateway.exchange import Exchange, status_line
 from shared_engine.gateway.guard import MAX_HEAD_BYTES
 from shared_engine.gateway.refusals import RefusedError
 
 HEAD_S = 30.0
 """How long the line and the headers of a request may take to come."""
+BODY_S = 60.0
+"""And its body."""
 LAST_REQUEST_S = 1.0
 """How long a connection without a request stays when the gateway leaves: one may be on its way."""
 TAKE_S = 60.0
@@ -103,12 +105,14 @@ class ClientConnection(asyncio.Protocol):
         except HttpParserUpgrade:
             self._is_deaf = True  # to what the client speaks now; its request is answered as any other
         except HttpParserError as exc:
-            self._refuse(str(exc.__context__ or exc))
+            self._refuse(_invalid(str(exc.__context__ or exc)))
         else:
             if self._unread > MAX_HEAD_BYTES:
-                self._refuse("a head, or the end of a body, is too long")
+                self._refuse(_invalid("a head, or the end of a body, is too long"))
             elif self._unread > 2 and self._reading is None and not self._is_in_head:
-                self._refuse("lines without a request")
+                self._refuse(_invalid("lines without a request"))
+            elif self._current is not None and self._current is self._reading and self._ends_at is None:
+                self._wait(BODY_S)
 
     def eof_received(self) -> None:
         pass
@@ -176,6 +180,8 @@ class ClientConnection(asyncio.Protocol):
         self._unread = 0
         if self._reading is not None:
             self._reading.add(b"", is_last=True)
+            if self._reading is self._current:
+                self._ends_at = None
             self._reading = None
 
     # ---- its requests
@@ -198,13 +204,15 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
         elif self._waiting:
             self._begin(self._waiting.popleft())
+            if self._current is self._reading:
+                self._wait(BODY_S)
         else:
             _idle[self] = None
             self._wait(HEAD_S if self._reading is exchange else self._keep_alive_s)
             if self.is_leaving:  # the answer had begun before, and could not say so
                 self.loop.call_later(LAST_REQUEST_S, self._end)
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, refusal: RefusedError) -> None:
         """Say so, where that can't be taken for the answer to another request; nothing more is read."""
         self._is_deaf = True
         current = self._current
@@ -214,9 +222,10 @@ class ClientConnection(asyncio.Protocol):
             return
         was_refused_before = current is None and self._reading is not None
         if not (was_refused_before or (current is not None and current.has_begun)):
-            refusal = RefusedError(400, f"not valid HTTP: {why}", "invalid_http").body()
-            head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(refusal), refusal))
+            path = "" if current is None else current.scope["path"]
+            body = refusal.body(path)
+            head = status_line(refusal.status) + b"content-type: application/json\r\nconnection: close\r\n"
+            self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         if current is not None:
             current.lose()
         self.transport.close()
@@ -256,8 +265,14 @@ class ClientConnection(asyncio.Protocol):
         left_s = self._ends_at - self.loop.time()
         if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._look)
+        elif self._current is not None:
+            self._refuse(RefusedError(408, f"the body was not there after {BODY_S:g} s", "body_timeout"))
         else:
             self.transport.close()
+
+
+def _invalid(why: str) -> RefusedError:
+    return RefusedError(400, f"not valid HTTP: {why}", "invalid_http")
 
 
 def _check(version: str, url: bytes, headers: list[tuple[bytes, bytes]], *, is_upgrade: bool) -> None:

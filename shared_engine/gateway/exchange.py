@@ -13,10 +13,16 @@ from starlette.types import ASGIApp, Message, Scope
 if TYPE_CHECKING:
     from shared_engine.gateway.connections import ClientConnection
 
+END_AT_DEPARTURE = "vllm_local.end_at_departure"
+"""An extension of the scope: called, it has the application's task cancelled when its client leaves."""
 MOST_UNREAD = 64 << 10
 """So many bytes of a body wait to be read; then its client waits."""
 _LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in http.HTTPStatus}
 logger = logging.getLogger(__name__)
+
+
+def status_line(status: int) -> bytes:
+    return _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 class Exchange:
@@ -27,13 +33,15 @@ class Exchange:
     """
 
     def __init__(self, connection: ClientConnection, scope: Scope, *, keeps_alive: bool) -> None:
-        self.scope = scope
+        self.scope = {**scope, "extensions": {END_AT_DEPARTURE: self._end_at_departure}}
         self.keeps_alive = keeps_alive
         self.has_begun = False
         self._connection = connection
         self._body = bytearray()
         self._is_whole = self._is_read = self._is_paused = False
         self._is_over = self._is_lost = False
+        self._task: asyncio.Task[None] | None = None
+        """The application's, if it is to be cancelled."""
         self._is_chunked = False
         self._has_body = True
         self._head = b""
@@ -68,11 +76,18 @@ class Exchange:
         self._changed.set()
 
     def lose(self) -> None:
-        """Its client has left, or has sent what can't be read."""
+        """Its client has left, or has sent what can't be read. What is sent from now on goes nowhere."""
         self._is_lost = True
         self._changed.set()
+        if self._task is not None and not self._is_over:
+            self._task.cancel()
 
     # ---- for the application
+
+    def _end_at_departure(self) -> None:
+        self._task = asyncio.current_task()
+        if self._is_lost and self._task is not None:
+            self._task.cancel()
 
     async def receive(self) -> Message:
         if self._is_waited_for and not (self.has_begun or self._is_lost):
@@ -102,7 +117,7 @@ class Exchange:
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
         self.keeps_alive = self.keeps_alive and not self._connection.is_leaving
-        head = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        head = [status_line(status)]
         for name, value in (*self._connection.server_state.default_headers, *headers):
             name = name.lower()
             if name == b"content-length":

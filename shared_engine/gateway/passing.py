@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.catalog import ServedModel
 from shared_engine.gateway.config_fields import FileFields
+from shared_engine.gateway.exchange import END_AT_DEPARTURE
 from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
 from shared_engine.gateway.refusals import RefusedError, refusal_of
@@ -67,49 +67,36 @@ class PassedOn:
         self._interval_s = comment_interval_s
         self._translation = translation
         self._stream_type = _EVENTS if translation is None else translation.stream_type
-        self._waiting = f": waiting for {model.config.id}\n\n".encode() if translation is None else translation.waiting
         self._keep_alive_s = keep_alive_s
-        self._has_left = False
         given = next((value for name, value in request.headers if name == "x-request-id"), None)
         self._listed = InFlightRequest(model.config.id, request.route, is_stream=is_stream, given_id=given)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send it. A client that leaves ends its request, not a load that has begun."""
         key, config = scope["state"]["key"], scope["state"]["config"]
         self._listed.key, self._listed.route = None if key is None else key.name, scope["path"]
+        self._listed.answering = asyncio.current_task()
         client = _Client(send, scope["path"], self._stream_type)
+        end_at_departure = scope.get("extensions", {}).get(END_AT_DEPARTURE)
         with self._model.in_flight.listed(self._listed):
-            await self._until_it_ends(receive, client, config.fields)
-
-    async def _until_it_ends(self, receive: Receive, client: _Client, rules: FileFields) -> None:
-        answering = self._listed.answering = asyncio.current_task()
-        assert answering is not None
-        leaving = asyncio.create_task(self._leave_with_client(receive, answering))
-        try:
-            await self._answer(client, rules)
-        except asyncio.CancelledError:
-            leaving.cancel()
-            if self._has_left:
-                answering.uncancel()
-            elif self._listed.is_cancelled:
-                answering.uncancel()
-                logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
-                await client.refuse(CANCELLED)
-            else:  # by the server, which has drained for long enough
+            try:
+                if end_at_departure is not None:
+                    end_at_departure()
+                await self._answer(client, config.fields)
+            except asyncio.CancelledError:
                 async with asyncio.timeout(LAST_WORDS_S):
-                    await client.refuse(RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1))
-        finally:
-            leaving.cancel()
+                    await client.refuse(self._end())
 
-    async def _leave_with_client(self, receive: Receive, answering: asyncio.Task[Any]) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._has_left = True
-        answering.cancel()
+    def _end(self) -> RefusedError:
+        """What is said when it was cancelled; to a client that has left nothing is."""
+        if not self._listed.is_cancelled:  # by the server, which has drained for long enough
+            return RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1)
+        logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
+        return CANCELLED
 
     async def _answer(self, client: _Client, rules: FileFields) -> None:
         name, places = self._model.config.id, self._model.places
-        comments = _Comments(client, self._waiting, self._interval_s) if self._is_stream else None
+        comments = _Comments(client, self._comment(), self._interval_s) if self._is_stream else None
         try:
             body = await inlined(self._request.body, rules)
             request = self._request if body is self._request.body else replace(self._request, body=body)
@@ -137,6 +124,11 @@ class PassedOn:
         finally:
             if comments is not None:
                 await comments.end()
+
+    def _comment(self) -> bytes:
+        if self._translation is not None:
+            return self._translation.waiting
+        return f": waiting for {self._model.config.id}\n\n".encode()
 
 
 class _Comments:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from shared_engine.gateway import asked, connections
+from shared_engine.gateway import connections
 from shared_engine.gateway.listening import Listening, bound
 from tests.support.gateways import gateway, running_gateway
 from tests.support.remote_server import running_server
@@ -338,7 +338,7 @@ def test_who_sends_no_request_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asked, "BODY_S", 0.1)
+    monkeypatch.setattr(connections, "BODY_S", 0.1)
     with running_gateway(tmp_path) as address, socket.create_connection(address, timeout=5) as connection:
         connection.sendall(head("POST", CHAT, JSON, LENGTH) + BODY[:5])
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")

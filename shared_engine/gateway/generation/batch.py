@@ -46,19 +46,11 @@ class Batch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A client that leaves ends all of them."""
-        over = asyncio.Event()
-        leaving = asyncio.create_task(_set_at_departure(receive, over))
-        try:
-            answers = await self._answers(scope, over)
-        finally:
-            leaving.cancel()
-            await asyncio.gather(leaving, return_exceptions=True)
+        answers = await self._answers(scope, receive)
         refused = next(((at, each) for at, each in enumerate(answers) if each is not None and each.status != 200), None)
         if refused is not None:
             at, answer = refused
             status, headers, body = answer.status, answer.headers, _located(bytes(answer.body), f"{self._name}[{at}]")
-        elif None in answers:
-            return  # the client has left
         else:
             status, headers = 200, [(b"content-type", b"application/json")]
             body = b"[" + b",".join(bytes(each.body) for each in answers if each is not None) + b"]"
@@ -67,25 +59,38 @@ class Batch:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answers(self, scope: Scope, over: asyncio.Event) -> list[_Answer | None]:
-        """None of those that did not come to their end."""
+    async def _answers(self, scope: Scope, receive: Receive) -> list[_Answer | None]:
+        """None of those that were ended, as another one was refused."""
         answers: list[_Answer | None] = [None] * self._count
         positions = itertools.count()
-
-        async def client_is_there() -> Message:
-            await over.wait()
-            return {"type": "http.disconnect"}
+        is_refused = False
+        tasks: list[asyncio.Task[None]] = []
 
         async def work() -> None:
-            while not over.is_set() and (at := next(positions)) < self._count:
+            nonlocal is_refused
+            while (at := next(positions)) < self._count:
                 answer = _Answer()
-                await self._make(at)(scope, client_is_there, answer.send)
-                if answer.status:
-                    answers[at] = answer
+                await self._make(at)(scope, receive, answer.send)
+                if is_refused:
+                    return
+                answers[at] = answer
                 if answer.status >= 400:
-                    over.set()
+                    is_refused = True
+                    for task in tasks:
+                        if task is not asyncio.current_task():
+                            task.cancel()
+                    return
 
-        await asyncio.gather(*(work() for _ in range(min(self._at_once, self._count))))
+        tasks += [asyncio.create_task(work()) for _ in range(min(self._at_once, self._count))]
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
         return answers
 
 
@@ -95,9 +100,3 @@ def _located(body: bytes, place: str) -> bytes:
     if isinstance(told.get("error"), dict):
         told["error"] |= {"message": f"{place}: {told['error'].get('message')}", "param": place}
     return json.dumps(told).encode()
-
-
-async def _set_at_departure(receive: Receive, over: asyncio.Event) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    over.set()
