@@ -41,7 +41,7 @@ class Exchange:
         self._is_whole = self._is_read = self._is_paused = False
         self._is_over = self._is_lost = False
         self._task: asyncio.Task[None] | None = None
-        """The application's, if it is to be cancelled."""
+        self._is_to_be_cancelled = False
         self._is_chunked = False
         self._has_body = True
         self._head = b""
@@ -54,6 +54,7 @@ class Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         """Have it answered. What ends without a whole answer ends its connection, so that nobody takes it for whole."""
+        self._task = asyncio.current_task()
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:
@@ -79,15 +80,15 @@ class Exchange:
         """Its client has left, or has sent what can't be read. What is sent from now on goes nowhere."""
         self._is_lost = True
         self._changed.set()
-        if self._task is not None and not self._is_over:
+        if self._is_to_be_cancelled and self._task is not None and not self._is_over:
             self._task.cancel()
 
     # ---- for the application
 
     def _end_at_departure(self) -> None:
-        self._task = asyncio.current_task()
-        if self._is_lost and self._task is not None:
-            self._task.cancel()
+        self._is_to_be_cancelled = True
+        if self._is_lost:
+            self.lose()
 
     async def receive(self) -> Message:
         if self._is_waited_for and not (self.has_begun or self._is_lost):

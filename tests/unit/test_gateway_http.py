@@ -146,7 +146,10 @@ def chunked(*chunks: bytes) -> bytes:
         (head("POST", CHAT, JSON, CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0") + CHUNKS, {400}),
         (head("POST", CHAT, CHUNKED) + CHUNKS[:-2] + f"{JSON}\r\n\r\n".encode(), {415}),
         (chunked(CHUNKS[:-2], b"X-Keep-Alive: nonsense\r\n\r\n"), {200}),
-        (head("GET", "/health", "X-Keep-Alive: a\r\n b"), {200, 400}),
+        (head("GET", "/health", "X: a\r\n b"), {400}),
+        (head("GET", "/health").replace(b"\r\n", b"\n"), {400}),
+        (head("POST", CHAT, JSON, LENGTH, LENGTH) + BODY, {400}),
+        (chunked(CHUNKS.replace(b"\r\n", b"\n")), {400}),
         (head("GET", "/v1/models/../../etc/passwd"), {404}),
     ],
     ids=lambda value: repr(value)[:60],
@@ -220,22 +223,40 @@ async def streamed(request: web.Request) -> web.StreamResponse:
     return response
 
 
-def test_a_client_that_has_asked_for_more_and_leaves_ends_what_runs(tmp_path: Path) -> None:
-    left = threading.Event()
+BATCH = b'{"prompts": ["a", "b", "c"]}'
 
-    async def endless(_: web.Request) -> web.StreamResponse:
+
+def posted(path: str, body: bytes) -> bytes:
+    return head("POST", path, JSON, f"Content-Length: {len(body)}").replace(b"Connection: close", b"A: b") + body
+
+
+@pytest.mark.parametrize(
+    ("sent", "count"),
+    [
+        (posted(CHAT, BODY), 1),
+        (posted(CHAT, BODY[:-1] + b', "stream": true}'), 1),
+        (posted(CHAT, BODY) + WHOLE, 1),  # and has asked for more
+        (posted("/generate", BATCH), 3),
+        (posted("/api/chat", BODY.replace(b"[]", b'[{"role": "user", "content": "a"}]')), 1),
+    ],
+)
+def test_a_client_that_leaves_ends_what_runs_for_it(tmp_path: Path, sent: bytes, count: int) -> None:
+    begun, ended = [], []
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        begun.append(request.path)
         try:
             await asyncio.Event().wait()
         finally:
-            left.set()
+            ended.append(request.path)
         raise AssertionError
 
-    keeps = head("POST", CHAT, JSON, LENGTH).replace(b"Connection: close", b"A: b") + BODY
     with running_gateway(tmp_path, endless) as address:
         with socket.create_connection(address, timeout=5) as connection:
-            connection.sendall(keeps + WHOLE)
-            assert not left.wait(0.1)
-        assert left.wait(5)
+            connection.sendall(sent)
+            wait_until(lambda: len(begun) == count, 5, "requests to run")
+            assert not ended
+        wait_until(lambda: len(ended) == count, 5, "all of them to be ended")
 
 
 @pytest.mark.parametrize(
