@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from starlette.datastructures import Headers
+from multidict import CIMultiDict
 
 from shared_engine.errors import RequestError, ServerConnectionError, ServerUnreachableError
 from shared_engine.request.client import CONNECT_TIMEOUT_S, KEEP_ALIVE_S, STALE_WITHIN_S, Client, why_not
@@ -135,7 +135,7 @@ class SocketAnswer:
 
     def __init__(self, client: EngineSocket, wire: _Wire, timeout: float | None, slot: Slot | None) -> None:
         self.status = 0
-        self.headers = Headers()
+        self.headers: CIMultiDict[str] = CIMultiDict()
         self._client = client
         self._wire: _Wire | None = wire
         self._slot = slot
@@ -216,8 +216,8 @@ class SocketAnswer:
 
     # ---- for its connection
 
-    def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status, self.headers = status, Headers(raw=headers)
+    def begin(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self.status, self.headers = status, CIMultiDict(headers)
 
     def add(self, piece: bytes) -> None:
         """A piece of the body."""
@@ -280,7 +280,7 @@ class _Wire(asyncio.Protocol):
         self._client = client
         self._parser = HttpResponseParser(self)
         self.answer: SocketAnswer | None = None
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: list[tuple[str, str]] = []
         self._is_kept = self._is_whole = False
 
     def ask(self, message: bytes, answer: SocketAnswer) -> SocketAnswer:
@@ -327,7 +327,7 @@ class _Wire(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -64,7 +64,7 @@ class Guard:
                 key = key_of(headers, config.keys)
                 # Without keys: who is on this machine; of others nobody, whoever may ask a model.
                 is_admin = self._is_loopback if key is None else key.is_admin
-                scope.setdefault("state", {}).update(key=key, is_admin=is_admin, config=config)
+                scope.setdefault("state", {}).update(key=key, is_admin=is_admin, config=config, headers=headers)
                 if key is not None and is_counted(scope["method"], scope["path"]):
                     allowance = self._allowances.of(key)
                     shown = shown | allowance.take(key)
