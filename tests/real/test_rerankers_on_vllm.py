@@ -17,7 +17,7 @@ from tests.support.causal_rerankers import DOCUMENTS, NAMES, QUERY
 from tests.support.engines import ended_engines
 from tests.support.paths import REPOSITORY
 
-pytestmark = pytest.mark.local
+pytestmark = pytest.mark.apart
 others = pytest.mark.long
 
 
