@@ -115,19 +115,22 @@ def _additional_kwargs(reasoning: str | None) -> dict[str, Any]:
 
 def _response_metadata(choice: Choice | GenerationChunk, answer: GenerationResult | GenerationChunk) -> dict[str, Any]:
     lowered = answer.max_tokens_lowered_to
+    more = (answer.additional_fields or {}) | (choice.additional_fields or {})
     return {
         "model_provider": PROVIDER,
         "model_name": answer.model,
         "id": answer.request_id,
         **(_generation_info(choice) or {}),
         **({} if lowered is None else {"max_tokens_lowered_to": lowered}),
+        **({"additional_fields": more} if more else {}),
     }
 
 
 def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
     # LangChain concatenates the text of equal keys, so these must be on one chunk only: the last one.
     if chunk.finish_reason is None:
-        return {"model_provider": PROVIDER}
+        more = {"additional_fields": chunk.additional_fields} if chunk.additional_fields else {}
+        return {"model_provider": PROVIDER, **more}
     return _response_metadata(chunk, chunk)
 
 

@@ -36,7 +36,7 @@ def to_chat_response(result: GenerationResult) -> ChatResponse:
     first = result.choices[0]
     return ChatResponse(
         message=_to_message(first),
-        raw=_raw(result.choices, result.usage, result.request_id, result.model, result.max_tokens_lowered_to),
+        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields),
         logprobs=_logprobs(first.logprobs),
         additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
@@ -46,7 +46,7 @@ def to_completion_response(result: GenerationResult) -> CompletionResponse:
     """A whole answer to a prompt; ``raw["choices"]`` has all ``n``."""
     return CompletionResponse(
         text=result.text,
-        raw=_raw(result.choices, result.usage, result.request_id, result.model, result.max_tokens_lowered_to),
+        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields),
         logprobs=_logprobs(result.logprobs),
         additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
@@ -70,12 +70,20 @@ def _to_message(choice: Choice) -> ChatMessage:
 
 
 def _raw(
-    choices: Iterable[Choice], usage: TokenUsage | None, request_id: str, model: str, lowered_to: int | None
+    choices: Iterable[Choice],
+    answer: GenerationResult | GenerationChunk,
+    lowered_to: int | None,
+    additional_fields: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    raw = {"id": request_id, "model": model, "choices": [msgspec.to_builtins(choice) for choice in choices]}
-    raw |= _lowered(lowered_to)
+    raw = {
+        "id": answer.request_id,
+        "model": answer.model,
+        "choices": [msgspec.to_builtins(choice) for choice in choices],
+        **_lowered(lowered_to),
+        **({"additional_fields": additional_fields} if additional_fields else {}),
+    }
     # TokenCountingHandler reads dict(raw)["usage"]; tracers read its details, as OpenAI nests them.
-    return raw if usage is None else {**raw, "usage": _openai_usage(usage)}
+    return raw if answer.usage is None else {**raw, "usage": _openai_usage(answer.usage)}
 
 
 def _lowered(to: int | None) -> dict[str, Any]:
@@ -135,6 +143,7 @@ class StreamedAnswer:
         self._calls: dict[int, ToolCall] = {}
         self._logprobs: list[list[LogProb]] = []
         self._lowered_to: int | None = None
+        self._additional_fields: dict[str, Any] | None = None
 
     def add_to_chat(self, chunk: GenerationChunk) -> ChatResponse:
         self._add(chunk)
@@ -148,6 +157,11 @@ class StreamedAnswer:
         before = self._choice
         self._lowered_to = self._lowered_to or chunk.max_tokens_lowered_to
         self._logprobs += _logprobs(chunk.logprobs) or ()
+        of_choice = before.additional_fields
+        if chunk.finish_reason is not None:
+            of_choice = chunk.additional_fields
+        elif chunk.additional_fields:
+            self._additional_fields = chunk.additional_fields
         for delta in chunk.tool_calls:
             self._calls[delta.index] = _extended(self._calls.get(delta.index), delta)
         self._choice = Choice(
@@ -157,6 +171,7 @@ class StreamedAnswer:
             # A call without its name is nothing that anyone could act on yet.
             tool_calls=tuple(call for _, call in sorted(self._calls.items()) if call.name),
             reasoning=(before.reasoning or "") + chunk.reasoning if chunk.reasoning else before.reasoning,
+            additional_fields=of_choice,
         )
 
     def _with_logprobs(self, response: Response) -> Response:
@@ -167,7 +182,7 @@ class StreamedAnswer:
     def _common(self, chunk: GenerationChunk) -> dict[str, Any]:
         return {
             "delta": chunk.text,
-            "raw": _raw([self._choice], chunk.usage, chunk.request_id, chunk.model, self._lowered_to),
+            "raw": _raw([self._choice], chunk, self._lowered_to, self._additional_fields),
             "additional_kwargs": {
                 **({"thinking_delta": chunk.reasoning} if chunk.reasoning else {}),
                 **(_counts(chunk.usage) if chunk.usage is not None else {}),

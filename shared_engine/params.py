@@ -71,6 +71,10 @@ class SamplingFields(BaseModel):
     """Words that are never generated."""
     logit_bias: dict[Annotated[int, Field(ge=0, lt=_END)], Annotated[float, Field(allow_inf_nan=False)]] | None = None
     """Token id -> what is added to its logit, from -100 (never) to 100; vLLM cuts off what is beyond."""
+    prompt_logprobs: int | None = Field(None, ge=-1, lt=_END)
+    """The log probability of each token of the prompt, and so many alternatives (-1: all). Not of a stream."""
+    return_token_ids: bool | None = None
+    """The ids of the tokens of prompt and answer, too: ``prompt_token_ids``, ``token_ids``."""
     skip_special_tokens: bool | None = None
     """Leave special tokens out of the text, as vLLM does by default."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=_END)

@@ -56,6 +56,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
     logprobs: dict[str, Any] | None = None
     """As the server sent it (OpenAI's shape); None unless asked for."""
+    additional_fields: dict[str, Any] | None = None
+    """What else the server sent in this choice and its message, such as ``token_ids``; None where there is nothing."""
 
 
 class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +69,8 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     max_tokens_lowered_to: int | None = None
     """What ``truncate_completion`` made of ``max_tokens``; None where it was sent as it was."""
+    additional_fields: dict[str, Any] | None = None
+    """What else the server sent beside the choices, such as ``prompt_logprobs``, ``prompt_token_ids``, ``metrics``."""
 
     @property
     def text(self) -> str:
@@ -104,12 +108,15 @@ class GenerationChunk(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     max_tokens_lowered_to: int | None = None
     """As in GenerationResult; on the chunk that has the finish reason."""
+    additional_fields: dict[str, Any] | None = None
+    """Of the whole stream, put together: those of a choice on the chunk that has its finish reason, those beside the
+    choices on the last chunk."""
 
     @property
     def is_empty(self) -> bool:
         """True for a chunk without content, such as the opening one, which only names the role."""
         content = self.text or self.reasoning or self.tool_calls or self.logprobs
-        return not content and self.finish_reason is None and self.usage is None
+        return not content and self.finish_reason is None and self.usage is None and self.additional_fields is None
 
 
 class ItemFailure(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from shared_engine.errors import RequestError, ServerConnectionError, ServerError
 from shared_engine.request import dialects
+from shared_engine.request.additional_fields import Fields, of_answer
 from shared_engine.request.refusals import error_in_answer
 from shared_engine.results import (
     Choice,
@@ -206,17 +207,19 @@ def parse_result(data: bytes) -> GenerationResult:
     if len({choice.index for choice in answer.choices}) < len(answer.choices):  # a server that leaves it out
         for index, choice in enumerate(answer.choices):
             choice.index = index
-    choices = tuple(_choice(choice) for choice in answer.choices)
+    beside, of_choices = of_answer(data)
+    choices = tuple(_choice(choice, fields) for choice, fields in zip(answer.choices, of_choices, strict=True))
     usage = usage_of(answer.usage) or TokenUsage()
     return GenerationResult(
         choices=choices,
         usage=without_false_zero(usage) if any(choice.reasoning for choice in choices) else usage,
         request_id=answer.id,
         model=answer.model,
+        additional_fields=beside or None,
     )
 
 
-def _choice(choice: AnyChoice) -> Choice:
+def _choice(choice: AnyChoice, additional_fields: Fields) -> Choice:
     message = choice.said
     return Choice(
         text=message.content or "",
@@ -232,6 +235,7 @@ def _choice(choice: AnyChoice) -> Choice:
         ),
         reasoning=message.thought,
         logprobs=choice.logprobs,
+        additional_fields=additional_fields or None,
     )
 
 

@@ -56,6 +56,9 @@ ANSWER = re.compile(
 NO_ROOM = re.compile(r"max_tokens must be at least 1, got (?P<room>-?\d+)")
 LITTLE_ROOM = re.compile(r"min_tokens must be less than or equal to max_tokens=(?P<room>\d+), got (?P<asked>\d+)")
 
+# Before 0.32, of a request that has all of the limit for its answer.
+NO_INPUT = re.compile(r" prompt cannot be empty| cannot be greater than \w+ - \w+ = \d+\. Please request a smaller")
+
 
 def length_error(status: int, message: str) -> RequestRejectedError | None:
     """The refusal of what is too long; None where the words are about something else.
@@ -84,6 +87,11 @@ def length_error(status: int, message: str) -> RequestRejectedError | None:
     if status >= 500 and (limit is None or prompt is None):
         return None
     return ContextLengthError(message, status, limit, prompt, completion)
+
+
+def leaves_no_input(error: RequestRejectedError) -> bool:
+    """True where less ``max_tokens`` may be all that it takes."""
+    return isinstance(error, ContextLengthError) or NO_INPUT.search(error.message) is not None
 
 
 def room_left(message: str) -> tuple[int, int] | None:

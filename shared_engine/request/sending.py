@@ -32,7 +32,7 @@ from shared_engine.request.bodies import (
 from shared_engine.request.call import Call
 from shared_engine.request.client import Client, EventStream
 from shared_engine.request.endpoint import PROBE_TIMEOUT_S, Connection, Endpoint, Route
-from shared_engine.request.lengths import in_words, room_left
+from shared_engine.request.lengths import in_words, leaves_no_input, room_left
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.refusals import explain_missing_route
@@ -217,31 +217,39 @@ class Requests:
         """What ``send`` gives. A server of vLLM before 0.32 refuses to have all of its limit for an answer, which later
         ones cut to what the prompt leaves: there the prompt is counted before.
         """
-        if connection.incarnation not in self._counts_before:
-            try:
-                return await send(request, connection)
-            except ContextLengthError as exc:
-                sized = await self._sized(request, connection)
-                if sized is None:
-                    raise
-                if len(self._counts_before) >= MAX_KNOWN_LENGTHS:
-                    self._counts_before.clear()
-                self._counts_before.add(connection.incarnation)
-                logger.debug("%s does not cut max_tokens: %s", connection.client.where, exc)
-        else:
-            sized = await self._sized(request, connection)
-        return await send(sized or request, connection)
+        if connection.incarnation in self._counts_before:
+            return await send(await self._sized(request, connection) or request, connection)
+        try:
+            return await send(request, connection)
+        except RequestRejectedError as exc:
+            sized = await self._sized(request, connection) if leaves_no_input(exc) else None
+            if sized is None:
+                raise
+            if len(self._counts_before) >= MAX_KNOWN_LENGTHS:
+                self._counts_before.clear()
+            self._counts_before.add(connection.incarnation)
+            logger.debug("%s does not cut max_tokens: %s", connection.client.where, exc)
+        return await send(sized, connection)
 
     async def _sized(self, request: Request, connection: Connection) -> Request | None:
-        """The request with what its prompt leaves of the limit; None where that is nothing, or nobody counts."""
+        """The request with what its prompt leaves of the limit; None where nobody counts.
+
+        Raises:
+            ContextLengthError: it leaves nothing.
+        """
         limit = await self._server_limit(connection)
         tokenize = prompt_tokens_request(request)
         assert tokenize is not None
         try:
-            left = limit - answers.parse_token_count(await self._post(tokenize, connection))
+            count = answers.parse_token_count(await self._post(tokenize, connection))
         except RequestError:
             return None
-        return None if left < 1 else with_max_tokens(request, left)
+        kept = msgspec.json.decode(request.body).get("truncate_prompt_tokens")
+        if isinstance(kept, int):
+            count = min(count, limit - 1 if kept < 0 else kept)
+        if count >= limit:
+            raise ContextLengthError("it leaves nothing of that for an answer", 400, limit, count, 1)
+        return with_max_tokens(request, limit - count)
 
     def _refused(self, request: Request, connection: Connection, refusal: RequestError) -> Trait | None:
         """What the server does not take of a conversation, as it said in an answer that had begun well; None where it

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from shared_engine.errors import ServerConnectionError
+from shared_engine.request.additional_fields import Fields, merged, of_event
 from shared_engine.request.answers import (
     NOT_FINISHED,
     AnyAnswer,
@@ -39,6 +40,8 @@ class ChunkReader:
         self._head: tuple[str, str] = ("", "")
         self._part = b""
         self._last_event = b"null"
+        self._more: Fields = {}
+        self._more_of_choices: dict[int, Fields] = {}
 
     def chunks(self, event: bytes) -> Iterator[GenerationChunk]:
         """Those of one ``data:`` line; none of a keep-alive, or one that says nothing.
@@ -53,6 +56,8 @@ class ChunkReader:
         if usage is not None and (self._usage is None or usage.prompt_tokens or usage.completion_tokens):
             # Of all that come the last one counts: some servers send it in every chunk.
             self._usage, self._head = usage, (answer.id, answer.model)
+        elif self._usage is None:
+            self._head = (answer.id, answer.model)
         for choice in answer.choices:
             self._begun.add(choice.index)
             if choice.finish_reason:
@@ -84,10 +89,14 @@ class ChunkReader:
             missing = "[DONE] did not come"
         if missing is not None:
             raise ServerConnectionError(f"{where} ended the answer before it was whole: {missing}")
+        for fields in self._more_of_choices.values():  # that came after the end of their choice
+            self._more = merged(self._more, fields)
         usage = usage_of(self._usage)
         if usage is not None:
             usage = without_false_zero(usage) if self._has_reasoning else usage
-            yield GenerationChunk(usage=usage, request_id=self._head[0], model=self._head[1])
+        if usage is not None or self._more:
+            request_id, model = self._head
+            yield GenerationChunk(usage=usage, request_id=request_id, model=model, additional_fields=self._more or None)
 
     def _missing(self) -> str | None:
         if self._part:
@@ -114,9 +123,18 @@ class ChunkReader:
             self._part = data
             return None
         self._part = b""
+        self._keep_additional(answer, data)
         if answer.choices:
             self._last_event = data
         return answer
+
+    def _keep_additional(self, answer: AnyAnswer, data: bytes) -> None:
+        beside, of_choices = of_event(data, len(answer.choices))
+        if beside:
+            self._more = merged(self._more, beside)
+        for choice, fields in zip(answer.choices, of_choices, strict=True):
+            if fields:
+                self._more_of_choices[choice.index] = merged(self._more_of_choices.get(choice.index, {}), fields)
 
     def _chunk(self, choice: AnyChoice, answer: AnyAnswer) -> GenerationChunk:
         said = choice.said
@@ -128,6 +146,7 @@ class ChunkReader:
             tool_calls=self._deltas(choice.index, said.tool_calls) if said.tool_calls else (),
             reasoning=said.thought,
             logprobs=choice.logprobs,
+            additional_fields=self._more_of_choices.pop(choice.index, None) if choice.finish_reason else None,
             request_id=answer.id,
             model=answer.model,
         )

@@ -85,6 +85,21 @@ def test_too_large_a_max_tokens_is_not_too_long_a_prompt(engine: Engine) -> None
     assert engine.chat(HELLO, max_tokens=2048, temperature=0).finish_reason == "stop"
 
 
+def test_what_vllm_sends_beside_the_answer_is_there(engine: Engine) -> None:
+    asked: Any = {"return_token_ids": True, "max_tokens": 5, "temperature": 0}
+    result = engine.chat(HELLO, prompt_logprobs=1, **asked)
+    beside, own = result.additional_fields or {}, result.choices[0].additional_fields or {}
+    assert len(beside["prompt_token_ids"]) == len(beside["prompt_logprobs"]) == result.usage.prompt_tokens
+    assert len(own["token_ids"]) == result.usage.completion_tokens
+    *_, end, last = engine.stream_chat(HELLO, **asked)
+    assert (end.additional_fields or {})["token_ids"] == own["token_ids"]
+    assert (last.additional_fields or {})["prompt_token_ids"] == beside["prompt_token_ids"]
+    text = engine.generate("one two", prompt_logprobs=0, **asked).choices[0].additional_fields or {}
+    *_, end, _ = engine.stream_generate("one two", **asked)
+    assert {name: text[name] for name in ("prompt_token_ids", "token_ids")} == end.additional_fields
+    assert len(text["prompt_logprobs"]) == len(text["prompt_token_ids"])
+
+
 async def test_seeds_hold_while_prompts_are_processed_in_parts(engine: Engine) -> None:
     prompts = [f"{index} " + "word " * 430 for index in range(36)]  # more than vLLM takes in one step
     asked: dict[str, Any] = {"seed": 1, "temperature": 1.5, "max_tokens": 8}

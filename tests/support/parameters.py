@@ -20,6 +20,8 @@ SAMPLES: dict[str, tuple[Any, Any]] = {
     "ignore_eos": (True, False),
     "bad_words": (["x"], ["y", "z"]),
     "logit_bias": ({"5": -100.0}, {"6": 1.0}),
+    "prompt_logprobs": (1, 0),
+    "return_token_ids": (True, False),
     "skip_special_tokens": (False, True),
     "truncate_prompt_tokens": (5, -1),
     "priority": (1, -1),

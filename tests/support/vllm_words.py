@@ -73,7 +73,7 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
     "refusals": (
         *map(re.escape, refusals._ENGINE_BUSY),
         *lengths.VLLMS,
-        *(pattern.pattern for pattern in (lengths.ANSWER, lengths.NO_ROOM, lengths.LITTLE_ROOM)),
+        *(pattern.pattern for pattern in (lengths.ANSWER, lengths.NO_ROOM, lengths.LITTLE_ROOM, lengths.NO_INPUT)),
         *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)),
         *map(re.escape, (refusals._LOADED_BEFORE, refusals._ENGINE_FAILED)),
     ),

@@ -287,6 +287,21 @@ def test_where_the_limit_is_not_cut_the_prompt_is_counted(server: RemoteServer, 
     assert [body["max_tokens"] for _, body in server.requests] == [20, 15]
 
 
+@pytest.mark.parametrize(("kept", "left"), [(-1, 1), (6, 14), (3, 17)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "The decoder prompt cannot be empty",
+        "truncate_prompt_tokens=6 cannot be greater than max_model_len - max_tokens = 0. Please request a smaller",
+    ],
+)
+def test_a_prompt_that_is_cut_leaves_what_it_does(server: RemoteServer, words: str, kept: int, left: int) -> None:
+    server.models = [{"id": "served", "max_model_len": 20}]
+    server.fails(400, times=1, message=words)
+    Engine(base_url=server.url, model="served").generate("a " * 30, truncate_prompt_tokens=kept)
+    assert [body["max_tokens"] for _, body in server.requests] == [20, left]
+
+
 def test_it_is_found_out_once(server: RemoteServer) -> None:
     refuses_as_before_0_32(server, 20)
     engine = Engine(base_url=server.url, model="served")
