@@ -123,14 +123,15 @@ def _response_metadata(choice: Choice | GenerationChunk, answer: GenerationResul
         **(_generation_info(choice) or {}),
         **({} if lowered is None else {"max_tokens_lowered_to": lowered}),
         **({"additional_fields": more} if more else {}),
+        **({} if answer.raw is None else {"raw": answer.raw}),
     }
 
 
 def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
     # LangChain concatenates the text of equal keys, so these must be on one chunk only: the last one.
     if chunk.finish_reason is None:
-        more = {"additional_fields": chunk.additional_fields} if chunk.additional_fields else {}
-        return {"model_provider": PROVIDER, **more}
+        more = {"additional_fields": chunk.additional_fields, "raw": chunk.raw}
+        return {"model_provider": PROVIDER, **{name: value for name, value in more.items() if value}}
     return _response_metadata(chunk, chunk)
 
 

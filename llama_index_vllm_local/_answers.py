@@ -36,7 +36,7 @@ def to_chat_response(result: GenerationResult) -> ChatResponse:
     first = result.choices[0]
     return ChatResponse(
         message=_to_message(first),
-        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields),
+        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields, result.raw),
         logprobs=_logprobs(first.logprobs),
         additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
@@ -46,7 +46,7 @@ def to_completion_response(result: GenerationResult) -> CompletionResponse:
     """A whole answer to a prompt; ``raw["choices"]`` has all ``n``."""
     return CompletionResponse(
         text=result.text,
-        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields),
+        raw=_raw(result.choices, result, result.max_tokens_lowered_to, result.additional_fields, result.raw),
         logprobs=_logprobs(result.logprobs),
         additional_kwargs={**_counts(result.usage), **_lowered(result.max_tokens_lowered_to)},
     )
@@ -74,6 +74,7 @@ def _raw(
     answer: GenerationResult | GenerationChunk,
     lowered_to: int | None,
     additional_fields: Mapping[str, Any] | None,
+    sent: Any,
 ) -> dict[str, Any]:
     raw = {
         "id": answer.request_id,
@@ -81,6 +82,7 @@ def _raw(
         "choices": [msgspec.to_builtins(choice) for choice in choices],
         **_lowered(lowered_to),
         **({"additional_fields": additional_fields} if additional_fields else {}),
+        **({"raw": sent} if sent else {}),
     }
     # TokenCountingHandler reads dict(raw)["usage"]; tracers read its details, as OpenAI nests them.
     return raw if answer.usage is None else {**raw, "usage": _openai_usage(answer.usage)}
@@ -144,6 +146,7 @@ class StreamedAnswer:
         self._logprobs: list[list[LogProb]] = []
         self._lowered_to: int | None = None
         self._additional_fields: dict[str, Any] | None = None
+        self._events: list[Any] = []
 
     def add_to_chat(self, chunk: GenerationChunk) -> ChatResponse:
         self._add(chunk)
@@ -157,6 +160,7 @@ class StreamedAnswer:
         before = self._choice
         self._lowered_to = self._lowered_to or chunk.max_tokens_lowered_to
         self._logprobs += _logprobs(chunk.logprobs) or ()
+        self._events += chunk.raw or ()
         of_choice = before.additional_fields
         if chunk.finish_reason is not None:
             of_choice = chunk.additional_fields
@@ -182,7 +186,7 @@ class StreamedAnswer:
     def _common(self, chunk: GenerationChunk) -> dict[str, Any]:
         return {
             "delta": chunk.text,
-            "raw": _raw([self._choice], chunk, self._lowered_to, self._additional_fields),
+            "raw": _raw([self._choice], chunk, self._lowered_to, self._additional_fields, list(self._events)),
             "additional_kwargs": {
                 **({"thinking_delta": chunk.reasoning} if chunk.reasoning else {}),
                 **(_counts(chunk.usage) if chunk.usage is not None else {}),

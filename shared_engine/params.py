@@ -160,7 +160,16 @@ class SchemaFields(BaseModel):
     """The most entries of an array or a dict for which the schema has no limit; None: as the setting says."""
 
 
-class GenerationParams(DefaultFields, SamplingFields, ChatFields, ContextFields, SchemaFields, CallParams):
+class AnswerFields(BaseModel):
+    """What is kept of an answer."""
+
+    keep_raw: bool | None = None
+    """Keep all that the server sent as ``raw``: the JSON of the answer; of a stream that of its events."""
+
+
+class GenerationParams(
+    DefaultFields, SamplingFields, ChatFields, ContextFields, SchemaFields, AnswerFields, CallParams
+):
     """Sampling parameters of one request, in vLLM's names (vllm/sampling_params.py).
 
     None means: not sent, so the engine's settings decide, then the model's own generation_config.

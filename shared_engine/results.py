@@ -71,6 +71,8 @@ class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
     """What ``truncate_completion`` made of ``max_tokens``; None where it was sent as it was."""
     additional_fields: dict[str, Any] | None = None
     """What else the server sent beside the choices, such as ``prompt_logprobs``, ``prompt_token_ids``, ``metrics``."""
+    raw: Any = None
+    """All that the server sent, with ``keep_raw``."""
 
     @property
     def text(self) -> str:
@@ -111,12 +113,14 @@ class GenerationChunk(msgspec.Struct, frozen=True, kw_only=True):
     additional_fields: dict[str, Any] | None = None
     """Of the whole stream, put together: those of a choice on the chunk that has its finish reason, those beside the
     choices on the last chunk."""
+    raw: list[Any] | None = None
+    """With ``keep_raw``: the events that have come since the chunk before."""
 
     @property
     def is_empty(self) -> bool:
         """True for a chunk without content, such as the opening one, which only names the role."""
         content = self.text or self.reasoning or self.tool_calls or self.logprobs
-        return not content and self.finish_reason is None and self.usage is None and self.additional_fields is None
+        return not content and self.finish_reason is None and self.usage is None
 
 
 class ItemFailure(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from typing import Any
 from shared_engine import params as params_module
 from shared_engine.cli.field_options import add_option
 from shared_engine.declared import docstrings
-from shared_engine.params import CallParams, ContextFields, DefaultFields, GenerationParams, SchemaFields
+from shared_engine.params import AnswerFields, CallParams, ContextFields, DefaultFields, GenerationParams, SchemaFields
 
 # MODEL names the model; how a call is made, whether it fits, and what becomes of a schema, are settings, which have
 # options of these names; what is asked here is the last message.
@@ -17,6 +17,7 @@ _NO_OPTION = {
     *("model", "continue_final_message"),
     *CallParams.model_fields,
     *ContextFields.model_fields,
+    *AnswerFields.model_fields,
     *SchemaFields.model_fields,
 }
 _FLAGS = {"enable_thinking": "--think"}

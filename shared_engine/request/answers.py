@@ -190,7 +190,7 @@ def _raise_error_in(answer: Any) -> None:
         raise error_in_answer(*error)
 
 
-def parse_result(data: bytes) -> GenerationResult:
+def parse_result(data: bytes, *, keeps_raw: bool = False) -> GenerationResult:
     """The body of a finished, unstreamed request.
 
     Raises:
@@ -216,6 +216,7 @@ def parse_result(data: bytes) -> GenerationResult:
         request_id=answer.id,
         model=answer.model,
         additional_fields=beside or None,
+        raw=_json(data) if keeps_raw else None,
     )
 
 

@@ -18,6 +18,7 @@ from shared_engine.conversations.reshaping import reshaped
 from shared_engine.conversations.traits import NONE, Trait, text_of, traits_of
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import (
+    AnswerFields,
     CallParams,
     ChatFields,
     ContextFields,
@@ -35,6 +36,7 @@ CHAT_ONLY = (*ChatFields.model_fields, "continue_final_message")
 # Not under its own name, not always, or not at all: see below. All other parameters are sent as they are.
 _SENT_OTHERWISE = frozenset((
     *CHAT_ONLY, *CallParams.model_fields, *ContextFields.model_fields, *SchemaFields.model_fields,
+    *AnswerFields.model_fields,
     "stop", "logprobs", "lora", "model", "extra_body",
 ))  # fmt: skip
 _AS_SET = CallParams()

@@ -19,7 +19,7 @@ from shared_engine.errors import (
     RequestRejectedError,
     VLLMError,
 )
-from shared_engine.params import CallParams
+from shared_engine.params import CallParams, GenerationParams
 from shared_engine.request import answers
 from shared_engine.request.bodies import (
     Request,
@@ -101,7 +101,7 @@ class Requests:
 
     async def generate(self, request: Request) -> GenerationResult:
         """A whole answer."""
-        return await self.ask(request, answers.parse_result)
+        return await self.ask(request, partial(answers.parse_result, keeps_raw=_keeps_raw(request)))
 
     async def ask(self, request: Request, parse: Callable[[bytes], T], call: Call | None = None) -> T:
         """What ``parse`` makes of the answer's body.
@@ -154,7 +154,7 @@ class Requests:
                         opening = self._in_form(request, connection, self._opened)
                         events = await deadline.wait(f"an answer from {where}", opening)
                         route.answered(acquired)
-                        reader = ChunkReader()
+                        reader = ChunkReader(keeps_raw=_keeps_raw(request))
                         async for event in deadline.over(f"more of the answer from {where}", events):
                             for chunk in reader.chunks(event):
                                 observed.saw(chunk)
@@ -431,6 +431,10 @@ class Requests:
         count, asked = limit - left[0], max(left[1], asked_tokens(request) or 1)
         message = f"{in_words(limit, count, asked, is_exact=True)}: {error.message}"
         return ContextLengthError(message, error.status, limit, count, asked)
+
+
+def _keeps_raw(request: Request) -> bool:
+    return isinstance(request.params, GenerationParams) and bool(request.params.keep_raw)
 
 
 def _marked(answer: T, request: Request) -> T:

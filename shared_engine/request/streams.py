@@ -7,8 +7,10 @@ vLLM sends after the usage; other servers leave it out, and end the HTTP message
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from shared_engine.errors import ServerConnectionError
 from shared_engine.request.additional_fields import Fields, merged, of_event
@@ -29,9 +31,14 @@ from shared_engine.results import GenerationChunk, ToolCallDelta
 
 
 class ChunkReader:
-    """The chunks of one streamed answer, event by event; at its end the usage, if the answer is whole."""
+    """The chunks of one streamed answer, event by event; at its end the usage, if the answer is whole.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_raw: the events themselves go with the chunks.
+    """
+
+    def __init__(self, *, keeps_raw: bool = False) -> None:
+        self._raw: list[Any] | None = [] if keeps_raw else None
         self._begun: set[int] = set()
         self._finished: set[int] = set()
         self._has_reasoning = False
@@ -67,7 +74,7 @@ class ChunkReader:
             chunk = self._chunk(choice, answer)
             self._has_reasoning = self._has_reasoning or bool(chunk.reasoning)
             if not chunk.is_empty:
-                yield chunk
+                yield self._with_raw(chunk)
 
     def end(self, where: str, *, is_done: bool, needs_done: bool) -> Iterator[GenerationChunk]:
         """The last chunks, when the stream has ended: the usage, where the server sent it.
@@ -94,9 +101,16 @@ class ChunkReader:
         usage = usage_of(self._usage)
         if usage is not None:
             usage = without_false_zero(usage) if self._has_reasoning else usage
-        if usage is not None or self._more:
+        if usage is not None or self._more or self._raw:
             request_id, model = self._head
-            yield GenerationChunk(usage=usage, request_id=request_id, model=model, additional_fields=self._more or None)
+            last = GenerationChunk(usage=usage, request_id=request_id, model=model)
+            yield self._with_raw(replace(last, additional_fields=self._more or None))
+
+    def _with_raw(self, chunk: GenerationChunk) -> GenerationChunk:
+        if self._raw is None:
+            return chunk
+        events, self._raw = self._raw, []
+        return replace(chunk, raw=events)
 
     def _missing(self) -> str | None:
         if self._part:
@@ -124,6 +138,8 @@ class ChunkReader:
             return None
         self._part = b""
         self._keep_additional(answer, data)
+        if self._raw is not None:
+            self._raw.append(msgspec.json.decode(data))
         if answer.choices:
             self._last_event = data
         return answer

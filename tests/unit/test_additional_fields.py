@@ -261,3 +261,40 @@ def test_what_comes_after_the_end_of_a_choice_is_on_the_last_chunk() -> None:
 def test_results_with_them_go_to_other_processes() -> None:
     result = parse_result(json.dumps(whole(is_chat=True)).encode())
     assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result
+
+
+# ---- all of it, where that is asked for
+
+RAW: dict[str, Callable[[Fields], tuple[Any, bool]]] = {
+    "chat": lambda own: (Engine(**own).chat(HELLO, keep_raw=True).raw, False),
+    "generate": lambda own: (Engine(**own).generate("Hello", keep_raw=True).raw, False),
+    "stream_chat": lambda own: (
+        [event for chunk in Engine(**own).stream_chat(HELLO, keep_raw=True) for event in chunk.raw or ()],
+        True,
+    ),
+    "invoke": lambda own: (ChatVLLM(**own).invoke("Hello", keep_raw=True).response_metadata["raw"], False),
+    "bind": lambda own: (ChatVLLM(**own).bind(keep_raw=True).invoke("Hello").response_metadata["raw"], False),
+    "stream": lambda own: (added(list(ChatVLLM(**own).stream("Hello", keep_raw=True))).response_metadata["raw"], True),
+    "streaming": lambda own: (
+        ChatVLLM(**own, streaming=True).invoke("Hello", keep_raw=True).response_metadata["raw"],
+        True,
+    ),
+    "llama": lambda own: (VLLM(**own).chat(MESSAGES, keep_raw=True).raw["raw"], False),
+    "llama_stream": lambda own: (list(VLLM(**own).stream_chat(MESSAGES, keep_raw=True))[-1].raw["raw"], True),
+}
+
+
+@pytest.mark.parametrize("way", RAW)
+def test_the_whole_answer_can_be_kept(server: RemoteServer, way: str) -> None:
+    raw, is_in_events = RAW[way]({"base_url": server.url, "model": "served"})
+    is_chat = way != "generate"
+    assert raw == (pieces(is_chat=is_chat) if is_in_events else whole(is_chat=is_chat))
+    assert all("keep_raw" not in body for _, body in server.requests)
+
+
+def test_it_is_kept_only_where_that_is_asked_for(server: RemoteServer) -> None:
+    own: Fields = {"base_url": server.url, "model": "served"}
+    assert Engine(**own).chat(HELLO).raw is None
+    assert {chunk.raw for chunk in Engine(**own).stream_chat(HELLO)} == {None}
+    assert "raw" not in ChatVLLM(**own).invoke("Hello").response_metadata
+    assert "raw" not in VLLM(**own).chat(MESSAGES).raw

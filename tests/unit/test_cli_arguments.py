@@ -14,7 +14,7 @@ from shared_engine.cli.engine_arguments import OPTIONS, add_engine_arguments, en
 from shared_engine.cli.field_options import first_sentence
 from shared_engine.cli.sampling_arguments import PARAMETERS, add_sampling_arguments, given_parameters
 from shared_engine.declared import Decides
-from shared_engine.params import CallParams, ContextFields, SchemaFields
+from shared_engine.params import AnswerFields, CallParams, ContextFields, SchemaFields
 from shared_engine.settings import SETTINGS
 from tests.support.parameters import SAMPLES
 
@@ -36,7 +36,7 @@ def test_every_setting_has_an_option_or_is_a_parameter() -> None:
     assert set(SETTINGS) == {*OPTIONS, "model", "seed"} | of_requests
     assert of_requests | {"seed"} <= set(PARAMETERS)
     left = {"model", "continue_final_message", *CallParams.model_fields, *ContextFields.model_fields}
-    left |= SchemaFields.model_fields.keys()
+    left |= SchemaFields.model_fields.keys() | AnswerFields.model_fields.keys()
     assert set(PARAMETERS) == set(GenerationParams.model_fields) - left
 
 

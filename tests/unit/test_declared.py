@@ -15,7 +15,15 @@ from shared_engine import EngineSettings, GenerationParams
 from shared_engine.adapting.framework_model import ChatModel, GenerationModel
 from shared_engine.declared import Decides
 from shared_engine.launch.keeping import keep_policy
-from shared_engine.params import CallParams, ChatFields, ContextFields, DefaultFields, SamplingFields, SchemaFields
+from shared_engine.params import (
+    AnswerFields,
+    CallParams,
+    ChatFields,
+    ContextFields,
+    DefaultFields,
+    SamplingFields,
+    SchemaFields,
+)
 from shared_engine.request.bodies import CHAT_ONLY, chat_body
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.settings import FLAGS, SETTINGS
@@ -23,6 +31,7 @@ from tests.support.parameters import SAMPLES
 from tests.support.paths import REPOSITORY
 
 HELLO = [{"role": "user", "content": "Hello"}]
+OF_THE_CALL = {name for kind in (AnswerFields, CallParams, ContextFields, SchemaFields) for name in kind.model_fields}
 
 
 def test_the_page_of_settings_is_what_the_declarations_say() -> None:
@@ -87,10 +96,6 @@ def test_a_parameter_is_sent_under_its_own_name(name: str) -> None:
     }
     value = values.get(name, 1)
     params = GenerationParams(**{name: value})
-    sent = (
-        {}
-        if name in {**CallParams.model_fields, **ContextFields.model_fields, **SchemaFields.model_fields}
-        else {name: getattr(params, name)}
-    )  # those say how it is sent
+    sent = {} if name in OF_THE_CALL else {name: getattr(params, name)}  # those say how it is sent
     assert chat_body(HELLO, params) == {"messages": HELLO, **sent}
     assert getattr(params, name) == value

@@ -106,7 +106,9 @@ def _ask_whole(engine: Engine, asked: Asked, params: Mapping[str, Any], once: On
     total_s = time.monotonic() - began
     if once.is_json:
         timing = {"load_s": round(_waited_s(engine), 3), "total_s": round(total_s, 3)}
-        print(json.dumps({**msgspec.to_builtins(result), "timing": timing}, ensure_ascii=False), flush=True)
+        told = msgspec.to_builtins(result)
+        del told["raw"]  # which has no option
+        print(json.dumps({**told, "timing": timing}, ensure_ascii=False), flush=True)
     else:
         _print_choices(result, once)
     if once.shows_stats:

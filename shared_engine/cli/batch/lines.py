@@ -13,13 +13,18 @@ from typing import Any
 import msgspec
 
 from shared_engine.errors import EngineError, RequestError, VLLMError
-from shared_engine.params import CallParams, ContextFields, GenerationParams
+from shared_engine.params import AnswerFields, CallParams, ContextFields, GenerationParams
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
 from shared_engine.results import GenerationResult
 
 URLS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, RERANK, "/rerank", "/v2/rerank", "/v1/score", "/score")
 """Which a line in OpenAI's format may ask for."""
-PARAMETERS = frozenset(GenerationParams.model_fields) - {*CallParams.model_fields, *ContextFields.model_fields, "model"}
+PARAMETERS = frozenset(GenerationParams.model_fields) - {
+    *CallParams.model_fields,
+    *ContextFields.model_fields,
+    *AnswerFields.model_fields,
+    "model",
+}
 """Which a plain JSON line may have of its own."""
 _OF_CHAT = ("tools", "tool_choice")
 _OPENAI = ("custom_id", "url", "body")
