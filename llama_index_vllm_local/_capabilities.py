@@ -68,7 +68,7 @@ class Capabilities(LlamaIndexModel, ChatModel):
         planned = self.context_window or window
         metadata = LLMMetadata(
             context_window=planned or DEFAULT_CONTEXT_WINDOW,
-            num_output=settings.max_tokens or self._room_for_answer(planned),
+            num_output=self._room_for_answer(planned),
             is_chat_model=self._uses_chat_template(),
             is_function_calling_model=self._uses_chat_template() and self._calls_functions(),
             model_name=settings.model or "unknown",
@@ -78,8 +78,11 @@ class Capabilities(LlamaIndexModel, ChatModel):
         return metadata
 
     def _room_for_answer(self, window: int | None) -> int:
+        asked = self.engine.settings.max_tokens
         if window is None:
-            return DEFAULT_NUM_OUTPUTS
+            return asked or DEFAULT_NUM_OUTPUTS
+        if asked is not None:  # the server cuts it to what a prompt leaves, but LlamaIndex plans no prompt then
+            return min(asked, max(1, window - window // 4))
         thinks = self._uses_chat_template() and model_facts.thinks(self.engine.settings, self._request_defaults())
         return model_facts.room_for_answer(window, is_thinking=thinks)
 

@@ -23,8 +23,9 @@ _OLDER_VLLMS = (
     r"maximum context length is (?P<limit>\d+) .*?(?P<prompt>\d+) (?:in|of) (?:the messages|your prompt|text input)",
     r"maximum context length is (?P<limit>\d+) .*(?:requested|resulted in) (?P<prompt>\d+) tokens(?: in the input|\.)",
     r"maximum context length is (?P<limit>\d+) .*request has (?P<prompt>\d+) input tokens",
+    r"[Pp]rompt length of (?P<prompt>\d+) is longer than the maximum model length of (?P<limit>\d+)",
 )
-# Of SGLang, llama.cpp, TGI, LiteLLM, Ollama, and of providers behind gateways. The last ones name no number.
+# Of SGLang, llama.cpp, TGI, LiteLLM, Ollama, LM Studio, and of providers behind gateways. The last ones name no number.
 _OTHERS = (
     r"(?P<prompt>\d+) tokens\) is longer than the model's context length \((?P<limit>\d+)",
     r"Input length \((?P<prompt>\d+) tokens\) exceeds the maximum allowed length \((?P<limit>\d+)",
@@ -33,6 +34,7 @@ _OTHERS = (
     r"request \((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<limit>\d+)",
     r"`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than) (?P<limit>\d+).*Given: (?P<prompt>\d+)",
     r"prompt is too long: (?P<prompt>\d+) tokens > (?P<limit>\d+)",
+    r"keep the first (?P<prompt>\d+) tokens .*context length of only (?P<limit>\d+)",
     r"exceed context limit: (?P<prompt>\d+) \+ (?P<completion>\d+) > (?P<limit>\d+)",
     r"input token count \((?P<prompt>\d+)\) exceeds the maximum number of tokens allowed \((?P<limit>\d+)",
     r"exceed the configured limit of (?P<limit>\d+) tokens.*resulted in (?P<prompt>\d+) tokens",

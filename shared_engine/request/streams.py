@@ -70,6 +70,8 @@ class ChunkReader:
             if choice.finish_reason:
                 if choice.finish_reason in NOT_FINISHED:
                     raise stopped(choice.finish_reason, event)
+                if choice.index in self._finished:  # said again, which frameworks would add up: "stopstop"
+                    choice.finish_reason = choice.stop_reason = None
                 self._finished.add(choice.index)
             chunk = self._chunk(choice, answer)
             self._has_reasoning = self._has_reasoning or bool(chunk.reasoning)

@@ -77,6 +77,8 @@ def test_a_window_that_was_given_is_not_asked_for(server: RemoteServer, settings
         ({"model": "Qwen/Qwen3-4B", "max_model_len": 40960, "reasoning_effort": "none"}, 1024),
         ({"model": "Qwen/Qwen3-4B", "max_model_len": 40960, "chat_template_kwargs": {"enable_thinking": False}}, 1024),
         ({"model": "Qwen/Qwen3-4B", "max_model_len": 40960, "max_tokens": 99}, 99),
+        ({"model": "a/b", "max_model_len": 8192, "max_tokens": 8192}, 6144),  # a prompt has to have some room, too
+        ({"model": "a/b", "max_tokens": 8192}, 8192),
         ({"model": "Qwen/Qwen3-4B", "max_model_len": 40960, "is_chat_model": False}, 1024),
         ({"model": "meta-llama/Llama-3.1-8B-Instruct", "max_model_len": 131072}, 1024),
         ({"model": "meta-llama/Llama-3.1-8B-Instruct", "max_model_len": 131072, "enable_thinking": True}, 32768),

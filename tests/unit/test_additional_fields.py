@@ -16,6 +16,7 @@ from llama_index.core.llms import ChatMessage
 
 from langchain_vllm_local import VLLM as LangChainVLLM
 from langchain_vllm_local import ChatVLLM
+from langchain_vllm_local._answers import to_chat_chunk
 from llama_index_vllm_local import VLLM
 from shared_engine import Engine, GenerationChunk
 from shared_engine.request.answers import parse_result
@@ -250,6 +251,17 @@ def test_several_answers_keep_their_own() -> None:
     chunks = streamed(*events, *ends, {**HEAD, "choices": [], "usage": USAGE})
     own = {chunk.index: chunk.additional_fields for chunk in chunks if chunk.finish_reason}
     assert own == {0: {"token_ids": [0, 0]}, 1: {"token_ids": [1, 1]}}
+
+
+def test_an_end_that_is_said_twice_counts_once() -> None:
+    """As some gateways do, with the usage."""
+    end = {"finish_reason": "stop", "stop_reason": "x"}
+    again = {**HEAD, "choices": [{"index": 0, "delta": {"content": "!"}, **end}], "usage": USAGE}
+    chunks = streamed({**HEAD, "choices": [{**piece(), **end}]}, again)
+    assert [chunk.finish_reason for chunk in chunks] == ["stop", None, None]
+    metadata = added([to_chat_chunk(chunk) for chunk in chunks]).message.response_metadata
+    assert (metadata["finish_reason"], metadata["stop_reason"], metadata["model_name"]) == ("stop", "x", "served")
+    assert "".join(chunk.text for chunk in chunks) == "x!"
 
 
 def test_what_comes_after_the_end_of_a_choice_is_on_the_last_chunk() -> None:

@@ -51,6 +51,10 @@ WORDS: dict[str, Numbers] = {
     f"{OVER}your request has 65 input tokens. Please reduce the length of the input messages.": (64, 65, None),
     "'max_tokens' or 'max_completion_tokens' is too large: 60. This model's maximum context length is 64 tokens and "
     "your request has 12 input tokens (60 > 64 - 12).": (64, 12, 60),
+    "Prompt length of 2048 is longer than the maximum model length of 2048.": (2048, 2048, None),
+    # LM Studio
+    "Trying to keep the first 15857 tokens when context the overflows. However, the model is loaded with context "
+    "length of only 4096 tokens, which is not enough. Try to load the model with a larger": (4096, 15857, None),
     # OpenAI, Anthropic, Gemini, Mistral, OpenRouter; newer SGLang
     f"{OVER}your messages resulted in 80 tokens. Please reduce the length of the messages.": (64, 80, None),
     "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease input length or": (
@@ -196,6 +200,13 @@ def test_a_prompt_of_just_the_limit_leaves_no_room(server: RemoteServer, way: st
     wish = error.completion_tokens
     assert error.excess == wish
     assert ("there is no room for an answer" if wish == 1 else f"{wish} more were asked for") in error.message
+
+
+def test_an_older_vllm_says_by_how_much_too_little_is_left(server: RemoteServer) -> None:
+    """Of images, whose tokens it knows late."""
+    server.fails(400, message="max_tokens must be at least 1, got -7584. (parameter=max_tokens, value=-7584)")
+    server.models = [{"id": "served", "max_model_len": 4096}]
+    assert numbers_of(refusal_of("chat", server)) == (4096, 11680, 1)
 
 
 @pytest.mark.parametrize("way", GENERATING)
