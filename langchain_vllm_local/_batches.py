@@ -18,6 +18,7 @@ from langchain_core.runnables.config import RunnableConfig, get_config_list, mer
 from shared_engine.adapting.batches import all_in_tasks, in_tasks, in_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from langchain_core.callbacks import Callbacks
@@ -104,9 +105,10 @@ class Batches(_Runnable):
         def answer(index: int) -> Any:
             return self.invoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
-        answers = in_threads(answer, len(inputs), self._limit(configs), return_exceptions=return_exceptions)
-        with _shown(len(inputs), use_tqdm) as extra, closing(answers):
-            yield from answers
+        with _shown(len(inputs), use_tqdm) as extra, self._concurrency(configs) as limit:
+            answers = in_threads(answer, len(inputs), limit, return_exceptions=return_exceptions)
+            with closing(answers):
+                yield from answers
 
     async def abatch_as_completed(
         self,
@@ -125,14 +127,14 @@ class Batches(_Runnable):
         async def answer(index: int) -> Any:
             return await self.ainvoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
-        answers = in_tasks(answer, len(inputs), self._limit(configs), return_exceptions=return_exceptions)
-        with _shown(len(inputs), use_tqdm) as extra:
+        with _shown(len(inputs), use_tqdm) as extra, self._concurrency(configs) as limit:
+            answers = in_tasks(answer, len(inputs), limit, return_exceptions=return_exceptions)
             async with aclosing(answers):
                 async for index, output in answers:
                     yield index, output
 
-    def _limit(self, configs: Sequence[RunnableConfig]) -> int:
-        return configs[0].get("max_concurrency") or self.engine.max_concurrency
+    def _concurrency(self, configs: Sequence[RunnableConfig]) -> AbstractContextManager[Callable[[], int]]:
+        return self.engine.concurrency(len(configs), configs[0].get("max_concurrency"))
 
 
 class ChatBatches(Batches, BaseChatModel):
@@ -157,9 +159,10 @@ class ChatBatches(Batches, BaseChatModel):
             own = {"run_id": run_id} if index == 0 else {}
             return super(ChatBatches, self).generate([messages[index]], stop, callbacks, **own, **kwargs)
 
-        answers = in_threads(answer, len(messages), self.engine.max_concurrency, return_exceptions=True)
-        with closing(answers):
-            by_index = dict(answers)
+        with self.engine.concurrency(len(messages)) as limit:
+            answers = in_threads(answer, len(messages), limit, return_exceptions=True)
+            with closing(answers):
+                by_index = dict(answers)
         return self._in_one([by_index[index] for index in range(len(messages))])
 
     async def agenerate(
@@ -178,8 +181,8 @@ class ChatBatches(Batches, BaseChatModel):
             own = {"run_id": run_id} if index == 0 else {}
             return await super(ChatBatches, self).agenerate([messages[index]], stop, callbacks, **own, **kwargs)
 
-        limit = self.engine.max_concurrency
-        return self._in_one(await all_in_tasks(answer, len(messages), limit, return_exceptions=True))
+        with self.engine.concurrency(len(messages)) as limit:
+            return self._in_one(await all_in_tasks(answer, len(messages), limit, return_exceptions=True))
 
     def _in_one(self, outcomes: Sequence[LLMResult | Exception]) -> LLMResult:
         results = [_result_of(outcome) for outcome in outcomes]

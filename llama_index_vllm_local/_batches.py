@@ -50,8 +50,8 @@ class Batches:
         async def answer(index: int) -> ChatResponse:
             return await self.achat(conversations[index], **kwargs)
 
-        limit = self.engine.max_concurrency
-        return await all_in_tasks(answer, len(conversations), limit, return_exceptions=return_exceptions)
+        with self.engine.concurrency(len(conversations)) as limit:
+            return await all_in_tasks(answer, len(conversations), limit, return_exceptions=return_exceptions)
 
     def chat_batch(
         self, conversations: Sequence[Sequence[ChatMessage]], *, return_exceptions: bool = False, **kwargs: Any
@@ -70,8 +70,8 @@ class Batches:
         async def answer(index: int) -> CompletionResponse:
             return await self.acomplete(prompts[index], formatted, **kwargs)
 
-        limit = self.engine.max_concurrency
-        return await all_in_tasks(answer, len(prompts), limit, return_exceptions=return_exceptions)
+        with self.engine.concurrency(len(prompts)) as limit:
+            return await all_in_tasks(answer, len(prompts), limit, return_exceptions=return_exceptions)
 
     def complete_batch(
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any

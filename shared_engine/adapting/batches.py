@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 from shared_engine.errors import EngineError
@@ -28,9 +29,9 @@ LEAVE_S = 0.5
 
 
 def in_threads(
-    call: Callable[[int], T], count: int, limit: int, *, return_exceptions: bool = False
+    call: Callable[[int], T], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
 ) -> Generator[tuple[int, T | Exception], None, None]:
-    """``call(index)`` for each index, at most ``limit`` at once, each in a copy of the caller's context.
+    """``call(index)`` for each index, at most ``limit()`` at once, each in a copy of the caller's context.
 
     Yields ``(index, value)`` as each call ends. With ``return_exceptions`` an error takes the place of its value;
     without, the first one ends the others.
@@ -43,6 +44,8 @@ def in_threads(
     context.run(scope.enter)
     indexes = iter(range(count))
     ended: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+    threads: list[threading.Thread] = []
+    guard = threading.Lock()
 
     def work() -> None:
         for index in indexes:
@@ -53,11 +56,20 @@ def in_threads(
             except BaseException as exc:
                 is_answer = return_exceptions and isinstance(exc, Exception)
                 ended.put((index, exc, None) if is_answer else (index, None, exc))
+            if has_left():
+                return
 
-    threads: list[threading.Thread] = []
+    def has_left() -> bool:
+        with guard:  # never all of them
+            me = threading.current_thread()
+            is_spare = len(threads) > limit() and me in threads
+            if is_spare:
+                threads.remove(me)
+            return is_spare
+
     try:
-        _start(work, min(limit, count), threads)
-        for _ in range(count):
+        for answered in range(count):
+            _start(work, min(limit(), count - answered), threads)
             index, value, error = ended.get()
             if error is not None:
                 raise error
@@ -128,32 +140,48 @@ def on_own_loop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_tasks(
-    call: Callable[[int], Awaitable[T]], count: int, limit: int, *, return_exceptions: bool = False
+    call: Callable[[int], Awaitable[T]], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
 ) -> AsyncGenerator[tuple[int, T | Exception], None]:
     """As ``in_threads``, in tasks of the running event loop."""
-    slots = asyncio.Semaphore(limit)
+    indexes = iter(range(count))
+    running: set[asyncio.Future[T]] = set()
+    ended: asyncio.Queue[tuple[int, asyncio.Future[T]]] = asyncio.Queue()
 
-    async def in_slot(index: int) -> tuple[int, T | Exception]:
-        async with slots:
+    def begin() -> None:
+        while len(running) < limit() and (index := next(indexes, None)) is not None:
+            task = asyncio.ensure_future(call(index))
+            running.add(task)
+            task.add_done_callback(partial(end, index))
+
+    def end(index: int, task: asyncio.Future[T]) -> None:
+        running.discard(task)
+        ended.put_nowait((index, task))
+        has_failed = task.cancelled() or task.exception() is not None
+        if return_exceptions or not has_failed:
+            begin()
+
+    begin()
+    try:
+        for _ in range(count):
+            index, task = await ended.get()
             try:
-                return index, await call(index)
+                value = task.result()
             except Exception as exc:
                 if not return_exceptions:
                     raise
-                return index, exc
-
-    running = [asyncio.ensure_future(in_slot(index)) for index in range(count)]
-    try:
-        for completed in asyncio.as_completed(running):
-            yield await completed
+                yield index, exc
+            else:
+                yield index, value
     finally:
-        for task in running:
+        indexes = iter(())
+        left = list(running)
+        for task in left:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 async def all_in_tasks(
-    call: Callable[[int], Awaitable[Any]], count: int, limit: int, *, return_exceptions: bool = False
+    call: Callable[[int], Awaitable[Any]], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
 ) -> list[Any]:
     """The values of ``in_tasks``, in the order of the indexes."""
     values: list[Any] = [None] * count

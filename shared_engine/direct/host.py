@@ -21,6 +21,7 @@ from shared_engine.direct.children import Birth, Children, EngineProcess
 from shared_engine.direct.folder import DirectFolder
 from shared_engine.direct.watch import StartWatch, StepWatch
 from shared_engine.errors import EngineError, EngineStartError, EngineStartTimeoutError, EngineStoppedError
+from shared_engine.launcher.about import max_num_seqs
 from shared_engine.launcher.cores import BIND_VARIABLE
 from shared_engine.machine.gpu import wait_released
 from shared_engine.machine.priority import give_way
@@ -82,6 +83,7 @@ class Host:
         self.headers: Mapping[str, str] = {}
         self.app: Any = None
         self.max_model_len: int | None = None
+        self.max_num_seqs: int | None = None
         self.last_lines: tuple[str, ...] = ()
         self.children = Children(_birth(self.folder))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -239,6 +241,7 @@ class Host:
         self._start.close()
         await self._admission.aclose()
         self.max_model_len = app.state.engine_client.model_config.max_model_len
+        self.max_num_seqs = max_num_seqs(app)
         self.app = app
         if not self._is_stopped:
             self.ready.set_result(None)

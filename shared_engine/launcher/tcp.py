@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared_engine.launcher.about import ABOUT, max_num_seqs
 from shared_engine.machine.sockets import is_loopback
 from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.record import Record, read_record
@@ -187,7 +188,7 @@ def bound(host: str, first_port: int) -> socket.socket:
 
 
 class Entrance:
-    """vLLM's application behind the Unix socket, and ``OPEN`` beside it.
+    """vLLM's application behind the Unix socket, and ``OPEN`` and ``ABOUT`` beside it.
 
     Args:
         server: uvicorn's, of which further sockets are made.
@@ -200,6 +201,8 @@ class Entrance:
         self._opening = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == ABOUT:
+            return await _answer(send, 200, {"max_num_seqs": max_num_seqs(self._server.config.app)})
         if scope.get("path") != OPEN:
             return await self._app(scope, receive, send)
         body = b""

@@ -22,7 +22,7 @@ class Growth:
 
     Args:
         count: how many engines there are.
-        takes: requests that each is set to run at once.
+        takes: requests that each is set to run at once, as far as it is known.
     """
 
     def __init__(self, count: int, takes: int) -> None:
@@ -36,6 +36,11 @@ class Growth:
         self.needed = 1
         self._busy_at = -math.inf
         self._looks_full: dict[str, int] = {}
+
+    def told(self, takes: int) -> None:
+        """An engine has said how many requests it is set to run at once."""
+        if takes != self._set_to_take:
+            self._set_to_take = self.takes = takes
 
     def saw(self, name: str, running: int, waiting: int) -> None:
         """What an engine says of its own queue."""

@@ -76,6 +76,7 @@ class DirectEndpoint(EngineEndpoint):
                 forward_log(engine.folder.log, called(engine.spec.model), self)
             if isinstance(step, Held):
                 client = in_process_client(step.host)
+                self.max_num_seqs = step.host.max_num_seqs or self.max_num_seqs
                 return DirectConnection(client, engine.spec.model, step.start_number, engine=engine)
             async with self._shown(engine):
                 await self._started(step, deadline)

@@ -82,9 +82,11 @@ class Endpoint(Route):
 
     Attributes:
         max_model_len: the server's limit in tokens, once an answer had it; None before.
+        max_num_seqs: how many requests one server runs at once, once it was told; None before, and of remote ones.
     """
 
     max_model_len: int | None = None
+    max_num_seqs: int | None = None
 
     @property
     @abstractmethod

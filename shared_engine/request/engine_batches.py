@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
 
 from shared_engine.conversations.tool_results import cut_results, limits_of, readable
 from shared_engine.params import GenerationParams
-from shared_engine.request.batches import SPARE_GENERATIONS, gather, max_in_flight
+from shared_engine.request.batches import gather, max_in_flight
 from shared_engine.request.bodies import ToolChoice, Tools, chat_request, completion_request, offered
 from shared_engine.request.checks import Message, check_messages, check_prompts
 from shared_engine.request.forms import answer_form, with_held_arguments
 from shared_engine.request.io_loop import run_sync
 from shared_engine.request.lifecycle import Lifecycle
 from shared_engine.request.reproducible import held
+from shared_engine.request.sending import metrics_of
+from shared_engine.request.window import SPARE, Limit, Window
 from shared_engine.results import GenerationResult
 
 Results = list[GenerationResult]
@@ -29,8 +32,27 @@ class Batches(Lifecycle):
 
     @property
     def max_concurrency(self) -> int:
-        """How many requests a batch keeps in flight: a quarter more than vLLM's max_num_seqs, for each server."""
-        return self._servers * max_in_flight(self.settings, SPARE_GENERATIONS)
+        """How many requests a batch has in flight as it begins: a quarter more than vLLM's ``max_num_seqs``, for each
+        server. That number is the engine's own once it has run, and a guess before, and of a remote server."""
+        endpoint = self._requests.endpoint
+        return self._servers * max_in_flight(self.settings, SPARE, endpoint.max_num_seqs)
+
+    def concurrency(self, count: int, limit: int | None = None) -> AbstractContextManager[Limit]:
+        """How many of a batch of ``count`` requests may be in flight, to be asked again and again while it goes on:
+        ``max_concurrency`` at first, then as the servers' queues are. For those who write their own batches.
+
+        Args:
+            limit: what the caller wants in place of it.
+        """
+        if limit:
+            return nullcontext(lambda: limit)
+        if self.settings.engine_args.get("max_num_queued_reqs") is not None:
+            return nullcontext(lambda: self.max_concurrency)
+        return Window(lambda: self.max_concurrency, self._queues).watched(count)
+
+    async def _queues(self) -> str | None:
+        endpoint = self._requests.endpoint
+        return await metrics_of(endpoint) if await endpoint.observer_clients() else None
 
     def _checked(self, messages: Sequence[Message], position: str = "messages") -> Sequence[Message]:
         """The conversation, with the results of tools as text, of a length that can fit.
@@ -89,7 +111,8 @@ class Batches(Lifecycle):
         def call(prompt: str) -> Awaitable[GenerationResult]:
             return self._requests.generate(completion_request(prompt, merged))
 
-        return await gather(checked, call, self.max_concurrency, return_exceptions)
+        with self.concurrency(len(checked)) as limit:
+            return await gather(checked, call, limit, return_exceptions)
 
     @overload
     def generate_batch(
@@ -167,7 +190,8 @@ class Batches(Lifecycle):
             request = chat_request(form.of(messages), form.params, tools=held_tools, tool_choice=tool_choice)
             return self._requests.generate(request)
 
-        return await gather(checked, call, self.max_concurrency, return_exceptions)
+        with self.concurrency(len(checked)) as limit:
+            return await gather(checked, call, limit, return_exceptions)
 
     @overload
     def chat_batch(

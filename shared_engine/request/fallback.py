@@ -85,6 +85,7 @@ class FallbackEndpoint(Endpoint):
             await self._step_down(step, exc)
             return None
         self.max_model_len = endpoint.max_model_len or self.max_model_len
+        self.max_num_seqs = endpoint.max_num_seqs or self.max_num_seqs
         incarnation = (step << STEP_BITS) + inner.incarnation
         return FallbackConnection(inner.client, inner.model, incarnation, endpoint=endpoint, route=route, inner=inner)
 

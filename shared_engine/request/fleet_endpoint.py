@@ -212,6 +212,7 @@ class FleetRequest(Route):
     def _connection(self, member: Member, inner: Connection) -> FleetConnection:
         endpoint = self._owner.endpoint_of(member.name)
         self._owner.max_model_len = endpoint.max_model_len or self._owner.max_model_len
+        self._owner.max_num_seqs = endpoint.max_num_seqs or self._owner.max_num_seqs
         incarnation = (member.number << MEMBER_BITS) + inner.incarnation
         return FleetConnection(inner.client, inner.model, incarnation, member=member, endpoint=endpoint, inner=inner)
 

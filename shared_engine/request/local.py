@@ -95,6 +95,7 @@ class LocalEndpoint(EngineEndpoint):
             supervisor.release()
             raise
         self.max_model_len = record.max_model_len or self.max_model_len
+        self.max_num_seqs = record.max_num_seqs or self.max_num_seqs
         return Connection(client, supervisor.spec.model, record.start_number)
 
     def release(self, connection: Connection) -> None:  # noqa: ARG002

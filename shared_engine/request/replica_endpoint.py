@@ -106,6 +106,8 @@ class ReplicaEndpoint(FleetEndpoint):
                 if not await endpoint.is_ready():
                     self.members.saw(name, None)
                     continue
+                if endpoint.max_num_seqs is not None:
+                    self.members.told(max_in_flight(self.settings, 0, endpoint.max_num_seqs))
                 client = await endpoint.observer_client()
                 if client is not None:
                     text = await client.request("GET", METRICS, timeout=LOOK_TIMEOUT_S)

@@ -156,6 +156,11 @@ class Replicas(Members):
             is_due, self._look_at = now >= self._look_at, now + LOOK_EVERY_S
         return is_due
 
+    def told(self, takes: int) -> None:
+        """How many requests each runs at once, by one that is ready."""
+        with self.guard:
+            self._growth.told(takes)
+
     def saw(self, name: str, queue: tuple[int, int] | None) -> None:
         """A look at one: the requests that run in it and wait in it, of all processes; None where it is not ready."""
         with self.guard:

@@ -99,6 +99,8 @@ class Record:
     """When the state was entered, seconds since the epoch."""
     max_model_len: int | None = None
     """Longest prompt and answer together of the server that was started last, in tokens, as it says itself."""
+    max_num_seqs: int | None = None
+    """How many requests the server runs at once, on all its EngineCores, as it says itself."""
     start_s: float | None = None
     """How long the last start took, in seconds."""
     progress: Progress | None = None

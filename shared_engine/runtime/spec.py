@@ -11,7 +11,7 @@ from pathlib import Path
 from shared_engine.runtime.files import read_own
 from shared_engine.runtime.typed_json import parse, typed
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Version of the messages between client, supervisor and launcher; engines of another version have other keys."""
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
+from shared_engine.launcher.about import ABOUT
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.progress import StartPhase
 from shared_engine.runtime.record import EngineState, Failure, FailureKind
@@ -57,7 +59,7 @@ class Start(Work):
                 self.is_giving_up = True
                 await engine.process.end_server()  # before the next engine starts, which measures the memory
                 raise
-            self._be_ready(await max_model_len(engine.keeper.record.socket), is_return=is_return)
+            self._be_ready(await limits(engine.keeper.record.socket), is_return=is_return)
 
     async def _serve_or_make_room(self, policy: KeepPolicy) -> None:
         """One more try, where memory was short and idle engines have left the device."""
@@ -80,7 +82,7 @@ class Start(Work):
         await engine.process.preload(engine.callers.environment, policy.stall_timeout_s)
         await engine.process.serve(engine.keeper.record.socket, policy.stall_timeout_s, engine.keeper.publish)
 
-    def _be_ready(self, max_model_len: int | None, *, is_return: bool) -> None:
+    def _be_ready(self, limits: Mapping[str, int | None], *, is_return: bool) -> None:
         engine = self._engine
         assert engine.process.server is not None
         engine.process.server.ended.add_done_callback(lambda _: engine.changes.note())
@@ -96,7 +98,7 @@ class Start(Work):
             start_s=took_s,
             progress=None,
             shared_files=files,
-            max_model_len=max_model_len,
+            **limits,
             life=engine.keeper.record.life.started(engine.progress.took_s(), is_return=is_return),
             made_room=engine.admission.made_room,
         )
@@ -116,14 +118,22 @@ class Start(Work):
         return failure
 
 
-async def max_model_len(socket: str) -> int | None:
-    """What a server that is ready reports; None where it does not."""
+async def limits(socket: str) -> dict[str, int | None]:
+    """What a server that is ready reports, as the record has it; None for what it does not."""
+    return {
+        "max_model_len": await _told(socket, "/v1/models", lambda told: told["data"][0]["max_model_len"]),
+        "max_num_seqs": await _told(socket, ABOUT, lambda told: told["max_num_seqs"]),
+    }
+
+
+async def _told(socket: str, path: str, number: Callable[[Any], Any]) -> int | None:
+    """A number in a server's answer; None where it does not answer so: then that is all that is missing."""
     try:
-        status, body = await http(socket, "GET", "/v1/models", REPORT_TIMEOUT_S)
-        models = json.loads(body)["data"] if status == 200 else []
-        return next((length for model in models if isinstance(length := model.get("max_model_len"), int)), None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # its own limit is all that is missing then
+        status, body = await http(socket, "GET", path, REPORT_TIMEOUT_S)
+        told = number(json.loads(body)) if status == 200 else None
+    except (OSError, ValueError, LookupError, TypeError):
         return None
+    return told if isinstance(told, int) else None
 
 
 def naming_those_that_stay(failure: Failure, refused: Mapping[str, str]) -> Failure:

@@ -131,7 +131,7 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
     """
     kinds = (*get_args(Request), *get_args(Reply), KeepPolicy, TcpAddress, Failure, LifeStats, Progress, Record)
     assert (PROTOCOL, {kind.__name__: sorted(kind.__dataclass_fields__) for kind in kinds}) == (
-        9,
+        10,
         {
             "EnsureReady": ["environment", "policy"],
             "WhatBecameOf": ["start_number"],
@@ -157,8 +157,8 @@ def test_the_protocol_has_another_number_when_it_changes() -> None:
             "Progress": ["detail", "done", "phase", "since", "total", "unit"],
             "Record": [
                 "boot_id", "devices", "failure", "idle_ttl_s", "launcher_pid", "life", "made_room", "max_model_len",
-                "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number", "start_s",
-                "state", "state_since", "supervisor_pid", "tcp", "vllm_version",
+                "max_num_seqs", "model", "pinned", "progress", "server_pid", "shared_files", "socket", "start_number",
+                "start_s", "state", "state_since", "supervisor_pid", "tcp", "vllm_version",
             ],
         },
     )  # fmt: skip

@@ -123,8 +123,8 @@ def estimate(engine: Engine, job: Job, sample: int = SAMPLE) -> Estimate:
     finally:
         bar.close()
     if sampled:
-        limit = job.max_inflight or engine.max_concurrency
-        found.sampled, found.sample_s = len(sampled), asyncio.run(_ask(engine, asking, sampled, limit))
+        asked = asyncio.run(_ask(engine, asking, sampled, job.max_inflight))
+        found.sampled, found.sample_s = len(sampled), asked
         found.seconds = found.sample_s / found.sampled * left
     return found
 
@@ -146,11 +146,12 @@ def _left(job: Job, survey: Survey, answered: bytes) -> Iterator[Row]:
             yield row
 
 
-async def _ask(engine: Engine, asking: Asking, rows: Sequence[Row], limit: int) -> float:
+async def _ask(engine: Engine, asking: Asking, rows: Sequence[Row], wished: int | None) -> float:
     try:
         await engine.awarmup()
         began = time.monotonic()
-        await gather(rows, asking.answer, limit, return_exceptions=False)
+        with engine.concurrency(len(rows), wished) as limit:
+            await gather(rows, asking.answer, limit, return_exceptions=False)
         return time.monotonic() - began
     finally:
         await engine.aclose()

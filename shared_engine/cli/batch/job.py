@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from shared_engine.answer_file.out_file import OutFile, OutputError
@@ -19,6 +21,7 @@ from shared_engine.cli.batch.rows import Input, Row
 from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, VLLMError
+from shared_engine.request.batches import crew
 from shared_engine.request.threads import in_a_thread
 
 HELD_PER_SLOT = 16
@@ -83,13 +86,13 @@ class _Run:
         self, engine: Engine, job: Job, asking: Asking, output: Output, counts: Counts, last: int | None
     ) -> None:
         self._engine, self._asking, self._output, self._counts = engine, asking, output, counts
-        self._limit = job.max_inflight or engine.max_concurrency
+        self._wished = job.max_inflight
         self._is_ordered = job.order == "input"
         self._rows = self._missing(job.rows, last)
         self._waits_for_rows = not job.rows.is_file
         self._bar = Bar(counts, job.rows.unit)
         self._reading = asyncio.Lock()
-        self._room = asyncio.Semaphore(self._limit * HELD_PER_SLOT)
+        self._has_room = asyncio.Event()
         self._taken = self._written = 0
         self._held: dict[int, tuple[Row, Answer]] = {}
 
@@ -120,14 +123,13 @@ class _Run:
     async def _answer_all(self) -> None:
         await self._engine.awarmup()
         began = time.monotonic()
-        tasks = [asyncio.ensure_future(self._work()) for _ in range(self._limit)]
         ticker = asyncio.ensure_future(self._tick())
         try:
-            await asyncio.gather(*tasks)
+            with self._engine.concurrency(sys.maxsize, self._wished) as limit:
+                await crew(partial(self._step, limit), limit)
         finally:
-            for task in (*tasks, ticker):
-                task.cancel()
-            await asyncio.gather(*tasks, ticker, return_exceptions=True)
+            ticker.cancel()
+            await asyncio.gather(ticker, return_exceptions=True)
             self._counts.seconds = time.monotonic() - began
             self._write_held()
 
@@ -136,23 +138,26 @@ class _Run:
             self._bar.tick()
             await asyncio.sleep(TICK_S)
 
-    async def _work(self) -> None:
-        while True:
-            await self._room.acquire()
-            async with self._reading:
-                row = await in_a_thread(self._next) if self._waits_for_rows else self._next()
-                if row is None:
-                    return
-                place = self._taken
-                self._taken += 1
-            answer = await self._asking.answer(row)
-            if not self._is_ordered:
-                self._write(row, answer)
-                continue
-            self._held[place] = row, answer
-            while self._written in self._held:
-                self._write(*self._held[self._written])
-                del self._held[self._written - 1]
+    async def _step(self, limit: Callable[[], int]) -> bool:
+        """Answer the next row; False where there is none."""
+        async with self._reading:
+            while self._taken - self._written >= limit() * HELD_PER_SLOT:
+                self._has_room.clear()
+                await self._has_room.wait()
+            row = await in_a_thread(self._next) if self._waits_for_rows else self._next()
+            if row is None:
+                return False
+            place = self._taken
+            self._taken += 1
+        answer = await self._asking.answer(row)
+        if not self._is_ordered:
+            self._write(row, answer)
+            return True
+        self._held[place] = row, answer
+        while self._written in self._held:
+            self._write(*self._held[self._written])
+            del self._held[self._written - 1]
+        return True
 
     def _next(self) -> Row | None:
         return next(self._rows, None)
@@ -161,7 +166,7 @@ class _Run:
         self._output.append(answer.line, row.number)
         self._written += 1
         self._counts.add(answer)
-        self._room.release()
+        self._has_room.set()
 
     def _write_held(self) -> None:
         """Of a batch that ends early: what is answered is kept, out of order. A file is sorted when it is complete."""

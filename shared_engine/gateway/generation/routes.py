@@ -27,7 +27,8 @@ from shared_engine.gateway.generation.requests import (
 from shared_engine.gateway.keep_alive import keep_alive_of
 from shared_engine.gateway.passing import PassedOn
 from shared_engine.gateway.refusals import RefusedError
-from shared_engine.request.batches import SPARE_GENERATIONS, max_in_flight
+from shared_engine.request.batches import max_in_flight
+from shared_engine.request.window import SPARE
 
 MAX_ITEMS = 10_000
 _OF_THE_FORM = ("accept", "content-type")
@@ -113,7 +114,7 @@ class _Generation:
             )
 
         settings, fields = model.config.settings, model.config.fields
-        at_once = min(max_in_flight(settings, SPARE_GENERATIONS), fields.concurrency_limit)
+        at_once = min(max_in_flight(settings, SPARE, model.endpoint.max_num_seqs), fields.concurrency_limit)
         return Batch(len(items), passed_on, at_once, name)
 
     def _passed_on(
