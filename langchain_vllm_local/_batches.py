@@ -133,7 +133,7 @@ class Batches(_Runnable):
                 async for index, output in answers:
                     yield index, output
 
-    def _concurrency(self, configs: Sequence[RunnableConfig]) -> AbstractContextManager[Callable[[], int]]:
+    def _concurrency(self, configs: Sequence[RunnableConfig]) -> AbstractContextManager[Callable[[int], int]]:
         return self.engine.concurrency(len(configs), configs[0].get("max_concurrency"))
 
 

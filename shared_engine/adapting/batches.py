@@ -12,11 +12,11 @@ import contextvars
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared_engine.errors import EngineError
 from shared_engine.request.io_loop import CancelScope
@@ -29,9 +29,9 @@ LEAVE_S = 0.5
 
 
 def in_threads(
-    call: Callable[[int], T], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
+    call: Callable[[int], T], count: int, limit: Callable[[int], int], *, return_exceptions: bool = False
 ) -> Generator[tuple[int, T | Exception], None, None]:
-    """``call(index)`` for each index, at most ``limit()`` at once, each in a copy of the caller's context.
+    """``call(index)`` for each index, at most ``limit(now)`` at once, each in a copy of the caller's context.
 
     Yields ``(index, value)`` as each call ends. With ``return_exceptions`` an error takes the place of its value;
     without, the first one ends the others.
@@ -62,14 +62,14 @@ def in_threads(
     def has_left() -> bool:
         with guard:  # never all of them
             me = threading.current_thread()
-            is_spare = len(threads) > limit() and me in threads
+            is_spare = len(threads) > limit(len(threads)) and me in threads
             if is_spare:
                 threads.remove(me)
             return is_spare
 
     try:
         for answered in range(count):
-            _start(work, min(limit(), count - answered), threads)
+            _start(work, min(limit(len(threads)), count - answered), threads)
             index, value, error = ended.get()
             if error is not None:
                 raise error
@@ -140,30 +140,14 @@ def on_own_loop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_tasks(
-    call: Callable[[int], Awaitable[T]], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
+    call: Callable[[int], Awaitable[T]], count: int, limit: Callable[[int], int], *, return_exceptions: bool = False
 ) -> AsyncGenerator[tuple[int, T | Exception], None]:
     """As ``in_threads``, in tasks of the running event loop."""
-    indexes = iter(range(count))
-    running: set[asyncio.Future[T]] = set()
-    ended: asyncio.Queue[tuple[int, asyncio.Future[T]]] = asyncio.Queue()
-
-    def begin() -> None:
-        while len(running) < limit() and (index := next(indexes, None)) is not None:
-            task = asyncio.ensure_future(call(index))
-            running.add(task)
-            task.add_done_callback(partial(end, index))
-
-    def end(index: int, task: asyncio.Future[T]) -> None:
-        running.discard(task)
-        ended.put_nowait((index, task))
-        has_failed = task.cancelled() or task.exception() is not None
-        if return_exceptions or not has_failed:
-            begin()
-
-    begin()
+    tasks = _Tasks(call, count, limit, goes_on=return_exceptions)
+    tasks.begin()
     try:
         for _ in range(count):
-            index, task = await ended.get()
+            index, task = await tasks.ended.get()
             try:
                 value = task.result()
             except Exception as exc:
@@ -173,15 +157,50 @@ async def in_tasks(
             else:
                 yield index, value
     finally:
-        indexes = iter(())
-        left = list(running)
+        await tasks.cancel()
+
+
+class _Tasks(Generic[T]):
+    """One for each index, in a context of its own; the next begins as soon as one ends."""
+
+    def __init__(
+        self, call: Callable[[int], Awaitable[T]], count: int, limit: Callable[[int], int], *, goes_on: bool
+    ) -> None:
+        self._call = call
+        self._limit = limit
+        self._goes_on = goes_on
+        self._indexes: Iterator[int] = iter(range(count))
+        self._running: set[asyncio.Future[T]] = set()
+        self.ended: asyncio.Queue[tuple[int, asyncio.Future[T]]] = asyncio.Queue()
+
+    def begin(self) -> None:
+        """As many as there may be."""
+        while len(self._running) < self._limit(len(self._running)):
+            index = next(self._indexes, None)
+            if index is None:
+                return
+            task = asyncio.ensure_future(self._call(index))
+            self._running.add(task)
+            task.add_done_callback(partial(self._end, index))
+
+    def _end(self, index: int, task: asyncio.Future[T]) -> None:
+        self._running.discard(task)
+        self.ended.put_nowait((index, task))
+        has_failed = task.cancelled() or task.exception() is not None
+        if self._goes_on or not has_failed:
+            self.begin()
+
+    async def cancel(self) -> None:
+        """Return when none runs any more."""
+        self._indexes = iter(())
+        left = list(self._running)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
 
 async def all_in_tasks(
-    call: Callable[[int], Awaitable[Any]], count: int, limit: Callable[[], int], *, return_exceptions: bool = False
+    call: Callable[[int], Awaitable[Any]], count: int, limit: Callable[[int], int], *, return_exceptions: bool = False
 ) -> list[Any]:
     """The values of ``in_tasks``, in the order of the indexes."""
     values: list[Any] = [None] * count

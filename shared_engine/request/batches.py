@@ -32,63 +32,72 @@ def max_in_flight(settings: EngineSettings, spare: float, told: int | None = Non
     return max(1, int(max_num_seqs * (1 + spare)))
 
 
-async def crew(step: Callable[[], Awaitable[bool]], limit: Callable[[], int]) -> None:
-    """Have ``step`` done again and again, by ``limit()`` tasks at once, until it has nothing more to do.
+async def crew(step: Callable[[], Awaitable[bool]], limit: Callable[[int], int]) -> None:
+    """Have ``step`` done again and again, by ``limit(now)`` tasks at once, until it has nothing more to do.
 
     The first error ends the others.
 
     Args:
         step: does one piece of the work; False where there is none left.
-        limit: asked after each step; at least 1.
+        limit: asked after each step, with how many there are; at least 1.
     """
-    has_more = True
-    workers: set[asyncio.Task[None]] = set()
-    is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await _Crew(step, limit).run()
 
-    async def work() -> None:
-        nonlocal has_more
-        while await step():
-            fill()
-            if len(workers) > limit():
-                workers.discard(asyncio.current_task())
+
+class _Crew:
+    """No closures that know each other: those would keep the results until the garbage collector comes."""
+
+    def __init__(self, step: Callable[[], Awaitable[bool]], limit: Callable[[int], int]) -> None:
+        self._step = step
+        self._limit = limit
+        self._has_more = True
+        self._workers: set[asyncio.Task[None]] = set()
+        self._is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        self._fill()
+        try:
+            await self._is_over
+        finally:
+            running = list(self._workers)
+            for worker in running:
+                worker.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _fill(self) -> None:
+        while self._has_more and len(self._workers) < self._limit(len(self._workers)):
+            worker = asyncio.ensure_future(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._end)
+
+    async def _work(self) -> None:
+        while await self._step():
+            self._fill()
+            if len(self._workers) > self._limit(len(self._workers)):
+                self._workers.discard(asyncio.current_task())
                 return
-        has_more = False
+        self._has_more = False
 
-    def fill() -> None:
-        while has_more and len(workers) < limit():
-            worker = asyncio.ensure_future(work())
-            workers.add(worker)
-            worker.add_done_callback(end)
-
-    def end(worker: asyncio.Task[None]) -> None:
-        workers.discard(worker)
+    def _end(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
         error = None if worker.cancelled() else worker.exception()
-        if is_over.done():
+        if self._is_over.done():
             return
         if worker.cancelled():
-            is_over.cancel()
+            self._is_over.cancel()
         elif error is not None:
-            is_over.set_exception(error)
-        elif not workers:
-            is_over.set_result(None)
-
-    fill()
-    try:
-        await is_over
-    finally:
-        running = list(workers)
-        for worker in running:
-            worker.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+            self._is_over.set_exception(error)
+        elif not self._workers:
+            self._is_over.set_result(None)
 
 
 async def gather(
     items: Sequence[Item],
     call: Callable[[Item], Awaitable[T]],
-    limit: Callable[[], int],
+    limit: Callable[[int], int],
     return_exceptions: bool,
 ) -> list[T | BaseException]:
-    """Call for each item, in order of the items, with at most ``limit()`` in flight.
+    """Call for each item, in order of the items, with at most ``limit(now)`` in flight.
 
     With ``return_exceptions`` an error takes its item's place; without, the first one ends the others.
     """
@@ -107,5 +116,5 @@ async def gather(
         return False
 
     if items:
-        await crew(step, lambda: min(limit(), len(items)))
+        await crew(step, lambda now: min(limit(now), len(items)))
     return results

@@ -38,16 +38,16 @@ class Batches(Lifecycle):
         return self._servers * max_in_flight(self.settings, SPARE, endpoint.max_num_seqs)
 
     def concurrency(self, count: int, limit: int | None = None) -> AbstractContextManager[Limit]:
-        """How many of a batch of ``count`` requests may be in flight, to be asked again and again while it goes on:
+        """How many of a batch of ``count`` requests may be in flight, to be asked after each answer, with how many are:
         ``max_concurrency`` at first, then as the servers' queues are. For those who write their own batches.
 
         Args:
             limit: what the caller wants in place of it.
         """
         if limit:
-            return nullcontext(lambda: limit)
+            return nullcontext(lambda _: limit)
         if self.settings.engine_args.get("max_num_queued_reqs") is not None:
-            return nullcontext(lambda: self.max_concurrency)
+            return nullcontext(lambda _: self.max_concurrency)
         return Window(lambda: self.max_concurrency, self._queues).watched(count)
 
     async def _queues(self) -> str | None:

@@ -102,7 +102,7 @@ class Pooling:
         starts = range(0, len(positions), size)
         if on_progress is not None and asking.failures:
             on_progress(len(asking.failures))
-        await gather(starts, embed, lambda: at_once, False)
+        await gather(starts, embed, lambda _: at_once, False)
         dividing.end()
         return asking.result()
 

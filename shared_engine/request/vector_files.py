@@ -137,7 +137,7 @@ async def embed_into(
             if on_progress is not None:
                 on_progress(len(positions))
 
-        await gather(range(0, len(missing), size), embed_some, at_once, False)
+        await gather(range(0, len(missing), size), embed_some, lambda _: at_once, False)
     finally:
         vectors.file.close()
     return await in_a_thread(lambda: VectorFile(path))

@@ -27,24 +27,28 @@ LOOKS = 4
 SHRINKS_TO = 0.75
 """In one look, at most: a queue is full for a moment too, as when a batch begins."""
 
-Limit = Callable[[], int]
+Limit = Callable[[int], int]
+"""How many of a batch may be in flight now, where so many are."""
 
 logger = logging.getLogger(__name__)
 
 
-def corrected(window: float, running: int, waiting: int, most_running: int = 0) -> float:
+def corrected(window: float, in_flight: int, running: int, waiting: int, most_running: int = 0) -> float:
     """The window, after a look at the queue of its server or servers.
 
     Args:
+        in_flight: of this batch.
         most_running: in the looks before.
     """
     takes = max(running, most_running)
-    if takes == 0:
-        return window  # nothing has begun
-    if waiting == 0:
-        return min(window * 2, max(window, MOST)) if running >= round(window) else window
-    share = (takes + max(LEAST_SPARE, takes * SPARE)) / (running + waiting)
-    return max(1.0, min(window * max(share, SHRINKS_TO), max(window, MOST)))
+    spare = max(LEAST_SPARE, takes * SPARE)
+    if in_flight > round(window):
+        return window  # it has not come down yet to what was corrected before
+    if waiting > spare:
+        return max(1.0, window * max(SHRINKS_TO, min(1.0, (takes + spare) / (running + waiting))))
+    if in_flight < round(window) or running < takes:
+        return window  # nothing is held back, or many answers have ended in this moment
+    return min(window + spare - waiting if waiting else 2 * window, max(window, MOST))
 
 
 class Window:
@@ -55,13 +59,18 @@ class Window:
         look: gives vLLM's metrics as text, empty where a server has none; None while no server is up.
     """
 
-    def __init__(self, first: Limit, look: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(self, first: Callable[[], int], look: Callable[[], Awaitable[str | None]]) -> None:
         self._first = first
         self._look = look
         self._size: float | None = None
+        self._in_flight = 0
 
-    def size(self) -> int:
-        """How many may be in flight now."""
+    def size(self, in_flight: int) -> int:
+        """How many may be in flight now, where so many are."""
+        self._in_flight = in_flight
+        return self._now()
+
+    def _now(self) -> int:
         return self._first() if self._size is None else round(self._size)
 
     @contextmanager
@@ -89,9 +98,10 @@ class Window:
                 continue
             if "vllm:num_requests_running" not in text:
                 return
-            before = self.size()
+            before = self._now()
+            exact = before if self._size is None else self._size
             running, waiting = requests_in(text)
-            after = corrected(before if self._size is None else self._size, running, waiting, max(seen, default=0))
+            after = corrected(exact, self._in_flight, running, waiting, max(seen, default=0))
             seen.append(running)
             if round(after) != before:
                 self._size = after

@@ -30,24 +30,30 @@ GUESS = 40
 
 
 @pytest.mark.parametrize(
-    ("before", "running", "waiting", "after"),
+    ("before", "in_flight", "running", "waiting", "most_running", "after"),
     [
-        (320, 256, 64, 320),  # as it should be
-        (320, 320, 0, 640),  # the server takes more than was guessed
-        (320, 100, 0, 320),  # the app does not send faster
-        (320, 0, 320, 320),  # nothing has begun
-        (320, 256, 384, 240),  # another batch as large: half of 640 - 320 too many, in steps
-        (240, 256, 304, 180),
-        (320, 40, 280, 240),  # its KV cache is full
-        (20, 16, 4, 20),
-        (8, 4, 4, 8),  # four wait at least
-        (1, 1, 100, 1),  # one always goes on
-        (MOST, MOST, 0, MOST),
-        (2 * MOST, 2 * MOST, 0, 2 * MOST),  # of many servers
+        (320, 320, 256, 64, 256, 320),  # as it should be
+        (320, 320, 320, 0, 0, 640),  # the server takes more than was guessed
+        (320, 100, 100, 0, 0, 320),  # the app does not send faster
+        (320, 320, 0, 320, 0, 240),  # nothing runs yet
+        (320, 320, 256, 384, 256, 240),  # another batch as large
+        (240, 300, 256, 364, 256, 240),  # not yet down to 240
+        (240, 240, 256, 304, 256, 180),
+        (320, 320, 40, 280, 40, 240),  # its KV cache is full
+        (320, 320, 40, 0, 256, 320),  # many have ended in this moment
+        (320, 320, 40, 280, 256, 320),  # and as many have begun
+        (300, 300, 256, 44, 256, 320),
+        (20, 20, 16, 4, 16, 20),
+        (8, 8, 4, 4, 4, 8),  # four wait at least
+        (1, 1, 1, 100, 1, 1),  # one always goes on
+        (MOST, MOST, MOST, 0, 0, MOST),
+        (2 * MOST, 2 * MOST, 2 * MOST, 0, 0, 2 * MOST),  # of many servers
     ],
 )
-def test_a_quarter_of_what_runs_should_wait(before: float, running: int, waiting: int, after: float) -> None:
-    assert corrected(before, running, waiting) == pytest.approx(after)
+def test_a_quarter_of_what_runs_should_wait(
+    before: float, in_flight: int, running: int, waiting: int, most_running: int, after: float
+) -> None:
+    assert corrected(before, in_flight, running, waiting, most_running) == pytest.approx(after)
 
 
 class Queue:
@@ -170,7 +176,7 @@ class Work:
             self.now -= 1
             self.done += 1
 
-    def limit(self) -> int:
+    def limit(self, now: int) -> int:
         """8, then 2, then 12."""
         return 8 if self.done < 100 else 2 if self.done < 200 else 12
 
@@ -219,11 +225,11 @@ async def test_the_first_error_ends_the_others_and_no_error_is_left_unseen() -> 
         raise ValueError(item)
 
     with pytest.raises(ValueError, match="0"):
-        await gather(range(100), fail, lambda: 4, False)
+        await gather(range(100), fail, lambda _: 4, False)
     assert len(begun) == 4
     begun.clear()
     with pytest.raises(ValueError, match="0"):
-        async for _ in in_tasks(fail, 100, lambda: 4):
+        async for _ in in_tasks(fail, 100, lambda _: 4):
             pass
     assert len(begun) == 4
 
@@ -239,7 +245,7 @@ async def test_who_cancels_a_crew_ends_its_work() -> None:
             ended += 1
         return True
 
-    crew_task = asyncio.ensure_future(crew(step, lambda: 5))
+    crew_task = asyncio.ensure_future(crew(step, lambda _: 5))
     await asyncio.sleep(0.01)
     crew_task.cancel()
     with pytest.raises(asyncio.CancelledError):

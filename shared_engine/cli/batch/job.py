@@ -7,9 +7,8 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 from shared_engine.answer_file.out_file import OutFile, OutputError
@@ -126,7 +125,7 @@ class _Run:
         ticker = asyncio.ensure_future(self._tick())
         try:
             with self._engine.concurrency(sys.maxsize, self._wished) as limit:
-                await crew(partial(self._step, limit), limit)
+                await crew(self._step, limit)
         finally:
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
@@ -138,10 +137,10 @@ class _Run:
             self._bar.tick()
             await asyncio.sleep(TICK_S)
 
-    async def _step(self, limit: Callable[[], int]) -> bool:
+    async def _step(self) -> bool:
         """Answer the next row; False where there is none."""
         async with self._reading:
-            while self._taken - self._written >= limit() * HELD_PER_SLOT:
+            while self._taken - self._written >= self._most_held():
                 self._has_room.clear()
                 await self._has_room.wait()
             row = await in_a_thread(self._next) if self._waits_for_rows else self._next()
@@ -158,6 +157,9 @@ class _Run:
             self._write(*self._held[self._written])
             del self._held[self._written - 1]
         return True
+
+    def _most_held(self) -> int:
+        return (self._wished or self._engine.max_concurrency) * HELD_PER_SLOT
 
     def _next(self) -> Row | None:
         return next(self._rows, None)
