@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import copy
 import json
 import pickle
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.runnables import ConfigurableField
 
@@ -23,7 +20,6 @@ from tests.support.hub import hub
 from tests.support.interpreters import make_fetcher, make_interpreter
 from tests.support.paths import TINY_CHAT
 from tests.support.remote_server import RemoteServer, running_server
-from tests.support.scripted import answers
 
 
 def made(folder: Path, config: dict[str, Any], template: str = "{{ messages }}") -> str:
@@ -186,48 +182,9 @@ def test_of_a_model_on_the_hub_the_config_is_asked_for(tmp_path: Path, monkeypat
     with hub(Path(model), "org/model") as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         llm = ChatVLLM(model="org/model", python=make_fetcher(tmp_path / "env"))
-        SummarizationMiddleware(model=llm, trigger=("fraction", 0.8))
         profile = llm.profile
         assert profile is not None
         assert (profile["max_input_tokens"], profile["image_inputs"], profile["attachment"]) == (99, True, True)
-
-
-# ---- a long conversation
-
-
-WAYS: dict[str, Callable[[Any, Any], Any]] = {
-    "invoke": lambda agent, asked: agent.invoke(asked),
-    "ainvoke": lambda agent, asked: asyncio.run(agent.ainvoke(asked)),
-    "stream": lambda agent, asked: list(agent.stream(asked, stream_mode="values"))[-1],
-    "batch": lambda agent, asked: agent.batch([asked])[0],
-    "abatch": lambda agent, asked: asyncio.run(agent.abatch([asked]))[0],
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("settings", [{}, {"max_model_len": 2048}], ids=["asked for", "set"])
-def test_a_long_conversation_with_a_remote_model_is_summarised(
-    server: RemoteServer, settings: dict[str, Any], way: str
-) -> None:
-    answers(server, "They have talked about words.", "Fine.")
-    llm = ChatVLLM(base_url=server.url, model="served", **settings)
-    shorten = SummarizationMiddleware(model=llm, trigger=("fraction", 0.8), keep=("messages", 1))
-    agent = create_agent(llm, [], middleware=[shorten])
-    talk = [("user", "word " * 300), ("assistant", "word " * 300)] * 3
-    messages = WAYS[way](agent, {"messages": [*talk, ("user", "How are you?")]})["messages"]
-    assert [message.text for message in messages][-2:] == ["How are you?", "Fine."]
-    assert "They have talked about words." in messages[0].text
-    lengths = [len(json.dumps(body["messages"])) for _, body in server.requests]
-    assert len(lengths) == 2
-    assert lengths[1] < 1000 < lengths[0]
-    assert [route for route, _ in server.looks] == ([] if settings else ["/v1/models"])
-
-
-def test_a_short_conversation_stays_whole(server: RemoteServer) -> None:
-    llm = ChatVLLM(base_url=server.url, model="served")
-    shorten = SummarizationMiddleware(model=llm, trigger=("fraction", 0.8), keep=("messages", 1))
-    create_agent(llm, [], middleware=[shorten]).invoke({"messages": [("user", "word " * 300), ("user", "Hi")]})
-    assert len(server.requests) == 1
 
 
 def test_the_users_profile_wins_and_stays() -> None:
