@@ -1,4 +1,4 @@
-"""LlamaIndex models on a shared local vLLM: VLLM, VLLMEmbedding, VLLMRerank and VLLMTextSplitter.
+"""LlamaIndex models on a shared local vLLM: VLLM, VLLMEmbedding, VLLMRerank, VLLMSparseEmbedding, VLLMTextSplitter.
 
 Each class is imported on first use, so an app loads only what it needs.
 """
@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from llama_index_vllm_local.embeddings import VLLMEmbedding
     from llama_index_vllm_local.llms import VLLM
     from llama_index_vllm_local.rerank import VLLMRerank
+    from llama_index_vllm_local.sparse_embeddings import VLLMSparseEmbedding
     from llama_index_vllm_local.text_splitter import VLLMTextSplitter
 
     __version__: str
 
-_HOME = {"VLLM": "llms", "VLLMEmbedding": "embeddings", "VLLMRerank": "rerank", "VLLMTextSplitter": "text_splitter"}
+_HOME = {
+    "VLLM": "llms",
+    "VLLMEmbedding": "embeddings",
+    "VLLMRerank": "rerank",
+    "VLLMSparseEmbedding": "sparse_embeddings",
+    "VLLMTextSplitter": "text_splitter",
+}
 
-__all__ = ["VLLM", "VLLMEmbedding", "VLLMRerank", "VLLMTextSplitter"]
+__all__ = ["VLLM", "VLLMEmbedding", "VLLMRerank", "VLLMSparseEmbedding", "VLLMTextSplitter"]
 
 
 def __getattr__(name: str) -> Any:

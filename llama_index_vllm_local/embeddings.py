@@ -8,16 +8,27 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.schema import BaseNode, ImageType, MetadataMode
 from pydantic import ConfigDict, Field, model_validator
 
+from llama_index_vllm_local._blocks import to_openai_parts
 from llama_index_vllm_local._engine_model import LlamaIndexModel
 from shared_engine.adapting.checks import check_items
 from shared_engine.adapting.framework_model import EmbeddingModel
-from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList, VectorFile
+from shared_engine.adapting.pooling_requests import (
+    TEXTS_IN_A_REQUEST,
+    EmbedRequest,
+    InputType,
+    MessageRequest,
+    PartialList,
+    VectorFile,
+)
 from shared_engine.errors import InvalidInputError, SettingsError, VLLMError
 from shared_engine.results import EmbeddingResult, ItemFailure, OnError
 
@@ -68,7 +79,7 @@ class _List:
 _list: ContextVar[_List] = ContextVar("_list", default=_List())  # noqa: B039 (the default never has errors)
 
 
-class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
+class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, MultiModalEmbedding):
     """A LlamaIndex embedding model on a local vLLM, which starts on the first call and is shared by every object and
     process with equal settings.
 
@@ -282,6 +293,29 @@ class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
                 await cache.aput(key=texts[position], val={str(uuid.uuid4()): vector}, collection=_CACHED)
         return [vector or [] for vector in vectors]
 
+    # ---- images, of models that take them
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return (await self._aget_image_embeddings([img_file_path]))[0]
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        return self.engine.embed_messages(**self._image_request(img_file_paths)).embeddings
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        return (await self.engine.aembed_messages(**self._image_request(img_file_paths))).embeddings
+
+    def _image_request(self, images: Sequence[ImageType]) -> MessageRequest:
+        return MessageRequest(
+            conversations=[_image_message(image, f"images[{index}]") for index, image in enumerate(images)],
+            dimensions=self.dimensions,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            lora=self.lora,
+            extra_body=self.extra_body,
+        )
+
     def _request(self, texts: Sequence[str], input_type: InputType, on_error: OnError = "raise") -> EmbedRequest:
         return EmbedRequest(
             texts=texts,
@@ -294,6 +328,16 @@ class VLLMEmbedding(LlamaIndexModel, EmbeddingModel, BaseEmbedding):
             on_error=on_error,
             extra_body=self.extra_body,
         )
+
+
+def _image_message(image: ImageType, position: str) -> list[dict[str, Any]]:
+    """A conversation with only an image in it: a path, a URL, or a stream of its bytes."""
+    if isinstance(image, str):
+        is_url = image.partition(":")[0].lower() in ("http", "https", "data", "file")
+        block = ImageBlock(url=image) if is_url else ImageBlock(path=Path(image))
+    else:
+        block = ImageBlock(image=image)
+    return [{"role": "user", "content": [part.content for part in to_openai_parts(block, position)]}]
 
 
 def _with_one_model(values: Mapping[str, Any]) -> dict[str, Any]:

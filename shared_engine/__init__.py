@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from shared_engine.results import GenerationChunk as GenerationChunk
     from shared_engine.results import GenerationResult as GenerationResult
     from shared_engine.results import ItemFailure as ItemFailure
+    from shared_engine.results import MultiVectorResult as MultiVectorResult
     from shared_engine.results import RankedDocument as RankedDocument
     from shared_engine.results import RerankResult as RerankResult
+    from shared_engine.results import SparseResult as SparseResult
     from shared_engine.results import TokenUsage as TokenUsage
     from shared_engine.results import ToolCall as ToolCall
     from shared_engine.results import ToolCallDelta as ToolCallDelta
@@ -69,9 +71,11 @@ _MODULE_OF = {
     "GenerationResult": "results",
     "ItemFailure": "results",
     "LifeStats": "runtime.life_stats",
+    "MultiVectorResult": "results",
     "RankedDocument": "results",
     "RequestStats": "stats",
     "RerankResult": "results",
+    "SparseResult": "results",
     "Timing": "stats",
     "TokenUsage": "results",
     "ToolCall": "results",

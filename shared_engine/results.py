@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
 from shared_engine.errors import VLLMError
+
+Vector = TypeVar("Vector")
 
 OnError = Literal["raise", "skip", "none"]
 """What one text that can't be embedded, or one document that can't be scored, does to the others: it ends them
@@ -134,10 +136,10 @@ class ItemFailure(msgspec.Struct, frozen=True):
         return f"[{self.index}]: {self.error}"
 
 
-class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One vector per text, in order."""
+class Embedded(msgspec.Struct, Generic[Vector], frozen=True, kw_only=True):
+    """What was computed of each text, in order."""
 
-    embeddings: list[list[float]]
+    embeddings: list[Vector]
     """With ``on_error="none"`` None in the place of a text that failed; with ``"skip"`` without it."""
     usage: TokenUsage
     model: str
@@ -150,6 +152,18 @@ class EmbeddingResult(msgspec.Struct, frozen=True, kw_only=True):
         failed = {failure.index for failure in self.failures}
         texts = len(self.embeddings) + (0 if None in self.embeddings else len(failed))
         return [index for index in range(texts) if index not in failed]
+
+
+class EmbeddingResult(Embedded[list[float]], frozen=True, kw_only=True):
+    """One vector per text, in order."""
+
+
+class MultiVectorResult(Embedded[list[list[float]]], frozen=True, kw_only=True):
+    """One vector for each token of a text, texts and tokens in order. Which tokens have one, the model decides."""
+
+
+class SparseResult(Embedded[dict[int, float]], frozen=True, kw_only=True):
+    """One sparse vector per text, in order: the weights that are not 0, by token id."""
 
 
 class RankedDocument(msgspec.Struct, frozen=True, kw_only=True):

@@ -381,10 +381,15 @@ class EngineFields(DefaultFields):
         try:
             super().__init__(**values)
         except ValidationError as exc:
-            message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources, OF_CALLS)
+            message = describe_invalid(exc, type(self).model_fields, "setting", SECRET, sources, self._of_calls())
             raise SettingsError(message) from None
         except (SettingsError, InvalidInputError) as exc:  # of a default for requests, or a model that is none
             raise SettingsError(with_sources(str(exc), sources)) from None
+
+    @classmethod
+    def _of_calls(cls) -> frozenset[str]:
+        """Names that are a call's parameters, and no settings."""
+        return OF_CALLS
 
     @model_validator(mode="before")
     @classmethod

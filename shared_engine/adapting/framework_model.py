@@ -165,6 +165,10 @@ class PoolingModel(EngineModel):
     """What a document does to the others that is too long or otherwise refused, or has NaN for its score: ``raise``:
     an error, which names it; ``skip``: it is left out; ``none``: it comes last, and has None for its score."""
 
+    @classmethod
+    def _of_calls(cls) -> frozenset[str]:
+        return frozenset()  # no call of it generates text
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_sampling(cls, values: Any) -> Any:

@@ -3,14 +3,26 @@ lists that say what is missing in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict, TypeVar
 
 from shared_engine.answer_file.vectors import VectorFile
+from shared_engine.model_files.pooling_recipes import with_sparse_vectors
 from shared_engine.request.pooling import DEFAULT_BATCH_SIZE
 from shared_engine.results import ItemFailure, OnError
 
-__all__ = ["TEXTS_IN_A_REQUEST", "EmbedRequest", "InputType", "PartialList", "RerankRequest", "VectorFile", "list_of"]
+__all__ = [
+    "TEXTS_IN_A_REQUEST",
+    "EmbedRequest",
+    "InputType",
+    "MessageRequest",
+    "PartialList",
+    "RerankRequest",
+    "SparseRequest",
+    "VectorFile",
+    "list_of",
+    "with_sparse_vectors",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +43,27 @@ class EmbedRequest(TypedDict):
     lora: str | None
     batch_size: int
     on_error: OnError
+    extra_body: dict[str, Any] | None
+
+
+class SparseRequest(TypedDict):
+    """See ``Engine.aembed_sparse``."""
+
+    texts: Sequence[str]
+    truncate_prompt_tokens: int | None
+    lora: str | None
+    batch_size: int
+    on_error: OnError
+    extra_body: dict[str, Any] | None
+
+
+class MessageRequest(TypedDict):
+    """See ``Engine.aembed_messages``."""
+
+    conversations: Sequence[Sequence[Mapping[str, Any]]]
+    dimensions: int | None
+    truncate_prompt_tokens: int | None
+    lora: str | None
     extra_body: dict[str, Any] | None
 
 

@@ -9,7 +9,7 @@ USAGE = 2
 BUSY = 3
 """Requests in flight forbade stop or evict for all of --timeout."""
 SOME_FAILED = 4
-"""batch: all is answered, some of it by an error."""
+"""batch, embed, rerank: all is answered, some of it by an error."""
 INTERRUPTED = 130
 """Ctrl-C; for batch also SIGTERM."""
 READER_LEFT = 141

@@ -22,8 +22,8 @@ from shared_engine.machine.home import expanded, home
 from shared_engine.machine.memory import total_memory
 from shared_engine.machine.service_manager import OF_ONE_SERVICE
 from shared_engine.model_files.parsers import choose_parsers
+from shared_engine.model_files.pooling_recipes import with_recipe
 from shared_engine.model_files.quantization import quantization_of
-from shared_engine.model_files.rerankers import with_reranking
 from shared_engine.parallelism import Parallelism
 from shared_engine.runtime.directory import ROOT_VARIABLE, runtime_root
 from shared_engine.runtime.log_level import FORMAT_VARIABLE, LEVEL_VARIABLE
@@ -94,7 +94,7 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
         argv += ["--max-num-seqs", str(DEFAULT_MAX_NUM_SEQS)]
     args = choose_parsers(model, settings.engine_args, unknown=release.lacks_parsers)
     if args.get("runner") == "pooling":
-        args = with_reranking(str(settings.model), settings.model_folder(), args)
+        args = with_recipe(str(settings.model), settings.model_folder(), args)
     if args.get("tool_call_parser") is not None and CALL_LEVEL not in release.lacks_args:
         args = {CALL_LEVEL: "function", **args}
     argv += [*_backend_flags(args), *_flags({**args, **lora_args(settings)})]

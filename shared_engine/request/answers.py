@@ -24,6 +24,7 @@ from shared_engine.results import (
     Choice,
     EmbeddingResult,
     GenerationResult,
+    MultiVectorResult,
     RankedDocument,
     RerankResult,
     TokenUsage,
@@ -285,6 +286,31 @@ def parse_embeddings(data: bytes) -> EmbeddingResult:
     ordered = sorted(answer.data, key=lambda item: item.index)
     return EmbeddingResult(
         embeddings=[_vector(item.embedding) for item in ordered],
+        usage=usage_of(answer.usage) or TokenUsage(),
+        model=answer.model,
+    )
+
+
+class _OfTokens(msgspec.Struct):
+    data: list[list[float] | float]
+    index: int = 0
+
+
+class _Tokens(msgspec.Struct):
+    data: list[_OfTokens]
+    model: str = ""
+    usage: Usage | None = None
+
+
+_tokens_decoder = msgspec.json.Decoder(_Tokens)
+
+
+def parse_tokenwise(data: bytes) -> MultiVectorResult:
+    """POST /pooling, for tasks that give something for each token; a number for each is a vector of one."""
+    answer = _decode(_tokens_decoder, data, dialects.tokenwise_of)
+    ordered = sorted(answer.data, key=lambda item: item.index)
+    return MultiVectorResult(
+        embeddings=[[each if isinstance(each, list) else [each] for each in item.data] for item in ordered],
         usage=usage_of(answer.usage) or TokenUsage(),
         model=answer.model,
     )

@@ -27,7 +27,7 @@ from shared_engine.params import (
     template_variables,
 )
 from shared_engine.request.checks import Message, check_messages
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, TOKENIZE
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, POOLING, TOKENIZE
 
 Tools = Sequence[Mapping[str, Any]]
 ToolChoice = str | Mapping[str, Any]
@@ -280,6 +280,20 @@ def embedding_request(texts: Sequence[str], encoding_format: str, options: Mappi
     if taken:
         raise InvalidInputError(f"{', '.join(sorted(taken))}: can't be set: vllm-local chooses how numbers are sent")
     return _pooling_request(EMBEDDINGS, {"input": list(texts), "encoding_format": encoding_format, **options})
+
+
+def message_embedding_request(messages: Sequence[Message], options: Mapping[str, Any]) -> Request:
+    """One vector for a conversation, which may have images."""
+    return _pooling_request(EMBEDDINGS, {"messages": list(messages), "encoding_format": "float", **options})
+
+
+def token_request(texts: Sequence[str], task: str, options: Mapping[str, Any]) -> Request:
+    """Something for each token of each text.
+
+    Args:
+        task: ``token_embed`` or ``token_classify``.
+    """
+    return _pooling_request(POOLING, {"input": list(texts), "task": task, "encoding_format": "float", **options})
 
 
 def rerank_request(

@@ -166,10 +166,30 @@ def embeddings_of(data: Any) -> dict[str, Any]:
             vector = vector[0]
         if vector is None:
             vector = []
-        elif isinstance(vector, list):  # orjson, which vLLM uses where it is there, writes null for NaN
-            vector = [math.nan if number is None else number for number in vector]
+        elif isinstance(vector, list):
+            vector = _numbers(vector)
         vectors.append({"embedding": vector, "index": whole_of(item.get("index"), position)})
     return {**_head(raw), "data": vectors}
+
+
+def tokenwise_of(data: Any) -> dict[str, Any]:
+    """What is given for each token, in the form of ``answers._Tokens``: null is NaN."""
+    raw = _mapping(data)
+    items = []
+    for position, each in enumerate(_list(raw.get("data"))):
+        item = _mapping(each)
+        given = [_numbers(value) if isinstance(value, list) else _number(value) for value in _list(item.get("data"))]
+        items.append({"data": given, "index": whole_of(item.get("index"), position)})
+    return {**_head(raw), "data": items}
+
+
+def _numbers(values: list[Any]) -> list[Any]:
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> Any:
+    """orjson, which vLLM uses where it is there, writes null for NaN."""
+    return math.nan if value is None else value
 
 
 def reranked_of(data: Any) -> dict[str, Any]:

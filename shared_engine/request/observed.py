@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.request import tracing
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RERANK_UNREAD
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, POOLING, RERANK, RERANK_UNREAD
 from shared_engine.request.tally import CANCELLED, Entry, tally_of
 from shared_engine.results import GenerationChunk, TokenUsage
 
@@ -19,6 +19,7 @@ OPERATIONS = {
     CHAT: "chat",
     COMPLETIONS: "text_completion",
     EMBEDDINGS: "embeddings",
+    POOLING: "embeddings",
     RERANK: "rerank",
     RERANK_UNREAD: "rerank",
 }

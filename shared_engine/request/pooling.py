@@ -16,6 +16,7 @@ from shared_engine.request.batches import gather
 from shared_engine.request.bodies import Request, embedding_request, rerank_request, text_tokens_request
 from shared_engine.request.call import Call
 from shared_engine.request.dividing import Dividing, may_be_of_an_item
+from shared_engine.request.pooling_forms import NOT_FINITE, ZEROS, Form, fault_of
 from shared_engine.request.refusals import (
     NOTHING_TO_EMBED,
     remedy_for_texts,
@@ -23,10 +24,19 @@ from shared_engine.request.refusals import (
     says_no_base64,
     says_no_number,
     says_rerank_misread,
+    texts_at_once,
 )
 from shared_engine.request.routes import RERANK, RERANK_UNREAD
 from shared_engine.request.sending import MAX_COUNTED_BYTES, Requests
-from shared_engine.results import EmbeddingResult, ItemFailure, OnError, RankedDocument, RerankResult, TokenUsage
+from shared_engine.results import (
+    Embedded,
+    EmbeddingResult,
+    ItemFailure,
+    OnError,
+    RankedDocument,
+    RerankResult,
+    TokenUsage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +44,7 @@ logger = logging.getLogger(__name__)
 # (a BERT of one layer on 2 cores).
 DEFAULT_BATCH_SIZE = 64
 
+TOO_LARGE = 413
 MAX_COUNTED_TEXTS = 8
 """To find the one at fault, the longest first: nearly always it is the first."""
 
@@ -67,6 +78,7 @@ class Pooling:
         # A quarter of the bytes, and half the time to decode, of JSON's numbers; the values are the same.
         self._encoding_format = "base64"
         self._rerank_path = RERANK
+        self._texts_at_once: int | None = None
 
     def shares(self, batch_size: int) -> tuple[int, int]:
         """How many texts go into one request, and how many requests are in flight together."""
@@ -75,23 +87,25 @@ class Pooling:
 
     async def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Any],
         options: Mapping[str, Any],
         batch_size: int,
         on_progress: Callable[[int], object] | None,
         call: Call,
         on_error: OnError = "raise",
         failures: Failures | None = None,
+        form: Form | None = None,
     ) -> EmbeddingResult:
         """One vector for each text, in order; the first refused request ends the others, unless it is divided.
 
         Args:
             failures: texts that are known to be at fault: they are not sent.
+            form: of what is asked for; by default an EmbeddingResult.
         """
-        asking = _Embedding(self, texts, options, call, on_error, dict(failures or {}))
+        asking = _Embedding(self, texts, options, call, on_error, dict(failures or {}), form)
         positions = [position for position in range(len(texts)) if position not in asking.failures]
         dividing = asking.dividing(positions)
-        size, at_once = self.shares(batch_size)
+        size, at_once = self.shares(1 if form is not None and form.is_single else batch_size)
 
         async def embed(start: int) -> None:
             chunk = positions[start : start + size]
@@ -109,7 +123,9 @@ class Pooling:
     async def _embed_some(
         self, texts: Mapping[int, str], options: Mapping[str, Any], call: Call, on_error: OnError
     ) -> EmbeddingResult:
-        """The vectors of texts by their positions, in one request."""
+        """The vectors of texts by their positions, in one request, or in as many as the server needs."""
+        if len(texts) > (self._texts_at_once or len(texts)):
+            return await self._embed_in_parts(texts, options, call, on_error, self._texts_at_once or 1)
         encoding_format = self._encoding_format
         request = embedding_request(list(texts.values()), encoding_format, options)
         try:
@@ -122,6 +138,11 @@ class Pooling:
             if encoding_format != "float" and says_no_base64(exc):
                 self._encoding_format = "float"
                 return await self._embed_some(texts, options, call, on_error)
+            limit = texts_at_once(exc, len(texts))
+            if limit is not None:
+                if exc.status != TOO_LARGE:  # which is about bytes: the next texts may be shorter
+                    self._texts_at_once = limit
+                return await self._embed_in_parts(texts, options, call, on_error, limit)
             remedy = remedy_for_texts(exc, texts) if on_error == "raise" else None
             if remedy is None:
                 raise
@@ -129,6 +150,20 @@ class Pooling:
         if len(result.embeddings) != len(texts):
             raise ServerError(f"the server sent {len(result.embeddings)} embeddings for {len(texts)} texts")
         return result
+
+    async def _embed_in_parts(
+        self, texts: Mapping[int, str], options: Mapping[str, Any], call: Call, on_error: OnError, size: int
+    ) -> EmbeddingResult:
+        positions = list(texts)
+        results = []
+        for start in range(0, len(positions), size):
+            part = {position: texts[position] for position in positions[start : start + size]}
+            results.append(await self._embed_some(part, options, call, on_error))
+        return EmbeddingResult(
+            embeddings=[vector for result in results for vector in result.embeddings],
+            usage=TokenUsage(prompt_tokens=sum(result.usage.prompt_tokens for result in results)),
+            model=results[0].model,
+        )
 
     async def rerank(
         self,
@@ -271,7 +306,7 @@ class _Items:
 
     kind = "texts"
 
-    def __init__(self, items: Sequence[str], on_error: OnError, failures: Failures) -> None:
+    def __init__(self, items: Sequence[Any], on_error: OnError, failures: Failures) -> None:
         self.items, self.on_error, self.failures = items, on_error, failures
 
     def dividing(self, positions: Sequence[int]) -> Dividing:
@@ -305,7 +340,7 @@ class _Items:
             raise error
         self.failures[position] = error
 
-    def no_number(self, position: int, fault: str = "NaN or infinite numbers") -> ServerError:
+    def no_number(self, position: int, fault: str = NOT_FINITE) -> ServerError:
         """What is computed for an item can't be used."""
         remedy = "" if fault == ZEROS else f"; {_TOO_SHORT_NUMBERS}"
         name = _named(f"{self.kind}[{position}]", self.on_error)
@@ -339,24 +374,42 @@ class _Embedding(_Items):
         call: Call,
         on_error: OnError,
         failures: Failures,
+        form: Form | None,
     ) -> None:
         super().__init__(texts, on_error, failures)
-        self._pooling, self._options, self._call = pooling, options, call
-        self._vectors: list[list[float] | None] = [None] * len(texts)
+        self._pooling, self._options, self._call, self._form = pooling, options, call, form
+        self.kind = "texts" if form is None else form.kind
+        self._fault_of: Callable[[Any], str | None] = fault_of if form is None else form.fault
+        self._vectors: list[Any] = [None] * len(texts)
         self._tokens = 0
         self._model = ""
 
     async def ask(self, positions: Sequence[int]) -> None:
         texts = {position: self.items[position] for position in positions}
-        result = await self._pooling._embed_some(texts, self._options, self._call, self.on_error)
+        result: Embedded[Any]
+        if self._form is None:
+            result = await self._pooling._embed_some(texts, self._options, self._call, self.on_error)
+        else:
+            result = await self._ask_in_form(self._form, texts)
         self._tokens += result.usage.prompt_tokens
         self._model = self._model or result.model
         for position, vector in zip(positions, result.embeddings, strict=True):
-            fault = fault_of(vector)
+            fault = self._fault_of(vector)
             if fault is None:
                 self._vectors[position] = vector
             else:
                 self.put_down(position, fault)
+
+    async def _ask_in_form(self, form: Form, texts: Mapping[int, Any]) -> Embedded[Any]:
+        try:
+            return await form.ask(self._pooling._requests, list(texts.values()), self._options, self._call)
+        except ContextLengthError as exc:
+            named = [position for position in texts if len(texts) == 1]
+            if not named and self.on_error != "raise":
+                raise
+            where = _named(f"{self.kind}[{named[0]}]", self.on_error) if named else f"one of {len(texts)} {self.kind}"
+            message = f"{where} is too long: {exc.message}; {_remedy(self._options)}"
+            raise ContextLengthError(message, *exc.args[1:]) from exc
 
     def is_sure(self, error: RequestError) -> bool:
         return isinstance(error, ContextLengthError) or says_empty(error) or super().is_sure(error)
@@ -367,7 +420,7 @@ class _Embedding(_Items):
         if self.on_error == "skip":
             vectors = [vector for vector in vectors if vector is not None]
         return EmbeddingResult(
-            embeddings=cast("list[list[float]]", vectors),
+            embeddings=vectors,
             usage=TokenUsage(prompt_tokens=self._tokens),
             model=self._model,
             failures=self.listed(),
@@ -404,7 +457,7 @@ class _Reranking(_Items):
         self._answered = list(documents)
         for each in self._answer.results:
             if not math.isfinite(each.relevance_score):
-                self.put_down(each.index, "NaN or infinite numbers")
+                self.put_down(each.index, NOT_FINITE)
 
     def _left(self) -> list[int]:
         return [position for position in range(len(self.items)) if position not in self.failures]
@@ -434,19 +487,6 @@ class _Reranking(_Items):
         """True where the last answer has all scores that count, beside some that do not."""
         scored = {each.index for each in self._answer.results} - set(self.failures)
         return set(left) <= scored
-
-
-ZEROS = "only zeros"
-
-
-def fault_of(vector: Sequence[float]) -> str | None:
-    """What keeps a vector from being compared with others."""
-    if not vector:
-        return "no numbers"
-    # Of 32-bit numbers no sum is infinite that has no infinite number in it.
-    if not math.isfinite(sum(vector)) and not all(map(math.isfinite, vector)):
-        return "NaN or infinite numbers"
-    return None if any(vector) else ZEROS
 
 
 def _longest(texts: Mapping[int, str]) -> list[int]:

@@ -34,7 +34,7 @@ from shared_engine.errors import (
 )
 from shared_engine.request import dialects
 from shared_engine.request.lengths import length_error
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RERANK_UNREAD
+from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, POOLING, RERANK, RERANK_UNREAD
 
 _BY_STATUS: dict[int, type[RequestError]] = {
     401: AuthenticationError,
@@ -57,6 +57,13 @@ _NO_BASE64 = ("encoding_format", "base64")  # not vLLM: it has both
 # vllm-router and sglang-router read the answer as SGLang's, which is a list, and name another model at /v1/rerank.
 _RERANK_MISREAD = "Failed to build rerank response"
 _RERANK_RENAMED = "`default`"
+# Of text-embeddings-inference, DashScope, OpenAI, and others with OpenAI's protocol.
+_TEXTS_AT_ONCE = re.compile(
+    r"maximum allowed batch size (\d+)|should not be larger than (\d+)|max(?:imum)? (?:array|batch) (?:size|length) "
+    r"(?:is |of )?(\d+)|array.{0,40}maximum length (\d+)",
+    re.IGNORECASE,
+)
+_OTHER_TASK = ("Try switching the model's pooling_task", "Unsupported task")
 _EMPTY_TEXT = "cannot be empty"
 NOTHING_TO_EMBED = "this model has no token of its own to embed"
 _NO_NUMBER = ("not JSON compliant", "NaN")  # Python's json without allow_nan, as FastAPI has it; serde's
@@ -72,6 +79,7 @@ _WITHOUT = {
     COMPLETIONS: _GENERATES_NO_TEXT,
     EMBEDDINGS: "makes no embeddings: that takes an embedding model, on an engine with"
     ' engine_args={"runner": "pooling"}',
+    POOLING: 'gives nothing for single tokens: that takes an engine with engine_args={"runner": "pooling"}',
     RERANK: _DOES_NOT_RERANK,
     RERANK_UNREAD: _DOES_NOT_RERANK,
 }
@@ -151,6 +159,27 @@ def says_rerank_misread(error: ServerError) -> bool:
 def says_empty(error: RequestError) -> bool:
     """True when a model has no token of its own to embed where a text has none."""
     return _EMPTY_TEXT in error.message
+
+
+def texts_at_once(error: RequestRejectedError, count: int) -> int | None:
+    """How many texts a server takes in one request, which has refused ``count`` for their number or their bytes; None
+    where it has refused them for something else.
+    """
+    found = _TEXTS_AT_ONCE.search(error.message)
+    limit = int(next(group for group in found.groups() if group)) if found else 0
+    if 0 < limit < count:
+        return limit
+    return count // 2 if error.status == 413 and count > 1 else None
+
+
+def says_other_task(error: RequestError) -> bool:
+    """True when a pooling model could do what is asked, or can't, but was not started for it."""
+    return _has(error.message, _OTHER_TASK)
+
+
+def says_without_embeddings(error: RequestError) -> bool:
+    """True where ``explain_missing_route`` found that a model makes no embeddings."""
+    return isinstance(error, ModelNotFoundError) and _WITHOUT[EMBEDDINGS] in error.message
 
 
 def says_no_number(error: RequestError) -> bool:

@@ -5,6 +5,7 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 RERANK = "/v1/rerank"  # the one of vLLM's three such routes that other servers have too, and that an API key guards
 RERANK_UNREAD = "/v2/rerank"  # another name for it in vLLM, which routers pass on as it is
+POOLING = "/pooling"
 TOKENIZE = "/tokenize"
 MODELS = "/v1/models"
 HEALTH = "/health"

@@ -123,6 +123,7 @@ class RemoteServer:
         app.router.add_post("/v1/embeddings", self._recorded)
         app.router.add_post("/v1/rerank", self._recorded)
         app.router.add_post("/v2/rerank", self._recorded)
+        app.router.add_post("/pooling", self._recorded)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)

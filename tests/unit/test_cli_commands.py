@@ -17,6 +17,7 @@ from aiohttp import web
 from shared_engine.cli.bench import Answer, prompt_of, summed
 from shared_engine.cli.commands.bench import bench_table
 from shared_engine.cli.commands.config import DEFAULT, HIDDEN
+from shared_engine.cli.exit_codes import SOME_FAILED
 from shared_engine.cli.input_texts import texts_of, whole_text
 from shared_engine.cli.main import main
 from shared_engine.cli.ps_table import device_share, doing, ps_table, until
@@ -28,6 +29,7 @@ from shared_engine.observe.processes import ProcessNode
 from shared_engine.runtime.progress import Progress, StartPhase
 from shared_engine.runtime.record import EngineState
 from shared_engine.settings import SETTINGS
+from tests.support.choosy_server import LONG, is_choosy
 from tests.support.fake_nvml import A, FakeNvml, gpu
 from tests.support.hand_made import KEY, MakeEngine
 from tests.support.pooling_server import bodies, embeds_and_reranks
@@ -176,6 +178,24 @@ def test_rerank_prints_the_best_first(server: RemoteServer, capsys: Capture, tmp
     assert main([*command, "--top", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["results"] == [{"index": 1, "relevance_score": 0.12, "document": "a longer one"}]
+
+
+@pytest.mark.parametrize(("on_error", "left"), [("skip", []), ("none", [None])])
+def test_one_bad_text_or_document_costs_only_itself(
+    server: RemoteServer, capsys: Capture, on_error: str, left: list[None]
+) -> None:
+    is_choosy(server)
+    given = ["-", "--base-url", server.url, "--on-error", on_error]
+    assert main(["embed", *given, "ab", LONG, "a"]) == SOME_FAILED
+    said = capsys.readouterr()
+    assert [json.loads(line) for line in said.out.splitlines()] == [[2.0, 0.5], *left, [1.0, 0.5]]
+    assert said.err.count("text 2: HTTP 400: the text has 22 tokens") == 1
+    assert main(["rerank", *given, "question", "a", LONG, "ab"]) == SOME_FAILED
+    said = capsys.readouterr()
+    rest = [f"      -  {LONG}"] * len(left)
+    assert said.out.splitlines() == [" 2.0000  ab", " 1.0000  a", *rest]
+    assert "document 2: HTTP 400: the document (22 tokens) with the query" in said.err
+    assert main(["embed", *given, "ab"]) == 0
 
 
 def test_what_a_server_refuses_is_a_line(server: RemoteServer, capsys: Capture) -> None:

@@ -159,6 +159,21 @@ async def test_a_fleet_divides_as_one_server_does(server: RemoteServer, fleet: l
     assert [failure.index for failure in result.failures] == [3, 70]
 
 
+def test_a_proxy_that_takes_not_even_one_text_is_an_error(server: RemoteServer) -> None:
+    is_choosy(server, lambda text: (413, "Request Entity Too Large") if text == LONG else None)
+    with pytest.raises(RequestRejectedError, match="Too Large"):
+        Engine(base_url=server.url).embed(texts_with({7: LONG}))
+    result = Engine(base_url=server.url).embed(texts_with({7: LONG}), on_error="none")
+    assert [failure.index for failure in result.failures] == [7]
+
+
+def test_ollama_s_words_for_nan_are_understood(server: RemoteServer) -> None:
+    said = "failed to encode response: json: unsupported value: NaN"
+    is_choosy(server, lambda text: (500, said) if text == REFUSED else None)
+    with pytest.raises(ServerError, match=r"NaN or infinite numbers for texts\[41\]"):
+        Engine(base_url=server.url).embed(texts_with({41: REFUSED}))
+
+
 @pytest.mark.parametrize("form", ["base64", "null", "NaN", "error"])
 def test_nan_is_found_in_every_form_in_which_servers_write_it(server: RemoteServer, form: str) -> None:
     is_choosy(server, form=form)
@@ -229,9 +244,20 @@ def test_a_short_text_of_many_tokens_is_found_too(server: RemoteServer) -> None:
     assert len(asked) <= 10
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_server_that_takes_fewer_texts_at_once_gets_fewer(server: RemoteServer, status: int) -> None:
-    """As text-embeddings-inference does, and a proxy that limits the bytes of a request."""
+@pytest.mark.parametrize("on_error", ["raise", "skip", "none"])
+@pytest.mark.parametrize(
+    ("status", "message", "most"),
+    [
+        (413, "batch size 64 > maximum allowed batch size 32", 30),  # text-embeddings-inference
+        (422, "input batch size 64 > maximum allowed batch size 32", 30),
+        (400, "Value error, batch size is invalid, it should not be larger than 10.: input.contents", 90),  # DashScope
+        (400, "Invalid 'input': array too long. Expected an array with maximum length 32, but got 64", 30),  # OpenAI
+        (413, "Request Entity Too Large", 40),  # nginx
+    ],
+)
+def test_a_server_that_takes_fewer_texts_at_once_gets_fewer(
+    server: RemoteServer, status: int, message: str, most: int, on_error: Any
+) -> None:
     from aiohttp import web
 
     from tests.support.choosy_server import refused
@@ -239,13 +265,13 @@ def test_a_server_that_takes_fewer_texts_at_once_gets_fewer(server: RemoteServer
     async def handler(request: web.Request) -> web.StreamResponse:
         texts = (await request.json())["input"]
         if len(texts) > 32:
-            return refused(status, "batch size 64 > maximum allowed batch size 32")
+            return refused(status, message)
         return web.json_response({"data": [{"index": index, "embedding": [1.0]} for index in range(len(texts))]})
 
     server.handler = handler
-    result = Engine(base_url=server.url).embed(["a"] * 640, on_error="none")
+    result = Engine(base_url=server.url).embed(["a"] * 640, on_error=on_error)
     assert (len(result.embeddings), result.failures) == (640, ())
-    assert len(server.requests) <= 10 * 8
+    assert len(server.requests) <= most
 
 
 @pytest.mark.parametrize(

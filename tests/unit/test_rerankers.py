@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llama_index_vllm_local import VLLMRerank as LlamaIndexRerank
 from shared_engine import Engine, SettingsError
 from shared_engine.launch.interpreter import Interpreter
 from shared_engine.launch.spec import engine_spec
-from shared_engine.model_files.rerankers import ranks_at_random, with_reranking
+from shared_engine.model_files.pooling_recipes import ranks_at_random, with_recipe
 from shared_engine.vllm_versions import INSTALLED
 from tests.support.causal_rerankers import NAMES, PROMPTS
 
@@ -84,7 +85,7 @@ def test_vllm_is_told_what_it_needs_to_know(
     folder = model_in(tmp_path, name, architecture)
     if not is_here and name == "anything":
         return  # only its files say what it is
-    args = with_reranking(str(folder) if is_here else f"org/{name}", folder if is_here else None, POOLING)
+    args = with_recipe(str(folder) if is_here else f"org/{name}", folder if is_here else None, POOLING)
     assert args.get("hf_overrides") == overrides
     assert "document" in args["chat_template"]
     assert ranks_at_random(str(folder), folder, POOLING) is None
@@ -98,7 +99,7 @@ def rendered(template: str, **more: Any) -> str:
 
 @pytest.mark.parametrize("family", NAMES)
 def test_a_pair_is_put_as_the_makers_put_it(family: str) -> None:
-    template = with_reranking(f"org/{NAMES[family]}", None, POOLING)["chat_template"]
+    template = with_recipe(f"org/{NAMES[family]}", None, POOLING)["chat_template"]
     assert rendered(template) == PROMPTS[family].format(query="one two", document="three {{ x }}")
     if family != "gemma":
         assert "Find the colour." in rendered(template, instruction="Find the colour.")
@@ -111,22 +112,22 @@ def test_a_fine_tuned_one_is_known_by_what_it_was_made_from(tmp_path: Path) -> N
     other = "---\nbase_model: Qwen/Qwen3-0.6B\n---\n# Not as good as Qwen3-Reranker\n"
     by_neither = model_in(tmp_path, "chat", "Qwen3ForCausalLM", README__md=other)
     for folder in (by_card, by_config):
-        assert with_reranking(str(folder), folder, POOLING)["hf_overrides"] == QWEN3
-    assert with_reranking(str(by_neither), by_neither, POOLING) == POOLING
+        assert with_recipe(str(folder), folder, POOLING)["hf_overrides"] == QWEN3
+    assert with_recipe(str(by_neither), by_neither, POOLING) == POOLING
 
 
 def test_the_user_s_choice_wins(tmp_path: Path) -> None:
     folder = model_in(tmp_path, "Qwen3-Reranker-0.6B", "Qwen3ForCausalLM")
     own = {"architectures": ["Other"], "classifier_from_token": ["a", "b"]}
     for given in ({"hf_overrides": own}, {"convert": "embed"}, {"hf_overrides.architectures": "x"}):
-        args = with_reranking(str(folder), folder, {**POOLING, **given})
+        args = with_recipe(str(folder), folder, {**POOLING, **given})
         assert {name: args[name] for name in given} == given
         assert args.get("hf_overrides") == given.get("hf_overrides")
-    args = with_reranking(str(folder), folder, {**POOLING, "chat_template": "mine.jinja", "hf_overrides": {"x": 1}})
+    args = with_recipe(str(folder), folder, {**POOLING, "chat_template": "mine.jinja", "hf_overrides": {"x": 1}})
     assert args == {**POOLING, "chat_template": "mine.jinja", "hf_overrides": {**QWEN3, "x": 1}}
     unnamed = model_in(tmp_path, "mine", "Qwen3ForCausalLM")
     switch = {"hf_overrides": {"is_original_qwen3_reranker": True}}
-    assert with_reranking(str(unnamed), unnamed, {**POOLING, **switch})["hf_overrides"] == QWEN3
+    assert with_recipe(str(unnamed), unnamed, {**POOLING, **switch})["hf_overrides"] == QWEN3
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_the_user_s_choice_wins(tmp_path: Path) -> None:
 )
 def test_other_models_are_left_as_they_are(tmp_path: Path, name: str, architecture: str, files: Any) -> None:
     folder = model_in(tmp_path, name, architecture, **files)
-    assert with_reranking(str(folder), folder, POOLING) == POOLING
+    assert with_recipe(str(folder), folder, POOLING) == POOLING
     assert ranks_at_random(str(folder), folder, POOLING) is None
 
 
@@ -152,7 +153,7 @@ def test_gte_s_second_generation_is_called_as_vllm_calls_it(tmp_path: Path) -> N
         ("NewModel", "GteNewModel"),
     ):
         folder = model_in(tmp_path, given, given, config={"model_type": "new"})
-        assert with_reranking(str(folder), folder, POOLING)["hf_overrides"] == {"architectures": [vllms]}
+        assert with_recipe(str(folder), folder, POOLING)["hf_overrides"] == {"architectures": [vllms]}
 
 
 # ---- never at random
@@ -220,3 +221,35 @@ def test_one_engine_reranks_and_shows_no_difference_between_objects(tmp_path: Pa
     argv = specs[0].argv
     assert json.loads(argv[argv.index("--hf-overrides") + 1]) == QWEN3
     assert "<Document>" in argv[argv.index("--chat-template") + 1]
+
+
+CARD = "---\nbase_model: Qwen/Qwen3-Reranker-0.6B\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("Qwen/Qwen3-Reranker-0.6B", {}, None),
+        ("org/legal", {"README__md": CARD}, "was downloaded by this start, which did not know yet how it reranks"),
+        ("org/chatty", {}, "at random"),
+    ],
+)
+async def test_of_a_model_that_is_not_here_the_name_decides_before_the_start_and_its_files_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, files: dict[str, str], message: str | None
+) -> None:
+    engine = Engine(model=name, download_dir=str(tmp_path), engine_args=POOLING)
+    cached = tmp_path / f"models--{name.replace('/', '--')}"
+
+    async def downloading() -> None:
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("abc")
+        model_in(cached / "snapshots", "abc", "Qwen3ForCausalLM", **files)
+
+    monkeypatch.setattr(engine, "awarmup", downloading)
+    if message is None:
+        await engine._check_reranker()
+        return
+    with pytest.raises(SettingsError, match=message):
+        await engine.arerank("q", ["a"])
+    with pytest.raises(SettingsError, match="at random") if files == {} else nullcontext():
+        await Engine(model=name, download_dir=str(tmp_path), engine_args=POOLING)._check_reranker()

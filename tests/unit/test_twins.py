@@ -95,7 +95,8 @@ def test_every_asynchronous_method_of_an_engine_has_its_twin_with_the_same_param
 
 def test_these_are_all() -> None:
     assert [twin for _, twin in FORMS] == [
-        "chat", "chat_batch", "close", "count_tokens", "embed", "embed_file", "evict", "generate", "generate_batch",
+        "chat", "chat_batch", "close", "count_tokens", "embed", "embed_file", "embed_messages", "embed_sparse",
+        "embed_tokens", "evict", "generate", "generate_batch",
         "is_ready", "load_adapter", "metrics", "plan_chunks", "rerank", "shutdown", "stats", "status", "stream_chat",
         "stream_generate", "token_strings", "tokenize", "unload_adapter", "warmup",
     ]  # fmt: skip

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections.abc import Sequence
 
 from shared_engine.cli.argument_types import count
 from shared_engine.cli.commands.load import loading_engine
 from shared_engine.cli.engine_arguments import add_engine_arguments
-from shared_engine.cli.exit_codes import DONE
+from shared_engine.cli.exit_codes import DONE, SOME_FAILED
 from shared_engine.cli.input_texts import texts_of
 from shared_engine.cli.table import as_json
+from shared_engine.cli.terminal import tell
+from shared_engine.request.checks import ON_ERROR
+from shared_engine.results import ItemFailure
 
 EXAMPLES = (
     'vllm-local embed BAAI/bge-m3 "a text" "another text"',
@@ -37,6 +41,15 @@ def add_truncation(parser: argparse.ArgumentParser) -> None:
     text = "use only so many tokens of a text; -1: as many as the model takes (default: a longer one is an error)"
     parser.add_argument("--truncate", type=int, metavar="N", help=text)
     parser.add_argument("--lora", metavar="NAME", help="the LoRA adapter that answers")
+    text = "what one that is too long, or is refused, does to the others: raise ends them (default), skip, none"
+    parser.add_argument("--on-error", choices=ON_ERROR, default="raise", help=text)
+
+
+def told(failures: Sequence[ItemFailure], what: str) -> int:
+    """Say what failed; the exit code for that."""
+    for failure in failures:
+        tell(f"{what} {failure.index + 1}: {failure.error}")
+    return SOME_FAILED if failures else DONE
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             dimensions=arguments.dimensions,
             truncate_prompt_tokens=arguments.truncate,
             lora=arguments.lora,
+            on_error=arguments.on_error,
         )
     if arguments.json:
         usage = {"prompt_tokens": result.usage.prompt_tokens}
@@ -56,4 +70,4 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for vector in result.embeddings:
             print(json.dumps(vector))
-    return DONE
+    return told(result.failures, "text")

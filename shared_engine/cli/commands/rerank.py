@@ -6,10 +6,9 @@ import argparse
 import functools
 
 from shared_engine.cli.argument_types import count
-from shared_engine.cli.commands.embed import add_truncation
+from shared_engine.cli.commands.embed import add_truncation, told
 from shared_engine.cli.commands.load import loading_engine
 from shared_engine.cli.engine_arguments import add_engine_arguments
-from shared_engine.cli.exit_codes import DONE
 from shared_engine.cli.input_texts import texts_of
 from shared_engine.cli.table import as_json
 from shared_engine.observe.log_reader import printable
@@ -41,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             top_n=arguments.top,
             truncate_prompt_tokens=arguments.truncate,
             lora=arguments.lora,
+            on_error=arguments.on_error,
         )
     if arguments.json:
         ranked = [
@@ -51,5 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(as_json({"model": result.model, "results": ranked, "usage": usage}))
     else:
         for each in result.results:
-            print(f"{each.relevance_score:7.4f}  {printable(documents[each.index])}")
-    return DONE
+            score = "      -" if each.relevance_score is None else f"{each.relevance_score:7.4f}"
+            print(f"{score}  {printable(documents[each.index])}")
+    return told(result.failures, "document")

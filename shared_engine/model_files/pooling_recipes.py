@@ -1,4 +1,4 @@
-"""Language models that rerank: what vLLM has to be told of them, and which ones would rank at random.
+"""What vLLM has to be told of a pooling model that its config does not say; and which models would rank at random.
 
 vLLM takes a causal language model for one of embeddings, unless it is told which of its tokens mean that a document
 fits, and scores documents by the cosine of two vectors that mean nothing. Which tokens, and the prompt that a model was
@@ -91,12 +91,14 @@ _FAMILIES = (
             {}),
 )  # fmt: skip
 _CONVERTED = re.compile(r"seq[-_]?cls|sequence")
+_SPLADE = "BertSpladeSparseEmbeddingModel"
+_BGE_M3 = {"hf_overrides": {"architectures": ["BgeM3EmbeddingModel"]}, "pooler_config": {"task": "token_classify"}}
 # Too general a name for vLLM, which calls them so (docs/models/pooling_models).
 _RENAMED = {"NewForSequenceClassification": "GteNewForSequenceClassification", "NewModel": "GteNewModel"}
 
 
-def with_reranking(model: str, folder: Path | None, engine_args: Mapping[str, Any]) -> dict[str, Any]:
-    """``engine_args`` of a pooling engine with what ``model`` needs to rerank; the user's choice wins.
+def with_recipe(model: str, folder: Path | None, engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """``engine_args`` of a pooling engine with what vLLM has to be told of ``model``; the user's choice wins.
 
     Args:
         model: as the user names it: a folder, or a hub id.
@@ -110,6 +112,8 @@ def with_reranking(model: str, folder: Path | None, engine_args: Mapping[str, An
     architecture = _architecture(config)
     if architecture in _RENAMED and config.get("model_type") == "new":
         return {**engine_args, "hf_overrides": {"architectures": [_RENAMED[architecture]], **overrides}}
+    if architecture == "BertForMaskedLM" and folder and "SpladePooling" in _modules(folder):
+        return {**engine_args, "hf_overrides": {"architectures": [_SPLADE], **overrides}}
     family = _family_of(_names(model, folder, config), architecture, overrides)
     if family is None:
         return dict(engine_args)
@@ -125,7 +129,7 @@ def ranks_at_random(model: str, folder: Path, engine_args: Mapping[str, Any]) ->
     """Why scores of a pooling engine for this model would mean nothing, and what to do; None where they mean something,
     or where the user has said how the model is used.
     """
-    args = with_reranking(model, folder, engine_args)
+    args = with_recipe(model, folder, engine_args)
     overrides = _overrides(args)
     if overrides is None or any(name in overrides for name in _CHOSEN):
         return None
@@ -142,14 +146,26 @@ def ranks_at_random(model: str, folder: Path, engine_args: Mapping[str, Any]) ->
     )
 
 
-@lru_cache(maxsize=64)
+def with_sparse_vectors(model: str, folder: Path | None, engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """``engine_args`` of an engine for sparse vectors: BGE-M3, which has dense ones too, is told which are wanted."""
+    names = "/".join(Path(model).parts[-2:]).lower()
+    is_bge_m3 = (folder / "sparse_linear.pt").is_file() if folder else re.search(r"bge[-_]m3", names) is not None
+    return {**_BGE_M3, **engine_args} if is_bge_m3 else dict(engine_args)
+
+
 def makes_embeddings(folder: Path) -> bool:
     """True for a model of sentence-transformers that pools what its layers give into one vector."""
+    return "Pooling" in _modules(folder)
+
+
+@lru_cache(maxsize=64)
+def _modules(folder: Path) -> str:
+    """The types of a sentence-transformers model's modules."""
     try:
         modules = json.loads((folder / "modules.json").read_bytes())
     except (OSError, ValueError):
-        return False
-    return any("Pooling" in str(module.get("type")) for module in modules if isinstance(module, dict))
+        return ""
+    return " ".join(str(module.get("type")) for module in modules if isinstance(module, dict))
 
 
 def _family_of(names: str, architecture: str, overrides: Mapping[str, Any]) -> _Family | None:
