@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared_engine.answer_file.vectors import VectorFile
-from shared_engine.errors import InvalidInputError, ModelNotFoundError, SettingsError
+from shared_engine.errors import InvalidInputError, RequestError, SettingsError
 from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import text_prefixes
 from shared_engine.model_files.pooling_recipes import ranks_at_random, with_recipe
@@ -227,7 +227,7 @@ class PoolingRequests(Lifecycle):
         if not self._gives_weights:
             try:
                 result = await self._pooling.embed(checked, *rest, form=VOCABULARY)
-            except ModelNotFoundError as exc:
+            except RequestError as exc:
                 if not says_without_embeddings(exc):
                     raise
                 self._gives_weights = True

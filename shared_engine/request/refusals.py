@@ -64,6 +64,7 @@ _TEXTS_AT_ONCE = re.compile(
     re.IGNORECASE,
 )
 _OTHER_TASK = ("Try switching the model's pooling_task", "Unsupported task")
+_NO_EMBEDDINGS = "does not support Embeddings API"
 _EMPTY_TEXT = "cannot be empty"
 NOTHING_TO_EMBED = "this model has no token of its own to embed"
 _NO_NUMBER = ("not JSON compliant", "NaN")  # Python's json without allow_nan, as FastAPI has it; serde's
@@ -178,8 +179,9 @@ def says_other_task(error: RequestError) -> bool:
 
 
 def says_without_embeddings(error: RequestError) -> bool:
-    """True where ``explain_missing_route`` found that a model makes no embeddings."""
-    return isinstance(error, ModelNotFoundError) and _WITHOUT[EMBEDDINGS] in error.message
+    """True where a model makes no embeddings, or an engine was started for something else that it can do."""
+    is_missing = isinstance(error, ModelNotFoundError) and _WITHOUT[EMBEDDINGS] in error.message
+    return is_missing or _NO_EMBEDDINGS in error.message
 
 
 def says_no_number(error: RequestError) -> bool:

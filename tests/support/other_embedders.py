@@ -24,15 +24,16 @@ _SHAPE: dict[str, Any] = {
 }
 
 
-def words_as_tokens(first: str, last: str) -> Any:
+def words_as_tokens(first: str, last: str, *, words_first: bool = False) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = [first, "[PAD]", last, "[UNK]", "[MASK]", *WORDS]  # where XLM-RoBERTa has them
+    special = [first, "[PAD]", last, "[UNK]", "[MASK]"]  # where XLM-RoBERTa has them
+    words = [*WORDS, *special] if words_first else [*special, *WORDS]
     tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", special_tokens=[(first, 0), (last, 2)]
+        single=f"{first} $A {last}", special_tokens=[(first, words.index(first)), (last, words.index(last))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens, model_max_length=60, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]",
@@ -43,11 +44,15 @@ def words_as_tokens(first: str, last: str) -> Any:
 def splade(folder: Path) -> Any:
     """The maximum over a text's tokens of log(1 + relu(logits)), without what is 0."""
     import torch
+    from safetensors.torch import save_file
     from transformers import BertConfig, BertForMaskedLM
 
     tokenizer = words_as_tokens("[CLS]", "[SEP]")
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **_SHAPE)).eval()
     model.save_pretrained(folder)
+    # With the decoder, which transformers leaves out as it is the embedding: published ones have it, and vLLM wants it.
+    weights = {name: weight.clone().contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     parts = ("models.MLMTransformer", "models.SpladePooling")
     modules = [
@@ -99,9 +104,14 @@ def clip(folder: Path) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.support.vision_model import png
 
-    tokenizer = words_as_tokens("[CLS]", "[SEP]")
+    tokenizer = words_as_tokens("[CLS]", "[SEP]", words_first=True)  # vLLM puts token 0 in an image's place
     layers = {name: value for name, value in _SHAPE.items() if name != "max_position_embeddings"}
-    text = {**layers, "vocab_size": len(tokenizer), "max_position_embeddings": 32, "eos_token_id": 2, "bos_token_id": 0}
+    text = {**layers, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    text |= {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision = {**layers, "image_size": 32, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
     model = CLIPModel(config).eval()

@@ -74,8 +74,8 @@ WAITED_FOR: dict[str, tuple[str, ...]] = {
         *map(re.escape, refusals._ENGINE_BUSY),
         *lengths.VLLMS,
         *(pattern.pattern for pattern in (lengths.ANSWER, lengths.NO_ROOM, lengths.LITTLE_ROOM, lengths.NO_INPUT)),
-        *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA)),
-        *map(re.escape, (refusals._LOADED_BEFORE, refusals._ENGINE_FAILED)),
+        *map(re.escape, (refusals._EMPTY_TEXT, refusals._NOT_MATRYOSHKA, refusals._NO_EMBEDDINGS)),
+        *map(re.escape, (refusals._LOADED_BEFORE, refusals._ENGINE_FAILED, *refusals._OTHER_TASK)),
     ),
     "media": (
         *map(re.escape, (media_errors._TEXT_ONLY, media_errors._RAISABLE)),

@@ -38,7 +38,7 @@ async def test_the_files_of_prefixes_are_read_once_and_not_on_the_event_loop(
         readers.append(threading.current_thread())
         return text_prefixes(folder)
 
-    monkeypatch.setattr("shared_engine.engine.text_prefixes", noted)
+    monkeypatch.setattr("shared_engine.request.engine_pooling.text_prefixes", noted)
     engine = Engine(model=str(tmp_path))
     pooling: Any = NotedPooling()
     engine._made_pooling = pooling

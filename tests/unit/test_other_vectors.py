@@ -123,7 +123,11 @@ def vocabulary(path: str, body: dict[str, Any]) -> Any:
 
 
 def weights(path: str, body: dict[str, Any]) -> Any:
-    return not_found() if path == "/v1/embeddings" else of_tokens(path, body)
+    return refused(501, "The model does not support Embeddings API") if "embed" in path else of_tokens(path, body)
+
+
+def only_weights(path: str, body: dict[str, Any]) -> Any:
+    return not_found() if "embed" in path else of_tokens(path, body)
 
 
 async def engine_sync(url: str, texts: list[Any], **more: Any) -> Any:
@@ -158,8 +162,11 @@ async def test_sparse_vectors_have_what_is_not_zero(server: RemoteServer, way: W
 
 
 @each_way
-async def test_weights_of_tokens_become_sparse_vectors(server: RemoteServer, way: Way) -> None:
-    answers(server, weights)  # tokens 0, 1, ...; the weight is the word's length
+@pytest.mark.parametrize("answer", [weights, only_weights])  # vLLM; one that has no such route
+async def test_weights_of_tokens_become_sparse_vectors(
+    server: RemoteServer, way: Way, answer: Callable[[str, dict[str, Any]], Any]
+) -> None:
+    answers(server, answer)  # tokens 0, 1, ...; the weight is the word's length
     assert await way(server.url, ["one three", "a"]) == [{0: 3.0, 1: 5.0}, {0: 1.0}]
     assert [body["task"] for _, body in server.requests if "task" in body] == ["token_classify"]
 
