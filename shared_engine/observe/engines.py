@@ -115,11 +115,16 @@ def _unused_s(directory: RuntimeDir) -> float | None:
     Not by the file's times: the supervisor renews them, so that nobody tidies up a folder that is in use.
     """
     try:
-        with open(directory.lease, "rb") as file:
+        with open(directory.lease, "rb", opener=_at_once) as file:
             last_use = read_last_use(file.fileno())
     except OSError:
         return None
     return time.monotonic() - last_use if last_use else None
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Whatever stands there: a pipe would have its reader wait for somebody who writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _idle_for_s(record: Record, unused_s: float | None) -> float | None:
