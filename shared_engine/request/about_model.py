@@ -68,11 +68,13 @@ class _Question:
     def is_over(self) -> bool:
         return self.answer.done() and time.monotonic() - self.asked_at > KEPT_S
 
-    def wait(self, seconds: float) -> AboutModel:
+    def wait(self, limit_s: float) -> AboutModel:
+        """Until it is so old: who looks after that waits no more."""
+        left_s = self.asked_at + limit_s - time.monotonic()
         if _runs_on_io_loop():  # which would have to answer
-            seconds = 0.0
+            left_s = 0.0
         try:
-            return self.answer.result(seconds)
+            return self.answer.result(max(0.0, left_s))
         except TimeoutError:
             return AboutModel()
 

@@ -17,6 +17,8 @@ _OF_CHOICES = frozenset(("index", "text", "message", "delta", "finish_reason", "
 _OF_MESSAGES = frozenset(
     ("role", "content", "reasoning", "reasoning_content", "reasoning_text", "thinking", "tool_calls")
 )
+_OF_CALLS = frozenset(("id", "index", "type", "function"))
+_OF_FUNCTIONS = frozenset(("name", "arguments"))
 _OF_USAGE = frozenset(("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens"))
 _OF_DETAILS = {
     "prompt_tokens_details": frozenset(("cached_tokens",)),
@@ -30,12 +32,24 @@ _IN_PIECES = frozenset(("token_ids",))
 _NULL = msgspec.Raw(b"null")
 
 
+class _PlainFunction(msgspec.Struct, forbid_unknown_fields=True):
+    name: msgspec.Raw = _NULL
+    arguments: msgspec.Raw = _NULL
+
+
+class _PlainCall(msgspec.Struct, forbid_unknown_fields=True):
+    id: msgspec.Raw = _NULL
+    index: msgspec.Raw = _NULL
+    type: msgspec.Raw = _NULL
+    function: _PlainFunction | None = None
+
+
 class _PlainMessage(msgspec.Struct, forbid_unknown_fields=True):
     role: msgspec.Raw = _NULL
     content: msgspec.Raw = _NULL
     reasoning: msgspec.Raw = _NULL
     reasoning_content: msgspec.Raw = _NULL
-    tool_calls: msgspec.Raw = _NULL
+    tool_calls: list[_PlainCall] | None = None
 
 
 class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,7 +123,21 @@ def _of_choice(raw: Any) -> Fields:
         return {}
     found = _beside(raw, _OF_CHOICES)
     message = raw.get("delta") or raw.get("message")
-    return found | _beside(message, _OF_MESSAGES) if isinstance(message, Mapping) else found
+    if not isinstance(message, Mapping):
+        return found
+    calls = message.get("tool_calls")
+    of_calls = [more for call in calls if (more := _of_call(call))] if isinstance(calls, list) else []
+    return found | _beside(message, _OF_MESSAGES) | ({"tool_calls": of_calls} if of_calls else {})
+
+
+def _of_call(raw: Any) -> Fields:
+    """Those of a call, such as another provider's signature of it, with what tells which call it is."""
+    if not isinstance(raw, Mapping):
+        return {}
+    found, function = _beside(raw, _OF_CALLS), raw.get("function")
+    more = _beside(function, _OF_FUNCTIONS) if isinstance(function, Mapping) else {}
+    found |= {"function": more} if more else {}
+    return {**{name: raw[name] for name in ("id", "index") if raw.get(name) is not None}, **found} if found else {}
 
 
 def _beside(raw: Mapping[str, Any], known: frozenset[str]) -> Fields:

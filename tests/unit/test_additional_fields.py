@@ -253,6 +253,20 @@ def test_several_answers_keep_their_own() -> None:
     assert own == {0: {"token_ids": [0, 0]}, 1: {"token_ids": [1, 1]}}
 
 
+def test_a_tool_call_keeps_what_its_provider_wants_back() -> None:
+    signed = {"extra_content": {"google": {"thought_signature": "abc"}}}
+    call = {"id": "call-1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    plain = {**call, "id": "call-2"}
+    message = {"content": None, "tool_calls": [{**call, **signed}, plain]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    result = parse_result(json.dumps({**HEAD, "choices": [choice], "usage": {}}).encode())
+    assert result.choices[0].additional_fields == {"tool_calls": [{"id": "call-1", **signed}]}
+    deltas = [[{**call, "index": 0, **signed}], [{"index": 0, "function": {"arguments": " "}}], [{**plain, "index": 1}]]
+    events = [{**HEAD, "choices": [{"index": 0, "delta": {"tool_calls": delta}}]} for delta in deltas]
+    *_, last = streamed(*events, {**HEAD, "choices": [piece(text="", reason="tool_calls")]})
+    assert last.additional_fields == {"tool_calls": [{"id": "call-1", "index": 0, **signed}]}
+
+
 def test_an_end_that_is_said_twice_counts_once() -> None:
     """As some gateways do, with the usage."""
     end = {"finish_reason": "stop", "stop_reason": "x"}
