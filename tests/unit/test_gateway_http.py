@@ -8,6 +8,7 @@ import re
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from shared_engine.gateway import connections
+from shared_engine.gateway import app, connections
 from shared_engine.gateway.listening import Listening, bound
 from tests.support.gateways import gateway, running_gateway
 from tests.support.remote_server import running_server
@@ -363,6 +364,26 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch
     with running_gateway(tmp_path) as address, socket.create_connection(address, timeout=5) as connection:
         connection.sendall(head("POST", CHAT, JSON, LENGTH) + BODY[:5])
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.slow
+def test_a_look_that_hangs_does_not_keep_the_gateway_from_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hanging(_: object) -> tuple[bytes, str]:
+        begun.set()
+        goes_on.wait(15)
+        return b"", "text/plain"
+
+    monkeypatch.setattr(app, "metrics_page", hanging)
+    with running_gateway(tmp_path) as address, socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(head("GET", "/metrics"))
+        assert begun.wait(5)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    goes_on.set()
 
 
 def test_an_answer_in_two_pieces_does_not_wait_for_the_first_to_be_confirmed() -> None:
