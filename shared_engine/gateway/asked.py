@@ -143,10 +143,13 @@ async def body_of(request: Request, max_bytes: int) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > max_bytes:
+        piece, is_last = message.get("body", b""), not message.get("more_body", False)
+        if len(body) + len(piece) > max_bytes:
             raise _too_long(max_bytes)
-        if not message.get("more_body", False):
+        if is_last and not body:
+            return bytes(piece)  # the same object: most come in one piece
+        body += piece
+        if is_last:
             return bytes(body)
 
 
