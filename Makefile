@@ -218,6 +218,7 @@ bench-batch-file: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/batch_file.py
 
 bench-gateway: .venv/dev .venv-routers/made install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/gateway_cpu.py
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/gateway_overhead.py
 
 bench-gateway-chaos: .venv/dev install
