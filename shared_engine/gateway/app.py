@@ -142,7 +142,7 @@ class Routes:
 
 
 def _key(request: Request) -> Key | None:
-    key: Key | None = request.state.key
+    key: Key | None = request.scope["state"]["key"]
     return key
 
 

@@ -78,12 +78,12 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     query: bytes = request.scope["query_string"]
     if not _QUERY.fullmatch(query):
         raise RefusedError(400, "the query has bytes in it that must be escaped", "invalid_query")
-    headers = passed_headers(request)
+    headers, sent = passed_headers(request), sent_headers(request)
     body = await body_of(request, max_bytes)
-    kind = request.state.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = sent.get("content-type", "").partition(";")[0].strip().lower()
     fields, model = None, request.query_params.get("model") if query else None
     if kind == "multipart/form-data":
-        boundary = _BOUNDARY.search(request.state.headers["content-type"])
+        boundary = _BOUNDARY.search(sent["content-type"])
         found = None if boundary is None else _model_part(boundary[1].encode()).search(body)
         model = model if found is None else found["model"].decode("utf-8", "replace").strip()
     elif body:
@@ -92,9 +92,15 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
         fields, named = _json(body)
         model = model if named is None else named
     kept = fields.pop(FIELD, None) if fields else None
-    keep_alive_s = keep_alive_of(request.state.headers.get(HEADER) if kept is None else msgspec.json.decode(kept))
+    keep_alive_s = keep_alive_of(sent.get(HEADER) if kept is None else msgspec.json.decode(kept))
     whole = path + (f"?{query.decode()}" if query else "")
     return Asked(request.method, whole, headers, body, fields, model, keep_alive_s)
+
+
+def sent_headers(request: Request) -> Mapping[str, str]:
+    """By their names in small letters, as the guard has read them; Starlette searches through all for each."""
+    headers: Mapping[str, str] = request.scope["state"]["headers"]
+    return headers
 
 
 def passed_headers(request: Request) -> tuple[tuple[str, str], ...]:
@@ -103,7 +109,7 @@ def passed_headers(request: Request) -> tuple[tuple[str, str], ...]:
     Raises:
         RefusedError: one has characters in it that have no place in a header.
     """
-    sent: Mapping[str, str] = request.state.headers
+    sent = sent_headers(request)
     headers = tuple((name, sent[name]) for name in _PASSED_HEADERS if name in sent)
     for name, value in headers:
         if not _HEADER.fullmatch(value):
@@ -133,9 +139,10 @@ async def body_of(request: Request, max_bytes: int) -> bytes:
         RefusedError: it is too long, or packed.
         ClientDisconnect: the client has left.
     """
-    if request.state.headers.get("content-encoding", "identity").lower() != "identity":
+    sent = sent_headers(request)
+    if sent.get("content-encoding", "identity").lower() != "identity":
         raise RefusedError(415, "send the body without a Content-Encoding", "unsupported_media_type")
-    declared = request.state.headers.get("content-length", "")
+    declared = sent.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_long(max_bytes)
     body = bytearray()

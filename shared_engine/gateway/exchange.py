@@ -48,9 +48,8 @@ class Exchange:
         self._left: int | None = None
         """Bytes of the answer that are still to come, where it says how many."""
         self._changed = asyncio.Event()
-        self._is_waited_for = any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
-        )
+        expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
+        self._is_waited_for = expected == [b"100-continue"]
 
     async def run(self, app: ASGIApp) -> None:
         """Have it answered. What ends without a whole answer ends its connection, so that nobody takes it for whole."""

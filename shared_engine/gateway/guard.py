@@ -114,8 +114,8 @@ def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None
     """
     if not is_loopback and not allowed:
         return
-    names = {name.lower() for name in allowed} | (LOOPBACK_NAMES if is_loopback else set())
-    if host_of(value) not in names:
+    name = host_of(value)
+    if not (is_loopback and name in LOOPBACK_NAMES) and name not in map(str.lower, allowed):
         raise RefusedError(403, "the Host header names another host; see allowed_hosts", "host_not_allowed")
 
 
