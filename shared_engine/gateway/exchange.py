@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Scope
 
+from shared_engine.gateway.refusals import SHUT_DOWN
+
 if TYPE_CHECKING:
     from shared_engine.gateway.connections import ClientConnection
 
@@ -56,6 +58,12 @@ class Exchange:
         self._task = asyncio.current_task()
         try:
             await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:  # by the server
+            if not (self.has_begun or self._is_lost):
+                response = SHUT_DOWN.response(self.scope["path"])
+                self._begin(response.status_code, response.raw_headers)
+                self._send(bytes(response.body), is_last=True)
+            raise
         except Exception:
             logger.exception("%s %r has failed", self.scope["method"], self.scope["path"])
         finally:

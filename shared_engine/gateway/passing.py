@@ -6,6 +6,7 @@ The answer goes to the client byte for byte, or through a ``Translation``, where
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from shared_engine.gateway.config_fields import FileFields
 from shared_engine.gateway.exchange import END_AT_DEPARTURE
 from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
-from shared_engine.gateway.refusals import RefusedError, refusal_of
+from shared_engine.gateway.refusals import SHUT_DOWN, RefusedError, refusal_of
 from shared_engine.gateway.translation import Translation
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
@@ -84,13 +85,14 @@ class PassedOn:
                     end_at_departure()
                 await self._answer(client, config.fields)
             except asyncio.CancelledError:
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await client.refuse(self._end())
+                with contextlib.suppress(TimeoutError):  # of a client that takes nothing
+                    async with asyncio.timeout(LAST_WORDS_S):
+                        await client.refuse(self._end())
 
     def _end(self) -> RefusedError:
         """What is said when it was cancelled; to a client that has left nothing is."""
-        if not self._listed.is_cancelled:  # by the server, which has drained for long enough
-            return RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1)
+        if not self._listed.is_cancelled:  # but by the server
+            return SHUT_DOWN
         logger.info("%s %s: cancelled", self._model.config.id, self._request.route)
         return CANCELLED
 

@@ -84,6 +84,10 @@ class RefusedError(Exception):
         return Response(self.body(route), self.status, self._headers, "application/json")
 
 
+SHUT_DOWN = RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1)
+"""What still runs when the gateway has drained for long enough."""
+
+
 def is_ollamas(route: str) -> bool:
     """Whether Ollama's protocol has it; what is the gateway's own stands under ``/api/v1``."""
     return route.startswith("/api/") and not route.startswith("/api/v1/")

@@ -386,6 +386,23 @@ def test_a_look_that_hangs_does_not_keep_the_gateway_from_leaving(
     goes_on.set()
 
 
+@pytest.mark.slow
+def test_a_request_that_has_not_all_come_when_the_gateway_has_drained_is_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        with running_gateway(tmp_path) as address:
+            connection = stack.enter_context(socket.create_connection(address, timeout=5))
+            connection.sendall(WHOLE)
+            until(connection, b'"ok"}')
+            connection.sendall(head("POST", CHAT, JSON, LENGTH) + BODY[:5])
+        found = until(connection, b"}}")
+    assert found.startswith(b"HTTP/1.1 503")
+    assert b'"shutting_down"' in found
+    assert b"retry-after: 1" in found
+    assert "Traceback" not in caplog.text
+
+
 def test_an_answer_in_two_pieces_does_not_wait_for_the_first_to_be_confirmed() -> None:
     """Which costs 40 ms each: asyncio turns that off only where it knows that a socket is TCP's."""
     (sock,) = bound(Listening(port=0))
