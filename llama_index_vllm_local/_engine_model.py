@@ -45,11 +45,5 @@ class LlamaIndexModel(EngineModel):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         # Not by __init__, as LlamaIndex does: what another process read from its environment would become given here.
         # LlamaIndex leaves out of a pickle what can't be in one, such as callbacks.
-        fields = type(self).model_fields.items()
-        left_out = {
-            name: field.get_default(call_default_factory=True)
-            for name, field in fields
-            if name not in state["__dict__"]
-        }
-        BaseModel.__setstate__(self, {**state, "__dict__": {**left_out, **state["__dict__"]}})
+        BaseModel.__setstate__(self, self._completed(state))
         self._use(self._current_settings())

@@ -114,8 +114,20 @@ class EngineModel(EngineFields):
         return {**super().__getstate__(), "__pydantic_private__": {}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(self._completed(state))
         self._use(self._current_settings())
+
+    @classmethod
+    def _completed(cls, state: dict[Any, Any]) -> dict[Any, Any]:
+        """A pickle's state with the defaults of fields that it has not: an earlier release made it, as where the
+        workers of a queue are brought up to date before those who send them work.
+        """
+        left_out = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in cls.model_fields.items()
+            if name not in state["__dict__"]
+        }
+        return {**state, "__dict__": {**left_out, **state["__dict__"]}}
 
 
 class GenerationModel(EngineModel, SamplingFields):

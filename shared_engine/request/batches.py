@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from shared_engine.launch.spec import DEFAULT_MAX_NUM_SEQS
+from shared_engine.request.threads import running_loop
 from shared_engine.settings import EngineSettings
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ class _Crew:
         self._limit = limit
         self._has_more = True
         self._workers: set[asyncio.Task[None]] = set()
-        self._is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_over: asyncio.Future[None] = running_loop().create_future()
 
     async def run(self) -> None:
         self._fill()

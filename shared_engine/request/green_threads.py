@@ -13,12 +13,14 @@ import os
 import selectors
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 Arguments = TypeVarTuple("Arguments")
 T = TypeVar("T")
+POLL_S = 0.01
 
 
 def are_green() -> bool:
@@ -35,6 +37,17 @@ def turn_of_others() -> Iterator[None]:
     running = asyncio._get_running_loop()
     with running.left() if isinstance(running, GreenLoop) else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def held(lock: threading.Lock) -> Iterator[None]:
+    """``lock``, which may have been made before greenlets took the place of threads: to wait for it would stop all."""
+    while not lock.acquire(blocking=not are_green()):
+        time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class GreenLoop(asyncio.SelectorEventLoop):

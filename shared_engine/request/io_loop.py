@@ -11,7 +11,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
@@ -21,12 +21,14 @@ from shared_engine.request.green_threads import GreenLoop, are_green
 from shared_engine.request.threads import refuse_at_exit, start_thread
 
 T = TypeVar("T")
+Loop = TypeVar("Loop", bound=asyncio.AbstractEventLoop)
 
 
 _guard = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
 _inherited: list[dict[int, asyncio.AbstractEventLoop]] = []
 _ANY_THREAD = 0
+_NAME, _PURPOSE = "vllm-local-io", "synchronous requests"
 
 
 def io_loop() -> asyncio.AbstractEventLoop:
@@ -39,22 +41,36 @@ def io_loop() -> asyncio.AbstractEventLoop:
         EngineError: no thread or file is left, or the interpreter has stopped all threads.
     """
     refuse_at_exit()
-    is_green = are_green()
-    thread = threading.get_native_id() if is_green else _ANY_THREAD
+    if are_green():
+        return _green_loop()
     with _guard:
-        if thread not in _loops:
+        if _ANY_THREAD not in _loops:
+            loop = _made(asyncio.new_event_loop)
             try:
-                loop = GreenLoop() if is_green else asyncio.new_event_loop()
-            except OSError as exc:  # no file is left
-                raise EngineError(f"no event loop could be made for synchronous requests: {exc.strerror}") from exc
-            run = loop.run if isinstance(loop, GreenLoop) else loop.run_forever
-            try:
-                start_thread(run, "vllm-local-io", "synchronous requests")
+                start_thread(loop.run_forever, _NAME, _PURPOSE)
             except EngineError:
                 loop.close()
                 raise
-            _loops[thread] = loop
-        return _loops[thread]
+            _loops[_ANY_THREAD] = loop
+        return _loops[_ANY_THREAD]
+
+
+def _green_loop() -> asyncio.AbstractEventLoop:
+    """Without the lock, which may be older than the greenlets, and would then stop them all: others have their turn
+    only while the loop starts, and find it.
+    """
+    thread = threading.get_native_id()
+    if thread not in _loops:
+        _loops[thread] = loop = _made(GreenLoop)
+        start_thread(loop.run, _NAME, _PURPOSE)
+    return _loops[thread]
+
+
+def _made(kind: Callable[[], Loop]) -> Loop:
+    try:
+        return kind()
+    except OSError as exc:  # no file is left
+        raise EngineError(f"no event loop could be made for {_PURPOSE}: {exc.strerror}") from exc
 
 
 def _forget_in_child() -> None:

@@ -13,7 +13,7 @@ from shared_engine.errors import EngineStartError
 from shared_engine.request.aiohttp_quirks import let_go_in_child
 from shared_engine.request.client import HttpClient
 from shared_engine.request.http_options import DEFAULT, HttpOptions
-from shared_engine.request.threads import in_a_thread, refuse_at_exit
+from shared_engine.request.threads import in_a_thread, refuse_at_exit, running_loop
 
 
 class LoopClients:
@@ -27,7 +27,7 @@ class LoopClients:
     async def get(self) -> HttpClient:
         """The running loop's client."""
         refuse_at_exit()
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if loop not in self._clients and "aiohttp" not in sys.modules:
             with contextlib.suppress(EngineStartError):  # no thread any more, as the app ends: imported below
                 await in_a_thread(lambda: importlib.import_module("aiohttp"))

@@ -16,6 +16,7 @@ from shared_engine.conversations.traits import MERGED, NONE, Trait
 from shared_engine.errors import ContextLengthError, RequestError
 from shared_engine.request.bodies import Request, without_traits
 from shared_engine.request.endpoint import Connection
+from shared_engine.request.green_threads import held
 from shared_engine.request.refusals import NOT_LOADED
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def remember(connection: Connection, refused: Trait, said: RequestError) -> None
     if NOT_LOADED.search(said.message):
         return
     key = _key(connection)
-    with _lock:
+    with held(_lock):
         before = _known.pop(key, NONE)
         _known[key] = before | refused
         while len(_known) > MAX_KNOWN:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
+from shared_engine.request.threads import running_loop
+
 T = TypeVar("T")
 
 
@@ -24,7 +26,7 @@ class SharedTasks:
 
         Cancelling one caller stops its waiting only; the task goes on.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         task = self._tasks.get((loop, key))
         if task is None:
             task = self._tasks[loop, key] = loop.create_task(make())

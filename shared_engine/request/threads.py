@@ -25,6 +25,21 @@ def refuse_at_exit() -> None:
         raise EngineError("no request can be made any more: the interpreter is shutting down")
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of the coroutine that calls this.
+
+    Raises:
+        EngineError: it is not one of asyncio's: trio runs it, or somebody by hand.
+    """
+    running = asyncio._get_running_loop()
+    if running is None:
+        raise EngineError(
+            "asynchronous calls need asyncio, which does not run here: under trio make the blocking call in a thread, "
+            "as in `await trio.to_thread.run_sync(llm.invoke, messages)`"
+        )
+    return running
+
+
 def start_thread(target: Callable[[], object], name: str, purpose: str) -> threading.Thread:
     """A daemon thread: it keeps no app from ending.
 
@@ -47,7 +62,7 @@ async def in_a_thread(call: Callable[[], T]) -> T:
     Where this Python starts no thread any more, the call is made here, and the loop waits.
     """
     refuse_at_exit()
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
     def succeed(value: T) -> None:

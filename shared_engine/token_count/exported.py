@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from shared_engine.launch.spec import launch_environment
 from shared_engine.launcher import TOKENIZER_EXPORTER
 from shared_engine.machine.home import caches
+from shared_engine.request.green_threads import held
 from shared_engine.runtime.files import remove_files, write_atomically
 from shared_engine.token_count.chat_template import ChatTemplate
 from shared_engine.token_count.source import ServerOnlyError, TokenizerSource
@@ -72,7 +73,7 @@ def exported_tokenizer(source: TokenizerSource) -> ModelTokens:
     """
     known = _known(source)
     if known is None:
-        with _lock:
+        with held(_lock):
             known = _known(source) or _load_and_remember(source)
     return known
 

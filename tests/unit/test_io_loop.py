@@ -9,13 +9,15 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from shared_engine import Engine
 from shared_engine.errors import EngineError
 from shared_engine.request.io_loop import CancelScope, iterate_sync, run_sync
 from shared_engine.request.threads import in_a_thread
-from tests.support.paths import REPOSITORY
+from tests.support.paths import REPOSITORY, TINY_CHAT
 
 
 async def add(a: int, b: int) -> int:
@@ -145,3 +147,23 @@ def test_what_waits_together_ends_together(wait: Callable[[], object], cancelled
         scope.cancel()
         with pytest.raises(CancelledError):
             future.result(timeout=10)
+
+
+@pytest.mark.parametrize("settings", [{"base_url": "http://127.0.0.1:9", "model": "none"}, {"model": str(TINY_CHAT)}])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine: engine.achat([{"role": "user", "content": "Hello"}]),
+        lambda engine: anext(engine.astream_chat([{"role": "user", "content": "Hello"}])),
+        lambda engine: engine.aembed(["Hello"]),
+        lambda engine: engine.acount_tokens("Hello"),
+        lambda engine: engine.awarmup(),
+    ],
+)
+def test_a_coroutine_that_asyncio_does_not_run_is_told_what_to_do(
+    call: Callable[[Engine], Any], settings: dict[str, Any]
+) -> None:
+    """As under trio, which runs coroutines by itself."""
+    coroutine = call(Engine(**settings)).__await__()
+    with pytest.raises(EngineError, match=r"need asyncio.*trio.to_thread.run_sync\(llm.invoke"):
+        coroutine.send(None)

@@ -1,0 +1,11 @@
+"""A page of Streamlit: all of it runs again for each click. There is no model in the session's state."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from tests.others.apps.shared import llm
+
+st.button("Again")
+st.write(llm.invoke("Hello").text)
+st.write_stream(chunk.text for chunk in llm.stream("Hello"))
