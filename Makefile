@@ -209,10 +209,11 @@ test-clients: .venv/dev $(CLIENT_VENVS:=/made) tests/clients/node_modules/made i
 	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v tests/clients/through_openai.py tests/clients/through_llama_index.py
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/clients/through_our_adapters.py
 
-# By their names, which pytest does not look for: they are in environments of their own. vLLM is not needed.
+# By their names, which pytest does not look for: they are in environments of their own. vLLM is not needed. Warnings are
+# no errors: other people's loops and sockets are closed by the garbage collector.
 test-others: $(OTHERS_VENVS:=/made)
-	@$(CLEAN_ENV) .venv-others/bin/python -m pytest -n 0 -v tests/others/with_packages.py
-	@$(CLEAN_ENV) .venv-hosts/bin/python -m pytest -n 0 -v tests/others/in_hosts.py
+	@$(CLEAN_ENV) .venv-others/bin/python -m pytest -n 0 -v -W default tests/others/with_packages.py
+	@$(CLEAN_ENV) .venv-hosts/bin/python -m pytest -n 0 -v -W default tests/others/in_hosts.py
 
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py

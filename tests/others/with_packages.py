@@ -20,7 +20,7 @@ from tests.support.agent_tools import add, multiply
 from tests.support.remote_server import RemoteServer
 from tests.support.scripted import answers, call
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]  # other people's warnings are theirs
+pytestmark = pytest.mark.timeout(120)
 
 
 class Person(BaseModel):
