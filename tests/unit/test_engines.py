@@ -112,11 +112,11 @@ def test_their_order_does_not_change_while_nobody_asks(hand_made: MakeEngine) ->
     """Supervisors renew the times of their files again and again."""
     began = time.time() - 100
     first, second = (hand_made(key * 16, state_since=began) for key in "ab")
-    first.directory.lease.write_bytes(stamp(time.monotonic() - 20))
-    second.directory.lease.write_bytes(stamp(time.monotonic() - 30))
+    first.directory.lease.write_bytes(stamp(time.monotonic() - 30))
+    second.directory.lease.write_bytes(stamp(time.monotonic() - 20))
     for made in (first, second, first):
         os.utime(made.directory.lease)
-        assert [(engine.key or "")[0] for engine in find_engines()] == ["a", "b"]
+        assert [(engine.key or "")[0] for engine in find_engines()] == ["b", "a"]
     assert find_engines()[1].last_used == pytest.approx(time.time() - 30, abs=2)
 
 
