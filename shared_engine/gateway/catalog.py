@@ -11,7 +11,6 @@ from typing import Any
 from shared_engine.errors import VLLMError
 from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
-from shared_engine.gateway.engine_socket import EngineSockets
 from shared_engine.gateway.in_flight import InFlight, InFlightRequest
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
@@ -35,17 +34,15 @@ class ServedModel:
 
     Attributes:
         in_flight: the requests of all models.
-        sockets: those of all engines.
         is_open: its requests may begin: it is no other model's turn (turns.py).
         turns_given: how often they had to wait, so that another one got room.
         takes_turns: it is loaded on this machine, and nowhere else.
         is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
     """
 
-    def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns, sockets: EngineSockets) -> None:
+    def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
         self.config = config
         self.in_flight = in_flight
-        self.sockets = sockets
         self._turns = turns
         self.is_open = asyncio.Event()
         self.is_open.set()
@@ -143,7 +140,6 @@ class Catalog:
         self.leaving = asyncio.Event()
         self.unloads_at_end = False
         self._turns = Turns(lambda: (*self.models.values(),), lambda: self.config.fields.turn_s)
-        self._sockets = EngineSockets()
         self.models = {id_: self._served(model) for id_, model in config.models.items()}
         self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
@@ -164,7 +160,7 @@ class Catalog:
         self.preload()
 
     def _served(self, model: ModelConfig) -> ServedModel:
-        return ServedModel(model, self.in_flight, self._turns, self._sockets)
+        return ServedModel(model, self.in_flight, self._turns)
 
     # ---- which
 
@@ -266,7 +262,6 @@ class Catalog:
             await asyncio.gather(*map(_unloaded, self.models.values()))
         for model in (*self.models.values(), *self._replaced):
             await model.endpoint.close()
-        self._sockets.close()
 
 
 async def _unloaded(model: ServedModel) -> None:

@@ -216,7 +216,7 @@ class RouteInTurn(Route):
 
     def _acquired(self, connection: Connection) -> Connection:
         self._request.is_waiting = False
-        return self._model.sockets.instead(connection)
+        return connection
 
     def release(self, connection: Connection) -> None:
         self._inner.release(connection)

@@ -8,19 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import socket
 import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from shared_engine.request.connection_budget import Slot, max_connections, take_slot
+from shared_engine.request.connection_budget import Slot, take_slot
+from shared_engine.request.open_connections import are_too_many, note
 
 if TYPE_CHECKING:
     import aiohttp
-
-
-_connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
 
 is_used_again: ContextVar[bool] = ContextVar("vllm_local_connection_is_used_again", default=False)
@@ -31,7 +28,7 @@ KEEP_ALIVE_IDLE_S, KEEP_ALIVE_INTERVAL_S, KEEP_ALIVE_COUNT = 60, 15, 4
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:
-    """TCP's own signs of life on a silent connection; nothing on a Unix socket."""
+    """TCP's own signs of life on a silent connection."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -43,13 +40,13 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
 
 
 @functools.cache
-def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """aiohttp's connectors, except that all of them keep within one budget of connections, that a forked child will
+def connector_class() -> type[aiohttp.TCPConnector]:
+    """aiohttp's connector, except that all of them keep within one budget of connections, that a forked child will
     know the connections, and that dropping a connector is no fault.
     """
     import aiohttp
 
-    class Noting(aiohttp.BaseConnector):
+    class Noting(aiohttp.TCPConnector):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs, limit=0)
             self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
@@ -71,13 +68,13 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
                 is_known = transport in self.noted
                 is_used_again.set(is_known)
                 if not is_known:
-                    _connections.add(transport)
+                    note(transport)
                     self.noted.add(transport)
                     keep_alive(transport)
             return connection
 
         def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
-            super()._release(key, protocol, should_close=should_close or len(_connections) > max_connections())
+            super()._release(key, protocol, should_close=should_close or are_too_many())
             slot = self._slots.pop(protocol, None)
             if slot is None:
                 return
@@ -89,13 +86,7 @@ def connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector
         def __del__(self, *_: Any) -> None:
             """See ``abandon``: aiohttp would close the connections, on a loop that may be the parent's."""
 
-    class NotingTCP(Noting, aiohttp.TCPConnector):
-        pass
-
-    class NotingUnix(Noting, aiohttp.UnixConnector):
-        pass
-
-    return NotingTCP, NotingUnix
+    return Noting
 
 
 @functools.cache
@@ -117,33 +108,6 @@ def response_class() -> type[aiohttp.ClientResponse]:
     return Response
 
 
-def hang_up(connector: Any) -> None:
-    """Close the connections of a loop that is gone, and whose generators nobody closed, as LlamaIndex's asyncio_run
-    leaves it in a notebook. asyncio could do that on the loop only; Python, once it collects them, with a warning.
-    """
-    for transport in connector.noted:
-        sock = getattr(transport, "_sock", None)  # uvloop's have none: they are closed with their loop
-        if sock is not None:
-            sock.close()
-            transport._sock = None
-
-
 def abandon(session: aiohttp.ClientSession) -> None:
     """Let go of a session whose loop is gone: there is nothing to close it on, and nothing the user should read."""
     session.detach()
-
-
-def let_go_in_child() -> None:
-    """A forked child must neither use nor keep the parent's connections.
-
-    As long as the child had them open, vLLM would not see the parent hang up, and would go on with an answer nobody
-    reads. Closing them through asyncio would end the parent's own waiting: both wait on one epoll set. So the
-    descriptors come to stand for nothing instead, and the objects on top of them stay as they are.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for transport in list(_connections):
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0 and not transport.is_closing():
-            os.dup2(nothing, sock.fileno(), inheritable=False)
-    os.close(nothing)
-    _connections.clear()

@@ -1,5 +1,5 @@
-"""Requests to one vLLM server. One I/O path, asynchronous, bound to its event loop; HttpClient's is HTTP over a Unix
-socket or a URL, in_process.py has the other one.
+"""Requests to one vLLM server. One I/O path, asynchronous, bound to its event loop; HttpClient's is HTTP to a URL,
+engine_socket.py has the one over a Unix socket, in_process.py the one without either.
 
 Knows nothing of leases or settings. aiohttp's exceptions end here: callers see ours.
 """
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
-from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, is_used_again, response_class
+from shared_engine.request.aiohttp_quirks import abandon, connector_class, is_used_again, response_class
 from shared_engine.request.http_options import DEFAULT, HeaderPairs, HttpOptions
+from shared_engine.request.open_connections import hang_up
 from shared_engine.request.proxies import proxy_of, shown, with_credentials
 from shared_engine.request.refusals import error_from_response
 
@@ -172,30 +173,26 @@ class Client(ABC):
     async def close(self) -> None:
         """Nothing is sent any more."""
 
+    def hang_up(self) -> None:  # noqa: B027
+        """Close the connections of a loop that is gone without having closed them."""
+
 
 class HttpClient(Client):
     """A pool of connections to one server, for one event loop.
 
     Args:
-        base_url: the server's root, without ``/v1``. For a socket any host will do.
-        socket_path: Unix socket to connect to; None for TCP.
+        base_url: the server's root, without ``/v1``.
     """
 
-    def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
+    def __init__(self, base_url: str, options: HttpOptions = DEFAULT) -> None:
         import aiohttp
 
-        self.socket_path = socket_path
         self.url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
-        self._connector: Any
-        proxy = None if socket_path is not None else proxy_of(base_url, options.proxy)
+        proxy = proxy_of(base_url, options.proxy)
         self._proxy = "" if proxy is None else f" through the proxy {shown(proxy)}"
-        if socket_path is None:
-            self.where = base_url + self._proxy
-            self._connector = connectors()[0](keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url))
-        else:
-            self.where = f"the engine's socket {socket_path}"
-            self._connector = connectors()[1](socket_path, keepalive_timeout=KEEP_ALIVE_S)
+        self.where = base_url + self._proxy
+        self._connector: Any = connector_class()(keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url))
         self._session = aiohttp.ClientSession(
             connector=self._connector,
             headers={"Content-Type": "application/json", **dict(options.headers)},
@@ -277,8 +274,7 @@ class HttpClient(Client):
         await self._session.close()
 
     def hang_up(self) -> None:
-        """Close the connections of a loop that is gone without having closed them."""
-        hang_up(self._connector)
+        hang_up(self._connector.noted)
 
     def __del__(self) -> None:
         # Still open here means that its loop is gone: ended without closing its generators, at the interpreter's end,

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from shared_engine.errors import EngineDiedError, EngineError, EngineStoppedError, VLLMError
 from shared_engine.launch.keeping import keep_policy
@@ -18,15 +19,17 @@ from shared_engine.request.endpoint import Connection
 from shared_engine.request.engine_endpoint import EngineEndpoint
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.log_forwarding import forward_log, stop_forwarding
-from shared_engine.request.loop_clients import LoopClients, drop_socket, loop_clients
+from shared_engine.request.loop_clients import LoopClients, drop_socket, socket_clients
 from shared_engine.request.shared_tasks import SharedTasks
 from shared_engine.request.supervisor_client import SupervisorClient, supervisor_client
 from shared_engine.request.threads import in_a_thread
 from shared_engine.runtime.record import EngineState, Record, current_record
 from shared_engine.settings import EngineSettings
 
+if TYPE_CHECKING:
+    from shared_engine.request.engine_socket import EngineSocket
+
 KEEP_TIMEOUT_S = 10.0
-ENGINE_URL = "http://engine"  # over a Unix socket the host is a matter of form
 
 
 class LocalEndpoint(EngineEndpoint):
@@ -112,11 +115,11 @@ class LocalEndpoint(EngineEndpoint):
             self._supervisor = await self._resolving.run("spec", resolve)
         return self._supervisor
 
-    def _clients_of(self, socket: str) -> LoopClients:
+    def _clients_of(self, socket: str) -> LoopClients[EngineSocket]:
         if self._socket is not None and self._socket != socket:
-            drop_socket(ENGINE_URL, self._socket)  # of a start before
+            drop_socket(self._socket)  # of a start before
         self._socket = socket
-        return loop_clients(ENGINE_URL, socket)
+        return socket_clients(socket)
 
     async def death_of(self, connection: Connection) -> EngineDiedError | EngineStoppedError | None:
         assert self._supervisor is not None
@@ -155,7 +158,7 @@ class LocalEndpoint(EngineEndpoint):
 
     async def close(self) -> None:
         if self._socket is not None:
-            await loop_clients(ENGINE_URL, self._socket).close()
+            await socket_clients(self._socket).close()
         if self._settings.verbose and (supervisor := self._supervisor) is not None:
             await in_a_thread(lambda: stop_forwarding(supervisor.directory.log, self))
 

@@ -7,30 +7,43 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from shared_engine.errors import EngineStartError
-from shared_engine.request.aiohttp_quirks import let_go_in_child
-from shared_engine.request.client import HttpClient
+from shared_engine.request.client import Client, HttpClient
 from shared_engine.request.http_options import DEFAULT, HttpOptions
+from shared_engine.request.open_connections import let_go_in_child
 from shared_engine.request.threads import in_a_thread, refuse_at_exit, running_loop
 
+if TYPE_CHECKING:
+    from shared_engine.request.engine_socket import EngineSocket
 
-class LoopClients:
-    """The clients of one server, one for each event loop that uses it; a client never outlives its loop."""
+ClientT = TypeVar("ClientT", bound=Client)
+ENGINE_SOCKET = "shared_engine.request.engine_socket"
 
-    def __init__(self, base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> None:
-        self._arguments = (base_url, socket_path, options)
+
+class LoopClients(Generic[ClientT]):
+    """The clients of one server, one for each event loop that uses it; a client never outlives its loop.
+
+    Args:
+        make: one of them.
+        needs: the module that does the work, which takes time to import.
+    """
+
+    def __init__(self, make: Callable[[], ClientT], needs: str) -> None:
+        self._make = make
+        self._needs = needs
         # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
-        self._clients: dict[asyncio.AbstractEventLoop, tuple[HttpClient, AsyncIterator[HttpClient]]] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, tuple[ClientT, AsyncIterator[ClientT]]] = {}
 
-    async def get(self) -> HttpClient:
+    async def get(self) -> ClientT:
         """The running loop's client."""
         refuse_at_exit()
         loop = running_loop()
-        if loop not in self._clients and "aiohttp" not in sys.modules:
+        if loop not in self._clients and self._needs not in sys.modules:
             with contextlib.suppress(EngineStartError):  # no thread any more, as the app ends: imported below
-                await in_a_thread(lambda: importlib.import_module("aiohttp"))
+                await in_a_thread(lambda: importlib.import_module(self._needs))
         known = self._clients.get(loop)
         if known is not None:
             return known[0]
@@ -41,7 +54,7 @@ class LoopClients:
                     forgotten[0].hang_up()
         # asyncio.run and uvloop close every started generator before they close the loop: the client goes with its
         # loop, and nobody has to remember to close it.
-        scope = _client_scope(*self._arguments)
+        scope = _client_scope(self._make)
         client = await anext(scope)
         self._clients[loop] = (client, scope)
         return client
@@ -53,25 +66,39 @@ class LoopClients:
             await known[0].close()
 
 
-async def _client_scope(base_url: str, socket_path: str | None, options: HttpOptions) -> AsyncIterator[HttpClient]:
-    client = HttpClient(base_url, socket_path, options)
+async def _client_scope(make: Callable[[], ClientT]) -> AsyncIterator[ClientT]:
+    client = make()
     try:
         yield client
     finally:
         await client.close()
 
 
-_shared: dict[tuple[str, str | None, HttpOptions], LoopClients] = {}
+# This process's, shared by all objects: frameworks construct and copy models freely.
+_of_urls: dict[tuple[str, HttpOptions], LoopClients[HttpClient]] = {}
+_of_sockets: dict[str, LoopClients[EngineSocket]] = {}
 
 
-def loop_clients(base_url: str, socket_path: str | None = None, options: HttpOptions = DEFAULT) -> LoopClients:
-    """This process's clients of one server, shared by all objects: frameworks construct and copy models freely."""
-    return _shared.setdefault((base_url, socket_path, options), LoopClients(base_url, socket_path, options))
+def loop_clients(base_url: str, options: HttpOptions = DEFAULT) -> LoopClients[HttpClient]:
+    """This process's clients of a server at a URL."""
+    made = LoopClients(lambda: HttpClient(base_url, options), "aiohttp")
+    return _of_urls.setdefault((base_url, options), made)
 
 
-def drop_socket(base_url: str, socket_path: str) -> None:
+def socket_clients(path: str) -> LoopClients[EngineSocket]:
+    """This process's clients of an engine, by its socket."""
+    return _of_sockets.setdefault(path, LoopClients(lambda: _engine_socket(path), ENGINE_SOCKET))
+
+
+def drop_socket(path: str) -> None:
     """Let go of the connections to a socket nobody will listen on again."""
-    _shared.pop((base_url, socket_path, DEFAULT), None)
+    _of_sockets.pop(path, None)
+
+
+def _engine_socket(path: str) -> EngineSocket:
+    from shared_engine.request.engine_socket import EngineSocket
+
+    return EngineSocket(path)
 
 
 _inherited: list[object] = []
@@ -80,8 +107,9 @@ _inherited: list[object] = []
 def _forget_in_child() -> None:
     """A forked child has none of the parent's loops."""
     let_go_in_child()
-    _inherited.append(dict(_shared))
-    _shared.clear()
+    _inherited.append((dict(_of_urls), dict(_of_sockets)))
+    _of_urls.clear()
+    _of_sockets.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -32,7 +32,7 @@ from shared_engine import (
     SettingsError,
 )
 from shared_engine.request.bodies import encode
-from shared_engine.request.client import HttpClient
+from shared_engine.request.engine_socket import EngineSocket
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from shared_engine.runtime.engine_log import MAX_FILE_BYTES
 from shared_engine.runtime.record import Record, write_record
@@ -82,12 +82,12 @@ def test_the_fake_sleeps_as_vllm_does(
         engine.warmup()
         with pytest.raises(BlockingIOError):
             fcntl.flock(neighbour, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        asyncio.run(sleep_and_wake(engine.status().socket, neighbour))
+        asyncio.run(sleep_and_wake(str(engine.status().socket), neighbour))
     assert engine.chat(HELLO).text == ANSWER
 
 
-async def sleep_and_wake(socket_path: str | None, neighbour: TextIOWrapper) -> None:
-    client = HttpClient("http://engine", socket_path)
+async def sleep_and_wake(socket_path: str, neighbour: TextIOWrapper) -> None:
+    client = EngineSocket(socket_path)
     body = encode({"messages": HELLO})
     try:
         assert json.loads(await client.request("POST", "/sleep?level=1"))["status"] == "sleeping"

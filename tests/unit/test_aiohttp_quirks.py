@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from shared_engine.request import aiohttp_quirks
-from shared_engine.request.aiohttp_quirks import abandon, connectors, hang_up, let_go_in_child, response_class
+from shared_engine.request import open_connections
+from shared_engine.request.aiohttp_quirks import abandon, connector_class, response_class
+from shared_engine.request.open_connections import hang_up, let_go_in_child
 from tests.support.remote_server import RemoteServer, running_server
 
 
@@ -24,7 +25,7 @@ def server() -> Iterator[RemoteServer]:
 
 async def open_session(url: str) -> aiohttp.ClientSession:
     """A session with one idle connection."""
-    session = aiohttp.ClientSession(connector=connectors()[0](), response_class=response_class())
+    session = aiohttp.ClientSession(connector=connector_class()(), response_class=response_class())
     async with session.get(url + "/health") as response:
         assert response.status == 200
     return session
@@ -39,7 +40,7 @@ def socket_of(session: aiohttp.ClientSession) -> int:
 async def test_a_connection_is_noted_as_long_as_it_is_open(server: RemoteServer) -> None:
     session = await open_session(server.url)
     (transport,) = session.connector.noted  # type: ignore[union-attr]
-    assert transport in aiohttp_quirks._connections
+    assert transport in open_connections._connections
     assert os.readlink(f"/proc/self/fd/{socket_of(session)}").startswith("socket:")
     await session.close()
     assert transport.is_closing()
@@ -50,7 +51,7 @@ def test_what_a_closed_loop_left_open_is_closed_without_it(server: RemoteServer)
     session = loop.run_until_complete(open_session(server.url))
     loop.close()
     number = socket_of(session)
-    hang_up(session.connector)
+    hang_up(session.connector.noted)  # type: ignore[union-attr]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
     abandon(session)
@@ -62,7 +63,7 @@ def test_an_abandoned_session_is_collected_without_a_word(
     loop = asyncio.new_event_loop()
     session = loop.run_until_complete(open_session(server.url))
     loop.close()
-    hang_up(session.connector)
+    hang_up(session.connector.noted)  # type: ignore[union-attr]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         abandon(session)

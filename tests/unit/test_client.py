@@ -14,6 +14,7 @@ import pytest
 
 from shared_engine.errors import RequestError, ServerUnreachableError
 from shared_engine.request.client import HttpClient, split_events, why_not
+from shared_engine.request.engine_socket import EngineSocket
 from shared_engine.request.loop_clients import loop_clients
 
 
@@ -120,7 +121,7 @@ async def test_a_server_that_goes_with_its_connections_is_told_of_once_asked_aga
         gone.set()
 
     server = await asyncio.start_unix_server(handle, path)
-    client = HttpClient("http://engine", path)
+    client = EngineSocket(path)
     assert await client.request("GET", "/") == b"{}"
     with pytest.raises(ServerUnreachableError):
         await client.request("GET", "/")

@@ -13,7 +13,6 @@ import pytest
 
 from shared_engine.errors import EngineStartError, EngineStartTimeoutError
 from shared_engine.gateway import turns as module
-from shared_engine.gateway.engine_socket import EngineSockets
 from shared_engine.gateway.in_flight import InFlight, InFlightRequest
 from shared_engine.gateway.turns import RouteInTurn, Turns
 from shared_engine.observe.engine_info import EngineInfo
@@ -89,7 +88,6 @@ class Model:
         self.was_used = False
         self.error: EngineStartError | None = None
         self.in_flight = in_flight
-        self.sockets = EngineSockets()
 
     @property
     def is_used(self) -> bool:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 to an engine's Unix socket, and no more than that takes: to ask one is most of what a gateway does.
+"""HTTP/1.1 to an engine's Unix socket, and no more than that takes: it is what every request to a local engine goes by.
 
-aiohttp, by which every other server is asked, takes several times the processor time: it knows cookies, proxies,
-redirects, packed bodies, and looks for them. Parsed is by llhttp, as there.
+aiohttp, by which every other server is asked, takes twice the processor time: it knows cookies, proxies, redirects,
+packed bodies, and looks for them. Parsed is by llhttp, as there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 import weakref
-from dataclasses import replace
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -19,44 +18,24 @@ from multidict import CIMultiDict
 from shared_engine.errors import RequestError, ServerConnectionError, ServerUnreachableError
 from shared_engine.request.client import CONNECT_TIMEOUT_S, KEEP_ALIVE_S, STALE_WITHIN_S, Client, why_not
 from shared_engine.request.connection_budget import Slot, take_slot
-from shared_engine.request.endpoint import Connection
 from shared_engine.request.http_options import HeaderPairs
+from shared_engine.request.open_connections import are_too_many, hang_up, note
 
 MOST_UNREAD = 256 << 10
 """So many bytes of an answer wait to be read; then its engine waits."""
 _NOTHING = contextlib.nullcontext()
 
 
-class EngineSockets:
-    """Those of all engines; each is kept as long as it is used, or has a connection."""
-
-    def __init__(self) -> None:
-        self._by_path: weakref.WeakValueDictionary[str, EngineSocket] = weakref.WeakValueDictionary()
-
-    def instead(self, connection: Connection) -> Connection:
-        """The same connection by its engine's socket, where it has one."""
-        path = connection.client.socket_path
-        if path is None:
-            return connection
-        found = self._by_path.get(path)
-        if found is None:
-            found = self._by_path[path] = EngineSocket(path)
-        return replace(connection, client=found)
-
-    def close(self) -> None:
-        """Close the connections without a request."""
-        for each in list(self._by_path.values()):
-            each.hang_up()
-
-
 class EngineSocket(Client):
     """Requests to one engine, from one event loop, over connections that are used again."""
 
     def __init__(self, path: str) -> None:
-        self.url = "http://engine"
+        self.url = "http://engine"  # over a Unix socket the host is a matter of form
         self.socket_path = path
         self.where = f"the engine's socket {path}"
+        self._open: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         self._idle: list[_Wire] = []
+        self._is_closed = False
 
     async def send(
         self, method: str, path: str, body: bytes | None, timeout: float | None, headers: HeaderPairs = ()
@@ -99,10 +78,15 @@ class EngineSocket(Client):
             raise ServerUnreachableError(f"{self.where} did not accept a connection in {limit_s:g} s") from exc
         except OSError as exc:
             raise ServerUnreachableError(f"{self.where} can't be reached: {why_not(exc)}") from exc
+        self._open.add(wire.transport)
+        note(wire.transport)
         return wire
 
     def keep(self, wire: _Wire) -> None:
-        """For the next request."""
+        """For the next request, unless this process has too many."""
+        if self._is_closed or are_too_many():
+            wire.transport.close()
+            return
         wire.idle_since = time.monotonic()
         self._idle.append(wire)
 
@@ -117,13 +101,14 @@ class EngineSocket(Client):
         return _NOTHING  # what is raised here is ours already
 
     def hang_up(self) -> None:
-        """Close the connections without a request."""
+        hang_up(self._open)
+
+    async def close(self) -> None:
+        """Those that carry a request are closed when it has ended."""
+        self._is_closed = True
         for wire in self._idle:
             wire.transport.close()
         self._idle.clear()
-
-    async def close(self) -> None:
-        self.hang_up()
 
 
 class SocketAnswer:
@@ -250,12 +235,16 @@ class SocketAnswer:
             self._waiter.set_result(None)
 
     def _end(self) -> None:
+        is_closing = self._wire is not None and self._wire.transport.is_closing()
         if self._wire is not None:
             self._wire.answer, self._wire = None, None
         if self._timer is not None:
             self._timer.cancel()
         if self._slot is not None:
-            self._slot.give_back()
+            if is_closing:
+                self._loop.call_soon(self._slot.give_back)  # after the file is closed, which the loop does next
+            else:
+                self._slot.give_back()
 
     def _look(self) -> None:
         """End it where the engine was silent for too long; not where it is we who don't read."""

@@ -1,4 +1,4 @@
-"""How the gateway asks an engine by its socket: connections used again, answers in any pieces, and what goes wrong."""
+"""How an engine is asked by its socket: connections used again, answers in any pieces, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
-from shared_engine.gateway import engine_socket
-from shared_engine.gateway.engine_socket import EngineSocket
-from shared_engine.request import connection_budget
+from shared_engine.request import connection_budget, engine_socket
+from shared_engine.request.engine_socket import EngineSocket
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
