@@ -254,9 +254,9 @@ class SocketAnswer:
         left_s = self._heard + self._timeout - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._look)
-        elif self._wire is not None:
-            self._wire.transport.abort()
-            self.end(self._client.silent(self._timeout))
+        elif self._wire is not None:  # which stays until it is closed: what its engine does is part of the error
+            self._error = self._client.silent(self._timeout)
+            self._wake()
 
 
 class _Wire(asyncio.Protocol):
