@@ -129,6 +129,8 @@ def explain_missing_route(error: RequestError, path: str) -> RequestError:
         return misread
     if isinstance(error, ModelNotFoundError) and error.message == _NO_ROUTE and path in _WITHOUT:
         return ModelNotFoundError(f"the server has no {path}, so its model {_WITHOUT[path]}", error.status)
+    if path == EMBEDDINGS and _NO_EMBEDDINGS in error.message:
+        return ModelNotFoundError(f"the engine was started for another task, so its model {_WITHOUT[path]}", 501)
     return error
 
 
@@ -179,9 +181,8 @@ def says_other_task(error: RequestError) -> bool:
 
 
 def says_without_embeddings(error: RequestError) -> bool:
-    """True where a model makes no embeddings, or an engine was started for something else that it can do."""
-    is_missing = isinstance(error, ModelNotFoundError) and _WITHOUT[EMBEDDINGS] in error.message
-    return is_missing or _NO_EMBEDDINGS in error.message
+    """True where ``explain_missing_route`` found that a model makes no embeddings, as it was started."""
+    return isinstance(error, ModelNotFoundError) and _WITHOUT[EMBEDDINGS] in error.message
 
 
 def says_no_number(error: RequestError) -> bool:

@@ -85,6 +85,16 @@ def test_a_text_that_is_too_long_is_named_or_cut(minilm: dict[str, Any]) -> None
     assert cut[0] == near(cut[1])
 
 
+def test_one_bad_text_costs_only_itself(minilm: dict[str, Any]) -> None:
+    texts: list[Any] = [*FACTS[:70], "violin " * 300, 5, *FACTS[:2]]
+    vectors = VLLMEmbeddings(**minilm, on_error="none").embed_documents(texts)
+    bad = texts.index(5) - 1
+    assert [position for position, vector in enumerate(vectors) if vector is None] == [bad, bad + 1]
+    assert [failure.index for failure in vectors.failures] == [bad, bad + 1]
+    assert isinstance(vectors.failures[0].error, core.ContextOverflowError)
+    assert vectors[-1] == near(VLLMEmbeddings(**minilm).embed_documents(FACTS[1:2])[0])
+
+
 def test_dimensions_are_refused_by_a_model_that_has_only_one(minilm: dict[str, Any]) -> None:
     with pytest.raises(RequestRejectedError, match=r"dimensions=64.*is_matryoshka") as caught:
         VLLMEmbeddings(**minilm, dimensions=64).embed_query("a")

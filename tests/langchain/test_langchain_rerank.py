@@ -58,6 +58,9 @@ def test_a_document_that_does_not_fit_with_the_query_is_named_or_cut(cross_encod
     with pytest.raises(ContextLengthError, match=r"documents\[1\] \(64 tokens\) with the query \(4 tokens\)") as caught:
         reranker.compress_documents(documents(texts), QUERY)
     assert isinstance(caught.value, core.ContextOverflowError)
+    skipping = reranker.model_copy(update={"on_error": "skip"})
+    kept = skipping.compress_documents(documents(texts), QUERY)
+    assert sorted(document.page_content for document in kept) == ["one", "three"]
     cutting = reranker.model_copy(update={"truncate_prompt_tokens": -1})
     assert len(cutting.compress_documents(documents(texts), QUERY)) == 3
 

@@ -17,7 +17,7 @@ from shared_engine import (
     ServerError,
 )
 from shared_engine.request.refusals import error_from_response, error_in_answer, explain_missing_route
-from shared_engine.request.routes import CHAT, RERANK
+from shared_engine.request.routes import CHAT, EMBEDDINGS, RERANK
 
 TOO_LONG = (
     "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens, "
@@ -62,6 +62,8 @@ def test_a_missing_route_says_what_the_model_can_not_do() -> None:
     missing = ModelNotFoundError("Not Found", 404)
     assert "generates no text" in explain_missing_route(missing, CHAT).message
     assert "does not rerank" in explain_missing_route(missing, RERANK).message
+    other = error_from_response(501, b'{"error": {"message": "The model does not support Embeddings API"}}')
+    assert "was started for another task, so its model makes no" in explain_missing_route(other, EMBEDDINGS).message
     assert explain_missing_route(missing, "/tokenize") is missing
     no_model = ModelNotFoundError("The model `x` does not exist.", 404)
     assert explain_missing_route(no_model, CHAT) is no_model
