@@ -113,7 +113,7 @@ def clip(folder: Path) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {**layers, "image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
     model = CLIPModel(config).eval()
     model.save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

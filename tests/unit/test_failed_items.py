@@ -94,7 +94,10 @@ WAYS: list[Way] = [
     engine_sync, engine_async, langchain_sync, langchain_async, llama_index_sync, llama_index_async,
     llama_index_in_batches,
 ]  # fmt: skip
-each_way = pytest.mark.parametrize("way", WAYS)
+IN_CHECK = (engine_async, langchain_sync, llama_index_async)  # the others are left to make test, as they are alike
+each_way = pytest.mark.parametrize(
+    "way", [way if way in IN_CHECK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 
 
 def vectors_of(answer: Any) -> list[Any]:
