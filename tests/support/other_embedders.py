@@ -112,7 +112,8 @@ def clip(folder: Path) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**layers, "image_size": 32, "patch_size": 8}
+    text["projection_dim"] = 64  # which vLLM reads, of all three
+    vision = {**layers, "image_size": 32, "patch_size": 8, "projection_dim": 64}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
     model = CLIPModel(config).eval()
     model.save_pretrained(folder)
