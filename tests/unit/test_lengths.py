@@ -87,21 +87,21 @@ WORDS: dict[str, Numbers] = {
     "Please reduce the length of the messages or completion. (context_length_exceeded)": (None, None, None),
     "This model's maximum context length is 4096 tokens.": (4096, None, None),
 }  # fmt: skip
-TOO_MUCH_WANTED = {
+TOO_MUCH_WANTED = (
     "max_tokens=65 cannot be greater than max_model_len=64. Please request fewer output tokens. (parameter=max_tokens)",
     "max_completion_tokens=1000000000 cannot be greater than max_model_len=max_total_tokens=64. Please request fewer "
     "output tokens. (parameter=max_completion_tokens, value=1000000000)",
     "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 2048 tokens "
     "and your request has 12 input tokens (5000 > 2048 - 12).",
-}
-OF_ANOTHER_KIND = {
+)
+OF_ANOTHER_KIND = (
     "truncate_prompt_tokens=100 cannot be greater than max_model_len = 64. Please request a smaller truncation size.",
     "The encoder prompt (length 3000) is longer than the maximum model length of 1500. Make sure that `max_model_len`",
     "The decoder prompt contains a(n) image item with 9000 embedding tokens, which exceeds the pre-allocated encoder "
     "cache size 2048. Please reduce the input size or increase the encoder cache size by setting --limit-mm-per-prompt",
     "max_tokens must be at least 1, got -5.",
     "no",
-}
+)
 
 
 @pytest.fixture
