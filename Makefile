@@ -202,15 +202,15 @@ test-routers: .venv/dev .venv-routers/made install
 test-ray: .venv/dev .venv-ray/made install
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/routers/through_ray_serve.py
 
-# By their names, which pytest does not look for: the clients are in environments of their own.
+# By their names, which pytest does not look for: the clients are in environments of their own. Warnings are no errors: other
+# people's loops and sockets are closed by the garbage collector.
 CLIENT_TESTS := $(addprefix tests/clients/through_,openai.py anthropic.py ollama.py langchain.py)
 test-clients: .venv/dev $(CLIENT_VENVS:=/made) tests/clients/node_modules/made install
-	@$(CLEAN_ENV) .venv-clients/bin/python -m pytest -n 0 -v $(CLIENT_TESTS)
-	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v tests/clients/through_openai.py tests/clients/through_llama_index.py
+	@$(CLEAN_ENV) .venv-clients/bin/python -m pytest -n 0 -v -W default $(CLIENT_TESTS)
+	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v -W default tests/clients/through_openai.py tests/clients/through_llama_index.py
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/clients/through_our_adapters.py
 
-# By their names, which pytest does not look for: they are in environments of their own. vLLM is not needed. Warnings are
-# no errors: other people's loops and sockets are closed by the garbage collector.
+# The same. vLLM is not needed.
 test-others: $(OTHERS_VENVS:=/made)
 	@$(CLEAN_ENV) .venv-others/bin/python -m pytest -n 0 -v -W default tests/others/with_packages.py
 	@$(CLEAN_ENV) .venv-hosts/bin/python -m pytest -n 0 -v -W default tests/others/in_hosts.py

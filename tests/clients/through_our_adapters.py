@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.routers.suites import assert_suites_pass
 from tests.support.gateways import gateway
 
 
+@pytest.mark.timeout(1800)
 def test_the_adapters_reach_it_as_any_server(lora_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path) -> None:
     models = {settings["model"]: settings for settings in (lora_chat, minilm)}
     with gateway({"models": models}, tmp_path) as gate:
