@@ -20,10 +20,11 @@ DOCS = sorted((REPOSITORY / "docs").glob("*.md"))
 PAGES = [*DOCS, *sorted(REPOSITORY.glob("*.md"))]
 FRAMEWORKS = ("langchain", "llama_index")
 
-NAMED_TEST = re.compile(r"`(test_\w+\.py)::(\w+)`")
+NAMED_TEST = re.compile(r"`((?:tests/\w+/)?\w+\.py)::(\w+)`")
 FOOTNOTE = r"(\[\^[\w-]+\])?"
 OURS = re.compile(rf"(`test_\w+\.py::\w+`(, )?)+{FOOTNOTE}|not{FOOTNOTE}")
 THEIRS = re.compile(rf"(seen|not|-){FOOTNOTE}")
+OF_TESTS = (*(f"evidence-{framework}" for framework in FRAMEWORKS), "public-reports")
 each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -55,13 +56,17 @@ def short(cell: str) -> str:
 
 
 def names_by_file() -> dict[str, set[str]]:
-    """Name of a test file -> its test functions and classes. No two files share a name: a cell means one test."""
+    """Name of a test_*.py, or path of any file -> its tests. No two test_*.py share a name: a cell means one test."""
     found: dict[str, set[str]] = {}
-    for path in (REPOSITORY / "tests").rglob("test_*.py"):
-        assert path.name not in found, path
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        is_named = path.name.startswith("test_")
+        assert not is_named or path.name not in found, path
         nodes = ast.parse(path.read_text()).body
         names = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-        found[path.name] = {name for name in names if name.lower().startswith("test")}
+        tests = {name for name in names if name.lower().startswith("test")}
+        found[path.relative_to(REPOSITORY).as_posix()] = tests
+        if is_named:
+            found[path.name] = tests
     return found
 
 
@@ -75,11 +80,11 @@ def test_every_cell_of_the_evidence_names_tests_or_what_was_seen(framework: str)
         assert all(THEIRS.fullmatch(cell) for cell in theirs), (feature, theirs)
 
 
-@each_framework
+@pytest.mark.parametrize("page", OF_TESTS)
 @pytest.mark.slow
-def test_every_test_that_the_evidence_names_exists(framework: str) -> None:
+def test_every_test_that_the_evidence_names_exists(page: str) -> None:
     existing = names_by_file()
-    named = NAMED_TEST.findall(text_of(f"evidence-{framework}"))
+    named = NAMED_TEST.findall(text_of(page))
     assert named
     assert [f"{file}::{name}" for file, name in named if name not in existing.get(file, ())] == []
 
@@ -101,6 +106,13 @@ def test_every_cell_of_the_fleets_evidence_names_tests_that_exist_or_what_was_se
         assert len(theirs) == 5, feature
         for cell in theirs:
             assert re.fullmatch(r"-|not looked at|.+; (seen|read\[\^[\w-]+\])", cell), (feature, cell)
+
+
+def test_every_report_names_tests_or_says_that_there_is_none() -> None:
+    lines = [line for line in text_of("public-reports").splitlines() if line.startswith("| ")]
+    found = [line.strip("| ").rsplit(" | ", 1)[-1] for line in lines if not line.endswith("| Shown by |")]
+    assert len(found) > 100
+    assert [cell for cell in found if not NAMED_TEST.search(cell) and not cell.startswith("**no test**")] == []
 
 
 # ---- links and footnotes
