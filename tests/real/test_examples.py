@@ -187,7 +187,7 @@ def test_the_code_in_the_docs_of_llama_index_runs(
 
 
 def test_the_code_in_the_docs_of_the_engine_runs(tiny_chat: dict[str, Any]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "engine.md").read_text(), re.DOTALL)
+    block = "\n".join(re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "engine.md").read_text(), re.DOTALL))
     settings = {**tiny_chat, "idle_ttl_s": 600}
     written = 'model="Qwen/Qwen3-4B", idle_ttl_s=600'
     assert written in block
@@ -197,6 +197,7 @@ def test_the_code_in_the_docs_of_the_engine_runs(tiny_chat: dict[str, Any]) -> N
         f"8 {{'{CAPITALS[0]}'}}",
         "10002 2048",
         "19 ready",
+        "320",
     ]
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,17 +107,19 @@ def test_without_vllm_it_fails_and_starts_nothing(capsys: Capture, monkeypatch: 
 
 
 def test_what_is_to_be_done_about_a_runtime_directory_depends_on_its_fault(
-    fake_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "open").mkdir(mode=0o755)
-    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "open"))
-    found = findings()["runtime directory"]
-    assert found.outcome is Outcome.FAIL
-    assert found.detail == f"the runtime directory {tmp_path}/open is open to other users (mode 755)"
-    assert found.remedy.startswith("`chmod 700` it")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "file"))
-    assert "set VLLM_LOCAL_RUNTIME_DIR" in findings()["runtime directory"].remedy
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own paths may be too long for sockets
+        open_, file = Path(folder) / "open", Path(folder) / "file"
+        open_.mkdir(mode=0o755)
+        monkeypatch.setenv(ROOT_VARIABLE, str(open_))
+        found = findings()["runtime directory"]
+        assert found.outcome is Outcome.FAIL
+        assert found.detail == f"the runtime directory {open_} is open to other users (mode 755)"
+        assert found.remedy.startswith("`chmod 700` it")
+        file.touch()
+        monkeypatch.setenv(ROOT_VARIABLE, str(file))
+        assert "set VLLM_LOCAL_RUNTIME_DIR" in findings()["runtime directory"].remedy
 
 
 def test_json_is_a_list_of_findings(fake_python: str, capsys: Capture) -> None:

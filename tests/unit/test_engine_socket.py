@@ -206,3 +206,13 @@ async def test_nothing_that_is_sent_makes_another_header(tmp_path: Path) -> None
             with pytest.raises(ValueError, match="line break"):
                 await client.send("POST", path, b"{}", None, (("x-request-id", value),))
         assert told.asked == []
+
+
+async def test_who_still_reads_an_answer_that_somebody_leaves_is_told(tmp_path: Path) -> None:
+    async with engine(tmp_path, sends(CHUNKED)) as (client, _):
+        answer = await client.send("POST", "/", b"{}", None)
+        reading = asyncio.ensure_future(answer.readany())
+        await asyncio.sleep(0)
+        answer.close()
+        with pytest.raises(ServerConnectionError, match="left before it was whole"):
+            await reading

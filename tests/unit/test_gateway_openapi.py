@@ -117,7 +117,11 @@ async def test_no_secret_is_in_any_answer_or_in_the_log(tmp_path: Path, caplog: 
 
 async def answer(request: web.Request) -> web.StreamResponse:
     """Whatever a model's server is asked."""
-    await request.read()
+    body = await request.read()
+    if request.path == "/v1/embeddings":
+        texts = json.loads(body).get("input")
+        count = len(texts) if isinstance(texts, list) else 1
+        return web.json_response({"data": [{"index": index, "embedding": [1.0]} for index in range(count)]})
     return web.json_response({"data": [{"id": "m"}]} if request.path == "/v1/models" else {})
 
 

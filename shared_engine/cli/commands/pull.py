@@ -78,6 +78,8 @@ class _Bar:
             self._bar = tqdm(total=total, initial=here, desc=self._name, unit="B", unit_scale=True, leave=False)
         if self._bar is not None:
             self._bar.update(here - self._bar.n)
+            if here >= total:  # tqdm may have drawn too short a time ago
+                self._bar.refresh()
 
     def close(self) -> None:
         if self._bar is not None:
