@@ -24,6 +24,7 @@ MOST = 4096
 LOOK_S = 1.0
 LOOKS = 4
 """So many count for what runs at once: many requests may end together, and as many begin a moment later."""
+ARRIVED = 0.9
 SHRINKS_TO = 0.75
 """In one look, at most: a queue is full for a moment too, as when a batch begins."""
 
@@ -46,8 +47,8 @@ def corrected(window: float, in_flight: int, running: int, waiting: int, most_ru
         return window  # it has not come down yet to what was corrected before
     if waiting > spare:
         return max(1.0, window * max(SHRINKS_TO, min(1.0, (takes + spare) / (running + waiting))))
-    if in_flight < round(window) or running < takes:
-        return window  # nothing is held back, or many answers have ended in this moment
+    if in_flight < round(window) or running < takes or running + waiting < ARRIVED * in_flight:
+        return window  # nothing is held back; many answers have ended in this moment; many requests are on their way
     return min(window + spare - waiting if waiting else 2 * window, max(window, MOST))
 
 

@@ -41,6 +41,7 @@ GUESS = 40
         (240, 240, 256, 304, 256, 180),
         (320, 320, 40, 280, 40, 240),  # its KV cache is full
         (320, 320, 40, 0, 256, 320),  # many have ended in this moment
+        (1280, 1280, 214, 0, 0, 1280),  # most are still on their way
         (320, 320, 40, 280, 256, 320),  # and as many have begun
         (300, 300, 256, 44, 256, 320),
         (20, 20, 16, 4, 16, 20),
