@@ -177,7 +177,7 @@ def _suffer(
         before, files = all_processes(engine), shared_memory_of(engine)
         began = time.monotonic()
         struck = fault.happen(engine)
-        if wakes and struck != wakes:
+        if wakes and struck != wakes and wait_gone([wakes], ENDS_WITHIN_S):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(wakes, signal.SIGCONT)
         try:
@@ -204,6 +204,8 @@ def _suffer(
 
 
 BATCH = 4
+ENDS_WITHIN_S = 0.5
+"""A fault that ends the worker too does so sooner: woken before that, it would answer with a token or two."""
 
 
 def chat(engine: Engine) -> bool:
