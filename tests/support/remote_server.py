@@ -13,6 +13,9 @@ from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_used_ports: set[int] = set()
+"""What the engine remembers of a URL, and counts for it, must not be another test's server's."""
+
 
 def chat_answer(text: str = "Hi", finish_reason: str = "stop") -> dict[str, Any]:
     """An answer as vLLM 0.32 gives it."""
@@ -149,8 +152,13 @@ def running_app(app: web.Application) -> Iterator[str]:
     async def start() -> web.AppRunner:
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner
+        while True:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            if (port := runner.addresses[0][1]) not in _used_ports:
+                _used_ports.add(port)
+                return runner
+            await site.stop()
 
     async def end() -> None:
         # Of a connection that is accepted while its server closes, Python forgets to close the socket.

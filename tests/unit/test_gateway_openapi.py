@@ -20,7 +20,7 @@ from shared_engine.gateway.config import read_config
 from shared_engine.gateway.reference.openapi import document
 from shared_engine.gateway.reference.operations import OPERATIONS
 from tests.support.gateways import asking, running_gateway
-from tests.support.remote_server import running_app
+from tests.support.remote_server import chat_answer, running_app
 
 ENDLESS = ("/events", "/shutdown")
 """What does not come back, or ends the gateway."""
@@ -115,14 +115,41 @@ async def test_no_secret_is_in_any_answer_or_in_the_log(tmp_path: Path, caplog: 
     assert [text for text in (*texts, caplog.text) for secret in secrets.values() if secret in text] == []
 
 
+def completion_answer() -> dict[str, Any]:
+    whole = chat_answer()
+    return whole | {"choices": [{"index": 0, "text": "Hi", "finish_reason": "stop"}]}
+
+
 async def answer(request: web.Request) -> web.StreamResponse:
-    """Whatever a model's server is asked."""
-    body = await request.read()
+    """Whatever a model's server is asked: vLLM's answer where the gateway reads it, and an empty one elsewhere."""
+    if request.path == "/v1/models":
+        return web.json_response({"data": [{"id": "m"}]})
+    if request.path == "/tokenize":
+        return web.json_response({"count": 1, "tokens": [1], "max_model_len": 100})
+    try:
+        body = json.loads(await request.read())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return web.json_response(
+            {"type": "error", "error": {"message": "no JSON object", "type": "BadRequestError", "code": 400}},
+            status=400,
+        )
     if request.path == "/v1/embeddings":
-        texts = json.loads(body).get("input")
+        texts = body.get("input")
         count = len(texts) if isinstance(texts, list) else 1
         return web.json_response({"data": [{"index": index, "embedding": [1.0]} for index in range(count)]})
-    return web.json_response({"data": [{"id": "m"}]} if request.path == "/v1/models" else {})
+    if request.path not in ("/v1/chat/completions", "/v1/completions"):
+        return web.json_response({})
+    whole = chat_answer() if "chat" in request.path else completion_answer()
+    if not body.get("stream"):
+        return web.json_response(whole)
+    for each in whole["choices"]:
+        each["delta"] = each.pop("message", None)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: " + json.dumps(whole).encode() + b"\n\ndata: [DONE]\n\n")
+    return response
 
 
 @pytest.mark.slow
@@ -141,7 +168,8 @@ def test_schemathesis_finds_it_as_described(tmp_path: Path) -> None:
     file.write_text(json.dumps(whole))
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{rest:.*}", answer)
-    some = ["--phases", "examples,fuzzing", "-n", "3", "--no-shrink"] if not EXAMPLES else ["-n", str(EXAMPLES)]
+    few = ["--phases", "examples,fuzzing", "-n", "3", "--no-shrink", "--generation-deterministic"]
+    some = ["-n", str(EXAMPLES)] if EXAMPLES else few
     with running_app(app) as url, running_gateway(tmp_path, url=url) as (host, port):
         words = [
             sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", f"http://{host}:{port}", *some,

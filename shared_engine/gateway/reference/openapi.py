@@ -7,7 +7,7 @@ from typing import Any
 
 import shared_engine
 from shared_engine.gateway.reference.operations import EVENTS, JSON, Operation
-from shared_engine.gateway.reference.schemas import COMPONENTS, ref
+from shared_engine.gateway.reference.schemas import COMPONENTS, EVENT, ref
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _DESCRIPTION = (
@@ -61,7 +61,7 @@ def _described(operation: Operation, *, has_keys: bool) -> dict[str, Any]:
 
 
 def _answers(operation: Operation) -> dict[str, Any]:
-    answers = operation.answers or {JSON: {}, EVENTS: {"type": "string"}}
+    answers = operation.answers or {JSON: {}, EVENTS: EVENT}
     error = {JSON: {"schema": ref(operation.error)}}
     well = {"description": "Done", "content": {kind: {"schema": schema} for kind, schema in answers.items()}}
     return {

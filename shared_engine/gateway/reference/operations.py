@@ -123,7 +123,7 @@ OPERATIONS = (
     )),
     _life("POST", "requests/{id}/cancel", "End one of them", s.fields("id cancelled", id=s.TEXT, cancelled=s.TRUTH)),
     Operation("GET", "/api/v1/inference/logs", LIFE, "Lines of a model's log, or the gateway's own", answers={
-        JSON: s.fields("lines", lines=s.listed(s.LOG_LINE)), EVENTS: s.TEXT,
+        JSON: s.fields("lines", lines=s.listed(s.LOG_LINE)), EVENTS: s.EVENT,
     }, query={
         "model": s.told(s.TEXT, "Without it: the gateway's own."),
         "lines": s.told({"type": "integer", "minimum": 0}, "Default 200."),
@@ -131,12 +131,12 @@ OPERATIONS = (
         "member": s.told(s.TEXT, "One of several replicas."),
     }),
     Operation("GET", "/events", LIFE, "States and requests, as they change", answers={
-        EVENTS: s.told(s.TEXT, "Events status and requests, with what /status and /requests have."),
+        EVENTS: s.told(s.EVENT, "Events status and requests, with what /status and /requests have."),
     }),
     _life("POST", "/shutdown", "Have the gateway leave", s.fields("status", status=s.TEXT), _body(Shutdown),
           statuses=(202,)),
     Operation("POST", "/api/v1/inference/generate", LIFE, "Continue a text, or answer a chat", s.GENERATE, {
-        JSON: s.fields("outputs model", outputs=s.listed(s.OUTPUT), model=s.TEXT), EVENTS: s.TEXT,
+        JSON: s.fields("outputs model", outputs=s.listed(s.OUTPUT), model=s.TEXT), EVENTS: s.EVENT,
     }),
     Operation("POST", "/generate", LIFE, "Continue many texts", s.GENERATE_MANY, {JSON: s.listed(s.listed(s.OUTPUT))}),
     Operation("POST", "/chat", LIFE, "Answer many chats", s.CHAT_MANY, {JSON: s.listed(s.listed(s.OUTPUT))}),

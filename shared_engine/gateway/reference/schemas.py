@@ -157,6 +157,8 @@ IN_FLIGHT = fields(
     id=TEXT, model=TEXT, route=TEXT, key=or_null(TEXT), state={"enum": ["waiting", "running"]}, age_s=NUMBER,
     is_stream=TRUTH, events=WHOLE, request_id=or_null(TEXT),
 )  # fmt: skip
+EVENT = fields("data", event=TEXT, data=told(TEXT, "Mostly JSON."))
+"""One of a stream's, as OpenAPI has Server-Sent Events."""
 LOG_LINE = fields("message", time=ANY, level=ANY, source=ANY, process=ANY, message=TEXT)
 
 ERROR = fields(
