@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-api quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -25,6 +25,9 @@ help:
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
 	@echo "make test-ray      the same through Ray Serve LLM, on the CPU build: 15 minutes"
 	@echo "make test-clients  the gateway, asked by the clients of OpenAI, Anthropic and Ollama, LangChain and LlamaIndex; needs node; 15 minutes"
+	@echo "make dist    sdists and wheels of all that goes to PyPI, into dist/"
+	@echo "make test-wheels   these, installed by pip into clean environments, one for each extra, distribution and Python: 5 minutes for each Python"
+	@echo "make test-newest   the newest release of all that we need, also beyond our ranges, our tests on it, and who broke what: 5 minutes"
 	@echo "make test-others   gunicorn, Celery, Dask, Streamlit, ... around our models, and packages that take them (deepagents, ...): 5 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
@@ -122,6 +125,22 @@ install: .venv/app
 	@$(CLEAN_ENV) $(BIN)/vllm-local install
 
 # ---- what there is to run
+
+# The same bytes of the same commit, wherever they are built: files have the commit's time.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+dist: .venv/dev
+	@echo "== sdists and wheels"
+	@$(CLEAN_ENV) $(BIN)/python -m deploy.distributions dist
+	@$(BIN)/twine check --strict dist/*
+
+# PYTHONS="3.11 3.13" takes some of the Pythons, ROWS=llama some of the rows.
+test-wheels: dist
+	@$(CLEAN_ENV) $(BIN)/python -m tests.wheels dist $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(ROWS),--rows "$(ROWS)")
+
+# Made again each time. To be run once a week.
+test-newest: .venv/dev
+	@$(PYTHON) -m venv --clear .venv-newest
+	@$(CLEAN_ENV) $(BIN)/python -m tests.newest .venv-newest/bin/python
 
 demo: install
 	@$(CLEAN_ENV) $(BIN)/python examples/demo.py
@@ -276,4 +295,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 .venv-hosts .venv-others tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest dist .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 .venv-hosts .venv-others tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache
