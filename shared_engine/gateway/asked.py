@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from shared_engine.gateway.config import Target
+from shared_engine.gateway.forms import FORM, Form
 from shared_engine.gateway.keep_alive import FIELD, HEADER, keep_alive_of
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
@@ -26,7 +27,6 @@ _PASSED_HEADERS = (
     "accept", "content-type", "user-agent", "x-request-id", SESSION_HEADER, "traceparent", "tracestate",
     "anthropic-version", "anthropic-beta",
 )  # fmt: skip
-_BOUNDARY = re.compile(r'boundary="?([^";,\s]+)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Asked:
     fields: Mapping[str, msgspec.Raw] | None = field(repr=False)
     model: str | None
     keep_alive_s: float | None = None
+    form: Form | None = field(default=None, repr=False)
 
     def forwarded(self, target: Target, own_name: str | None) -> tuple[ForwardedRequest, bool]:
         """What to pass on, and whether its answer is a stream of events.
@@ -54,16 +55,12 @@ class Asked:
             own_name: what the model's server calls it, if it is not ours.
         """
         if self.fields is None:
-            body = self.body if self.model is None else _with_model(self.body, self._boundary(), own_name)
+            body = self.body if self.form is None else self.form.naming(target.adapter or own_name)
             return ForwardedRequest(self.method, self.path, self.headers, body), False
         changes: dict[str, Any] = {**target.set_params, "model": target.adapter or ANY_MODEL}
         fields = {**self.fields, **{name: msgspec.Raw(msgspec.json.encode(each)) for name, each in changes.items()}}
         is_stream = "stream" in fields and bytes(fields["stream"]).strip() == b"true"
         return ForwardedRequest(self.method, self.path, self.headers, msgspec.json.encode(fields)), is_stream
-
-    def _boundary(self) -> bytes:
-        found = _BOUNDARY.search(dict(self.headers).get("content-type", ""))
-        return b"" if found is None else found[1].encode()
 
 
 async def asked_of(request: Request, max_bytes: int) -> Asked:
@@ -81,20 +78,18 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     headers, sent = passed_headers(request), sent_headers(request)
     body = await body_of(request, max_bytes)
     kind = sent.get("content-type", "").partition(";")[0].strip().lower()
-    fields, model = None, request.query_params.get("model") if query else None
-    if kind == "multipart/form-data":
-        boundary = _BOUNDARY.search(sent["content-type"])
-        found = None if boundary is None else _model_part(boundary[1].encode()).search(body)
-        model = model if found is None else found["model"].decode("utf-8", "replace").strip()
+    fields, form, named, kept = None, None, None, None
+    if kind == FORM:
+        form = Form.of(sent["content-type"], body)
+        named = form.model
     elif body:
         if kind != "application/json":
-            raise RefusedError(415, "send application/json, or multipart/form-data", "unsupported_media_type")
-        fields, named = _json(body)
-        model = model if named is None else named
-    kept = fields.pop(FIELD, None) if fields else None
-    keep_alive_s = keep_alive_of(sent.get(HEADER) if kept is None else msgspec.json.decode(kept))
+            raise RefusedError(415, f"send application/json, or {FORM}", "unsupported_media_type")
+        fields, named, kept = _json(body)
+    model = request.query_params.get("model") if named is None and query else named
+    keep_alive_s = keep_alive_of(sent.get(HEADER) if kept is None else kept)
     whole = path + (f"?{query.decode()}" if query else "")
-    return Asked(request.method, whole, headers, body, fields, model, keep_alive_s)
+    return Asked(request.method, whole, headers, body, fields, model, keep_alive_s, form)
 
 
 def sent_headers(request: Request) -> Mapping[str, str]:
@@ -128,6 +123,7 @@ async def decoded(request: Request, max_bytes: int, kind: type[T]) -> T:
     except ClientDisconnect:
         raise RefusedError(400, "the client has left", "invalid_request") from None  # to nobody
     try:
+        _check_text(body)
         return msgspec.json.decode(body.strip() or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RefusedError(400, f"the body is not as it should be: {exc}", "invalid_json") from None
@@ -164,30 +160,25 @@ def _too_long(max_bytes: int) -> RefusedError:
     return RefusedError(413, f"the body is longer than max_body_bytes = {max_bytes}", "body_too_long")
 
 
-def _json(body: bytes) -> tuple[dict[str, msgspec.Raw], str | None]:
+def _check_text(body: bytes) -> None:
+    """Of fields that are not read here, msgspec reads no more than where they end.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if not body.isascii():
+        body.decode()
+
+
+def _json(body: bytes) -> tuple[dict[str, msgspec.Raw], str | None, Any]:
+    """The fields to pass on, and what those of them say that are read here: the model's name, and ``keep_alive``."""
     try:
-        if not body.isascii():
-            body.decode()  # what is passed on as it is, is not read below
+        _check_text(body)
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(fields["model"]) if "model" in fields else None
+        kept = msgspec.json.decode(fields.pop(FIELD)) if FIELD in fields else None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RefusedError(400, f"the body is not a JSON object: {exc}", "invalid_json") from None
     if model is not None and not isinstance(model, str):
         raise RefusedError(400, "model must be a text", "invalid_model")
-    return fields, model
-
-
-def _model_part(boundary: bytes) -> re.Pattern[bytes]:
-    """The field ``model`` of a form, with the mark before it."""
-    mark = re.escape(b"--" + boundary)
-    head = rb'Content-Disposition: *form-data; *name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n'
-    return re.compile(mark + rb"\r\n" + head + rb"(?P<model>.*?)\r\n(?=" + mark + rb")", re.DOTALL | re.IGNORECASE)
-
-
-def _with_model(body: bytes, boundary: bytes, own_name: str | None) -> bytes:
-    """The form with the server's own name for its model; without one, as that then is the server's only model."""
-    part = b""
-    if own_name is not None:
-        head = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
-        part = b"--" + boundary + head + own_name.encode() + b"\r\n"
-    return _model_part(boundary).sub(lambda _: part, body, count=1)
+    return fields, model, kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -18,7 +19,19 @@ from tests.support.gateways import gateway
 from tests.support.paths import REPOSITORY
 from tests.support.same_answers import without_its_own
 
+HERE = Path(__file__).parent
 KEY = "the-clients-key"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all: ChatOpenAI keeps its connections for the next model, and they belong to their loop."""
+    for item in items:
+        if (
+            item.path.parent == HERE
+            and isinstance(item, pytest.Function)
+            and inspect.iscoroutinefunction(item.function)
+        ):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def _json(value: Any) -> bytes:
 def run_node(script: str, given: Any) -> Any:
     """What a script of this folder prints, as JSON; what is given to it comes on its stdin."""
     done = subprocess.run(
-        ["node", str(Path(__file__).parent / script)],
+        ["node", str(HERE / script)],
         input=json.dumps(given),
         capture_output=True,
         text=True,

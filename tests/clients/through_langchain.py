@@ -46,7 +46,8 @@ class _ChatOpenAI(_OnTinyChat):
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:
-        return {"extra_body": {"repetition_penalty": 1.5}}  # tiny_chat would repeat text of its own until max_tokens
+        # tiny_chat would repeat text of its own until max_tokens; vLLM holds a call to its schema where it is strict.
+        return {"extra_body": {"repetition_penalty": 1.3}, "strict": True}
 
     def use(self, server: Server) -> None:
         self.settings = {
@@ -56,6 +57,7 @@ class _ChatOpenAI(_OnTinyChat):
             "temperature": 0,
             "max_tokens": 256,
             "max_retries": 0,
+            "stream_usage": True,  # which it leaves out where it is given a base_url
         }
 
 
@@ -80,6 +82,7 @@ class TestChatOllama(_OnTinyChat):
             "client_kwargs": {"headers": {"authorization": f"Bearer {KEY}"}},
             "temperature": 0,
             "num_predict": 256,
+            "repeat_penalty": 1.1,  # Ollama's own; else tiny_chat would repeat text of its own until num_predict
         }
 
     @property

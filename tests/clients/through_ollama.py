@@ -99,7 +99,7 @@ def test_a_picture_is_seen_as_by_vllm_itself(seeing: Server, itself: Callable[[s
     messages: Any = [{"role": "user", "content": "?", "images": [IMAGE]}]
     with ollama.Client(seeing.url, headers={"authorization": f"Bearer {KEY}"}) as client:
         assert joined([client.chat("vision", messages, options=OPTIONS)]) == own
-        assert client.show("vision").capabilities == ["completion", "vision"]
+        assert client.show("vision").capabilities == ["completion", "tools", "vision"]
 
 
 def test_javascripts_client_gets_vllms_answer(through: Server, itself: Callable[[str], Server]) -> None:

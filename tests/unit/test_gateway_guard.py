@@ -357,6 +357,9 @@ async def test_a_form_goes_to_its_model_under_the_servers_own_name(tmp_path: Pat
                 "/v1/audio/transcriptions", data={"model": "c"}, files={"file": ("a.wav", sound)}
             )
             assert code_of(unknown) == (404, "model_not_found")
+            two = [("model", (None, name)) for name in ("a", "secret")]  # a server would take the other one
+            answer = await client.post("/v1/audio/transcriptions", files=two)
+            assert code_of(answer) == (400, "invalid_form")
     assert forms == [
         {"model": "whisper-1", "language": "en", "file": sound},
         {"language": "en", "file": sound},

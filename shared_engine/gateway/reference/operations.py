@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from shared_engine.gateway.forms import FORM
 from shared_engine.gateway.life.routes import OfModel, Shutdown
 from shared_engine.gateway.reference import schemas as s
 from shared_engine.gateway.reference.schemas import Schema
@@ -15,7 +16,6 @@ from shared_engine.gateway.reference.schemas import Schema
 JSON = "application/json"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
-FORM = "multipart/form-data"
 OPENAI, ANTHROPIC, OLLAMA = "OpenAI's protocol", "Anthropic's protocol", "Ollama's protocol"
 VLLM, LIFE, ITSELF = "vLLM's own", "Models", "The gateway"
 
