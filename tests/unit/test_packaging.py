@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from typing import TypeGuard
 
 import langchain_vllm_local
 import llama_index_vllm_local
@@ -39,3 +41,16 @@ def test_links_to_the_project_name_its_home() -> None:
     linked = {url for page in pages for url in re.findall(r"https://github\.com/vllm-local[\w/-]*", page.read_text())}
     assert linked
     assert all(url.startswith(HOME) for url in [*linked, *PROJECT["urls"].values()])
+
+
+def test_type_checkers_of_users_see_which_fields_have_defaults() -> None:
+    """They know pydantic by PEP 681 alone, which takes no positional default; our plugin does."""
+    packages = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")
+    files = [path for package in packages for path in (REPOSITORY / package).rglob("*.py")]
+    calls = [(path, node) for path in files for node in ast.walk(ast.parse(path.read_text())) if is_field(node)]
+    assert len(calls) > 50
+    assert [f"{path.relative_to(REPOSITORY)}:{call.lineno}" for path, call in calls if call.args] == []
+
+
+def is_field(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field"

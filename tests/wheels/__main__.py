@@ -78,8 +78,8 @@ def interpreter_of(version: str) -> Path | None:
     return None
 
 
-def passes(row: Row, interpreter: Path, wheels: Path, folder: Path) -> int:
-    """Make the environment and use it; its size in MB.
+def use(row: Row, interpreter: Path, wheels: Path, folder: Path) -> int:
+    """Make the environment and try the row's parts in it; its size in MB.
 
     Raises:
         Failed: pip could not make it, or complains of it; or a part did not work.
@@ -87,23 +87,22 @@ def passes(row: Row, interpreter: Path, wheels: Path, folder: Path) -> int:
     environment = folder / "env"
     python = environment / "bin" / "python"
     run(interpreter, "-m", "venv", "--without-pip", environment, cwd=folder)
-    pins = ["--constraint", str(REPOSITORY / "tests" / "oldest.txt")] if row.is_oldest else []
-    install = ["install", "--quiet", "--no-compile", "--find-links", str(wheels), *pins, *row.packages]
-    run(*PIP, "--python", str(python), *install, cwd=folder)
+    install = ["install", "--quiet", "--no-compile", "--find-links", str(wheels), *row.options, *row.packages]
+    run(*PIP, "--python", str(python), *install, cwd=REPOSITORY)
     run(*PIP, "--python", str(python), "check", cwd=folder)
     run(python, "-I", INSIDE, PROJECT["version"], *row.parts, cwd=folder)
     return sum(path.lstat().st_size for path in environment.rglob("*")) // 1_000_000
 
 
-def resolves(row: Row, version: str, wheels: Path, folder: Path) -> int:
-    """Have pip choose wheels for a Python; how many MB... are not known, so 0.
+def resolve(row: Row, version: str, wheels: Path, folder: Path) -> None:
+    """Have pip choose wheels for a Python. It reads conditions on the platform as of the Python that runs it.
 
     Raises:
         Failed: something has no wheel for it.
     """
     target = ["--python-version", version, "--only-binary=:all:", "--target", str(folder / "none")]
-    run(*PIP, "install", "--quiet", "--dry-run", "--find-links", str(wheels), *target, *row.packages, cwd=folder)
-    return 0
+    install = ["install", "--quiet", "--dry-run", "--find-links", str(wheels), *target, *row.options, *row.packages]
+    run(*PIP, *install, cwd=REPOSITORY)
 
 
 def tried(row: Row, version: str, interpreter: Path | None, wheels: Path) -> Iterator[str]:
@@ -111,14 +110,14 @@ def tried(row: Row, version: str, interpreter: Path | None, wheels: Path) -> Ite
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wheels") as name:
         folder = Path(name)
+        result, size, words = "resolves", 0, ""
         try:
             if interpreter is None or row.is_resolved_only:
-                result, size = "resolves", resolves(row, version, wheels, folder)
+                resolve(row, version, wheels, folder)
             else:
-                result, size = "passed", passes(row, interpreter, wheels, folder)
-            words = ""
+                result, size = "passed", use(row, interpreter, wheels, folder)
         except Failed as exc:
-            result, size, words = "FAILED", 0, str(exc)
+            result, words = "FAILED", str(exc)
     yield FORM.format(version, row.name, result, f"{time.monotonic() - started:.0f}", size or "")
     if words:
         yield words

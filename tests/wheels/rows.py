@@ -20,19 +20,19 @@ class Row:
     Attributes:
         packages: as one gives them to pip.
         parts: what is tried in it, by the names that ``inside.py`` has for it.
-        is_oldest: with the releases of tests/oldest.txt.
+        options: of pip, with paths from the repository's folder.
         is_resolved_only: pip chooses and finds the files, and nothing is installed.
     """
 
     name: str
     packages: tuple[str, ...]
     parts: tuple[str, ...] = ()
-    is_oldest: bool = False
+    options: tuple[str, ...] = ()
     is_resolved_only: bool = False
 
 
 def rows_of(project: dict[str, Any], distributions: Sequence[Distribution]) -> list[Row]:
-    """Each extra alone, all of them, each distribution by itself, all of these, and the oldest dependencies.
+    """Each extra alone, all of them, each distribution by itself, all of these; from sdists; the oldest dependencies.
 
     Args:
         project: of pyproject.toml.
@@ -42,17 +42,27 @@ def rows_of(project: dict[str, Any], distributions: Sequence[Distribution]) -> l
     extras = [extra for extra in project["optional-dependencies"] if extra not in (*ENGINES, *OF_DEVELOPERS)]
     everything = f"{main}[{','.join(extras)}]"
     thin = {each.name: _parts_of(each) for each in distributions}
-    all_parts = ("engine", *extras, f"readme:{main}")
+    all_parts = ("engine", *extras, f"readme:{main}", *dict.fromkeys(part for parts in thin.values() for part in parts))
+    without_pages = tuple(part for part in all_parts if not part.startswith("readme:"))
+    from_sdists = ("--no-binary", ",".join([main, *thin]))
     return [
         Row(main, (main,), ("engine",)),
         *(Row(f"[{extra}]", (f"{main}[{extra}]",), ("engine", extra)) for extra in extras),
         Row("all extras", (everything,), all_parts),
         *(Row(name, (name,), parts) for name, parts in thin.items()),
+        Row("all distributions", (everything, *thin), all_parts),
+        Row("all distributions, from sdists", (everything, *thin), without_pages, from_sdists),
+        Row("[openai], openai 2", (f"{main}[openai]", "openai<3"), ("engine", "openai")),
+        Row(OLDEST, (everything, *thin), without_pages, ("--constraint", "tests/oldest.txt")),
+        # torch's CPU builds, which [cpu] pins, are not on PyPI.
         Row(
-            "all distributions", (everything, *thin), (*all_parts, *(part for parts in thin.values() for part in parts))
+            "[cpu], but for torch",
+            tuple(project["optional-dependencies"]["cpu"]),
+            (),
+            ("--no-deps",),
+            is_resolved_only=True,
         ),
-        Row(OLDEST, (everything, *thin), (*all_parts[:-1], *thin["langchain-vllm-local"]), is_oldest=True),
-        *(Row(f"[{engine}]", (f"{main}[{engine}]",), is_resolved_only=True) for engine in ENGINES),
+        Row("[cuda]", (f"{main}[cuda]",), is_resolved_only=True),
     ]
 
 
