@@ -46,6 +46,8 @@ help:
 	@echo "make bench-gateway-chaos   10,000 requests to three models of which one fits, while processes are killed; 7 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make test-page   the pages of the gateway and of the sample in Chromium (apt-get install chromium), two tests on real vLLM: 4 minutes"
+	@echo "make docs    the documentation site, into build/site: every warning is an error; a minute"
+	@echo "make test-site   make docs, and the site used in Chromium (apt-get install chromium): two minutes"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
@@ -77,6 +79,11 @@ help:
 .venv/bench: .venv/dev
 	@echo "== installing what draws the plot into .venv"
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[bench]'
+	@touch $@
+
+.venv/docs: .venv/dev
+	@echo "== installing what makes the documentation site into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[docs]'
 	@touch $@
 
 .venv-peers/made: benchmarks/peers.txt
@@ -303,6 +310,18 @@ bench-gpu: install
 .PHONY: test-page
 test-page: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -q $(wildcard tests/page/on_*.py)
+
+# Then open build/site/index.html. What only the made pages show is tested by its name, which pytest does not look for.
+.PHONY: docs
+docs: .venv/docs
+	@rm -rf build/site
+	@$(CLEAN_ENV) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html -d build/site-doctrees -c docs/site docs build/site
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -q tests/site/made_site.py
+	@echo "build/site/index.html"
+
+.PHONY: test-site
+test-site: docs
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -q tests/site/in_browser.py
 
 format: .venv/dev
 	@$(BIN)/ruff check --fix --quiet .

@@ -29,6 +29,8 @@
 Only what is wrong with a model's answer is a ValueError: LlamaIndex takes any ValueError round a model call for that,
 and goes on without the answer ("Empty Response", a chunk that is left out). A wrong set-up has to reach the user.
 
+Each docstring has a paragraph ``Remedy:``; docs/errors.md is written from them.
+
 Fields go through ``args``, so every error survives pickling. Foreign errors are translated once; the steps by which an
 error of a request is explained are listed in request/refusals.py.
 """
@@ -62,19 +64,30 @@ __all__ = [
 
 
 class VLLMError(Exception):
-    """Base of all errors raised by vllm-local."""
+    """Base of all errors raised by vllm-local.
+
+    Remedy: catch this class for everything that vllm-local raises on purpose; the classes below say what to do.
+    """
 
 
 class SettingsError(VLLMError):
-    """A setting is missing, unknown or out of range. The message names field, value and what is allowed."""
+    """A setting is missing, unknown or out of range. The message names field, value and what is allowed.
+
+    Remedy: correct the setting that the message names.
+    """
 
 
 class InvalidInputError(VLLMError):
-    """A prompt, message or parameter can't be sent. The message names its position and what is allowed."""
+    """A prompt, message or parameter can't be sent. The message names its position and what is allowed.
+
+    Remedy: correct the input; nothing was sent.
+    """
 
 
 class LengthFinishReasonError(VLLMError, ValueError):
     """An answer that was to be parsed was cut off (finish_reason ``length``), so it is not whole.
+
+    Remedy: raise ``max_tokens``, or ask for less.
 
     Attributes:
         message: what to do.
@@ -98,6 +111,8 @@ class LengthFinishReasonError(VLLMError, ValueError):
 
 class EngineError(VLLMError):
     """Something about a local engine process.
+
+    Remedy: read the message; raised itself where the engine can't do what was asked, such as ``evict`` on a server.
 
     Attributes:
         message: what failed, and what to do.
@@ -124,6 +139,8 @@ class EngineError(VLLMError):
 class EngineStartError(EngineError):
     """The engine did not come up.
 
+    Remedy: the message's first line is the cause; the table of causes has a remedy for each.
+
     Attributes:
         is_of_device: for lack of memory, or of a GPU: on another device it may come up.
     """
@@ -138,15 +155,23 @@ class EngineStartError(EngineError):
 
 
 class EngineNotInstalledError(EngineStartError):
-    """No Python with vLLM was found, or the one named has none."""
+    """No Python with vLLM was found, or the one named has none.
+
+    Remedy: run ``vllm-local install``, or name an interpreter that has vLLM (``python=``, ``VLLM_PYTHON``).
+    """
 
 
 class EngineStartTimeoutError(EngineStartError):
-    """The engine was not ready within ``start_timeout_s``."""
+    """The engine was not ready within ``start_timeout_s``.
+
+    Remedy: call again, as a start that makes progress goes on; raise ``start_timeout_s``, or fetch the model first.
+    """
 
 
 class EngineDiedError(EngineError):
     """The engine ended while a request was running. The next request starts a new one.
+
+    Remedy: send the request again. If it happens again, ``log_tail`` has the reason, mostly too little memory.
 
     Attributes:
         is_from_outside: somebody else has ended it, or a process of it: it is not this request's doing.
@@ -162,15 +187,23 @@ class EngineDiedError(EngineError):
 
 
 class EngineStoppedError(EngineError):
-    """Somebody stopped the engine while a request waited or ran. Not tried again: it was meant."""
+    """Somebody stopped the engine while a request waited or ran. Not tried again: it was meant.
+
+    Remedy: send the request again, if it is still wanted.
+    """
 
 
 class EngineBusyError(EngineError):
-    """There is no room for this now: vLLM's queue is full, or requests in flight forbid to evict. Try again later."""
+    """There is no room for this now: vLLM's queue is full, or requests in flight forbid to evict. Try again later.
+
+    Remedy: wait and try again; or raise ``max_num_queued_reqs``, or end the requests with ``shutdown(force=True)``.
+    """
 
 
 class RequestError(VLLMError):
     """A request failed.
+
+    Remedy: read ``status`` and the message; the classes below say what to do.
 
     Attributes:
         message: the server's own words where it gave any.
@@ -198,27 +231,45 @@ class RequestError(VLLMError):
 
 
 class RequestTimeoutError(RequestError, TimeoutError):
-    """The server sent nothing for the setting ``timeout``, or all of a call took longer than its own ``timeout``."""
+    """The server sent nothing for the setting ``timeout``, or all of a call took longer than its own ``timeout``.
+
+    Remedy: raise the limit that the message names, or send fewer requests at once.
+    """
 
 
 class ServerConnectionError(RequestError, ConnectionError):
-    """The server closed the connection before it had answered."""
+    """The server closed the connection before it had answered.
+
+    Remedy: look at the server and at what is between; retries did not help.
+    """
 
 
 class ServerUnreachableError(ServerConnectionError):
-    """No connection was made, so nothing was sent."""
+    """No connection was made, so nothing was sent.
+
+    Remedy: check ``base_url``, the port, the proxy and that the server is up.
+    """
 
 
 class ServerError(RequestError):
-    """The server failed (5xx)."""
+    """The server failed (5xx).
+
+    Remedy: look at the server's log (of a local engine: ``vllm-local logs``).
+    """
 
 
 class RequestRejectedError(RequestError):
-    """The server refused the request (4xx)."""
+    """The server refused the request (4xx).
+
+    Remedy: correct the parameter that the server's message names.
+    """
 
 
 class ContextLengthError(RequestRejectedError):
     """The prompt, or prompt and answer together, do not fit the model.
+
+    Remedy: shorten the prompt, or lower ``max_tokens`` (``truncate_completion=True`` does), or raise
+    ``max_model_len``.
 
     Attributes:
         status: None where it was found here, and nothing was sent (``check_context``).
@@ -260,28 +311,49 @@ class ContextLengthError(RequestRejectedError):
 
 
 class AuthenticationError(RequestRejectedError):
-    """The server wants another ``api_key`` (401)."""
+    """The server wants another ``api_key`` (401).
+
+    Remedy: pass ``api_key``, or set ``VLLM_API_KEY``.
+    """
 
 
 class PermissionDeniedError(RequestRejectedError):
-    """The key does not allow this (403)."""
+    """The key does not allow this (403).
+
+    Remedy: ask for a key that may.
+    """
 
 
 class ModelNotFoundError(RequestRejectedError):
-    """The server has no such model or route (404)."""
+    """The server has no such model or route (404).
+
+    Remedy: name a model that the server lists, or leave ``model`` out.
+    """
 
 
 class RateLimitError(RequestRejectedError):
-    """Too many requests (429)."""
+    """Too many requests (429).
+
+    Remedy: send fewer requests at once; ``retry_after_s`` is the pause that the server asked for.
+    """
 
 
 class InstallError(VLLMError):
-    """The environment could not be made. The message shows what failed and the command to run."""
+    """The environment could not be made. The message shows what failed and the command to run.
+
+    Remedy: correct what the message names (network, package index, disk), and run the command again.
+    """
 
 
 class EngineNameError(VLLMError):
-    """No engine, or more than one, goes by that name. The message lists those there are."""
+    """No engine, or more than one, goes by that name. The message lists those there are.
+
+    Remedy: use the first digits of a key.
+    """
 
 
 class FetchError(VLLMError):
-    """A model could not be fetched from the hub. The message says why, and what to do."""
+    """A model could not be fetched from the hub. The message says why, and what to do.
+
+    Remedy: correct what the message names, and run ``pull`` again: it goes on where it was.
+    """

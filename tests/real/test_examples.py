@@ -140,6 +140,17 @@ def test_readme_code_runs(index: int, tiny_chat: dict[str, Any]) -> None:
             assert text in out
 
 
+def test_the_code_of_the_first_five_minutes_runs(tiny_chat: dict[str, Any]) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "start.md").read_text(), re.DOTALL))
+    written = 'model="Qwen/Qwen3-0.6B"'
+    assert code.count(written) == 3
+    assert run("-c", code.replace(written, keywords(tiny_chat))).splitlines() == [
+        *(CAPITALS[0], "1, 2, 3, 4, 5, 6, 7, 8, 9, 10", *CAPITALS),
+        "The Norling bridge was opened in 1936.",
+        f"{CAPITALS[0]} 11",
+    ]
+
+
 def test_the_code_in_the_docs_of_langchain_runs(
     tiny_chat: dict[str, Any], minilm: dict[str, Any], base_url: str, tmp_path: Path
 ) -> None:

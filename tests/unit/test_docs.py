@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +141,35 @@ def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- the site
+
+
+def menu() -> dict[str, Any]:
+    return runpy.run_path(str(REPOSITORY / "docs" / "site" / "navigation.py"))
+
+
+def test_every_page_is_in_the_menu_of_the_site_once() -> None:
+    found = menu()
+    assert sorted(found["pages"]()) == sorted(page.stem for page in DOCS)
+    parents = {page for group in found["GROUPS"].values() for page in group}
+    assert set(found["BELOW"]) <= parents
+
+
+def test_files_that_the_menu_names_are_there_and_each_public_package_has_its_reference() -> None:
+    assert [file for file in menu()["OF_THE_REPOSITORY"] if not (REPOSITORY / file).is_file()] == []
+    places = [place for page in DOCS for place in re.findall(r"^<!-- api: (\w+) -->$", page.read_text(), re.MULTILINE)]
+    assert sorted(places) == ["langchain_vllm_local", "llama_index_vllm_local", "shared_engine"]
+
+
+def test_the_page_of_errors_is_what_their_docstrings_say() -> None:
+    """``python docs/errors_page.py > docs/errors.md`` writes it."""
+    made = "".join(runpy.run_path(str(REPOSITORY / "docs" / "errors_page.py"))["page"]())
+    assert text_of("errors") == made
+    assert {name for name in vars(errors) if name.endswith("Error")} == set(
+        re.findall(r"^\| \[`(\w+)`\]", made, re.MULTILINE)
+    )
 
 
 # ---- pages against the code
