@@ -33,13 +33,30 @@ TAKE_S = 60.0
 """How long a client may take nothing of what is sent to it."""
 MOST_AHEAD = 16
 """So many requests a client may send before the first of them is answered."""
-_idle: dict[ClientConnection, None] = {}
+_idle: dict[Any, None] = {}
 """Those without a request, in the order in which they became so."""
 
 
 def most_connections() -> int:
     """So many have a file for a model's server each, too."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+def count(connection: Any, state: ServerState) -> None:
+    """One more, without a request; where no more fit, the one that has been so for longest makes room."""
+    everyone = cast("set[Any]", state.connections)
+    everyone.add(connection)
+    _idle[connection] = None
+    if len(everyone) > most_connections():
+        oldest = next(iter(_idle))
+        del _idle[oldest]
+        oldest.make_room()
+
+
+def forget(connection: Any, state: ServerState) -> None:
+    """It is no more."""
+    cast("set[Any]", state.connections).discard(connection)
+    _idle.pop(connection, None)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -87,12 +104,8 @@ class ClientConnection(asyncio.Protocol):
             "scheme": "https" if is_ssl(self.transport) else "http",
             "root_path": "",
         }
-        connections = cast("set[Any]", self.server_state.connections)
-        connections.add(self)
         self._wait(HEAD_S)
-        _idle[self] = None
-        if len(connections) > most_connections():
-            next(iter(_idle))._make_room()
+        count(self, self.server_state)
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
@@ -118,8 +131,7 @@ class ClientConnection(asyncio.Protocol):
         pass
 
     def connection_lost(self, _: Exception | None) -> None:
-        cast("set[Any]", self.server_state.connections).discard(self)
-        _idle.pop(self, None)
+        forget(self, self.server_state)
         if self._timer is not None:
             self._timer.cancel()
         self._is_deaf = True
@@ -246,8 +258,8 @@ class ClientConnection(asyncio.Protocol):
         if self._is_idle:
             self.transport.close()
 
-    def _make_room(self) -> None:
-        _idle.pop(self)
+    def make_room(self) -> None:
+        """Another connection needs its file."""
         self.transport.close()
 
     def _wait(self, seconds: float) -> None:

@@ -39,18 +39,27 @@ class Listening:
         """Only programs of this machine reach it: a Unix socket's file says which."""
         return all(map(is_loopback, (_host(each) for each in self.passed))) if self.passed else is_loopback(self.host)
 
+    def tls_context(self) -> ssl.SSLContext | None:
+        """
+        Raises:
+            SettingsError: the certificate is none.
+        """
+        if self.tls_cert is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:  # with a password, or OpenSSL would ask for one on the terminal
+            context.load_cert_chain(self.tls_cert, self.tls_key, password="")
+        except (OSError, ValueError) as exc:
+            told = f"{self.tls_cert}: not a certificate and its key, unencrypted, in PEM form: {exc}"
+            raise SettingsError(told) from None
+        return context
+
     def check(self, config: GatewayConfig) -> None:
         """
         Raises:
             SettingsError: everybody could ask, or the certificate is none.
         """
-        if self.tls_cert is not None:
-            try:  # with a password, or OpenSSL would ask for one on the terminal
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
-            except (OSError, ValueError) as exc:
-                raise SettingsError(
-                    f"{self.tls_cert}: not a certificate and its key, unencrypted, in PEM form: {exc}"
-                ) from None
+        self.tls_context()
         if not (self.is_loopback or config.keys or self.allows_unauthenticated):
             where = ", ".join(_host(each) for each in self.passed) or f"--host {self.host}"
             raise SettingsError(

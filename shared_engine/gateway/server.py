@@ -9,9 +9,11 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -21,6 +23,7 @@ from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig
 from shared_engine.gateway.connections import ClientConnection
 from shared_engine.gateway.handover import Handover
+from shared_engine.gateway.handshakes import TlsServer
 from shared_engine.gateway.listening import Listening
 from shared_engine.machine.service_manager import ServiceManager
 
@@ -51,9 +54,8 @@ def server_of(catalog: Catalog, listening: Listening, started: Callable[[], None
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(listening.drain_s)),
-            ssl_certfile=listening.tls_cert,
-            ssl_keyfile=listening.tls_key,
         ),
+        listening.tls_context(),
         catalog.leaving,
         started,
     )
@@ -128,11 +130,19 @@ class GatewayServer(uvicorn.Server):
     """Ends without raising the signal again: a gateway that was told to leave has done what it should.
 
     Args:
+        tls: of its certificate; None for plain HTTP.
         leaving: set when it leaves; whoever sets it has it leave.
     """
 
-    def __init__(self, config: uvicorn.Config, leaving: asyncio.Event, started: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        tls: ssl.SSLContext | None,
+        leaving: asyncio.Event,
+        started: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._tls = tls
         self._leaving = leaving
         self._say_started = started
 
@@ -142,8 +152,14 @@ class GatewayServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets if self._tls is None else [])
+        if self._tls is not None:
+            servers: list[Any] = self.servers
+            servers += [TlsServer(sock, self._tls, self._connection, self.server_state) for sock in sockets or ()]
         self._say_started()
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

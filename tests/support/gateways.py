@@ -104,10 +104,14 @@ class Gateway:
 
 @contextmanager
 def running_gateway(
-    folder: Path, handler: Handler | None = None, url: str | None = None, **fields: Any
+    folder: Path,
+    handler: Handler | None = None,
+    url: str | None = None,
+    tls: tuple[str | None, str | None] = (None, None),
+    **fields: Any,
 ) -> Iterator[tuple[str, int]]:
     """One in a thread of this process, before the server at ``url``, or one of ours; its address."""
-    listening = Listening(port=0, drain_s=1)
+    listening = Listening(port=0, drain_s=1, tls_cert=tls[0], tls_key=tls[1])
     (sock,) = bound(listening)
     with running_server() as far, sock:
         far.handler = handler or far.handler

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,7 +25,6 @@ from tests.support.remote_server import RemoteServer, running_server
 
 CHAT = "/v1/chat/completions"
 KEY = "a-key-that-nobody-sees"
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates")
 
 
 @pytest.fixture
@@ -135,25 +132,6 @@ def test_a_drain_that_takes_too_long_is_ended(tmp_path: Path, server: RemoteServ
             json.loads([line for line in lines if line][-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         )
     assert "Traceback" not in gate.told()
-
-
-@needs_openssl
-@pytest.mark.slow
-def test_tls(tmp_path: Path, server: RemoteServer) -> None:
-    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=x"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", *kind, *names, "-keyout", key, "-out", cert]
-    subprocess.run(made, check=True, capture_output=True)
-    content = {"models": {"a": {"base_url": server.url}}}
-    with gateway(content, tmp_path, "--tls-cert", cert, "--tls-key", key) as gate:
-        assert gate.url.startswith("https://127.0.0.1:")
-        trusted = ssl.create_default_context(cafile=cert)
-        with httpx.Client(base_url=gate.url, verify=trusted, trust_env=False) as client:
-            answer = client.post(CHAT, json={"model": "a", "messages": []})
-            assert answer.json()["choices"][0]["message"]["content"] == "Hi"
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(f"{gate.url.replace('https', 'http')}/health", trust_env=False)
 
 
 @pytest.mark.slow
