@@ -15,7 +15,10 @@ from tests.support.gateways import gateway
 
 
 @pytest.mark.timeout(1800)
-def test_the_adapters_reach_it_as_any_server(lora_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("suite", ["tests/langchain", "tests/llama_index"])
+def test_the_adapters_reach_it_as_any_server(
+    lora_chat: dict[str, Any], minilm: dict[str, Any], tmp_path: Path, suite: str
+) -> None:
     models = {settings["model"]: settings for settings in (lora_chat, minilm)}
     with gateway({"models": models}, tmp_path) as gate:
-        assert_suites_pass(["tests/langchain", "tests/llama_index"], gate.url, gate.url)
+        assert_suites_pass([suite], gate.url, gate.url)

@@ -129,6 +129,14 @@ def test_every_footnote_is_there_and_used(page: Path) -> None:
 
 
 @each_page
+def test_every_table_has_its_head(page: Path) -> None:
+    """Rows after an empty line are shown as text."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert re.match(r".*\n\|[ :|-]+\|\n", table), table[:100]
+
+
+@each_page
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
         file, _, anchor = target.partition("#")
