@@ -90,7 +90,7 @@ def itself(request: pytest.FixtureRequest) -> Callable[[str], Server]:
 
 
 def same(answers: Any) -> Any:
-    """What two clients' answers are compared by: without ids and times, streams as their text and the rest."""
+    """What two clients' answers are compared by: without ids and times, streams as their events put together."""
     if isinstance(answers, list):  # a stream
         events = b"".join(b"data: " + _json(each) + b"\n\n" for each in answers)
         return without_its_own(events)
