@@ -84,6 +84,8 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()
         self.is_leaving = self._is_deaf = False
         self._timer: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        """Ends a Unix socket's connection whose client takes nothing."""
         self._ends_at: float | None = None
         """When it is closed if no request has come."""
         self.can_write = asyncio.Event()
@@ -94,7 +96,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         sock: socket.socket = transport.get_extra_info("socket")
-        if sock.family in (socket.AF_INET, socket.AF_INET6):  # the kernel ends it then, and its generation with it
+        self._is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        if self._is_tcp:  # the kernel ends it then, and its generation with it
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(TAKE_S * 1000))
         self._scope: Scope = {
             "type": "http",
@@ -132,8 +135,9 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         forget(self, self.server_state)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stuck):
+            if timer is not None:
+                timer.cancel()
         self._is_deaf = True
         self._waiting.clear()
         if self._current is not None:
@@ -142,9 +146,13 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.can_write.clear()
+        if not self._is_tcp:
+            self._stuck = self.loop.call_later(TAKE_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         self.can_write.set()
+        if self._stuck is not None:
+            self._stuck.cancel()
 
     # ---- as the parser calls it
 

@@ -32,6 +32,7 @@ from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 LEAVE_S = 20.0
+ON_A_FREE_PORT = Listening(port=0, drain_s=1)
 # As systemd starts a service that has sockets: they are its files from 3 on.
 PASSING = """
 import fcntl, json, os, sys
@@ -107,11 +108,10 @@ def running_gateway(
     folder: Path,
     handler: Handler | None = None,
     url: str | None = None,
-    tls: tuple[str | None, str | None] = (None, None),
+    listening: Listening = ON_A_FREE_PORT,
     **fields: Any,
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[Any]:
     """One in a thread of this process, before the server at ``url``, or one of ours; its address."""
-    listening = Listening(port=0, drain_s=1, tls_cert=tls[0], tls_key=tls[1])
     (sock,) = bound(listening)
     with running_server() as far, sock:
         far.handler = handler or far.handler

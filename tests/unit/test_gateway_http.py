@@ -358,7 +358,10 @@ def test_what_follows_a_refusal_is_not_answered_and_no_fault(
 
 
 @pytest.mark.slow
-def test_a_client_that_takes_nothing_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_client_that_takes_nothing_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: socket.AddressFamily
+) -> None:
     monkeypatch.setattr(connections, "TAKE_S", 0.5)
     left = threading.Event()
 
@@ -372,8 +375,14 @@ def test_a_client_that_takes_nothing_is_not_kept(tmp_path: Path, monkeypatch: py
             left.set()
 
     body = b'{"model": "a", "messages": [], "stream": true}'
-    with running_gateway(tmp_path, flood) as address, socket.create_connection(address, timeout=5) as connection:
-        connection.sendall(head("POST", CHAT, JSON, f"Content-Length: {len(body)}") + body)
+    where = ("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket")
+    sock = socket.create_server(where, family=family)
+    with (
+        running_gateway(tmp_path, flood, listening=Listening(passed=(sock,), drain_s=1)) as address,
+        socket.socket(family) as connection,
+    ):
+        connection.connect(address)
+        connection.sendall(posted(CHAT, body))
         assert left.wait(20)
 
 
