@@ -13,8 +13,8 @@ from shared_engine.machine.home import expanded
 MAX_FILE_BYTES = 256 << 20
 """The largest file that is sent; also the largest that vLLM downloads (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)."""
 
-# Python's own table knows these only where the system has one, or from a later version on.
-_MORE_TYPES = {
+# Of these Python's own table says different things by its version, and by the system's table.
+_TYPES = {
     ".flac": "audio/flac",
     ".m4a": "audio/mp4",
     ".oga": "audio/ogg",
@@ -26,7 +26,7 @@ _MORE_TYPES = {
 
 def mime_type_of(file: Path) -> str | None:
     """The MIME type, by the file's name; None where that is not enough."""
-    return mimetypes.guess_type(file.name, strict=False)[0] or _MORE_TYPES.get(file.suffix.lower())
+    return _TYPES.get(file.suffix.lower()) or mimetypes.guess_type(file.name, strict=False)[0]
 
 
 def file_of(place: object, position: str) -> Path:

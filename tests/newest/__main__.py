@@ -53,8 +53,8 @@ def unbounded(requirement: Requirement) -> str:
 
 
 def tools() -> list[str]:
-    """Of developers, with their bounds: a new major release of a tool is tried on purpose."""
-    texts = [text for extra in OF_DEVELOPERS for text in PROJECT["optional-dependencies"][extra]]
+    """Of tests, with their bounds: a new major release of a tool is tried on purpose."""
+    texts = PROJECT["optional-dependencies"]["dev"]
     return [text for text in texts if Requirement(text).name != PROJECT["name"]]
 
 

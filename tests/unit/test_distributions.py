@@ -222,3 +222,11 @@ def test_each_extra_and_distribution_has_a_row_there() -> None:
     inside = (REPOSITORY / "tests" / "wheels" / "inside.py").read_text()
     for extra in extras:
         assert f"def try_{extra.replace('-', '_')}(" in inside, f"nothing is tried of [{extra}]"
+
+
+def test_a_row_tries_only_what_is_installed_in_it() -> None:
+    for row in rows_of(PROJECT, DISTRIBUTIONS):
+        named = {package.partition("[")[0] for package in row.packages}
+        assert {part.removeprefix("readme:") for part in row.parts if part.startswith("readme:")} <= {MAIN, *named}
+        modules = {each.module for each in DISTRIBUTIONS if each.name in named}
+        assert {part.removeprefix("module:") for part in row.parts if part.startswith("module:")} <= modules

@@ -81,7 +81,8 @@ def test_what_is_nested_too_deep_is_refused(line: bytes, directory: RuntimeDir) 
     directory.record.write_bytes(line)
     assert read_record(directory.record) is None
     directory.spec.write_bytes(line)
-    with pytest.raises(ValueError, match="nested too deep"):
+    # Python 3.14 reads deeper: of one it finds the end missing.
+    with pytest.raises(ValueError, match=r"nested too deep|Expecting value"):
         read_spec(directory.spec)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from deploy.distributions.projects import Distribution
 
 ENGINES = ("cpu", "cuda")  # vLLM itself: gigabytes, and what is in them is tried by the tests on real vLLM
-OF_DEVELOPERS = ("dev",)
+OF_DEVELOPERS = ("dev", "docs")
 OLDEST = "oldest"
 
 
@@ -42,15 +42,16 @@ def rows_of(project: dict[str, Any], distributions: Sequence[Distribution]) -> l
     extras = [extra for extra in project["optional-dependencies"] if extra not in (*ENGINES, *OF_DEVELOPERS)]
     everything = f"{main}[{','.join(extras)}]"
     thin = {each.name: _parts_of(each) for each in distributions}
-    all_parts = ("engine", *extras, f"readme:{main}", *dict.fromkeys(part for parts in thin.values() for part in parts))
-    without_pages = tuple(part for part in all_parts if not part.startswith("readme:"))
+    of_extras = ("engine", *extras, f"readme:{main}")
+    of_all = tuple(dict.fromkeys([*of_extras, *(part for parts in thin.values() for part in parts)]))
+    without_pages = tuple(part for part in of_all if not part.startswith("readme:"))
     from_sdists = ("--no-binary", ",".join([main, *thin]))
     return [
         Row(main, (main,), ("engine",)),
         *(Row(f"[{extra}]", (f"{main}[{extra}]",), ("engine", extra)) for extra in extras),
-        Row("all extras", (everything,), all_parts),
+        Row("all extras", (everything,), of_extras),
         *(Row(name, (name,), parts) for name, parts in thin.items()),
-        Row("all distributions", (everything, *thin), all_parts),
+        Row("all distributions", (everything, *thin), of_all),
         Row("all distributions, from sdists", (everything, *thin), without_pages, from_sdists),
         Row("[openai], openai 2", (f"{main}[openai]", "openai<3"), ("engine", "openai")),
         Row(OLDEST, (everything, *thin), without_pages, ("--constraint", "tests/oldest.txt")),
