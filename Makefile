@@ -328,4 +328,4 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest dist .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 .venv-hosts .venv-others tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build/site build/site-doctrees .venv .venv-oldest .venv-newest dist .venv-peers .venv-routers .venv-ray .venv-clients .venv-clients-openai-2 .venv-hosts .venv-others tests/clients/node_modules .mypy_cache .pytest_cache .ruff_cache

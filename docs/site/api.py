@@ -14,6 +14,7 @@ from typing import Any
 import pydantic
 
 _OURS = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")
+_FIRST = ("Engine", "EngineSettings", "GenerationParams")
 _PLACE = re.compile(r"<!-- api: (\w+) -->")
 
 
@@ -24,8 +25,12 @@ def filled(page: str) -> str:
 
 def _all_of(package: str) -> str:
     module = importlib.import_module(package)
-    names = sorted(module.__all__, key=lambda name: (issubclass(getattr(module, name), Exception), name.lower()))
+    names = sorted(module.__all__, key=lambda name: (name not in _FIRST, _is_error(module, name), name.lower()))
     return "\n".join(f"## {name}\n\n{_directive(package, name, getattr(module, name))}" for name in names)
+
+
+def _is_error(module: Any, name: str) -> bool:
+    return issubclass(getattr(module, name), Exception)
 
 
 def _directive(package: str, name: str, found: type) -> str:

@@ -84,6 +84,17 @@ async def test_what_is_searched_for_is_found_without_a_network(words: str, brows
 
 
 @pytest.mark.asyncio(loop_scope="session")
+async def test_the_search_works_in_files_without_a_server(browser: Browser) -> None:
+    tab = await browser.tab((SITE / "index.html").as_uri())
+    await tab.click("input.sidebar-search")
+    await tab.type("idle_ttl_s")
+    await tab.press("Enter")
+    await tab.until("document.querySelectorAll('#search-results li').length >= 2")
+    assert "Settings" in await tab.text("#search-results")
+    await tab.close()
+
+
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_block_is_copied_without_its_prompts(browser: Browser, address: str) -> None:
     tab = await browser.tab(f"{address}/start.html")
     await tab.js(

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tests.support.paths import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = sorted(
+    path for place in ("*.md", "docs/*.md", "deploy/**/*.md", "examples/**/*.md") for path in REPOSITORY.glob(place)
+)
 
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)```$", re.MULTILINE
@@ -19,6 +21,7 @@ _BLOCK = re.compile(
 class Block:
     """
     Attributes:
+        page: its path in the repository.
         reason: why no test runs it: ``<!-- not run: REASON -->`` before it.
     """
 
@@ -33,9 +36,9 @@ class Block:
 
 
 def blocks_of(path: Path) -> list[Block]:
-    text = path.read_text()
+    text, page = path.read_text(), path.relative_to(REPOSITORY).as_posix()
     return [
-        Block(path.stem, text.count("\n", 0, found.start()) + 1, found["language"], found["code"], found["reason"])
+        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["code"], found["reason"])
         for found in _BLOCK.finditer(text)
     ]
 

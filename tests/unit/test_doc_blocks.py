@@ -18,39 +18,48 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
+from llama_index.core import Settings
 
+from deploy.distributions.projects import DISTRIBUTIONS
 from langchain_vllm_local import ChatVLLM
 from shared_engine import Engine, LifeStats, SettingsError
 from shared_engine.cli import main as command_line
 from shared_engine.settings import ENVIRONMENT
 from tests.support.doc_blocks import PAGES, Block, all_blocks, blocks_of
 from tests.support.paths import REPOSITORY
+from tests.support.pooling_server import embeds_and_reranks
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
 OURS = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")
 RUN_BY = {
-    "README": "tests/real/test_examples.py::test_readme_code_runs",
-    "chat": "tests/langchain/test_langchain_saved_chats.py, tests/llama_index/test_llama_index_saved_chats.py",
-    "context": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_context_budget_runs",
-    "engine": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_engine_runs",
-    "gpu": "tests/unit/test_gpu_monitor.py::test_the_code_on_the_page_runs",
-    "langchain": "tests/real/test_examples.py::test_the_code_in_the_docs_of_langchain_runs",
-    "llama_index": "tests/real/test_examples.py::test_the_code_in_the_docs_of_llama_index_runs",
-    "logging": "tests/unit/test_logs.py::test_the_code_on_the_page_runs",
-    "lora": "tests/real/test_examples.py::test_the_code_in_the_docs_of_lora_runs",
-    "messages": "tests/real/test_examples.py::test_the_code_in_the_docs_of_messages_runs",
-    "openai_client": "tests/real/test_openai_packages.py::test_the_code_in_the_docs_of_the_openai_client_runs",
-    "replicas": "tests/unit/test_replica_settings.py, tests/real/test_replicas_on_vllm.py",
-    "reproducible": "tests/real/test_examples.py::test_the_code_in_the_docs_of_reproducible_answers_runs",
-    "scale": "tests/unit/test_scale.py",
-    "serve_tcp": "tests/real/test_tcp_on_vllm.py::test_the_code_in_the_docs_runs",
-    "start": "tests/real/test_examples.py::test_the_code_of_the_first_five_minutes_runs",
+    "README.md": "tests/real/test_examples.py::test_readme_code_runs",
+    "docs/chat.md": "tests/langchain/test_langchain_saved_chats.py, tests/llama_index/test_llama_index_saved_chats.py",
+    "docs/context.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_context_budget_runs",
+    "docs/engine.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_engine_runs",
+    "docs/gpu.md": "tests/unit/test_gpu_monitor.py::test_the_code_on_the_page_runs",
+    "docs/langchain.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_langchain_runs",
+    "docs/llama_index.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_llama_index_runs",
+    "docs/logging.md": "tests/unit/test_logs.py::test_the_code_on_the_page_runs",
+    "docs/lora.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_lora_runs",
+    "docs/messages.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_messages_runs",
+    "docs/openai_client.md": "tests/real/test_openai_packages.py::test_the_code_in_the_docs_of_the_openai_client_runs",
+    "docs/replicas.md": "tests/unit/test_replica_settings.py, tests/real/test_replicas_on_vllm.py",
+    "docs/reproducible.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_reproducible_answers_runs",
+    "docs/scale.md": "tests/unit/test_scale.py",
+    "docs/serve_tcp.md": "tests/real/test_tcp_on_vllm.py::test_the_code_in_the_docs_runs",
+    "docs/start.md": "tests/real/test_examples.py::test_the_code_of_the_first_five_minutes_runs",
 }
 """Page -> the tests that run its Python, all of it."""
 
 HERE = (
-    "direct", "errors", "fleets", "from-chatollama", "from-chatopenai", "from-community-vllm", "from-llama-index-vllm",
-    "from-openai-like", "from-own-wrappers", "index", "metrics", "parallel",
+    *(f"deploy/distributions/{distribution.name}.md" for distribution in DISTRIBUTIONS),
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "direct", "errors", "fleets", "from-chatollama", "from-chatopenai", "from-community-vllm",
+            "from-llama-index-vllm", "from-openai-like", "from-own-wrappers", "index", "metrics", "parallel",
+        )
+    ),
 )  # fmt: skip
 """Pages whose Python is run here, against a server that answers anything."""
 
@@ -63,6 +72,11 @@ ANSWER = "The capital of France is Paris."
 def test_every_page_with_python_is_run_by_a_test() -> None:
     pages = {block.page for block in all_blocks("python") if not block.reason}
     assert sorted(pages) == sorted([*RUN_BY, *HERE])
+
+
+def test_what_is_not_run_says_why() -> None:
+    assert {block.page for block in all_blocks() if block.reason and block.language != "python"} == set()
+    assert all(len(block.reason.split()) > 1 for block in all_blocks("python") if block.reason)
 
 
 @pytest.mark.parametrize("page", RUN_BY)
@@ -82,6 +96,8 @@ def test_python_compiles_and_what_it_imports_of_ours_is_there(block: Block) -> N
 
 async def answers_anything(request: web.Request) -> web.StreamResponse:
     body = await request.json()
+    if "input" in body or "documents" in body:
+        return await embeds_and_reranks(request)
     answer = chat_answer(ANSWER)
     answer["choices"][0]["text"] = ANSWER
     if not body.get("stream"):
@@ -103,35 +119,48 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RemoteServer]]:
         yield found
 
 
+SAYS = {
+    "deploy/distributions/llama-index-embeddings-vllm-local.md": "The Norling bridge was opened in 1936.",
+    "deploy/distributions/llama-index-postprocessor-vllm-local-rerank.md": "0.18 Bridges of Norling",
+    "docs/errors.md": "",
+    "docs/fleets.md": " ready ",
+    "docs/metrics.md": "\n1 {} 7.0\n",
+    "docs/parallel.md": "",
+}
+"""What a page's code prints, if not the answer."""
+
+
 @pytest.mark.parametrize("page", HERE)
 def test_the_python_of_a_page_runs(
     page: str, servers: list[RemoteServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = "\n".join(
-        block.code
-        for block in blocks_of(REPOSITORY / "docs" / f"{page}.md")
-        if block.language == "python" and not block.reason
-    )
+    blocks = [block for block in blocks_of(REPOSITORY / page) if block.language == "python" and not block.reason]
+    code = "\n".join(block.code for block in blocks)
     addresses = dict.fromkeys(re.findall(r"http://[\w:-]+/v1", code))
     for address, server in zip(addresses, servers, strict=False):
         code = code.replace(f'"{address}"', f'"{server.url}/v1"')
+    # The names of the distributions' modules, which are installed with those alone: test_distributions.py.
+    code = re.sub(r"from llama_index\.\w+\.vllm_local\w* import", "from llama_index_vllm_local import", code)
     if "mode=" in code:  # vLLM itself is not here
         monkeypatch.setenv(ENVIRONMENT["fallback"], "remote")
-    served = take_prometheus(monkeypatch) if page == "metrics" else []
     engine = Engine(model="Qwen/Qwen3-4B")
-    if page == "metrics":  # of an engine of this machine, as the page has it
+    names: dict[str, Any] = {"Engine": Engine, "ChatVLLM": ChatVLLM, "engine": engine}
+    if page == "docs/metrics.md":  # of an engine of this machine, as the page has it
         stats = replace(engine.stats(), life=LifeStats(starts=1), counters={"generation_tokens": 7.0})
         monkeypatch.setattr(engine, "stats", lambda: stats)
-    names: dict[str, Any] = {"Engine": Engine, "ChatVLLM": ChatVLLM, "engine": engine}
-    exec(compile(code, f"docs/{page}.md", "exec"), names)
-    said = capsys.readouterr().out
-    if page == "errors":
-        assert names["ask"](engine, [{"role": "user", "content": "Hello"}]) == ANSWER
-    elif page in ("fleets", "metrics", "parallel"):
-        assert page != "fleets" or said.count(" ready ") == 2, "one of three was removed"
-        assert page != "metrics" or (served == [9400] and said.endswith("\n1 {} 7.0\n"))
-    else:
-        assert ANSWER in said or str([ANSWER] * 2) in said
+        ports = take_prometheus(monkeypatch)
+    for name in ("_llm", "_embed_model"):  # what a page sets holds for its own code only
+        monkeypatch.setattr(Settings, name, None)
+    exec(compile(code, page, "exec"), names)
+    assert SAYS.get(page, ANSWER) in capsys.readouterr().out
+    assert page != "docs/metrics.md" or ports == [9400]
+    assert page != "docs/errors.md" or names["ask"](engine, [{"role": "user", "content": "Hello"}]) == ANSWER
+    assert page != "docs/fleets.md" or len(engine_of(names).status().members) == 2, "one of three was removed"
+
+
+def engine_of(names: dict[str, Any]) -> Engine:
+    engine: Engine = names["engine"]
+    return engine
 
 
 def take_prometheus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
