@@ -46,8 +46,8 @@ help:
 	@echo "make bench-gateway-chaos   10,000 requests to three models of which one fits, while processes are killed; 7 minutes"
 	@echo "make bench-gpu         what only a GPU can show, in 8 minutes; ARGS=--cpu rehearses it without one"
 	@echo "make test-page   the pages of the gateway and of the sample in Chromium (apt-get install chromium), two tests on real vLLM: 4 minutes"
-	@echo "make docs    the documentation site, into build/site: every warning is an error; a minute"
-	@echo "make test-site   make docs, and the site used in Chromium (apt-get install chromium): two minutes"
+	@echo "make docs    the documentation site, into build/site: every warning is an error; half a minute"
+	@echo "make test-site   make docs, and the site used in Chromium (apt-get install chromium): a minute"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
