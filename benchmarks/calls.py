@@ -12,7 +12,7 @@ from typing import Any
 from bare import Streamed
 from contenders import Framework, langchain, llama_index
 from figures import Contender, Row, percentile, race
-from latency import AGAIN, BARE, added_rows, measure_calls
+from latency import AGAIN, BARE, measure_calls, middle_and_slowest
 from mixed import SHORT_TOKENS, STREAM_TOKENS, Arrival, poisson_trace, replay
 from questions import Answer, questions
 from stage import Stage
@@ -40,8 +40,8 @@ def one_call(stage: Stage) -> list[Row]:
         "LlamaIndex achat": checked(lambda text: stage.loop.run(index.aask(text))),
         AGAIN: bare,
     }
-    figures = measure_calls(calls, stage.plan.sized(60), stage.plan.rounds)
-    return added_rows("one call of 1 token, p50", figures, 1.0)
+    taken = measure_calls(calls, stage.plan.sized(100), stage.plan.rounds)
+    return middle_and_slowest(taken, "one call of 1 token", 1.0)
 
 
 def threads(stage: Stage) -> list[Row]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import statistics
 import sys
 import threading
 import time
@@ -146,7 +147,8 @@ class Bench:
             return lambda: assert_one(self.loop.run(way.bare.chat("Hello number 0", 1)).completion_tokens)
 
         calls = {name: asked(way) for name, way in self.ways.items()} | {AGAIN: asked(self.ways[SOCKET])}
-        figures = measure_calls(calls, sized(CALLS), ROUNDS)
+        taken = measure_calls(calls, sized(CALLS), ROUNDS)
+        figures = {name: [statistics.median(of_round) for of_round in rounds] for name, rounds in taken.items()}
         what = "one call of 1 token, p50"
         again = Row(f"{what}: {AGAIN}", figures[AGAIN], "ms", SOCKET, figures[SOCKET], "more at most")
         noise = max(map(abs, again.results()))

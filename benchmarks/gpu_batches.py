@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bare import Streamed
+from bare import Bare, Streamed
 from figures import Contender, Row, percentile, race
 from gpu_run import Run, wait_until
+from latency import AGAIN, BARE, measure_calls, middle_and_slowest
 from questions import questions
-from servers import MODEL
+from servers import MODEL, model_name
 from stage import TOKENS, Plan, Stage, set_stage
 
 from shared_engine import Engine, EngineState
@@ -41,6 +42,30 @@ def batches_1b(run: Run) -> None:
     _batches(run, run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu, **more), rounds=2)
 
 
+def calls(run: Run) -> None:
+    """One call after the other: what ours adds to bare aiohttp on the same socket."""
+    run.use_caches("compiled")
+    settings = run.settings(0.4, kv_gib=8, enforce_eager=run.is_cpu)
+    with ExitStack() as stack:
+        engine = Engine(**settings)
+        stack.callback(engine.shutdown, force=True)
+        engine.warmup()
+        loop = stack.enter_context(asyncio.Runner())
+        bare = Bare(model_name(settings), socket=engine.status().socket)
+        stack.callback(lambda: loop.run(bare.close()))
+        hello = [{"role": "user", "content": "Hello"}]
+        ways: dict[str, Callable[[], Any]] = {
+            BARE: lambda: loop.run(bare.chat("Hello", 1)),
+            "chat": lambda: engine.chat(hello, temperature=0, max_tokens=1),
+            "achat": lambda: loop.run(engine.achat(hello, temperature=0, max_tokens=1)),
+            AGAIN: lambda: loop.run(bare.chat("Hello", 1)),
+        }
+        taken = measure_calls(ways, 20 if run.is_cpu else 200, 1 if run.is_cpu else 3)
+        for row in middle_and_slowest(taken, "one call of 1 token", 1.0):
+            measure, ours, _, theirs, added, *_ = row.cells()
+            run.say(measure, f"{ours}; {BARE} {theirs}; {added}")
+
+
 def _batches(run: Run, settings: dict[str, Any], rounds: int) -> None:
     run.use_caches("compiled")
     few, many, size = (64, 128, 0.25) if run.is_cpu else (256, 1024, 2.0)
@@ -61,8 +86,13 @@ def _batches(run: Run, settings: dict[str, Any], rounds: int) -> None:
             }
             figures = race(contenders, rounds, "tok/s", rest_s=0.1)
             run.say(f"{count:,} x {TOKENS}: `Engine.chat_batch` against `LLM.chat`", _compared(figures, "LLM.chat"))
-        peak = _most_running(stage, questions(many))
-        run.say(f"most requests running at once, of {many:,} that bare aiohttp sends", f"{peak:,.0f}")
+        texts = questions(2 * many)
+        for who, batch in (
+            ("our batch", _our_batch(stage, texts)),
+            ("bare aiohttp", stage.bare.gathered(texts, TOKENS)),
+        ):
+            running, waiting = _most_at_once(stage, batch)
+            run.say(f"most at once, of {len(texts):,} by {who}", f"{running:,.0f} running, {waiting:,.0f} waiting")
         _streams(run, stage, few, rounds)
 
 
@@ -77,16 +107,26 @@ def _batch_rate(stage: Stage, conversations: list[list[dict[str, str]]]) -> floa
     return sum(tokens) / seconds
 
 
-def _most_running(stage: Stage, texts: list[str]) -> float:
-    async def measure() -> float:
-        batch = asyncio.ensure_future(stage.bare.gathered(texts, TOKENS))
-        peak = 0.0
+async def _our_batch(stage: Stage, texts: list[str]) -> None:
+    await stage.engine.achat_batch(
+        [[{"role": "user", "content": text}] for text in texts], temperature=0, max_tokens=TOKENS, ignore_eos=True
+    )
+
+
+def _most_at_once(stage: Stage, asked: Coroutine[Any, Any, object]) -> tuple[float, float]:
+    """Requests that the engine runs, and that wait there."""
+
+    async def measure() -> tuple[float, float]:
+        batch = asyncio.ensure_future(asked)
+        running = waiting = 0.0
         while not batch.done():
-            peak = max(peak, (await stage.engine.ametrics()).get("num_requests_running", 0.0))
+            numbers = await stage.engine.ametrics()
+            running = max(running, numbers.get("num_requests_running", 0.0))
+            waiting = max(waiting, numbers.get("num_requests_waiting", 0.0))
             await asyncio.sleep(0.02)
         await batch
         await stage.engine.aclose()
-        return peak
+        return running, waiting
 
     return stage.loop.run(measure())
 

@@ -26,7 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # not installed where there is no network
 
-NEEDED = ("aiohttp", "msgspec", "pydantic", "tqdm")  # of pyproject.toml
+NEEDED = ("aiohttp", "httptools", "msgspec", "pydantic", "tqdm")  # of pyproject.toml
 
 # A function and its module: not begun with less than so many seconds left, and ended after so many. A plan: nobody has
 # measured on a GPU yet how long they take.
@@ -38,6 +38,7 @@ STEPS: dict[str, tuple[str, float, float]] = {
     "sleep": ("gpu_life", 20, 60),
     "swap": ("gpu_life", 30, 90),
     "batches": ("gpu_batches", 35, 100),
+    "calls": ("gpu_batches", 20, 60),
     "batches_1b": ("gpu_batches", 40, 120),
     "kills": ("gpu_kills", 30, 120),
     "serve_uncompiled": ("gpu_life", 40, 100),

@@ -47,15 +47,18 @@ def measure_streams(
 
 
 def stream_rows(streams: Mapping[str, list[list[Streamed]]], what: str) -> list[Row]:
-    """The middle of each round, and the slowest of all rounds together: one round has too few for that."""
     rows = []
     for kind, per_stream, limit_ms in (("first token", _firsts_ms, 1.0), ("gap", _gaps_ms, 0.1)):
         values = {name: [per_stream(of_round) for of_round in rounds] for name, rounds in streams.items()}
-        middle = {name: [statistics.median(of_round) for of_round in rounds] for name, rounds in values.items()}
-        slowest = {name: [percentile(list(chain.from_iterable(rounds)), 99)] for name, rounds in values.items()}
-        for percent, figures in (("p50", middle), ("p99", slowest)):
-            rows += added_rows(f"{what}, {kind}, {percent}", figures, limit_ms)
+        rows += middle_and_slowest(values, f"{what}, {kind}", limit_ms)
     return rows
+
+
+def middle_and_slowest(taken: Mapping[str, list[list[float]]], what: str, limit_ms: float) -> list[Row]:
+    """The middle of each round, and the slowest of all rounds together: one round has too few for that."""
+    middle = {name: [statistics.median(of_round) for of_round in rounds] for name, rounds in taken.items()}
+    slowest = {name: [percentile(list(chain.from_iterable(rounds)), 99)] for name, rounds in taken.items()}
+    return added_rows(f"{what}, p50", middle, limit_ms) + added_rows(f"{what}, p99", slowest, limit_ms)
 
 
 def added_rows(what: str, figures: Mapping[str, list[float]], limit_ms: float) -> list[Row]:
@@ -78,8 +81,8 @@ def _gaps_ms(streams: Sequence[Streamed]) -> list[float]:
     return [gap * 1000 for stream in streams for gap in stream.gaps_s]
 
 
-def measure_calls(calls: Mapping[str, Callable[[], None]], times: int, rounds: int) -> dict[str, list[float]]:
-    """The median of each round, in ms."""
+def measure_calls(calls: Mapping[str, Callable[[], None]], times: int, rounds: int) -> dict[str, list[list[float]]]:
+    """What each call took, in ms, round by round."""
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
 
     def timed(name: str) -> Callable[[], None]:
@@ -95,4 +98,4 @@ def measure_calls(calls: Mapping[str, Callable[[], None]], times: int, rounds: i
         for each in taken.values():
             each.append([])
         in_turn(timed_calls, times if index >= 0 else 3)
-    return {name: [statistics.median(of_round) for of_round in each[1:]] for name, each in taken.items()}
+    return {name: each[1:] for name, each in taken.items()}

@@ -1,8 +1,9 @@
 """Throughput and latency: ours against vLLM in process, bare aiohttp on the same server, and its peers.
 
 All in one run, in alternating order, several rounds; every answer is checked, and a wrong one ends the run. Writes
-benchmarks/results/throughput.md and .png. ``make bench`` runs it. ROUNDS and SIZE (a factor) make it shorter; with
-ONLY it measures the sections whose names have that text, prints their tables, and writes nothing.
+benchmarks/results/throughput.md and .png, and adds a line to history.csv there. ``make bench`` runs it. ROUNDS and SIZE
+(a factor) make it shorter; with ONLY it measures the sections whose names have that text, prints their tables, and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import history
 from batches import chats, many, text_batches
 from calls import mixed, one_call, threads
 from embeddings import embeddings, minilm
@@ -134,6 +136,14 @@ def main() -> int:
     if not plan.only:
         results = Path(os.environ.get("RESULTS", HERE / "results"))
         results.mkdir(exist_ok=True)
+        run = {
+            "date": history.today(),
+            "commit": history.commit(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "vllm": f"{interpreter.version} ({interpreter.build})",
+            "rounds": str(plan.rounds) + part,
+        }
+        history.add_line(results / history.FILE.name, run, (row for each in sections.values() for row in each))
         (results / "throughput.md").write_text(text)
         draw(sections, results / "throughput.png")
         batch_plot.draw(batch_plot.bars(text), results / "batches.png")

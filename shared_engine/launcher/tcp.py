@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.launcher.about import ABOUT, max_num_seqs
+from shared_engine.launcher.shortcut import Shortcut
 from shared_engine.machine.sockets import is_loopback
 from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.record import Record, read_record
@@ -246,7 +247,10 @@ def make_entrance() -> None:
     async def serve_with_entrance(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.config.loaded:
             self.config.load()
-        self.config.loaded_app = Entrance(self.config.loaded_app, self)
+        app = self.config.loaded_app
+        if not os.environ.get("VLLM_LOCAL_LONG_WAY"):
+            app = Shortcut(app, self.config.app)
+        self.config.loaded_app = Entrance(app, self)
         return await serve(self, *args, **kwargs)
 
     uvicorn.Server.serve = serve_with_entrance
