@@ -247,9 +247,7 @@ def make_entrance() -> None:
     async def serve_with_entrance(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.config.loaded:
             self.config.load()
-        app = self.config.loaded_app
-        if not os.environ.get("VLLM_LOCAL_LONG_WAY"):
-            app = Shortcut(app, self.config.app)
+        app = Shortcut(self.config.loaded_app, self.config.app)
         self.config.loaded_app = Entrance(app, self)
         return await serve(self, *args, **kwargs)
 
