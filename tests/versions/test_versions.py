@@ -23,12 +23,15 @@ from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
 from shared_engine import ContextLengthError, Engine, EngineState, SettingsError
 from shared_engine.model_files.parsers import known_reasoning_parsers, known_tool_parsers
+from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.runtime.directory import runtime_root
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
 from shared_engine.vllm_versions import RELEASES, release_of
 from tests.support.engine_versions import environment
 from tests.support.failure_matrix import ACTIVITIES, Fault
 from tests.support.paths import REPOSITORY
+from tests.support.same_answers import without_its_own
+from tests.support.short_way import by_both_ways, socket_client
 from tests.support.vllm_sources import registered
 from tests.support.vllm_words import WAITED_FOR, Words
 
@@ -138,6 +141,15 @@ def test_text_and_batches(engine: Engine) -> None:
     assert engine.generate("one two three", max_tokens=5).usage.completion_tokens == 5
     assert engine.generate("word " * 1000, extra_body={"ignore_eos": True}).usage.total_tokens == 1024
     assert len({result.text for result in engine.chat_batch([QUESTION] * 8, temperature=0)}) == 1
+
+
+def test_plain_requests_take_the_short_way(engine: Engine) -> None:
+    with socket_client(engine) as client:
+        for path, asked in ((CHAT, {"messages": QUESTION}), (COMPLETIONS, {"prompt": "Hello"})):
+            first, second, is_short = by_both_ways(client, path, {"temperature": 0, "max_tokens": 8, **asked})
+            assert is_short
+            assert first.status_code == 200
+            assert without_its_own(first.content) == without_its_own(second.content)
 
 
 def test_counts(engine: Engine) -> None:
