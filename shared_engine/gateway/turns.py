@@ -200,6 +200,10 @@ class RouteInTurn(Route):
         self._request = request
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        if self._model.is_open.is_set():
+            connection = self._inner.acquire_now(headers)
+            if connection is not None:
+                return self._acquired(connection)
         self._request.is_waiting = True
         if not self._model.takes_turns:
             return self._acquired(await self._inner.acquire(headers))

@@ -191,8 +191,11 @@ def _raise_error_in(answer: Any) -> None:
         raise error_in_answer(*error)
 
 
-def parse_result(data: bytes, *, keeps_raw: bool = False) -> GenerationResult:
+def parse_result(data: bytes, *, keeps_raw: bool = False, keeps_additional: bool = True) -> GenerationResult:
     """The body of a finished, unstreamed request.
+
+    Args:
+        keeps_additional: fields that are not our own, which take another look at all of it.
 
     Raises:
         RequestError: it is an error in an answer's place, or not a whole answer.
@@ -208,7 +211,7 @@ def parse_result(data: bytes, *, keeps_raw: bool = False) -> GenerationResult:
     if len({choice.index for choice in answer.choices}) < len(answer.choices):  # a server that leaves it out
         for index, choice in enumerate(answer.choices):
             choice.index = index
-    beside, of_choices = of_answer(data)
+    beside, of_choices = of_answer(data) if keeps_additional else ({}, [{}] * len(answer.choices))
     choices = tuple(_choice(choice, fields) for choice, fields in zip(answer.choices, of_choices, strict=True))
     usage = usage_of(answer.usage) or TokenUsage()
     return GenerationResult(

@@ -58,6 +58,10 @@ class Route(ABC):
             VLLMError: no server is available.
         """
 
+    def acquire_now(self, headers: HeaderPairs = ()) -> Connection | None:  # noqa: ARG002
+        """As ``acquire``, where nothing has to be waited for; None where something may have to be."""
+        return None
+
     @abstractmethod
     def release(self, connection: Connection) -> None:
         """The request has ended, whether it succeeded or failed."""

@@ -218,7 +218,7 @@ class Forwarding:
         if answer.status >= 400:
             raise error_from_response(answer.status, answer.whole)
         if self._endpoint.sends_done and request.route in _TEXT_ROUTES:
-            return parse_result(answer.whole)
+            return parse_result(answer.whole, keeps_additional=False)
         return None
 
     def _body(self, request: ForwardedRequest, model: str, adapter: str | None = None) -> tuple[bytes, bool]:

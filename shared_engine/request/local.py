@@ -47,8 +47,26 @@ class LocalEndpoint(EngineEndpoint):
         return "" if self._supervisor is None else self._supervisor.spec.key
 
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
+        connection = self.acquire_now(headers)
+        return connection or await self._started(is_awaited=True)
+
+    def acquire_now(self, headers: HeaderPairs = ()) -> Connection | None:
         self.leave_out(headers)
-        return await self._started(is_awaited=True)
+        supervisor = self._supervisor
+        if supervisor is None:
+            return None
+        self._show_log(supervisor)
+        with _our_errors():
+            record = supervisor.try_acquire(self._policy)
+        if record is None:
+            return None
+        client = None
+        try:
+            client = self._clients_of(record.socket).known()
+        finally:
+            if client is None:
+                supervisor.release()
+        return None if client is None else self._connection(supervisor, record, client)
 
     async def make_ready(self, *, is_awaited: bool) -> None:
         """Return when the engine answers, starting it if need be.
@@ -87,9 +105,12 @@ class LocalEndpoint(EngineEndpoint):
 
     async def _asked(self) -> SupervisorClient:
         supervisor = self._supervisor or await self._resolved()
+        self._show_log(supervisor)
+        return supervisor
+
+    def _show_log(self, supervisor: SupervisorClient) -> None:
         if self._settings.verbose:
             forward_log(supervisor.directory.log, called(supervisor.spec.model), self)
-        return supervisor
 
     async def _connected(self, supervisor: SupervisorClient, record: Record) -> Connection:
         try:
@@ -97,6 +118,9 @@ class LocalEndpoint(EngineEndpoint):
         except BaseException:
             supervisor.release()
             raise
+        return self._connection(supervisor, record, client)
+
+    def _connection(self, supervisor: SupervisorClient, record: Record, client: Client) -> Connection:
         self.max_model_len = record.max_model_len or self.max_model_len
         self.max_num_seqs = record.max_num_seqs or self.max_num_seqs
         return Connection(client, supervisor.spec.model, record.start_number)

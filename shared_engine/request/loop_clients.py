@@ -37,6 +37,12 @@ class LoopClients(Generic[ClientT]):
         # The scope is kept as long as the client: when both are dropped, Python has the scope's loop close the client.
         self._clients: dict[asyncio.AbstractEventLoop, tuple[ClientT, AsyncIterator[ClientT]]] = {}
 
+    def known(self) -> ClientT | None:
+        """The running loop's client; None where it has none yet."""
+        refuse_at_exit()
+        known = self._clients.get(running_loop())
+        return None if known is None else known[0]
+
     async def get(self) -> ClientT:
         """The running loop's client."""
         refuse_at_exit()
