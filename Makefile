@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
-.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -31,6 +31,8 @@ help:
 	@echo "make test-newest   the newest release of all that we need, also beyond our ranges, our tests on it, and who broke what: 5 minutes"
 	@echo "make test-others   gunicorn, Celery, Dask, Streamlit, ... around our models, and packages that take them (deepagents, ...): 5 minutes"
 	@echo "make bench   throughput and latency, side by side with vLLM in process, bare aiohttp and peers: 20 minutes"
+	@echo "make bench-compare BASE=COMMIT   the adapters of two commits side by side (OTHER=COMMIT, or the working tree): 6 minutes"
+	@echo "make bench-growth      one batch of 100 to 100,000 prompts: time and memory; 8 minutes"
 	@echo "make bench-lifecycle   starts, forked against plain, leases, the supervisor at rest"
 	@echo "make bench-faults      what happens to requests and processes when something breaks"
 	@echo "make bench-neighbours  how long a small request waits beside somebody else's large one: 3 minutes"
@@ -257,6 +259,12 @@ test-others: $(OTHERS_VENVS:=/made)
 
 bench: .venv/bench .venv-peers/made install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/throughput.py
+
+bench-compare: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/compare.py $(BASE) $(OTHER)
+
+bench-growth: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/growth.py
 
 bench-lifecycle: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/lifecycle.py
