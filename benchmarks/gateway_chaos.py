@@ -108,14 +108,15 @@ class Chaos:
         for number in self.left:
             asked = Asked(model, number % 2 == 0, time.monotonic())
             self.asked.append(asked)
-            for _ in range(TRIES):
+            for left in reversed(range(TRIES)):
                 try:
                     await self._ask(asked, f"{text} {number}", session)
                 except (aiohttp.ClientError, ConnectionError) as exc:
                     asked.outcome = f"the connection was closed: {type(exc).__name__}"
-                    if asked.has_begun:
+                    if asked.has_begun or not left:
                         break
                     asked.again += 1
+                    asked.outcome = UNFINISHED
                     await asyncio.sleep(AGAIN_S)
                 else:
                     break
@@ -208,7 +209,7 @@ class Service:
 
     def _started(self) -> Gateway:
         content = {"models": MODELS, "turn_s": TURN_S, "comment_interval_s": 2}
-        return self._stack.enter_context(gateway(content, self._folder, "--drain", "5", passed=(self._socket,)))
+        return self._stack.enter_context(gateway(content, self._folder, passed=(self._socket,)))
 
     def restart(self, number: int) -> None:
         self.gate.process.send_signal(number)

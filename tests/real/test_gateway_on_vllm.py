@@ -97,6 +97,27 @@ def test_an_adapter_is_a_model_of_its_own(client: openai.OpenAI, lora_chat: dict
         assert client.chat.completions.create(model=name, **wanted).choices[0].message.content == own.text
 
 
+def test_outputs_of_many_are_those_of_an_engines_batch(gate: Gateway, engine: Engine) -> None:
+    params: Any = {"temperature": 0, "max_tokens": 8, "logprobs": 2}
+    prompts, conversations = ["Hello", "The capital of"], [CAPITAL, CAPITAL[:1]]
+    with gate.client(headers={"Authorization": "Bearer gate-key"}) as client:
+        texts = client.post("/generate", json={"model": "chat", "prompts": prompts, "params": params}).json()
+        chats = client.post("/chat", json={"model": "chat", "conversations": conversations, "params": params}).json()
+        one = client.post(
+            "/api/v1/inference/generate", json={"model": "chat", "messages": CAPITAL, "params": params}
+        ).json()
+        (model,) = client.get("/api/v1/inference/status").json()["models"]
+    own: tuple[Any, Any] = (engine.generate_batch(prompts, **params), engine.chat_batch(conversations, **params))
+    for outputs, results in zip((texts, chats), own, strict=True):
+        assert [each["text"] for (each,) in outputs] == [result.text for result in results]
+        assert [sorted(each["logprobs"]) for (each,) in outputs] == [sorted(result.logprobs) for result in results]
+    assert one["outputs"][0]["text"] == own[1][0].text
+    assert one["usage"]["completion_tokens"] == own[1][0].usage.completion_tokens
+    assert model["state"] == "ready"
+    assert model["tokens"]["completion"] > 0
+    assert model["memory_bytes"] > 0
+
+
 def test_a_stream_that_is_left_is_aborted_in_vllm(client: openai.OpenAI, engine: Engine) -> None:
     messages: Any = CAPITAL
 
