@@ -13,6 +13,14 @@ import pytest
 from tests.routers.suites import assert_suites_pass
 from tests.support.gateways import gateway
 
+LEFT_OUT = {
+    "a_call_names_its_adapter": "an answer has the engine's own name of the adapter",
+    "structured_output_is_the_adapters": "the same",
+    "(test_llama_index_lora and constructors_adapter)": "the same",
+    "loaded_at_run_time": "a gateway has the adapters of its file",
+}
+"""Tests that do not hold through it, by a part of their names, and why: docs/gateway.md."""
+
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("suite", ["tests/langchain", "tests/llama_index"])
@@ -21,4 +29,4 @@ def test_the_adapters_reach_it_as_any_server(
 ) -> None:
     models = {settings["model"]: settings for settings in (lora_chat, minilm)}
     with gateway({"models": models}, tmp_path) as gate:
-        assert_suites_pass([suite], gate.url, gate.url)
+        assert_suites_pass([suite], gate.url, gate.url, LEFT_OUT)
