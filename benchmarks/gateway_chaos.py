@@ -259,7 +259,8 @@ def report(chaos: Chaos, seconds: float, left: int) -> str:
     lines = [
         "# Chaos behind the gateway, and in it",
         "",
-        f"One run of `make bench-gateway-chaos`, seed {SEED}: {len(asked):,} requests of {TOKENS} tokens in "
+        f"One run of `make bench-gateway-chaos` (`EVERY={EVERY} LIMIT_S={LIMIT_S:g}`), seed {SEED}: "
+        f"{len(asked):,} requests of {TOKENS} tokens in "
         f"{seconds:.0f} s, every second one a stream, to three models of which one fits at a time "
         f"(`max_loaded_engines: 1`, `turn_s: {TURN_S:g}`). After about {EVERY} answers something is killed: a process "
         "of an engine, its launcher, its supervisor, or the gateway, which is started again on the same socket; "
