@@ -20,7 +20,7 @@ help:
 	@echo "make test-long   what make test leaves out for its length, on real vLLM and the fake: 8 minutes"
 	@echo "make test-faults   the races and faults of make test in more rounds, on real vLLM and the fake: 8 minutes"
 	@echo "make test-batch-kills  vllm-local batch killed at KILLS=50 random moments, its file compared byte by byte; 2 minutes"
-	@echo "make test-api      the gateway asked all that its OpenAPI says, EXAMPLES=50 of each: 10 minutes"
+	@echo "make test-api      the gateway asked all that its OpenAPI says, EXAMPLES=50 of each: 2 minutes"
 	@echo "make test-versions   every supported release of vLLM's CPU build, each in an environment of its own: 25 minutes"
 	@echo "make test-cuda     what is expected of vLLM's CUDA build, held against its wheels, without a GPU: 2 minutes and 660 MB, once"
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
