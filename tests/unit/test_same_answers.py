@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import pytest
 
 from tests.support.same_answers import without_its_own
 
+_numbers = count()
+
 
 def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> str:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason, **more}
-    return json.dumps({"id": f"chatcmpl-{id(choice)}", "object": "chat.completion.chunk", "choices": [choice]})
+    return json.dumps({"id": f"chatcmpl-{next(_numbers)}", "object": "chat.completion.chunk", "choices": [choice]})
 
 
 def calling(**function: str) -> dict[str, Any]:
@@ -42,6 +45,7 @@ CALLED = stream(
         (WHOLE, stream(BEGUN, chunk({"content": "Par"}), chunk({"content": "is"}, "stop", stop_reason=None))),
         (CALLED, stream(BEGUN, chunk(calling(name="add", arguments='{"a": 1}'), "tool_calls"))),
     ],
+    ids=["text in one piece", "its end with it", "its end with the last piece", "a call in one piece"],
 )
 def test_the_same_in_other_events(one: bytes, other: bytes) -> None:
     assert without_its_own(one) == without_its_own(other)
@@ -59,6 +63,17 @@ def test_the_same_in_other_events(one: bytes, other: bytes) -> None:
         stream(BEGUN, chunk({"content": "Paris"})),
         stream(chunk({"content": "Paris"}), ENDED),
         CALLED,
+    ],
+    ids=[
+        "other text",
+        "other reason",
+        "other end",
+        "no end",
+        "one event less",
+        "other role",
+        "no reason",
+        "no role",
+        "a call",
     ],
 )
 def test_another_one(other: bytes) -> None:
