@@ -136,6 +136,9 @@ def test_the_python_of_a_page_runs(
 ) -> None:
     blocks = [block for block in blocks_of(REPOSITORY / page) if block.language == "python" and not block.reason]
     code = "\n".join(block.code for block in blocks)
+    for module in ("langchain_openai",):  # not in the environment of the oldest releases
+        if f"from {module} import" in code:
+            pytest.importorskip(module)
     addresses = dict.fromkeys(re.findall(r"http://[\w:-]+/v1", code))
     for address, server in zip(addresses, servers, strict=False):
         code = code.replace(f'"{address}"', f'"{server.url}/v1"')

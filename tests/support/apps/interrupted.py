@@ -161,6 +161,8 @@ class Interruption:
             return None
         if code.co_filename == asyncio.base_events.__file__ and code.co_name.startswith("__"):
             return None  # a loop that is half made can't be dropped without noise, whoever made it
+        if event == "call" and _is_dropped(frame):
+            return None  # Python says what is raised there, and goes on
         if event == "line" and self.at is None:
             self._left -= 1
             if self._left < 0:
@@ -178,6 +180,13 @@ class Interruption:
         self._is_back.set()
         sys.settrace(None)
         self._signals.join()
+
+
+def _is_dropped(frame: Any) -> bool:
+    """Whether this is on behalf of an object that nobody has any more."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def sync_moments(ask: Callable[[], Any]) -> list[tuple[str, float]]:
