@@ -174,7 +174,7 @@ class EngineDiedError(EngineError):
     Remedy: send the request again. If it happens again, ``log_tail`` has the reason, mostly too little memory.
 
     Attributes:
-        is_from_outside: somebody else has ended it, or a process of it: it is not this request's doing.
+        is_from_outside: something else has ended it, or a process of it: this request is not the cause.
     """
 
     def __init__(self, message: str, log_tail: tuple[str, ...] = (), is_from_outside: bool = False) -> None:

@@ -48,7 +48,7 @@ class LlamaIndexRag:
         self._embed_model = VLLMEmbedding(**config.embeddings)
         self.engines = {"chat": self._llm.engine, "embeddings": self._embed_model.engine}
         self._store = store
-        # A "token" is a character here: sizes need no tokenizer, which a server of somebody else may not offer.
+        # A "token" is a character here: sizes need no tokenizer, which a remote server may not offer.
         self._splitter = SentenceSplitter(chunk_size=config.chunk_characters, chunk_overlap=0, tokenizer=list)
         self._retriever = StoreRetriever(store, self._embed_model, config.sources)
 

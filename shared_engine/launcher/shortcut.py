@@ -69,10 +69,13 @@ class Shortcut:
         try:
             response = await function.call(made, request)
         except Exception as exc:
-            handler = next((found for each in type(exc).__mro__ if (found := self._handlers.get(each))), None)
-            if handler is None:
+            kind = next((each for each in type(exc).__mro__ if each in self._handlers), None)
+            if kind is None:
                 raise
-            response = await handler(request, exc)
+            response = await self._handlers[kind](request, exc)
+            if kind is Exception:  # the server logs what is raised here: nobody has expected it
+                await response(request.scope, receive, send)
+                raise
         if response is not None:  # else the client has left
             await response(request.scope, receive, send)
 

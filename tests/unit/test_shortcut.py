@@ -67,6 +67,8 @@ def application() -> FastAPI:
         said = request.messages[-1]["content"]
         if said == "known":
             raise KnownError
+        if said == "unexpected":
+            raise LookupError(said)
         if said == "refused":
             return JSONResponse({"error": "refused"}, status_code=400)
         if said == "wait":
@@ -81,6 +83,10 @@ def application() -> FastAPI:
     @app.exception_handler(KnownError)
     async def known(_: Request, exc: KnownError) -> JSONResponse:
         return JSONResponse({"error": type(exc).__name__}, status_code=418)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, exc: Exception) -> JSONResponse:
+        return JSONResponse({"error": "unexpected"}, status_code=500)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, exc: RequestValidationError) -> JSONResponse:
@@ -123,6 +129,7 @@ async def both(**request: Any) -> tuple[httpx.Response, bool]:
         (BODY | {"unknown": 1}, 200),
         (BODY | {"messages": [{"role": "user", "content": "refused"}]}, 400),
         (BODY | {"messages": [{"role": "user", "content": "known"}]}, 418),
+        (BODY | {"messages": [{"role": "user", "content": "unexpected"}]}, 500),
     ],
 )
 async def test_what_is_plain_takes_the_short_way_to_the_same_answer(body: dict[str, Any], status: int) -> None:
@@ -182,6 +189,20 @@ def piece(body: bytes, *, is_last: bool) -> dict[str, Any]:
 async def test_a_body_in_pieces_arrives_whole(body: bytes, status: int, whole_ways: int) -> None:
     app, got = await asked(piece(body[:10], is_last=False), piece(body[10:], is_last=True))
     assert (got[0]["status"], app.state.went_the_whole_way) == (status, whole_ways)
+
+
+async def test_what_nobody_expected_is_answered_and_raised_for_the_servers_log() -> None:
+    app, body, got = application(), JSON.replace(b"Hello", b"unexpected"), []
+
+    async def receive() -> Any:
+        return piece(body, is_last=True)
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    with pytest.raises(LookupError):
+        await Shortcut(app, app)(scope_of(CHAT), receive, send)
+    assert (got[0]["status"], app.state.went_the_whole_way) == (500, 0)
 
 
 async def test_a_client_that_leaves_is_seen() -> None:
