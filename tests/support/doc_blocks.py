@@ -8,9 +8,8 @@ from pathlib import Path
 
 from tests.support.paths import REPOSITORY
 
-PAGES = sorted(
-    path for place in ("*.md", "docs/*.md", "deploy/**/*.md", "examples/**/*.md") for path in REPOSITORY.glob(place)
-)
+PLACES = ("*.md", "docs/*.md", "deploy/**/*.md", "deploy/**/*.mdx", "examples/**/*.md")
+PAGES = sorted(path for place in PLACES for path in REPOSITORY.glob(place))
 
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)```$", re.MULTILINE
@@ -22,6 +21,7 @@ class Block:
     """
     Attributes:
         page: its path in the repository.
+        language: the first word after the fence: pages in MDX have a title after it.
         reason: why no test runs it: ``<!-- not run: REASON -->`` before it.
     """
 
@@ -37,11 +37,17 @@ class Block:
 
 def blocks_of(path: Path) -> list[Block]:
     text, page = path.read_text(), path.relative_to(REPOSITORY).as_posix()
-    return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["code"], found["reason"])
-        for found in _BLOCK.finditer(text)
-    ]
+    found = []
+    for match in _BLOCK.finditer(text):
+        line, language = text.count("\n", 0, match.start()) + 1, match["language"].partition(" ")[0]
+        found.append(Block(page, line, language, match["code"], match["reason"]))
+    return found
 
 
 def all_blocks(*languages: str) -> list[Block]:
     return [block for path in PAGES for block in blocks_of(path) if not languages or block.language in languages]
+
+
+def without_distributions(code: str) -> str:
+    """Imports from ours in place of the distributions' modules, which come with those alone: test_distributions.py."""
+    return re.sub(r"from llama_index\.\w+\.vllm_local\w* import", "from llama_index_vllm_local import", code)

@@ -25,7 +25,7 @@ from langchain_vllm_local import ChatVLLM
 from shared_engine import Engine, LifeStats, SettingsError
 from shared_engine.cli import main as command_line
 from shared_engine.settings import ENVIRONMENT
-from tests.support.doc_blocks import PAGES, Block, all_blocks, blocks_of
+from tests.support.doc_blocks import PAGES, Block, all_blocks, blocks_of, without_distributions
 from tests.support.paths import REPOSITORY
 from tests.support.pooling_server import embeds_and_reranks
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
@@ -33,6 +33,13 @@ from tests.support.remote_server import RemoteServer, chat_answer, running_serve
 OURS = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")
 RUN_BY = {
     "README.md": "tests/real/test_examples.py::test_readme_code_runs",
+    **{
+        f"deploy/integrations/{page}": "tests/unit/test_integration_pages.py::test_the_code_of_a_page_runs"
+        for page in (
+            *(f"langchain/pages/{component}/vllm_local.mdx" for component in ("chat", "embeddings", "retrievers")),
+            "llama_index/rows/node_postprocessors.md",
+        )
+    },
     "docs/chat.md": "tests/langchain/test_langchain_saved_chats.py, tests/llama_index/test_llama_index_saved_chats.py",
     "docs/context.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_context_budget_runs",
     "docs/engine.md": "tests/real/test_examples.py::test_the_code_in_the_docs_of_the_engine_runs",
@@ -142,8 +149,7 @@ def test_the_python_of_a_page_runs(
     addresses = dict.fromkeys(re.findall(r"http://[\w:-]+/v1", code))
     for address, server in zip(addresses, servers, strict=False):
         code = code.replace(f'"{address}"', f'"{server.url}/v1"')
-    # The names of the distributions' modules, which are installed with those alone: test_distributions.py.
-    code = re.sub(r"from llama_index\.\w+\.vllm_local\w* import", "from llama_index_vllm_local import", code)
+    code = without_distributions(code)
     if "mode=" in code:  # vLLM itself is not here
         monkeypatch.setenv(ENVIRONMENT["fallback"], "remote")
     engine = Engine(model="Qwen/Qwen3-4B")
@@ -178,7 +184,7 @@ def take_prometheus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # ---- other languages
 
 
-LANGUAGES = ("python", "console", "json", "toml", "yaml", "text", "diff", "sh")
+LANGUAGES = ("python", "console", "json", "toml", "yaml", "text", "diff", "sh", "bash")
 
 
 def test_every_block_has_a_language_that_is_looked_at() -> None:
@@ -201,7 +207,7 @@ def test_files_of_settings_can_be_read(block: Block) -> None:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Where it stands, and its words, of each call of vllm-local in the pages' terminals."""
-    for block in all_blocks("console", "text", "sh"):
+    for block in all_blocks("console", "text", "sh", "bash"):
         for line in block.code.splitlines():
             lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
             lexer.whitespace_split = True
