@@ -7,8 +7,8 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 # Settings of the user's shell must not change what is tested or shown, nor have all tests compiled in each run.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filter VLLM_%,$(.VARIABLES)),-u $(name))
 
-# Two at once: one process has all tests on real vLLM, one after the other; the second those on the fake, then the rest.
-PYTEST := -m pytest -n 2 --dist loadgroup
+# Three at once, though two cores are enough: those on the fake vLLM mostly wait. See tests/conftest.py.
+PYTEST := -m pytest -n 3 --dist loadgroup
 
 .PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 

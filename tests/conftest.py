@@ -35,10 +35,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real vLLM, or the fake one, is marked so, by where it stands or by what it asks for.
 
-    With ``-n 2`` one process has the tests around the shared engine and those that break engines, one after the other.
-    The other has those on the fake, then those whose vLLM no one else asks for (``apart``, and the models for
-    embeddings and images), then, with the first, all that start none. Tests of images come last: the engine for them
-    runs while they do.
+    With ``-n 3`` one process has the tests around the shared engine, one after the other; one those on the fake; one
+    those whose vLLM no one else asks for (``apart``, the models for embeddings and images, engines that tests break).
+    All three then share those that start none. Tests of images come last: the engine for them runs while they do.
     """
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
@@ -49,6 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif {"real", "versions"} & {*folders} or uses & {"tiny_chat", "minilm", "vision"}:
             is_apart = (
                 item.get_closest_marker("apart")
+                or uses & {"own_engine", "breakable"}
                 or ("real" not in folders and "tiny_chat" not in uses)
                 or "versions" in folders
             )

@@ -101,7 +101,13 @@ def reached(engine: Engine, moment: str, once: Path) -> bool:
 
 
 @pytest.mark.parametrize("end", [pytest.param(force, marks=pytest.mark.long), terminate])
-@pytest.mark.parametrize("moment", ["import", "start", "sleep", "wake", "burying", "stopping"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *("import", "start", "stopping"),
+        *(pytest.param(moment, marks=pytest.mark.long) for moment in ("sleep", "wake", "burying")),
+    ],
+)
 def test_all_is_gone_soon_and_who_waits_is_told_or_served(
     make: Callable[[str], Engine], tmp_path: Path, moment: str, end: Callable[[Engine], None]
 ) -> None:

@@ -32,7 +32,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+@pytest.mark.parametrize("kind", ["gevent", pytest.param("eventlet", marks=pytest.mark.long)])
 def test_an_app_on_greenlets_asks_and_its_own_asyncio_goes_on(fake_engine: MakeEngine, kind: str) -> None:
     engine = fake_engine({"token_delay_s": 0.02})
     status, out, err = end_of(run_app("green_threads", kind, settings_of(engine)), 60)

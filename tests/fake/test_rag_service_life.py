@@ -24,7 +24,7 @@ from tests.fake.conftest import MakeEngine
 from tests.support.callers import ANSWER
 from tests.support.engines import settings_of
 from tests.support.processes import all_processes, wait_gone
-from tests.support.rag_service import EXAMPLES, FRAMEWORKS, PASSWORD, embeds_too, events_of, text_of
+from tests.support.rag_service import EXAMPLES, PASSWORD, embeds_too, events_of, text_of
 from tests.support.remote_server import running_server
 from tests.support.waiting import wait_until
 
@@ -101,7 +101,7 @@ def url_of(process: subprocess.Popen[str]) -> str:
     raise AssertionError("".join(told))
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", ["langchain", pytest.param("llama_index", marks=pytest.mark.long)])
 def test_an_engine_appears_with_the_first_question_and_leaves_at_ctrl_c(
     engine_of: MakeEngine, serve: Serve, framework: str
 ) -> None:

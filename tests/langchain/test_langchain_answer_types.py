@@ -22,7 +22,9 @@ ASKED = 2
 HOT: dict[str, Any] = {
     "temperature": 1.5, "max_tokens": 250, "schema_max_length": 8, "schema_max_items": 2, "show_schema": False,
 }  # fmt: skip
-each_method = pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+each_method = pytest.mark.parametrize(
+    "method", ["json_schema", pytest.param("function_calling", marks=pytest.mark.long)]
+)
 
 
 def is_checked(each: AnswerType, method: Method) -> bool:

@@ -168,6 +168,7 @@ def prompted(minilm: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         yield embeddings
 
 
+@pytest.mark.long
 def test_the_models_own_prompts_are_used_unless_others_are_given(
     prompted: VLLMEmbeddings, embeddings: VLLMEmbeddings
 ) -> None:

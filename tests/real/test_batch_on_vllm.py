@@ -157,6 +157,7 @@ def test_a_dry_run_counts_the_tokens_that_vllm_counts(tiny_chat: dict[str, Any],
     assert 0 < counts["completion_tokens"] <= found["max_completion_tokens"]
 
 
+@pytest.mark.long
 def test_vectors_and_scores_are_answered(minilm: dict[str, Any], tmp_path: Path) -> None:
     batch = Batch(tmp_path, minilm)
     batch.write(
@@ -294,6 +295,7 @@ def test_the_page_shows_an_interrupted_batch_and_how_it_goes_on(tiny_chat: dict[
     check_screen("batch.md", "batch", screen.replace(f"{tmp_path}/", ""))
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_costs_no_row(breakable: Callable[..., Engine], tmp_path: Path) -> None:
     engine = breakable()
     engine.warmup()

@@ -158,6 +158,7 @@ def test_a_model_that_sees_gets_the_picture(vision: dict[str, Any], tmp_path: Pa
     assert seen["usage"]["prompt_tokens"] > unseen["usage"]["prompt_tokens"]
 
 
+@pytest.mark.long
 def test_a_saved_chat_with_pictures_goes_on_in_both_frameworks(
     vision: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def log_of(engine: Engine) -> str:
     return Path(engine.status().log_file or "").read_text(errors="replace")
 
 
+@pytest.mark.long
 def test_what_was_compiled_is_loaded_at_the_next_start(engine: Engine) -> None:
     first = answer(engine)
     assert "Paris" in first

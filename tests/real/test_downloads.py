@@ -36,6 +36,7 @@ def downloading(
         yield make
 
 
+@pytest.mark.long
 def test_a_download_goes_on_when_a_caller_waits_no_longer(downloading: Callable[..., Engine]) -> None:
     engine = downloading({"start_timeout_s": 2, "stall_timeout_s": 15}, bytes_per_s=1_000_000)
 

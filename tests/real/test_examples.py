@@ -248,6 +248,7 @@ def test_the_code_in_the_docs_of_lora_runs(lora_chat: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.long
 def test_the_code_in_the_docs_of_reproducible_answers_runs(tiny_chat: dict[str, Any]) -> None:
     page = (REPOSITORY / "docs" / "reproducible.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from signal import SIGHUP, SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGKILL, SIGSTOP, SIGTERM
 
 import pytest
 
@@ -27,11 +27,11 @@ RACES = 6 * max(ROUNDS, 1)
 HEARD_WITHIN_S = 5.0
 STALL_TIMEOUT_S = 4.0
 IN_CI = {
-    "nothing shown yet": (Fault(SIGKILL, "supervisor"), Fault(SIGSTOP, "EngineCore")),
+    "nothing shown yet": (Fault(SIGKILL, "supervisor"),),
     "in mid-stream": (Fault(SIGTERM, "APIServer"),),
     "idle": (),
     "starting": (),
-    "stopping": (Fault(SIGHUP, "launcher"),),
+    "stopping": (),
 }
 CASES = [(activity, fault) for activity in ACTIVITIES for fault in (FAULTS if ROUNDS else IN_CI[activity])]
 
@@ -53,6 +53,7 @@ def test_a_signal_is_made_good_or_told(engine: Engine, activity: str, fault: Fau
         assert (outcome.left, outcome.files) == (0, 0), outcome
 
 
+@pytest.mark.long
 def test_requests_that_race_an_eviction_are_answered(engine: Engine) -> None:
     moments = random.Random(1)
     starts = engine.status().starts
@@ -60,6 +61,7 @@ def test_requests_that_race_an_eviction_are_answered(engine: Engine) -> None:
     assert engine.status().starts > starts, "there were evictions"
 
 
+@pytest.mark.long
 def test_a_shutdown_leaves_nothing_and_twenty_processes_at_once_start_one_engine(engine: Engine) -> None:
     engine.warmup()
     starts = engine.status().starts

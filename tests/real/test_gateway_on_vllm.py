@@ -128,6 +128,7 @@ def test_a_stream_that_is_left_is_aborted_in_vllm(client: openai.OpenAI, engine:
     assert any(is_cut_short(engine, leave) for _ in range(ATTEMPTS))
 
 
+@pytest.mark.long
 @pytest.mark.apart
 def test_embeddings_are_vllms_own(minilm: dict[str, Any], tmp_path: Path) -> None:
     with gateway({"models": {"minilm": minilm}}, tmp_path) as gate:

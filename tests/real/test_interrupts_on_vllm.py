@@ -28,6 +28,7 @@ def app(tiny_chat: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
     end_of(app, 10)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 def test_ctrl_c_at_any_moment_of_a_batch(app: subprocess.Popen[str], quiet_engine: Engine) -> None:
     seen: list[tuple[float, str, float]] = []

@@ -75,6 +75,7 @@ def test_an_idle_engine_leaves_memory_and_the_next_request_brings_it_back(breaka
     assert engine.status().starts == starts + 1
 
 
+@pytest.mark.long
 def test_a_death_in_the_middle_is_told_and_the_next_request_works(breakable: MakeEngine) -> None:
     engine = breakable()
     error = next(filter(None, (death_in_a_stream(engine) for _ in range(ATTEMPTS))), None)

@@ -43,6 +43,7 @@ def alone(engine: Engine) -> dict[str | None, list[GenerationResult]]:
     return {name: [engine.chat(each, lora=name) for each in CONVERSATIONS] for name in NAMES}
 
 
+@pytest.mark.long
 def test_answers_are_those_of_the_merged_weights(alone: dict[str | None, list[GenerationResult]]) -> None:
     command = [find_interpreter(None).path, str(REPOSITORY / "tests" / "support" / "merged_answers.py")]
     given = json.dumps([str(TINY_CHAT), [BRIEF, POLITE], CONVERSATIONS])

@@ -25,7 +25,7 @@ from tests.support.processes import all_processes, any_exists, processes_of_grou
 from tests.support.questions import WEATHER
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]
 LONG: dict[str, Any] = {"max_tokens": 1500, "extra_body": {"ignore_eos": True}}
 NOTICED_S = 10.0
 

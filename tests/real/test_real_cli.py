@@ -117,6 +117,7 @@ def info(key: str) -> EngineInfo:
     return choose(find_engines(), key)
 
 
+@pytest.mark.long
 @pytest.mark.apart
 @pytest.mark.timeout(120)
 def test_doctor_finds_that_an_engine_starts(runtime_root: object) -> None:

@@ -100,6 +100,7 @@ def test_what_vllm_sends_beside_the_answer_is_there(engine: Engine) -> None:
     assert len(text["prompt_logprobs"]) == len(text["prompt_token_ids"])
 
 
+@pytest.mark.long
 async def test_seeds_hold_while_prompts_are_processed_in_parts(engine: Engine) -> None:
     prompts = [f"{index} " + "word " * 430 for index in range(36)]  # more than vLLM takes in one step
     asked: dict[str, Any] = {"seed": 1, "temperature": 1.5, "max_tokens": 8}
@@ -272,6 +273,7 @@ def test_sampling_defaults_of_the_settings_are_used(tiny_chat: dict[str, Any]) -
     assert engine.chat(COUNT, max_tokens=4).usage.completion_tokens == 4
 
 
+@pytest.mark.long
 def test_an_answer_in_one_piece_may_outlast_the_limit_of_silence(tiny_chat: dict[str, Any]) -> None:
     engine = Engine(**{**tiny_chat, "timeout": 0.05, "max_retries": 0})
     result = engine.generate("Count", max_tokens=800, ignore_eos=True)

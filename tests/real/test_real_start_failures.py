@@ -101,6 +101,7 @@ def test_a_flag_vllm_does_not_know_is_named(own_engine: MakeEngine) -> None:
         engine.chat(HELLO)
 
 
+@pytest.mark.long
 def test_who_waits_no_longer_leaves_the_start_to_go_on(own_engine: MakeEngine) -> None:
     engine = own_engine(start_timeout_s=0.5)
     with pytest.raises(EngineStartTimeoutError, match=r"start_timeout_s = 0\.5 s"):

@@ -17,11 +17,10 @@ from tests.support.causal_rerankers import DOCUMENTS, NAMES, QUERY
 from tests.support.engines import ended_engines
 from tests.support.paths import REPOSITORY
 
-pytestmark = pytest.mark.apart
-others = pytest.mark.long
+pytestmark = [pytest.mark.apart, pytest.mark.long]
 
 
-@pytest.mark.parametrize("family", ["qwen3", pytest.param("mxbai", marks=others), pytest.param("gemma", marks=others)])
+@pytest.mark.parametrize("family", ["qwen3", "mxbai", "gemma"])
 def test_its_scores_are_those_of_transformers(minilm: dict[str, Any], tmp_path: Path, family: str) -> None:
     folder = tmp_path / NAMES[family]
     script = REPOSITORY / "tests" / "support" / "causal_rerankers.py"

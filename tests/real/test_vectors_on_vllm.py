@@ -44,6 +44,7 @@ def normalised(vector: list[float]) -> list[float]:
     return [number / length for number in vector]
 
 
+@pytest.mark.long
 def test_each_token_has_a_vector(minilm: dict[str, Any], made: list[Engine]) -> None:
     texts = ["The violin has four strings.", "A cat."]
     args = {**minilm["engine_args"], **POOLING}
