@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
     from langchain_core.runnables import RunnableConfig
 
-GREEDY = {"temperature": 0, "extra_body": {"ignore_eos": True}}
+GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
 
 class Framework(Protocol):
@@ -134,7 +134,7 @@ def chat_openai(model: str, url: str, tokens: int) -> LangChain:
     from langchain_openai import ChatOpenAI
 
     settings: dict[str, Any] = {"base_url": url + "/v1", "api_key": "none", "timeout": 600, "stream_usage": True}
-    return LangChain(ChatOpenAI(model=model, **settings, **GREEDY, max_tokens=tokens))
+    return LangChain(ChatOpenAI(model=model, **settings, **GREEDY, max_completion_tokens=tokens))
 
 
 def _conversation(text: str) -> list[ChatMessage]:

@@ -112,7 +112,7 @@ class App:
 
         def llama_index_batch(prompt: str, length: int, _: Shown) -> list[Answer]:
             answers = llm.chat_batch([_llama_messages(prompt)] * BATCH, max_tokens=length)
-            return [(each.message.content, None) for each in answers]
+            return [(each.message.content or "", None) for each in answers]
 
         def llama_index_stream(prompt: str, length: int, shown: Shown) -> list[Answer]:
             shown.extend(llm.stream_chat(_llama_messages(prompt), max_tokens=length))

@@ -12,7 +12,7 @@ questions = [f"What is the capital of {country}?" for country in ("France", "Ita
 
 # In order; config={"max_concurrency": 8} would keep it to 8 at once.
 answers = llm.batch(questions, use_tqdm=True)
-tokens = sum(answer.usage_metadata["output_tokens"] for answer in answers)
+tokens = sum(answer.usage_metadata["output_tokens"] for answer in answers if answer.usage_metadata)
 print(f"{len(answers)} answers, {tokens} tokens; the last: {answers[-1].text}")
 
 # Each as soon as it is there.

@@ -27,13 +27,14 @@ _HOME = {
 
 __all__ = ["VLLM", "ChatVLLM", "VLLMEmbeddings", "VLLMRerank", "VLLMTextSplitter"]
 
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.import_module("shared_engine").__version__
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("shared_engine").__version__
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

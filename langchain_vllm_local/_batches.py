@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import RunnableConfig, get_config_list, merge_configs
 
 from shared_engine.adapting.batches import all_in_tasks, in_tasks, in_threads
+
+Output_co = TypeVar("Output_co", covariant=True)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +31,14 @@ if TYPE_CHECKING:
 
     from shared_engine import Engine
 
-    _Runnable = Runnable[LanguageModelInput, Any]
+    _Runnable = Runnable[LanguageModelInput, Output_co]
 else:
-    _Runnable = object
+    _Runnable = Generic
 
 Config = RunnableConfig | list[RunnableConfig] | None
 
 
-class Batches(_Runnable):
+class Batches(_Runnable[Output_co]):
     """Mixed into a model: its batches keep its engine full."""
 
     @property
@@ -45,13 +48,13 @@ class Batches(_Runnable):
 
     def batch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: Sequence[LanguageModelInput],
         config: Config = None,
         *,
         return_exceptions: bool = False,
         use_tqdm: bool | None = None,
         **kwargs: Any,
-    ) -> list[Any]:
+    ) -> list[Output_co]:
         """Answer each input, in order, with as many in flight as the engine takes; see Runnable.batch.
 
         Args:
@@ -71,13 +74,13 @@ class Batches(_Runnable):
 
     async def abatch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: Sequence[LanguageModelInput],
         config: Config = None,
         *,
         return_exceptions: bool = False,
         use_tqdm: bool | None = None,
         **kwargs: Any,
-    ) -> list[Any]:
+    ) -> list[Output_co]:
         """See ``batch``."""
         outputs: list[Any] = [None] * len(inputs)
         completed = self.abatch_as_completed(
@@ -96,7 +99,7 @@ class Batches(_Runnable):
         return_exceptions: bool = False,
         use_tqdm: bool | None = None,
         **kwargs: Any,
-    ) -> Generator[tuple[int, Any], None, None]:
+    ) -> Generator[tuple[int, Output_co], None, None]:
         """As ``batch``, but yields ``(index, answer)`` as soon as each answer is complete."""
         if not inputs:
             return
@@ -106,7 +109,9 @@ class Batches(_Runnable):
             return self.invoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
         with _shown(len(inputs), use_tqdm) as extra, self._concurrency(configs) as limit:
-            answers = in_threads(answer, len(inputs), limit, return_exceptions=return_exceptions)
+            answers: Generator[tuple[int, Any], None, None] = in_threads(
+                answer, len(inputs), limit, return_exceptions=return_exceptions
+            )
             with closing(answers):
                 yield from answers
 
@@ -118,7 +123,7 @@ class Batches(_Runnable):
         return_exceptions: bool = False,
         use_tqdm: bool | None = None,
         **kwargs: Any,
-    ) -> AsyncGenerator[tuple[int, Any], None]:
+    ) -> AsyncGenerator[tuple[int, Output_co], None]:
         """See ``batch_as_completed``."""
         if not inputs:
             return
@@ -128,7 +133,9 @@ class Batches(_Runnable):
             return await self.ainvoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
 
         with _shown(len(inputs), use_tqdm) as extra, self._concurrency(configs) as limit:
-            answers = in_tasks(answer, len(inputs), limit, return_exceptions=return_exceptions)
+            answers: AsyncGenerator[tuple[int, Any], None] = in_tasks(
+                answer, len(inputs), limit, return_exceptions=return_exceptions
+            )
             async with aclosing(answers):
                 async for index, output in answers:
                     yield index, output
@@ -137,7 +144,7 @@ class Batches(_Runnable):
         return self.engine.concurrency(len(configs), configs[0].get("max_concurrency"))
 
 
-class ChatBatches(Batches, BaseChatModel):
+class ChatBatches(Batches[AIMessage], BaseChatModel):
     """Mixed into a chat model: ``generate`` and ``agenerate`` keep the engine full, too."""
 
     def generate(

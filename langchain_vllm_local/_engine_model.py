@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import EngineModel
-from shared_engine.settings import ENVIRONMENT, SECRET, EngineSettings
+from shared_engine.declared import UNSET, Alias
+from shared_engine.settings import ENVIRONMENT, SECRET, EngineSettings, PathText
 
 if TYPE_CHECKING:
     from langchain_vllm_local.text_splitter import VLLMTextSplitter
@@ -23,6 +24,15 @@ class LangChainModel(EngineModel):
     """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""
 
     _aliases: ClassVar[Mapping[str, str]] = {"model_name": "model", "request_timeout": "timeout"}
+    if TYPE_CHECKING:
+        model_name: PathText = UNSET
+        request_timeout: Alias[float | None] = UNSET
+    else:
+
+        @property
+        def model_name(self) -> str | None:
+            """The same as ``model``, under the name that LangChain's tools look for."""
+            return self.model
 
     # ---- the engine
 
@@ -45,11 +55,6 @@ class LangChainModel(EngineModel):
         from langchain_vllm_local.text_splitter import VLLMTextSplitter
 
         return VLLMTextSplitter(self.engine, chunk_size=chunk_size, chunk_overlap=chunk_overlap, **options)
-
-    @property
-    def model_name(self) -> str | None:
-        """The same as ``model``, under the name that LangChain's tools look for."""
-        return self.model
 
     # ---- what traces, caches and files show
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import model_validator
@@ -15,6 +15,7 @@ from pydantic import model_validator
 from langchain_vllm_local._engine_model import PROVIDER, LangChainModel
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import GenerationModel, without_aliases
+from shared_engine.declared import UNSET, Alias
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import GenerationParams, merge_parameters
 from shared_engine.settings import SECRET, EngineFields
@@ -30,6 +31,9 @@ class LanguageModel(LangChainModel, GenerationModel):
     """Default for requests: number of answers to generate; more than one can't be streamed."""
     streaming: bool | None = None
     """True: ``invoke`` streams too, so that callbacks see each token; False: nothing is ever streamed."""
+    if TYPE_CHECKING:  # of _ALIASES
+        max_completion_tokens: Alias[int | None] = UNSET
+        stop_sequences: Alias[str | list[str] | None] = UNSET
 
     _request_fields: ClassVar[tuple[str, ...]] = (*GenerationModel._request_fields, "n")
 

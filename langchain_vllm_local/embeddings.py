@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.load.serializable import Serializable
@@ -16,6 +16,7 @@ from langchain_vllm_local._engine_model import LangChainModel
 from langchain_vllm_local._errors import as_langchains_failures, langchain_errors
 from shared_engine.adapting.framework_model import EmbeddingModel
 from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, EmbedRequest, InputType, PartialList, list_of
+from shared_engine.declared import UNSET, Alias
 from shared_engine.results import EmbeddingResult, OnError
 
 
@@ -76,6 +77,10 @@ class VLLMEmbeddings(LangChainModel, EmbeddingModel, Serializable, Embeddings):
         "embed_instruction": "document_prefix",
         "batch_size": "chunk_size",
     }
+    if TYPE_CHECKING:
+        query_instruction: Alias[str | None] = UNSET
+        embed_instruction: Alias[str | None] = UNSET
+        batch_size: Alias[int] = UNSET
 
     def embed_documents(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
 
-class VLLM(LanguageModel, Batches, BaseLLM):
+class VLLM(LanguageModel, Batches[str], BaseLLM):
     """A LangChain text model on a local vLLM, which continues text as it is; for a model tuned for chat, use ChatVLLM.
 
     The engine starts on the first call and is shared by every object and process with equal settings, ChatVLLM's too.
@@ -131,7 +131,7 @@ class VLLM(LanguageModel, Batches, BaseLLM):
 
     def batch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: Sequence[LanguageModelInput],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -142,11 +142,11 @@ class VLLM(LanguageModel, Batches, BaseLLM):
         if return_exceptions or use_tqdm or _has_run_id(config):
             # One request for all, as BaseLLM makes it, would give the first error to every input, and drop run IDs.
             return super().batch(inputs, config, return_exceptions=return_exceptions, use_tqdm=use_tqdm, **kwargs)
-        return BaseLLM.batch(self, inputs, config, **kwargs)
+        return BaseLLM.batch(self, list(inputs), config, **kwargs)
 
     async def abatch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: Sequence[LanguageModelInput],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -158,7 +158,7 @@ class VLLM(LanguageModel, Batches, BaseLLM):
             return await super().abatch(
                 inputs, config, return_exceptions=return_exceptions, use_tqdm=use_tqdm, **kwargs
             )
-        return await BaseLLM.abatch(self, inputs, config, **kwargs)
+        return await BaseLLM.abatch(self, list(inputs), config, **kwargs)
 
     # ---- tokens
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 
@@ -16,6 +16,8 @@ from shared_engine.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from shared_engine import Engine
+
+Conversations = Sequence[Sequence[ChatMessage]]
 
 
 class Batches:
@@ -32,9 +34,17 @@ class Batches:
         @abstractmethod
         async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse: ...
 
+    @overload
     async def achat_batch(
-        self, conversations: Sequence[Sequence[ChatMessage]], *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+        self, conversations: Conversations, *, return_exceptions: Literal[False] = False, **kwargs: Any
+    ) -> list[ChatResponse]: ...
+
+    @overload
+    async def achat_batch(
+        self, conversations: Conversations, *, return_exceptions: bool, **kwargs: Any
+    ) -> list[ChatResponse | Exception]: ...
+
+    async def achat_batch(self, conversations: Conversations, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
         """Answer each conversation, in their order; as many at once as the engine takes.
 
         Args:
@@ -53,15 +63,38 @@ class Batches:
         with self.engine.concurrency(len(conversations)) as limit:
             return await all_in_tasks(answer, len(conversations), limit, return_exceptions=return_exceptions)
 
+    @overload
     def chat_batch(
-        self, conversations: Sequence[Sequence[ChatMessage]], *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+        self, conversations: Conversations, *, return_exceptions: Literal[False] = False, **kwargs: Any
+    ) -> list[ChatResponse]: ...
+
+    @overload
+    def chat_batch(
+        self, conversations: Conversations, *, return_exceptions: bool, **kwargs: Any
+    ) -> list[ChatResponse | Exception]: ...
+
+    def chat_batch(self, conversations: Conversations, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
         """See ``achat_batch``."""
         return on_own_loop(self.achat_batch(conversations, return_exceptions=return_exceptions, **kwargs))
 
+    @overload
+    async def acomplete_batch(
+        self,
+        prompts: Sequence[str],
+        formatted: bool = False,
+        *,
+        return_exceptions: Literal[False] = False,
+        **kwargs: Any,
+    ) -> list[CompletionResponse]: ...
+
+    @overload
+    async def acomplete_batch(
+        self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool, **kwargs: Any
+    ) -> list[CompletionResponse | Exception]: ...
+
     async def acomplete_batch(
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+    ) -> Any:
         """Answer each prompt, in their order; see ``achat_batch``, and ``complete`` for ``formatted``."""
         for index, prompt in enumerate(_checked(prompts, "prompts", "of strings")):
             if not isinstance(prompt, str):
@@ -73,9 +106,24 @@ class Batches:
         with self.engine.concurrency(len(prompts)) as limit:
             return await all_in_tasks(answer, len(prompts), limit, return_exceptions=return_exceptions)
 
+    @overload
+    def complete_batch(
+        self,
+        prompts: Sequence[str],
+        formatted: bool = False,
+        *,
+        return_exceptions: Literal[False] = False,
+        **kwargs: Any,
+    ) -> list[CompletionResponse]: ...
+
+    @overload
+    def complete_batch(
+        self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool, **kwargs: Any
+    ) -> list[CompletionResponse | Exception]: ...
+
     def complete_batch(
         self, prompts: Sequence[str], formatted: bool = False, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+    ) -> Any:
         """See ``acomplete_batch``."""
         return on_own_loop(self.acomplete_batch(prompts, formatted, return_exceptions=return_exceptions, **kwargs))
 

@@ -4,13 +4,16 @@ Starts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
-from llama_index.core.base.llms.types import ChatMessage, LLMMetadata
+from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
-from llama_index.core.llms.llm import default_completion_to_prompt
+from llama_index.core.llms.llm import (
+    CompletionToPromptType,
+    MessagesToPromptType,
+    default_completion_to_prompt,
+)
 from pydantic import Field, PrivateAttr
 
 from llama_index_vllm_local._engine_model import LlamaIndexModel
@@ -28,8 +31,8 @@ class Capabilities(LlamaIndexModel, ChatModel):
         @classmethod
         def class_name(cls) -> str: ...
 
-        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None
-        completion_to_prompt: Callable[[str], str] | None = None
+        messages_to_prompt: MessagesToPromptType | None = None
+        completion_to_prompt: CompletionToPromptType | None = None
 
     context_window: Annotated[int | None, Field(gt=0)] = None
     """Tokens of prompt and answer that LlamaIndex plans with. Default: max_model_len, else what the model's files on

@@ -5,12 +5,13 @@ Knows nothing of what is asked of the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from shared_engine.adapting.framework_model import EngineModel
+from shared_engine.declared import UNSET, Alias
 from shared_engine.settings import EngineFields
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class LlamaIndexModel(EngineModel):
     """
 
     _aliases: ClassVar[Mapping[str, str]] = {"api_base": "base_url"}
+    if TYPE_CHECKING:
+        api_base: Alias[str | Sequence[str] | None] = UNSET
 
     def text_splitter(self, *, chunk_size: int = 512, chunk_overlap: int = 50, **options: Any) -> VLLMTextSplitter:
         """A LlamaIndex node parser by the tokens of this model.

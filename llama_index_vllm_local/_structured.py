@@ -38,6 +38,7 @@ from llama_index.core.prompts.base import ChatPromptTemplate, PromptTemplate
 from llama_index.core.types import Model
 from pydantic import BaseModel
 
+from llama_index_vllm_local._decorators import typed
 from llama_index_vllm_local._predictions import OWN_MODES, LastResponse, Prediction, RecordedKwargs, program_mode
 
 dispatcher = get_dispatcher(__name__)
@@ -51,7 +52,7 @@ class StructuredPrediction(FunctionCallingLLM):
     other modes are LlamaIndex's own.
     """
 
-    @dispatcher.span
+    @typed(dispatcher.span)
     def structured_predict(
         self,
         output_cls: type[Model],
@@ -80,7 +81,7 @@ class StructuredPrediction(FunctionCallingLLM):
         dispatcher.event(LLMStructuredPredictEndEvent(output=output))
         return output
 
-    @dispatcher.span
+    @typed(dispatcher.span)
     async def astructured_predict(
         self,
         output_cls: type[Model],

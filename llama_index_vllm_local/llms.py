@@ -28,6 +28,7 @@ from pydantic import ConfigDict
 from llama_index_vllm_local._answers import StreamedAnswer, to_chat_response, to_completion_response
 from llama_index_vllm_local._batches import Batches
 from llama_index_vllm_local._capabilities import Capabilities
+from llama_index_vllm_local._decorators import typed
 from llama_index_vllm_local._messages import check_text_only, name_files, to_conversation, wording
 from llama_index_vllm_local._streams import AsyncResponseStream, ResponseStream
 from llama_index_vllm_local._structured import StructuredPrediction
@@ -119,38 +120,38 @@ class VLLM(Capabilities, ChatModel, Batches, ToolCalling, StructuredPrediction, 
 
     # ---- the eight endpoints
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return to_chat_response(self._answer(self._chat_request(messages, kwargs)))
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return to_chat_response(await self._aanswer(await self._achat_request(messages, kwargs)))
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         chunks = self._stream(self._chat_request(messages, kwargs))
         return ResponseStream(chunks, StreamedAnswer().add_to_chat)
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         chunks = self._astream(await self._achat_request(messages, kwargs))
         return AsyncResponseStream(chunks, StreamedAnswer().add_to_chat)
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         return to_completion_response(self._answer(self._completion_request(prompt, formatted, kwargs)))
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         return to_completion_response(await self._aanswer(self._completion_request(prompt, formatted, kwargs)))
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         chunks = self._stream(self._completion_request(prompt, formatted, kwargs))
         return ResponseStream(chunks, StreamedAnswer().add_to_completion)
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         chunks = self._astream(self._completion_request(prompt, formatted, kwargs))
         return AsyncResponseStream(chunks, StreamedAnswer().add_to_completion)

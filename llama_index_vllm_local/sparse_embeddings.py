@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding, SparseEmbedding
 from pydantic import ConfigDict
 
 from shared_engine.adapting.framework_model import EmbeddingModel
 from shared_engine.adapting.pooling_requests import TEXTS_IN_A_REQUEST, SparseRequest, with_sparse_vectors
+from shared_engine.declared import UNSET, Alias
 from shared_engine.settings import EngineSettings
 
 _UNKNOWN = "unknown"  # what LlamaIndex calls a model without a name
@@ -48,6 +49,8 @@ class VLLMSparseEmbedding(EmbeddingModel, BaseSparseEmbedding):
 
     model_config = ConfigDict(extra="forbid")
     _aliases: ClassVar[Mapping[str, str]] = {"api_base": "base_url"}
+    if TYPE_CHECKING:
+        api_base: Alias[str | Sequence[str] | None] = UNSET
 
     @classmethod
     def class_name(cls) -> str:

@@ -86,15 +86,16 @@ _MODULE_OF = {
 __all__ = list(_MODULE_OF)
 __all__ += errors.__all__
 
+if not TYPE_CHECKING:  # checkers would take every name for one that is there
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version  # late: it takes longer to import than this package
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version  # late: it takes longer to import than this package
 
-        return version("vllm-local")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+            return version("vllm-local")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,38 @@ import inspect
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
 from pydantic import BaseModel
+
+Kept = TypeVar("Kept")
+Taken = TypeVar("Taken")
+
+
+class Converted(Generic[Kept, Taken]):
+    """Annotation of a field that takes a ``Taken`` and holds the ``Kept`` that a validator makes of it.
+
+    For pydantic it is ``Kept``. Type checkers see a descriptor, and take its ``__set__`` for the constructor's
+    parameter (the typing specification, on descriptors in dataclasses); its default must then be an ``UNSET``. With
+    pydantic's plugin mypy would show it as ``Taken`` where it is read, too: it is not used here.
+    """
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: type) -> Kept: ...
+
+        def __set__(self, instance: object, value: Taken) -> None: ...
+
+    else:
+
+        def __class_getitem__(cls, kinds):
+            return kinds[0]
+
+
+UNSET: Any = None
+"""The default None of a ``Converted``."""
+Alias = Converted[Never, Taken]
+"""For type checkers alone: another name of a field, which only the constructor takes."""
 
 
 class Decides(Enum):

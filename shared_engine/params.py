@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from shared_engine.declared import Decides, Setting
+from shared_engine.declared import UNSET, Decides, Setting
 from shared_engine.errors import InvalidInputError
-from shared_engine.validation import Headers, describe_invalid
+from shared_engine.validation import Headers, describe_invalid, text_values
 
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 """Names of the chat template's variable that turns thinking on and off."""
@@ -120,7 +120,7 @@ class CallParams(BaseModel):
     item from its sending on. The setting of this name is the limit of silence instead, which holds beside it."""
     max_retries: int | None = Field(default=None, ge=0)
     """How often a request of this call is tried again; None: as the setting of this name says."""
-    extra_headers: Headers = None
+    extra_headers: Annotated[Headers, BeforeValidator(text_values)] = UNSET
     """HTTP headers of this call's requests to a remote server, beside the setting ``default_headers`` and instead of
     those of the same name. Nothing to a local engine. Given as pydantic's ``SecretStr``, a value is not shown by the
     frameworks' traces either."""

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shared_engine.addresses import (
     DNS,
@@ -25,7 +34,7 @@ from shared_engine.addresses import (
     user_and_password,
 )
 from shared_engine.config_files import Given
-from shared_engine.declared import Decides, Setting, declared
+from shared_engine.declared import UNSET, Converted, Decides, Setting, declared
 from shared_engine.device_sets import DeviceSets, device_sets, replica_contradiction, with_size_of_sets
 from shared_engine.errors import InvalidInputError, SettingsError
 from shared_engine.machine.home import expanded
@@ -115,8 +124,11 @@ def _numbers(value: object) -> object:
     return value.split(",") if isinstance(value, str) else value
 
 
+Place = Literal["local", "direct", "remote"]
+PathText = Converted[str | None, str | os.PathLike[str] | None]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
+NotEmpty = Annotated[str, Field(min_length=1)]
 
 
 class EngineFields(DefaultFields):
@@ -127,85 +139,92 @@ class EngineFields(DefaultFields):
     """
 
     model: Annotated[
-        str | None, Field(min_length=1), BeforeValidator(_path), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")
-    ] = None
+        PathText, Field(min_length=1), BeforeValidator(_path), Setting("VLLM_MODEL_PATH", Decides.ENGINE, "--model")
+    ] = UNSET
     """Folder of a model, or its id on the Hugging Face hub."""
     mode: Annotated[Literal["local", "direct", "remote", "auto"] | None, Setting("VLLM_MODE", Decides.CALLS)] = None
     """``local``: a shared engine of this machine; ``direct``: one under this process alone, with vLLM in the app's own
     Python; ``remote``: the server at ``base_url``; ``auto``: ``direct``, and ``fallback`` where that can't start.
     Default: by base_url."""
     fallback: Annotated[
-        tuple[Literal["local", "direct", "remote"], ...] | None,
+        Converted[tuple[Place, ...] | None, Sequence[Place] | None],
         BeforeValidator(_listed),
         Setting("VLLM_FALLBACK", Decides.CALLS),
-    ] = None
+    ] = UNSET
     """What is used instead when an engine can't start, in this order. Default: with ``mode="auto"`` ``("local",
     "remote")``, the second only with a ``base_url``; else nothing."""
     base_url: Annotated[
-        str | tuple[str, ...] | None, AfterValidator(server_roots), Setting("VLLM_API_URL", Decides.CALLS)
-    ] = None
+        Converted[str | tuple[str, ...] | None, str | Sequence[str] | None],
+        AfterValidator(server_roots),
+        Setting("VLLM_API_URL", Decides.CALLS),
+    ] = UNSET
     """A remote vLLM server, or another one with OpenAI's protocol. It is never started, stopped or put to sleep.
 
     With or without ``/v1`` or a route at its end; a ``user:password@`` in it is ``basic_auth``, a query is
     ``default_query``. A list, or several between commas, ``file:///...`` or ``dns+http://...``: a fleet
     (docs/fleets.md)."""
     api_key: Annotated[
-        SecretStr | tuple[SecretStr, ...] | None,
+        Converted[SecretStr | tuple[SecretStr, ...] | None, str | SecretStr | Sequence[str | SecretStr] | None],
         Field(exclude=True),
         Setting("VLLM_API_KEY", Decides.CALLS, is_secret=True),
-    ] = None
+    ] = UNSET
     """Sent to ``base_url`` as a bearer token. Of a fleet one for all, or a list with one for each. With ``serve_tcp``
     what requests over TCP must have."""
     member_weights: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        Converted[tuple[Annotated[float, Field(gt=0)], ...] | None, Sequence[float] | None],
         BeforeValidator(_numbers),
         Setting("VLLM_MEMBER_WEIGHTS", Decides.CALLS),
-    ] = None
+    ] = UNSET
     """Of a fleet: each server's share of the requests, against the others'. Default: equal."""
     basic_auth: Annotated[
-        SecretStr | tuple[SecretStr | None, ...] | None,
+        Converted[
+            SecretStr | tuple[SecretStr | None, ...] | None, str | SecretStr | Sequence[str | SecretStr | None] | None
+        ],
         AfterValidator(user_and_password),
         Field(exclude=True),
         Setting("VLLM_BASIC_AUTH", Decides.CALLS, is_secret=True),
-    ] = None
+    ] = UNSET
     """``user:password``, sent to ``base_url`` instead of a bearer token."""
     default_headers: Annotated[
-        Headers, Field(exclude=True), Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True, is_secret=True)
-    ] = None
+        Headers,
+        BeforeValidator(text_values),
+        Field(exclude=True),
+        Setting("VLLM_DEFAULT_HEADERS", Decides.CALLS, is_json=True, is_secret=True),
+    ] = UNSET
     """Headers of every request to ``base_url``, such as ``{"X-Tenant": "a"}``. Their values are kept secret."""
     default_query: Annotated[
-        dict[str, str] | None,
+        Converted[dict[str, str] | None, Mapping[str, str | float] | None],
         BeforeValidator(text_values),
         Setting("VLLM_DEFAULT_QUERY", Decides.CALLS, is_json=True),
-    ] = None
+    ] = UNSET
     """Query of every request to ``base_url``, such as ``{"api-version": "1"}``. Not for secrets: it is shown."""
     proxy: Annotated[str | None, AfterValidator(proxy_url), Setting("VLLM_PROXY", Decides.CALLS)] = None
     """HTTP proxy for ``base_url``; ``"none"`` for none. Default: the environment's (``HTTP_PROXY``, ``HTTPS_PROXY``,
     ``ALL_PROXY``, ``NO_PROXY``), never for this machine itself."""
     proxy_auth: Annotated[
-        SecretStr | None,
+        Converted[SecretStr | None, str | SecretStr | None],
         AfterValidator(user_and_password),
         Field(exclude=True),
         Setting("VLLM_PROXY_AUTH", Decides.CALLS, is_secret=True),
-    ] = None
+    ] = UNSET
     """``user:password`` for ``proxy``; a ``user:password@`` in ``proxy`` is taken from there."""
     ssl_verify: Annotated[bool, Setting("VLLM_SSL_VERIFY", Decides.CALLS)] = True
     """Check the certificate of ``base_url``. Off: whoever is between can read and change everything."""
     ssl_ca_certs: Annotated[
-        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CA_CERTS", Decides.CALLS)
-    ] = None
+        PathText, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CA_CERTS", Decides.CALLS)
+    ] = UNSET
     """File (PEM) of the authorities whose certificates are accepted. Default: the system's, or ``SSL_CERT_FILE``."""
     ssl_certfile: Annotated[
-        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CERTFILE", Decides.CALLS)
-    ] = None
+        PathText, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_CERTFILE", Decides.CALLS)
+    ] = UNSET
     """File (PEM) of the client's certificate, for a server that wants one."""
     ssl_keyfile: Annotated[
-        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_KEYFILE", Decides.CALLS)
-    ] = None
+        PathText, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_SSL_KEYFILE", Decides.CALLS)
+    ] = UNSET
     """File (PEM) of its key, unencrypted. Default: in ``ssl_certfile``."""
     python: Annotated[
-        str | None, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)
-    ] = None
+        PathText, BeforeValidator(_path), AfterValidator(_absolute_path), Setting("VLLM_PYTHON", Decides.ENGINE)
+    ] = UNSET
     """Interpreter that has vLLM. Default: the one made by ``vllm-local install``, else this one if it has vLLM."""
 
     gpu_memory_utilization: Annotated[
@@ -243,16 +262,16 @@ class EngineFields(DefaultFields):
     plain model while it is loaded (not on a CPU build)."""
     revision: Annotated[str | None, Setting("VLLM_REVISION", Decides.ENGINE, "--revision")] = None
     """Branch, tag or commit of the model on the hub."""
-    tokenizer: Annotated[
-        str | None, BeforeValidator(_path), Setting("VLLM_TOKENIZER", Decides.ENGINE, "--tokenizer")
-    ] = None
+    tokenizer: Annotated[PathText, BeforeValidator(_path), Setting("VLLM_TOKENIZER", Decides.ENGINE, "--tokenizer")] = (
+        UNSET
+    )
     """Folder or hub id of another tokenizer."""
     download_dir: Annotated[
-        str | None,
+        PathText,
         BeforeValidator(_path),
         AfterValidator(_absolute_path),
         Setting("VLLM_DOWNLOAD_DIR", Decides.ENGINE, "--download-dir"),
-    ] = None
+    ] = UNSET
     """Where weights from the hub are stored."""
     enforce_eager: Annotated[bool, Setting("VLLM_ENFORCE_EAGER", Decides.ENGINE, "--enforce-eager")] = False
     """No compilation, no CUDA graphs: starts faster, answers slower."""
@@ -271,7 +290,11 @@ class EngineFields(DefaultFields):
     replicas: Annotated[int | None, Field(ge=1), Setting("VLLM_REPLICAS", Decides.CALLS)] = None
     """So many engines with the same model behind this object, each on GPUs of its own, the first ones that are visible;
     on a CPU build each with its share of the cores (docs/replicas.md)."""
-    gpu_ids: Annotated[DeviceSets | None, BeforeValidator(device_sets), Setting("VLLM_GPU_IDS", Decides.CALLS)] = None
+    gpu_ids: Annotated[
+        Converted[DeviceSets | None, Sequence[int | str | Sequence[int | str]] | None],
+        BeforeValidator(device_sets),
+        Setting("VLLM_GPU_IDS", Decides.CALLS),
+    ] = UNSET
     """The GPUs of each replica: ``[0, 1]`` for two with one GPU each, ``[[0, 1], [2, 3]]`` for two with two GPUs each,
     which then is ``tensor_parallel_size`` too. By number or UUID, as CUDA_VISIBLE_DEVICES has them."""
     start: Annotated[Literal["lazy", "all"], Setting("VLLM_REPLICAS_START", Decides.CALLS)] = "lazy"
@@ -284,10 +307,10 @@ class EngineFields(DefaultFields):
     ] = Field(default_factory=dict)
     """Any other vLLM flag, such as ``{"max_num_seqs": 64}``; True and False stand for ``--flag`` and ``--no-flag``."""
     lora_adapters: Annotated[
-        dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] | None,
+        Converted[dict[NotEmpty, NotEmpty] | None, Mapping[str, str | os.PathLike[str]] | None],
         BeforeValidator(_adapter_paths),
         Setting("VLLM_LORA_ADAPTERS", Decides.CALLS, is_json=True),
-    ] = None
+    ] = UNSET
     """LoRA adapters by name, each a folder or an id on the hub: ``{"sql": "/adapters/sql"}``. A request names one by
     ``lora="sql"``. ``{}`` for an engine that takes adapters at run time (``Engine.load_adapter``). Which ones there are
     does not decide the engine; that it takes any, up to which rank and how many in one batch, does."""
@@ -312,8 +335,10 @@ class EngineFields(DefaultFields):
     """At most so many engines loaded on the device: idle ones are evicted before this one starts, least recently used
     first; when all are busy or pinned, it waits. None: as many as fit in memory."""
     serve_tcp: Annotated[
-        str | bool | None, BeforeValidator(tcp_address), Setting("VLLM_SERVE_TCP", Decides.KEEPING)
-    ] = None
+        Converted[str | bool | None, str | int | None],
+        BeforeValidator(tcp_address),
+        Setting("VLLM_SERVE_TCP", Decides.KEEPING),
+    ] = UNSET
     """Other programs reach a local engine too, by OpenAI's API on TCP: ``"127.0.0.1:8000"``, or ``True`` for any port
     of this machine. Where the port is taken, the next free one; ``Engine.status().urls`` names it. Open while the
     engine is ready, from the first request on; other addresses and keys have ports of their own (docs/serve_tcp.md)."""
@@ -390,6 +415,12 @@ class EngineFields(DefaultFields):
     def _of_calls(cls) -> frozenset[str]:
         """Names that are a call's parameters, and no settings."""
         return OF_CALLS
+
+    @field_validator("base_url", "api_key", "basic_auth", "proxy_auth", mode="before")
+    @classmethod
+    def _as_given(cls, value: Any) -> Any:
+        """Pyrefly refuses every value for a ``Converted`` field of pydantic that has no validator of this mode."""
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -581,7 +612,7 @@ class EngineSettings(EngineFields):
         return Parallelism.of(self._parallel_args)
 
     @property
-    def modes(self) -> tuple[Literal["local", "direct", "remote"], ...]:
+    def modes(self) -> tuple[Place, ...]:
         """Where requests go: to the first of these that can start."""
         first = ("remote" if self.base_url else "local") if self.mode is None else self.mode
         rest = self.fallback or ()

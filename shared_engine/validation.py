@@ -8,7 +8,9 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, SecretStr, ValidationError
+
+from shared_engine.declared import Converted
 
 # What the classes are called from which people come, for the same thing.
 OTHER_NAMES = {
@@ -43,7 +45,10 @@ def _headers(value: dict[str, SecretStr] | None) -> dict[str, SecretStr] | None:
     return value
 
 
-Headers = Annotated[dict[str, SecretStr] | None, BeforeValidator(text_values), AfterValidator(_headers)]
+Headers = Annotated[
+    Converted[dict[str, SecretStr] | None, Mapping[str, str | float | SecretStr] | None],
+    AfterValidator(_headers),
+]
 """Headers of requests, by name; their values may be secret, and are not shown."""
 
 

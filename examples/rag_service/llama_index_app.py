@@ -65,7 +65,7 @@ class LlamaIndexRag:
         async for piece in await self._llm.astream_chat(messages):
             if piece.delta:
                 yield Text(piece.delta)
-            if used := piece.raw.get("usage"):
+            if used := (piece.raw or {}).get("usage"):
                 yield Usage(used["prompt_tokens"], used["completion_tokens"])
 
 

@@ -97,7 +97,7 @@ async def gather(
     call: Callable[[Item], Awaitable[T]],
     limit: Callable[[int], int],
     return_exceptions: bool,
-) -> list[T | BaseException]:
+) -> list[T | Exception]:
     """Call for each item, in order of the items, with at most ``limit(now)`` in flight.
 
     With ``return_exceptions`` an error takes its item's place; without, the first one ends the others.

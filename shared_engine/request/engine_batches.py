@@ -20,7 +20,7 @@ from shared_engine.request.window import SPARE, Limit, Window
 from shared_engine.results import GenerationResult
 
 Results = list[GenerationResult]
-ResultsOrErrors = list[GenerationResult | BaseException]
+ResultsOrErrors = list[GenerationResult | Exception]
 
 
 class Batches(Lifecycle):

@@ -193,7 +193,7 @@ def test_metadata_is_whole_whoever_assigns_meanwhile() -> None:
 def test_metadata_follows_what_is_assigned() -> None:
     llm = VLLM(model=str(TINY_CHAT), max_tokens=5)
     assert llm.metadata.is_chat_model
-    llm.completion_to_prompt = str.upper
+    llm.completion_to_prompt = lambda prompt: prompt.upper()
     assert not llm.metadata.is_chat_model
     llm.max_model_len = 100
     assert llm.metadata.context_window == 100

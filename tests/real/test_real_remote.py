@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_the_engine_answers_and_finds_the_model_by_itself(base_url: str) -> None
 
 
 def test_both_frameworks_answer(base_url: str) -> None:
-    remote = {"base_url": base_url, "api_key": "s3cret", "model": "tiny"}
+    remote: dict[str, Any] = {"base_url": base_url, "api_key": "s3cret", "model": "tiny"}
     chat = ChatVLLM(**remote)
     message = chat.invoke(CAPITAL)
     assert "Paris" in message.text

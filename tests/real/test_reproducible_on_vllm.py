@@ -58,7 +58,7 @@ def test_the_same_request_has_the_same_text_wherever_it_runs(own_engine: Callabl
 def answers_of_langchain(settings: dict[str, Any]) -> list[str]:
     llm = ChatVLLM(**settings, temperature=0.8)
     streamed = "".join(chunk.text for chunk in llm.stream(QUESTIONS[0]))
-    batch = [message.text for message in llm.batch(list(QUESTIONS * 7))]
+    batch = [str(message.text) for message in llm.batch(list(QUESTIONS * 7))]
     assert streamed == batch[0]
     return batch
 

@@ -291,6 +291,11 @@ def test_results_with_them_go_to_other_processes() -> None:
 
 # ---- all of it, where that is asked for
 
+
+def of_llama(response: Any) -> Any:
+    return response.raw
+
+
 RAW: dict[str, Callable[[Fields], tuple[Any, bool]]] = {
     "chat": lambda own: (Engine(**own).chat(HELLO, keep_raw=True).raw, False),
     "generate": lambda own: (Engine(**own).generate("Hello", keep_raw=True).raw, False),
@@ -305,8 +310,8 @@ RAW: dict[str, Callable[[Fields], tuple[Any, bool]]] = {
         ChatVLLM(**own, streaming=True).invoke("Hello", keep_raw=True).response_metadata["raw"],
         True,
     ),
-    "llama": lambda own: (VLLM(**own).chat(MESSAGES, keep_raw=True).raw["raw"], False),
-    "llama_stream": lambda own: (list(VLLM(**own).stream_chat(MESSAGES, keep_raw=True))[-1].raw["raw"], True),
+    "llama": lambda own: (of_llama(VLLM(**own).chat(MESSAGES, keep_raw=True))["raw"], False),
+    "llama_stream": lambda own: (of_llama(list(VLLM(**own).stream_chat(MESSAGES, keep_raw=True))[-1])["raw"], True),
 }
 
 
@@ -323,4 +328,4 @@ def test_it_is_kept_only_where_that_is_asked_for(server: RemoteServer) -> None:
     assert Engine(**own).chat(HELLO).raw is None
     assert {chunk.raw for chunk in Engine(**own).stream_chat(HELLO)} == {None}
     assert "raw" not in ChatVLLM(**own).invoke("Hello").response_metadata
-    assert "raw" not in VLLM(**own).chat(MESSAGES).raw
+    assert "raw" not in of_llama(VLLM(**own).chat(MESSAGES))

@@ -221,8 +221,9 @@ def test_objects_with_other_headers_share_no_connections(server: RemoteServer) -
 
 @pytest.mark.parametrize("name", ["ssl_ca_certs", "ssl_certfile"])
 def test_a_file_that_is_not_there_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    files: dict[str, Any] = {name: tmp_path / "none.pem"}
     with pytest.raises(SettingsError, match=f"{name} = .*no such file"):
-        EngineSettings(base_url="https://host", **{name: str(tmp_path / "none.pem")})
+        EngineSettings(base_url="https://host", **files)
 
 
 def test_every_secret_is_a_setting() -> None:

@@ -37,8 +37,8 @@ ORDER = (
     "device_sets",
     "parallelism",
     "params",
-    "declared",
     "validation",
+    "declared",
     "answer_file",
     "results",
     "stats",
@@ -67,7 +67,7 @@ STANDARD_LIBRARY_ONLY = (
     "vllm_versions",
     "errors",
 )
-FOR_ADAPTERS = {"adapting", "errors", "results", "params", "settings"}
+FOR_ADAPTERS = {"adapting", "declared", "errors", "results", "params", "settings"}
 ADAPTERS = sorted(
     path for name in ("langchain", "llama_index") for path in (REPOSITORY / f"{name}_vllm_local").glob("*.py")
 )

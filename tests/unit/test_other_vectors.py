@@ -201,7 +201,7 @@ def test_the_class_for_sparse_vectors_tells_vllm_which_of_bge_m3_s_are_wanted(tm
     other = VLLMSparseEmbedding(model="naver/splade-v3")
     assert (other.engine.settings.engine_args, other.model_name) == ({"runner": "pooling"}, "naver/splade-v3")
     with pytest.raises(SettingsError, match="unknown setting 'dimension'"):
-        VLLMSparseEmbedding(**{"model": "a/b", "dimension": 3})
+        VLLMSparseEmbedding(model="a/b", dimension=3)  # type: ignore[call-arg]
 
 
 def test_a_splade_is_called_so(tmp_path: Path) -> None:

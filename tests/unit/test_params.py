@@ -49,7 +49,7 @@ WHOLE_NUMBERS = ("top_k", "max_tokens", "min_tokens", "n", "seed", "priority", "
         ({"logit_bias": {1: math.inf}}, ["logit_bias.1 = inf"]),
     ],
 )
-def test_a_bad_parameter_is_refused_by_name(values: dict[str, object], parts: list[str]) -> None:
+def test_a_bad_parameter_is_refused_by_name(values: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(InvalidInputError) as caught:
         GenerationParams(**values)
     for part in parts:
@@ -67,7 +67,8 @@ def test_overrides_win_and_are_checked() -> None:
 
 
 def test_token_ids_of_logit_bias_may_be_numbers_or_their_text() -> None:
-    assert GenerationParams(logit_bias={"5": 1}).logit_bias == GenerationParams(logit_bias={5: 1}).logit_bias == {5: 1}
+    by_text: dict[Any, float] = {"5": 1}
+    assert GenerationParams(logit_bias=by_text).logit_bias == GenerationParams(logit_bias={5: 1}).logit_bias == {5: 1}
 
 
 def test_an_explicit_none_takes_a_default_away() -> None:

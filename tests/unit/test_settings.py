@@ -93,7 +93,8 @@ def test_an_argument_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_MAX_MODEL_LEN", "")
     assert EngineSettings(model="org/name").max_model_len is None
-    assert {EngineSettings(model="org/name", max_model_len=v).max_model_len for v in ("auto", -1, "-1")} == {"auto"}
+    own_words: tuple[Any, ...] = ("auto", -1, "-1")
+    assert {EngineSettings(model="org/name", max_model_len=v).max_model_len for v in own_words} == {"auto"}
 
 
 def test_an_explicit_local_mode_wins_over_a_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +221,7 @@ def test_a_path_that_is_no_model_is_refused_with_the_path(tmp_path: Path) -> Non
 def test_settings_can_not_be_changed() -> None:
     settings = EngineSettings(model="org/name")
     with pytest.raises(Exception, match="frozen"):
-        settings.max_model_len = 5  # type: ignore[misc]
+        settings.max_model_len = 5
 
 
 def test_the_api_key_is_in_no_repr_error_or_pickle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ def test_another_machine_is_let_in_with_a_key_only(host: str) -> None:
 
 
 def test_only_a_local_engine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings in ({"base_url": "http://h/v1"}, {"model": "org/name", "mode": "direct"}):
+    elsewhere: tuple[dict[str, Any], ...] = ({"base_url": "http://h/v1"}, {"model": "org/name", "mode": "direct"})
+    for settings in elsewhere:
         with pytest.raises(SettingsError, match=r"serve_tcp = .* is of a local engine"):
             EngineSettings(**settings, serve_tcp=8000)
     EngineSettings(model="org/name", mode="auto", serve_tcp=8000)

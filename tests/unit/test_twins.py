@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared_engine import Engine, InvalidInputError
 from shared_engine.request.twins import blocking, iterating
-from tests.support.paths import REPOSITORY
 
 ASYNC = sorted(
     name
@@ -114,30 +110,3 @@ def test_these_are_all() -> None:
 def test_a_bad_stream_is_refused_at_the_call_in_both_forms(call: Callable[[Any], object]) -> None:
     with pytest.raises(InvalidInputError):
         call(Engine(base_url="http://127.0.0.1:1"))
-
-
-@pytest.mark.slow
-def test_type_checkers_see_names_and_types(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")  # not in the environment of the oldest releases
-    app = tmp_path / "app.py"
-    app.write_text(
-        "from shared_engine import Engine\n"
-        "engine = Engine(model='a/b')\n"
-        "reveal_type(engine.chat([]))\n"
-        "reveal_type(engine.stream_chat([]))\n"
-        "reveal_type(engine.chat_batch([]))\n"
-        "reveal_type(engine.chat_batch([], return_exceptions=True))\n"
-        "engine.rerank('q', [], topn=1)\n"
-        "engine.embed(5)\n"
-    )
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--no-pretty", str(app)]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=False).stdout
-    lines = [line.partition(": ")[2] for line in said.splitlines()]
-    assert [line.partition('"')[2].rstrip('"').replace("builtins.", "") for line in lines[:4]] == [
-        "shared_engine.results.GenerationResult",
-        "typing.Generator[shared_engine.results.GenerationChunk, None, None]",
-        "list[shared_engine.results.GenerationResult]",
-        "list[shared_engine.results.GenerationResult | BaseException]",
-    ], said
-    assert 'Unexpected keyword argument "topn"' in said
-    assert 'incompatible type "int"; expected "Sequence[str]"' in said

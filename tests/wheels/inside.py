@@ -141,7 +141,7 @@ def try_engine(url: str) -> None:
 def try_langchain(url: str) -> None:
     from langchain_vllm_local import VLLM, ChatVLLM, VLLMEmbeddings, VLLMRerank
 
-    remote = {"base_url": url, "model": "served"}
+    remote: dict[str, Any] = {"base_url": url, "model": "served"}
     llm = ChatVLLM(**remote)
     must_be(llm.invoke("Hello").text, "Hi")
     must_be("".join(chunk.text for chunk in llm.stream("Hello")), "Hi")
@@ -161,11 +161,11 @@ def try_llama_index(url: str) -> None:
 
     from llama_index_vllm_local import VLLM, VLLMEmbedding, VLLMRerank
 
-    remote = {"base_url": url, "model": "served"}
+    remote: dict[str, Any] = {"base_url": url, "model": "served"}
     llm = VLLM(**remote)
     must_be(llm.complete("Hello").text, "Hi")
     must_be(llm.chat([ChatMessage(content="Hello")]).message.content, "Hi")
-    must_be("".join(piece.delta for piece in llm.stream_complete("Hello")), "Hi")
+    must_be("".join(piece.delta or "" for piece in llm.stream_complete("Hello")), "Hi")
     must_be(asyncio.run(llm.acomplete("Hello")).text, "Hi")
     must_be(VLLMEmbedding(**remote).get_text_embedding("a"), [1.0, 2.0])
     ranked = VLLMRerank(**remote).postprocess_nodes([NodeWithScore(node=TextNode(text="a"))], query_str="query")
