@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import aiohttp
 from figures import percentile, say
 from questions import questions
-from servers import MODEL, runtime_directory
+from servers import DTYPE, MODEL, runtime_directory
 from soak import LEFT_AFTER_S, processes_below
 
 from shared_engine import Engine, VLLMError
@@ -53,6 +53,7 @@ CHAT = "/v1/chat/completions"
 UNFINISHED = "not yet"
 SETTINGS: dict[str, Any] = {
     "model": MODEL,
+    "dtype": DTYPE,
     "enforce_eager": True,
     "max_loaded_engines": 1,
     "engine_args": {"kv_cache_memory_bytes": 128 << 20},

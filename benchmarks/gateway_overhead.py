@@ -27,7 +27,7 @@ from bare import Bare
 from figures import Contender, Row, race, say, table
 from latency import measure_calls
 from questions import questions
-from servers import SETTINGS, model_name, runtime_directory
+from servers import SETTINGS, machine, model_name, runtime_directory
 
 from shared_engine import Engine
 from shared_engine.launch.interpreter import find_interpreter
@@ -203,7 +203,7 @@ def report(rows: list[Row], ways: Mapping[str, Way], minutes: float) -> str:
     lines = [
         "# What the gateway adds",
         "",
-        f"One run of `make bench-gateway`, {minutes:.0f} minutes: {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"One run of `make bench-gateway`, {minutes:.0f} minutes: {machine()}, Python "
         f"{platform.python_version()}, vLLM {interpreter.version} ({interpreter.build} build), model "
         f"examples/tiny_chat, ROUNDS={ROUNDS}.",
         "",

@@ -20,7 +20,7 @@ from typing import Any
 from batches import Memory
 from figures import say
 from questions import questions
-from servers import HERE, SETTINGS, runtime_directory
+from servers import HERE, SETTINGS, machine, runtime_directory
 
 from shared_engine import Engine
 from shared_engine.launch.interpreter import find_interpreter
@@ -81,8 +81,8 @@ def main() -> int:
     lines = [
         "# Batches of 100 to 100,000 prompts",
         "",
-        f"One run of `make bench-growth`, {(time.monotonic() - began) / 60:.0f} minutes: {platform.machine()}, "
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, vLLM {interpreter.version} ({interpreter.build} "
+        f"One run of `make bench-growth`, {(time.monotonic() - began) / 60:.0f} minutes: {machine()}, "
+        f"Python {platform.python_version()}, vLLM {interpreter.version} ({interpreter.build} "
         f"build), model examples/tiny_chat, LangChain's `VLLM`, {TOKENS} token each. Memory is that of the app's "
         "process, at most, over what it had before the batch.",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -20,14 +21,15 @@ from shared_engine.launch.spec import resolve_model
 from shared_engine.machine.processor import is_slow_in_bfloat16
 from shared_engine.runtime.directory import ROOT_VARIABLE
 
+# Of all contenders: in bfloat16, such a processor would be all that is measured.
+DTYPE = "float32" if is_slow_in_bfloat16() else "auto"
 MODEL = str(HERE.parent / "examples" / "tiny_chat")
 SETTINGS: dict[str, Any] = {
     "model": MODEL,
     "enforce_eager": True,
     "max_model_len": 2048,
     "engine_args": {"kv_cache_memory_bytes": 512 << 20},
-    # All contenders: in bfloat16 such a processor would be all that is measured.
-    **({"dtype": "float32"} if is_slow_in_bfloat16() else {}),
+    "dtype": DTYPE,
 }
 HELLO = [{"role": "user", "content": "Hello"}]
 ENV_DEFAULTS = {"HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false", "OPENAI_API_KEY": "none"}
@@ -48,6 +50,12 @@ def runtime_directory() -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def machine() -> str:
+    """What a benchmark ran on, and in which type, for its page."""
+    cores = f"{platform.machine()}, {os.cpu_count()} cores"
+    return cores if DTYPE == "auto" else f"{cores} without AVX-512 (all in {DTYPE})"
 
 
 def model_name(settings: Mapping[str, Any]) -> str:

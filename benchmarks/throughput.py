@@ -23,7 +23,7 @@ from calls import mixed, one_call, threads
 from embeddings import embeddings, minilm
 from figures import Row, say, table
 from imports import import_times
-from servers import HERE, MODEL, SETTINGS, runtime_directory
+from servers import HERE, MODEL, SETTINGS, machine, runtime_directory
 from stage import Plan, set_stage
 from streams import many_streams, paced_latency, stream_latency
 
@@ -127,7 +127,7 @@ def main() -> int:
     interpreter = find_interpreter(None)
     part = "" if plan.size == 1 else f", {plan.size:g} of the usual size"
     head = (
-        f"One run of `make bench`, {minutes:.0f} minutes: {platform.machine()}, {os.cpu_count()} cores, Python "
+        f"One run of `make bench`, {minutes:.0f} minutes: {machine()}, Python "
         f"{platform.python_version()}, vLLM {interpreter.version} ({interpreter.build} build), model "
         f"examples/tiny_chat, ROUNDS={plan.rounds}{part}."
     )
@@ -139,7 +139,7 @@ def main() -> int:
         run = {
             "date": history.today(),
             "commit": history.commit(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine(),
             "vllm": f"{interpreter.version} ({interpreter.build})",
             "rounds": str(plan.rounds) + part,
         }
