@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Three at once, though two cores are enough: those on the fake vLLM mostly wait. See tests/conftest.py.
 PYTEST := -m pytest -n 3 --dist loadgroup
 
-.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-routers  both adapters through vLLM's router before three real servers: 15 minutes"
 	@echo "make test-ray      the same through Ray Serve LLM, on the CPU build: 15 minutes"
 	@echo "make test-clients  the gateway, asked by the clients of OpenAI, Anthropic and Ollama, LangChain and LlamaIndex; needs node; 15 minutes"
+	@echo "make test-modes    both adapters on vLLM in direct mode: 9 minutes"
 	@echo "make dist    sdists and wheels of all that goes to PyPI, into dist/"
 	@echo "make test-wheels   these, installed by pip into clean environments, one for each extra, distribution and Python: 5 minutes for each Python"
 	@echo "make test-newest   the newest release of all that we need, also beyond our ranges, our tests on it, and who broke what: 5 minutes"
@@ -257,6 +258,10 @@ test-clients: .venv/dev $(CLIENT_VENVS:=/made) tests/clients/node_modules/made i
 	@$(CLEAN_ENV) .venv-clients/bin/python -m pytest -n 0 -v -W default $(CLIENT_TESTS)
 	@$(CLEAN_ENV) .venv-clients-openai-2/bin/python -m pytest -n 0 -v -W default tests/clients/through_openai.py tests/clients/through_llama_index.py
 	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/clients/through_our_adapters.py
+
+# By its name, too: vLLM is under the tests themselves.
+test-modes: .venv/dev install
+	@$(CLEAN_ENV) $(BIN)/python -m pytest -n 0 -v tests/modes/through_each_mode.py
 
 # The same. vLLM is not needed.
 test-others: $(OTHERS_VENVS:=/made)

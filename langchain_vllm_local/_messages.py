@@ -5,8 +5,8 @@ Nothing of the caller's is changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 from langchain_core.messages import (
     AIMessage,
@@ -29,15 +29,29 @@ from shared_engine.errors import InvalidInputError
 _TOOL_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
 _REASONING_BLOCKS = ("reasoning", "thinking")
 
-WORDING = Wording(
-    position=lambda message, part: f"messages[{message}].content[{part}]",
-    local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}",
-)
-"""What errors about a conversation call its blocks."""
+
+class _Piece(NamedTuple):
+    """What one message in OpenAI's form is made of: a message, or a result of a tool within one."""
+
+    message: BaseMessage
+    position: str
+
+
+def wording(messages: Sequence[BaseMessage]) -> Wording:
+    """What errors about the conversation call its blocks."""
+
+    def position(message: int, part: int) -> str:
+        pieces = [piece for pieces in _pieces_of(messages) for piece in pieces]
+        return _sent_blocks(pieces[message])[part][0]
+
+    return Wording(position=position, local_file=lambda kind: f"{{'type': {kind!r}, 'path': ...}}")
 
 
 def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """The conversation in OpenAI's form. The caller's messages stay as they are.
+
+    In Anthropic's form results of tools are blocks of what the user says, and calls are blocks of the answer: they are
+    sent as OpenAI's.
 
     A block that can't be sent is an error where it is asked about: in system messages, and in what the user says after
     the last answer. Elsewhere, in results of tools and in earlier turns, text takes its place that says what it was:
@@ -49,9 +63,32 @@ def to_openai_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     answers = [index for index, message in enumerate(messages) if isinstance(message, AIMessage)]
     turn = answers[-1] + 1 if answers else 0
     return [
-        _to_openai_message(message, f"messages[{index}]", is_asked=_is_asked(message, index >= turn))
-        for index, message in enumerate(messages)
+        _to_openai_message(piece, is_asked=_is_asked(piece.message, index >= turn))
+        for index, pieces in enumerate(_pieces_of(messages))
+        for piece in pieces
     ]
+
+
+def _pieces_of(messages: Sequence[BaseMessage]) -> Iterator[list[_Piece]]:
+    """Of each message: the results of tools in it, then the rest of it, if there is one."""
+    for index, message in enumerate(messages):
+        position = f"messages[{index}]"
+        results = list(_results(message, position))
+        is_all = results and len(results) == len(message.content)
+        yield results if is_all else [*results, _Piece(message, position)]
+
+
+def _results(message: BaseMessage, position: str) -> Iterator[_Piece]:
+    if not isinstance(message, HumanMessage) or isinstance(message.content, str):
+        return
+    for index, block in enumerate(message.content):
+        if _is_result(block):
+            result = ToolMessage(
+                block.get("content") or "",
+                tool_call_id=str(block.get("tool_use_id") or ""),
+                status="error" if block.get("is_error") else "success",
+            )
+            yield _Piece(result, f"{position}.content[{index}]")
 
 
 def _is_asked(message: BaseMessage, is_of_turn: bool) -> bool:
@@ -70,8 +107,9 @@ def name_files(messages: Sequence[BaseMessage]) -> bool:
     )
 
 
-def _to_openai_message(message: BaseMessage, position: str, *, is_asked: bool) -> dict[str, Any]:
-    sent: dict[str, Any] = {"role": _role(message, position), "content": _content(message, position, is_asked)}
+def _to_openai_message(piece: _Piece, *, is_asked: bool) -> dict[str, Any]:
+    message, position = piece
+    sent: dict[str, Any] = {"role": _role(message, position), "content": _content(piece, is_asked)}
     if message.name is not None:
         sent["name"] = without_stand_in(message.name)
     if isinstance(message, ToolMessage):
@@ -99,14 +137,19 @@ def _role(message: BaseMessage, position: str) -> str:
     raise InvalidInputError(f"{position} is a {type(message).__name__}, which has no counterpart in a chat template")
 
 
-def _content(message: BaseMessage, position: str, is_asked: bool) -> str | list[dict[str, Any]]:
-    if isinstance(message.content, str):
-        return message.content
-    elsewhere, reads_files = _sent_elsewhere(message), isinstance(message, HumanMessage)
+def _content(piece: _Piece, is_asked: bool) -> str | list[dict[str, Any]]:
+    if isinstance(piece.message.content, str):
+        return piece.message.content
+    reads_files = isinstance(piece.message, HumanMessage)
+    return [_part(block, position, reads_files, is_asked) for position, block in _sent_blocks(piece)]
+
+
+def _sent_blocks(piece: _Piece) -> list[tuple[str, str | dict[Any, Any]]]:
+    """The blocks that the content is made of, each with its position."""
     return [
-        _part(block, f"{position}.content[{index}]", reads_files, is_asked)
-        for index, block in enumerate(message.content)
-        if not (isinstance(block, dict) and block.get("type") in elsewhere)
+        (f"{piece.position}.content[{index}]", block)
+        for index, block in enumerate(piece.message.content)
+        if not _is_sent_elsewhere(piece.message, block)
     ]
 
 
@@ -119,11 +162,31 @@ def _part(block: str | dict[Any, Any], position: str, reads_files: bool, is_aske
         return {"type": "text", "text": block_as_text(block)}
 
 
-def _sent_elsewhere(message: BaseMessage) -> tuple[str, ...]:
-    """Types of the blocks that other fields of the sent message stand for."""
+def _is_sent_elsewhere(message: BaseMessage, block: object) -> bool:
+    """Whether another field of the sent message, or another message, stands for the block."""
+    if not isinstance(block, dict):
+        return False
+    if isinstance(message, HumanMessage):
+        return _is_result(block)
     if not isinstance(message, AIMessage):
-        return ()
-    return _REASONING_BLOCKS + (_TOOL_CALL_BLOCKS if message.tool_calls or message.invalid_tool_calls else ())
+        return False
+    if block.get("type") in _REASONING_BLOCKS:
+        return True
+    return block.get("type") in _TOOL_CALL_BLOCKS if _names_calls(message) else _is_call(block)
+
+
+def _names_calls(message: AIMessage) -> bool:
+    return bool(message.tool_calls or message.invalid_tool_calls)
+
+
+def _is_result(block: object) -> TypeGuard[dict[str, Any]]:
+    """A result of a tool, as Anthropic has it."""
+    return isinstance(block, dict) and block.get("type") == "tool_result"
+
+
+def _is_call(block: object) -> TypeGuard[dict[str, Any]]:
+    """A call of a tool, as Anthropic has it. Its class names the calls in ``tool_calls`` too; a history may not."""
+    return isinstance(block, dict) and block.get("type") == "tool_use" and bool(block.get("name"))
 
 
 def _answer_fields(message: AIMessage, position: str) -> dict[str, Any]:
@@ -140,21 +203,31 @@ def _answer_fields(message: AIMessage, position: str) -> dict[str, Any]:
 
 def _calls(message: AIMessage, position: str) -> list[dict[str, Any]]:
     """The calls that could be made, and those that could not; a stand-in is there as what it stands for."""
+    if not _names_calls(message):
+        return list(_unnamed_calls(message, position))
     made = [
         openai_tool_call(call["id"], call["name"], sent_arguments(call["args"], f"{position}.tool_calls[{index}]"))
         for index, call in enumerate(message.tool_calls)
         if not is_stand_in(call["name"])
     ]
-    older = message.additional_kwargs.get("function_call")  # of OpenAI's first form of tools
-    if not made and not message.invalid_tool_calls and isinstance(older, Mapping):
-        arguments = sent_arguments(older.get("arguments") or "", position)
-        return [openai_tool_call(None, str(older.get("name")), arguments)]
     ids = {call["id"] for call in made}
     return made + [
         openai_tool_call(call["id"], call["name"], sent_arguments(call["args"] or "", position))
         for call in message.invalid_tool_calls
         if call["id"] not in ids
     ]
+
+
+def _unnamed_calls(message: AIMessage, position: str) -> Iterator[dict[str, Any]]:
+    """Calls that are not in ``tool_calls``: of OpenAI's first form of tools, and Anthropic's blocks."""
+    older = message.additional_kwargs.get("function_call")
+    if isinstance(older, Mapping):
+        yield openai_tool_call(None, str(older.get("name")), sent_arguments(older.get("arguments") or "", position))
+        return
+    for index, block in enumerate(message.content if isinstance(message.content, list) else ()):
+        if _is_call(block):
+            arguments = sent_arguments(block.get("input") or {}, f"{position}.content[{index}]")
+            yield openai_tool_call(block.get("id"), str(block["name"]), arguments)
 
 
 def _thoughts(content: str | list[str | dict[Any, Any]]) -> Iterable[str]:

@@ -15,7 +15,7 @@ from langchain_vllm_local._batches import ChatBatches
 from langchain_vllm_local._capabilities import Capabilities
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._language_model import LanguageModel
-from langchain_vllm_local._messages import WORDING, name_files, to_openai_messages
+from langchain_vllm_local._messages import name_files, to_openai_messages, wording
 from langchain_vllm_local._streamed_calls import StreamedCalls
 from langchain_vllm_local._structured import StructuredOutput
 from langchain_vllm_local._tool_calling import ToolCalling
@@ -116,7 +116,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     ) -> ChatResult:
         with langchain_errors():
             request = self._request(messages, stop, kwargs)
-            with self._media_errors(request):
+            with self._media_errors(messages, request):
                 return _to_chat_result(self.engine.chat(**request), request)
 
     async def _agenerate(
@@ -128,7 +128,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     ) -> ChatResult:
         with langchain_errors():
             request = await self._arequest(messages, stop, kwargs)
-            with self._media_errors(request):
+            with self._media_errors(messages, request):
                 return _to_chat_result(await self.engine.achat(**request), request)
 
     def _stream(
@@ -140,7 +140,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
             request = self._request(messages, stop, kwargs, stream=True)
-            with self._media_errors(request), closing(self.engine.stream_chat(**request)) as pieces:
+            with self._media_errors(messages, request), closing(self.engine.stream_chat(**request)) as pieces:
                 calls = StreamedCalls()
                 for piece in pieces:
                     chunk = to_chat_chunk(calls.checked(piece))
@@ -157,7 +157,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     ) -> AsyncIterator[ChatGenerationChunk]:
         with langchain_errors():
             request = await self._arequest(messages, stop, kwargs, stream=True)
-            with self._media_errors(request):
+            with self._media_errors(messages, request):
                 calls = StreamedCalls()
                 async with aclosing(self.engine.astream_chat(**request)) as pieces:
                     async for piece in pieces:
@@ -199,9 +199,9 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
             return await asyncio.to_thread(self._request, messages, stop, kwargs, stream=stream)
         return self._request(messages, stop, kwargs, stream=stream)
 
-    def _media_errors(self, request: _Request) -> AbstractContextManager[None]:
+    def _media_errors(self, messages: Sequence[BaseMessage], request: _Request) -> AbstractContextManager[None]:
         """Errors of the request leave it naming the image or sound that they are about."""
-        return media_errors(request["messages"], self.engine.settings, WORDING)
+        return media_errors(request["messages"], self.engine.settings, wording(messages))
 
     # ---- tokens
 
@@ -218,7 +218,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         """
         with langchain_errors():
             request = self._request(messages, None, {"tools": tools} if tools else {})
-            with self._media_errors(request):
+            with self._media_errors(messages, request):
                 return self.engine.count_tokens(
                     request["messages"],
                     tools=request["tools"],

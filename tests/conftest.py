@@ -25,7 +25,9 @@ from tests.support.vision_model import make_vision_model, vision_settings
 
 CHAT_SERVER, EMBEDDING_SERVER = "TEST_CHAT_SERVER", "TEST_EMBEDDING_SERVER"
 """URLs of servers with tiny_chat and its adapters, and with MiniLM: where they are given, the tests of the shared
-engines ask those. What only an engine of this machine has is marked ``local``."""
+engines ask those. What does not hold there is in tests/support/suites.py."""
+MODE = "TEST_MODE"
+"""``direct``: the shared engines run under the process of the tests."""
 
 # A shell has SIGINT ignored by what it puts in the background, and that would pass on to the apps that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,12 +96,16 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 0.01)
 
 
+def of_mode(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "mode": os.environ[MODE]} if MODE in os.environ else settings
+
+
 @pytest.fixture(scope="session")
 def tiny_chat(runtime_root: Path) -> dict[str, Any]:
     """Settings of the engine that the whole run shares: pass them to Engine, ChatVLLM, VLLM, ..."""
     if CHAT_SERVER in os.environ:
         return {"base_url": os.environ[CHAT_SERVER], "model": str(TINY_CHAT), "show_schema": False}
-    return {
+    settings = {
         "model": str(TINY_CHAT),
         "dtype": "float32",  # the same answers on each processor, and fast on one that has nothing for bfloat16
         "enforce_eager": True,
@@ -110,6 +116,7 @@ def tiny_chat(runtime_root: Path) -> dict[str, Any]:
         # It has learnt to read the plainest schemas only: of limits, descriptions and references it loses the thread.
         "show_schema": False,
     }
+    return of_mode(settings)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +148,7 @@ def minilm(runtime_root: Path) -> dict[str, Any]:
     model = str(Path(package.submodule_search_locations[0], "model"))
     if EMBEDDING_SERVER in os.environ:
         return {"base_url": os.environ[EMBEDDING_SERVER], "model": model}
-    return {
+    settings = {
         "model": model,
         "dtype": "float32",
         "enforce_eager": True,
@@ -149,6 +156,7 @@ def minilm(runtime_root: Path) -> dict[str, Any]:
         "idle_ttl_s": 600,
         "standby_ttl_s": 600,
     }
+    return of_mode(settings)
 
 
 @pytest.fixture(scope="session")
@@ -156,4 +164,4 @@ def vision(runtime_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """Settings of an engine on a tiny model that sees, shared as tiny_chat's is; see vision_model.py."""
     folder = tmp_path_factory.mktemp("models") / "tiny_vision"
     make_vision_model(folder)
-    return vision_settings(folder)
+    return of_mode(vision_settings(folder))

@@ -41,8 +41,8 @@ MOST_STOP_STRINGS = "1024"  # a limit for servers that anybody may ask; each str
 # tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
 CALL_LEVEL = "tool_strict_level"
 SLOW_IN_BFLOAT16 = (
-    "this processor has no AVX-512: several requests at once take several times as long in bfloat16 as in float32. "
-    'Where there is memory for twice the weights, pass dtype="float32" (or set VLLM_DTYPE)'
+    "this processor has no AVX-512, and is several times slower in bfloat16 than in float32: where there is memory for "
+    'twice the weights, pass dtype="float32" (or set VLLM_DTYPE)'
 )
 # Never passed on to the engine: ours, of the app's Python and not of the engine's, or of the service that the app is.
 _OURS = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.routers.suites import assert_suites_pass
 from tests.support.gateways import gateway
+from tests.support.suites import BEHIND_ONE_URL, assert_suites_pass
 
 LEFT_OUT = {
+    **BEHIND_ONE_URL,
     "a_call_names_its_adapter": "an answer has the engine's own name of the adapter",
     "structured_output_is_the_adapters": "the same",
     "(test_llama_index_lora and constructors_adapter)": "the same",

@@ -108,8 +108,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
             },
         ),
         (
-            AIMessage([{"type": "tool_use", "id": "c", "name": "add", "input": {"a": 2}}]),
-            {"role": "assistant", "content": [{"type": "text", "text": '[tool_use add: {"input": {"a": 2}}]'}]},
+            AIMessage([{"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 2, "stadt": "Köln"}}]),
+            {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]},
+        ),
+        (
+            AIMessage([{"type": "tool_use", "id": "c1", "input": {"a": 2}}]),
+            {"role": "assistant", "content": [{"type": "text", "text": '[tool_use: {"input": {"a": 2}}]'}]},
         ),
         (
             ToolMessage("5", tool_call_id="c1", name="add", status="error"),
@@ -135,3 +139,44 @@ def test_message_goes_out(message: BaseMessage, sent: dict[str, Any]) -> None:
 def test_what_can_not_be_sent_is_named_with_its_position(message: BaseMessage, error: str) -> None:
     with pytest.raises(InvalidInputError, match=error):
         to_openai_messages([HumanMessage("Hi"), message])
+
+
+# ---- Anthropic's form
+
+
+def result(content: Any, call_id: str = "c1", **more: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": call_id, "content": content, **more}
+
+
+def test_results_of_tools_in_what_the_user_says_are_messages_before_it() -> None:
+    said = {"type": "text", "text": "And now?"}
+    messages: list[BaseMessage] = [HumanMessage([result("5"), said, result([IMAGE, said], "c2")], name="ann")]
+    before = [message.model_copy(deep=True) for message in messages]
+    assert to_openai_messages(messages) == [
+        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+        {"role": "tool", "content": [IMAGE, said], "tool_call_id": "c2"},
+        {"role": "user", "content": [said], "name": "ann"},
+    ]
+    assert messages == before
+
+
+@pytest.mark.parametrize(
+    ("block", "content"),
+    [
+        (result("5"), "5"),
+        (result("5", is_error=True), "5"),
+        (result("", is_error=True), "Error"),
+        (result([]), ""),
+        ({"type": "tool_result", "tool_use_id": "c1"}, ""),
+        # of a tool, so text takes its place
+        (result([{"type": "document", "title": "a.pdf"}]), [{"type": "text", "text": "[document a.pdf is not shown]"}]),
+        (result([{"type": "image", "path": "/a.png"}]), [{"type": "text", "text": "[image at /a.png is not shown]"}]),
+    ],
+)
+def test_a_result_alone_leaves_no_message_of_the_users(block: dict[str, Any], content: Any) -> None:
+    assert to_openai_messages([HumanMessage([block])]) == [{"role": "tool", "content": content, "tool_call_id": "c1"}]
+
+
+def test_what_stands_beside_a_result_and_can_not_be_sent_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"messages\[1\].content\[1\] .* 'file'"):
+        to_openai_messages([HumanMessage("Hi"), HumanMessage([result("5"), {"type": "file", "base64": "AA=="}])])

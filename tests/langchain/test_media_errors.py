@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from langchain_core import exceptions as core
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from langchain_vllm_local import ChatVLLM
-from langchain_vllm_local._messages import WORDING
+from langchain_vllm_local._messages import to_openai_messages, wording
 from shared_engine import EngineSettings, InvalidInputError, RequestError, RequestRejectedError, ServerError
 from shared_engine.adapting.media_errors import explain
 from tests.support.paths import TINY_CHAT
@@ -32,8 +32,11 @@ REMOTE = EngineSettings(model="org/name", base_url="http://127.0.0.1:9")
 
 
 def told(error: RequestError, *content: dict[str, Any], settings: EngineSettings = REMOTE) -> Any:
-    messages = [{"role": "system", "content": "Hi"}, {"role": "user", "content": list(content)}]
-    return explain(error, messages, settings, WORDING)
+    return told_of([SystemMessage("Hi"), HumanMessage(list(content))], error, settings)
+
+
+def told_of(messages: list[BaseMessage], error: RequestError, settings: EngineSettings = REMOTE) -> Any:
+    return explain(error, to_openai_messages(messages), settings, wording(messages))
 
 
 @pytest.mark.parametrize(
@@ -177,3 +180,15 @@ async def test_every_way_to_ask_gives_the_same_error_and_asks_once(server: Remot
     results: list[Any] = llm.batch([messages, messages], return_exceptions=True)
     assert [type(result) for result in results] == [type(raised.value)] * 2
     assert len(server.requests) == 6
+
+
+def test_blocks_keep_their_places_where_others_are_sent_elsewhere() -> None:
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [TEXT, PNG]}
+    messages = [
+        HumanMessage("Hi"),
+        AIMessage([{"type": "thinking", "thinking": "Hm."}, PNG, {"type": "tool_use", "name": "look", "id": "c1"}]),
+        HumanMessage([result, TEXT, PNG]),
+    ]
+    error = told_of(messages, RequestRejectedError("cannot identify image file", 400))
+    expected = "one of messages[1].content[1], messages[2].content[0].content[1], messages[2].content[2]"
+    assert f"the server can't decode {expected} (" in str(error)

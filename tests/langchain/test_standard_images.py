@@ -22,6 +22,7 @@ class TestImages(ChatModelTests):
 
     test_image_inputs = ChatModelIntegrationTests.test_image_inputs
     test_image_tool_message = ChatModelIntegrationTests.test_image_tool_message
+    test_anthropic_inputs = ChatModelIntegrationTests.test_anthropic_inputs
 
     @pytest.fixture(autouse=True)
     def on_vision(self, vision: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,4 +48,8 @@ class TestImages(ChatModelTests):
 
     @property
     def supports_image_tool_message(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
         return True

@@ -1,4 +1,16 @@
-"""LangChain's own integration tests for chat models, on real vLLM with tiny_chat."""
+"""LangChain's own integration tests for chat models, on real vLLM with tiny_chat.
+
+What is left as it is by default, and skipped:
+
+- images, and images of tools: tiny_chat reads text; test_standard_images.py
+- ``supports_pdf_inputs``, ``supports_pdf_tool_message``: vLLM takes no files
+- ``supports_audio_inputs``: vLLM's environment here has nothing that decodes sound; test_langchain_blocks.py shows what
+  is sent of it. For ``supports_video_inputs`` the suite has no test
+- ``reasoning_output`` of the usage: vLLM says 0 where the template opens the thought, as tiny_chat's does, and so we
+  say nothing; ``audio_input``, ``audio_output`` and ``cache_creation_input``: vLLM does not count these
+- ``enable_vcr_tests``, a stream's time when answers come from a recording: no HTTP library that could be recorded asks
+  a local engine. benchmarks/throughput.py has its time on real vLLM, beside bare aiohttp
+"""
 
 from __future__ import annotations
 
@@ -17,9 +29,9 @@ class TestChatVLLM(ChatModelIntegrationTests):
     settings: dict[str, Any]
 
     @pytest.fixture(autouse=True)
-    def on_tiny_chat(self, tiny_chat: dict[str, Any]) -> None:
+    def on_tiny_chat(self, lora_chat: dict[str, Any]) -> None:
         # Greedy, so that every run gives the same answers.
-        self.settings = {**tiny_chat, "temperature": 0.0, "max_tokens": 256}
+        self.settings = {**lora_chat, "temperature": 0.0, "max_tokens": 256}
 
     @property
     def chat_model_class(self) -> type[ChatVLLM]:
@@ -30,8 +42,12 @@ class TestChatVLLM(ChatModelIntegrationTests):
         return self.settings
 
     @property
-    def supports_model_override(self) -> bool:
-        return False  # a local engine serves one model; test_requests.py asks a remote server for another
+    def model_override_value(self) -> str:
+        return "polite"  # an adapter; test_langchain_requests.py asks a remote server for another model
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
 
     @property
     def supports_json_mode(self) -> bool:

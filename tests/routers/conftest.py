@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.adapters import ADAPTERS
+from tests.support.adapters import LORA_FLAGS
 from tests.support.plain_server import PlainServer, plain_server, plain_servers
 
-FLAGS = [
-    "--enable-lora", "--max-loras", "4", "--lora-modules", *(f"{name}={path}" for name, path in ADAPTERS.items()),
-    "--tool-strict-level", "parameter",  # the router leaves out which tools are strict
-]  # fmt: skip
+FLAGS = [*LORA_FLAGS, "--tool-strict-level", "parameter"]  # the router leaves out which tools are strict
 
 
 @pytest.fixture(scope="session")

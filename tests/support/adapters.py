@@ -12,6 +12,10 @@ from tests.support.paths import TINY_CHAT
 
 BRIEF, POLITE = (str(TINY_CHAT / "adapters" / name) for name in ("brief", "polite"))
 ADAPTERS = {"brief": BRIEF, "polite": POLITE}
+LORA_FLAGS = [
+    "--enable-lora", "--max-loras", "4", "--lora-modules", *(f"{name}={path}" for name, path in ADAPTERS.items()),
+]  # fmt: skip
+"""For a vLLM that is started by hand."""
 OF_TINY_CHAT = {"q_proj": (256, 256), "v_proj": (256, 128)}
 """Inputs and outputs of modules."""
 

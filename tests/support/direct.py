@@ -14,20 +14,25 @@ from tests.support.paths import REPOSITORY
 from tests.support.processes import APPS
 
 
+def in_vllms_python(script: Path, *arguments: str) -> list[str]:
+    """The command that runs a script as users run one: by its path, as ``__main__``."""
+    return [find_interpreter(None).path, str(script), *arguments]
+
+
+def variables_beside() -> dict[str, str]:
+    """What such a script finds this project and its packages by."""
+    return {"PYTHONPATH": str(REPOSITORY), "PACKAGES_BESIDE": sysconfig.get_paths()["purelib"]}
+
+
 def run_in_vllms_python(script: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A script, which is run as users run one: by its path, as ``__main__``."""
     return subprocess.Popen(
-        [find_interpreter(None).path, str(script), *arguments],
+        in_vllms_python(script, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "PACKAGES_BESIDE": sysconfig.get_paths()["purelib"],
-        },
+        env={**os.environ, **variables_beside()},
     )
 
 
