@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Three at once, though two cores are enough: those on the fake vLLM mostly wait. See tests/conftest.py.
 PYTEST := -m pytest -n 3 --dist loadgroup
 
-.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-first-minutes bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -43,6 +43,7 @@ help:
 	@echo "make bench-fleet-scaling   throughput of 1 to 12 servers that keep time, 3 minutes"
 	@echo "make bench-imports     what importing and constructing cost"
 	@echo "make bench-commands    what the vllm-local command costs before it does anything"
+	@echo "make bench-first-minutes   a new user's steps from nothing to a LangChain program, beside vllm serve; ROUNDS=2, 10 minutes each"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
 	@echo "make bench-batch-file  vllm-local batch beside vllm run-batch, and files of a million lines; 8 minutes"
 	@echo "make bench-gateway     what the gateway adds to the engine's own socket, beside vLLM's router; 7 minutes"
@@ -285,6 +286,9 @@ bench-imports: .venv/dev
 
 bench-commands: .venv/dev
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/commands.py
+
+bench-first-minutes: .venv/dev
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/first_minutes.py
 
 bench-direct: .venv/dev install
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/direct.py

@@ -5,6 +5,7 @@ A second run only looks at a file. An install that was interrupted leaves no mar
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,10 @@ CUDA_MAJOR = 13
 INSTALLED_BYTES: dict[Build, int] = {"cpu": 34 * GIB // 10, "cuda": 84 * GIB // 10}
 MARK = "vllm-local.json"
 TAIL_LINES = 15
+SILENCE_S = 20.0
+LINE_WIDTH = 100
+_ASIDE = re.compile(r"WARNING|Attempting uninstall|Found existing|Uninstalling|Successfully uninstalled")
+_DETAILS = re.compile(r" \(from .*|: .*|-(?:cp|py)\d\S*\.whl(?:\.metadata)?")
 
 
 def fitting_build() -> tuple[Build, str]:
@@ -89,6 +95,7 @@ def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
     _check_torch(python, build)
     if build == "cpu":
         _drop_broken_torch_packages(python, log, say)
+    _compile(python, folder, log, say)
     say("checking it: importing vLLM")
     _run([python, "-c", "import vllm, transformers, vllm.v1.engine.async_llm"], log, "vLLM was installed but fails")
     (folder / MARK).write_text(json.dumps({"build": build, "vllm": VLLM_VERSION}) + "\n")
@@ -96,13 +103,14 @@ def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
 
 
 def _install_vllm(python: str, build: Build, log: Path, say: Callable[[str], None]) -> None:
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    # Compiled below instead, on all cores: pip does it on one, and uv not at all.
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off"]
     if build == "cuda":
         constraints = Path(python).parent.parent / "constraints.txt"
         constraints.write_text("".join(f"{name}!={version}+cpu\n" for name, version in CUDA_TORCH.items()))
         pip += ["--constraint", str(constraints)]
     try:
-        _run([*pip, REQUIREMENT[build]], log, f"{REQUIREMENT[build]} could not be installed")
+        _run([*pip, REQUIREMENT[build]], log, f"{REQUIREMENT[build]} could not be installed", say)
     except InstallError:
         if build != "cpu" or "No matching distribution found for torch" not in log.read_text(errors="replace"):
             raise
@@ -110,7 +118,7 @@ def _install_vllm(python: str, build: Build, log: Path, say: Callable[[str], Non
         say("the configured package index has no CPU build of torch: trying PyTorch's own, with uv")
         _run([*pip, "uv"], log, "uv could not be installed")
         uv = [python, "-m", "uv", "pip", "install", "--python", python, "--torch-backend", "cpu", REQUIREMENT[build]]
-        _run(uv, log, f"{REQUIREMENT[build]} could not be installed")
+        _run(uv, log, f"{REQUIREMENT[build]} could not be installed", say)
 
 
 def _drop_broken_torch_packages(python: str, log: Path, say: Callable[[str], None]) -> None:
@@ -119,6 +127,15 @@ def _drop_broken_torch_packages(python: str, log: Path, say: Callable[[str], Non
         say("removing torchvision, torchaudio and torchcodec, which do not fit this torch")
         command = [python, "-m", "pip", "uninstall", "--yes", *OPTIONAL_TORCH_PACKAGES]
         _run(command, log, "could not remove torchvision")
+
+
+def _compile(python: str, folder: Path, log: Path, say: Callable[[str], None]) -> None:
+    """So that no start has to, also where the environment can't be written later."""
+    say("compiling its Python files")
+    # Some packages hold files of other Pythons: what fails is left to whoever imports it.
+    with open(log, "ab") as file:
+        command = [python, "-m", "compileall", "-qq", "-j", "0", str(folder / "lib")]
+        subprocess.run(command, stdout=file, stderr=file, check=False)
 
 
 def _refuse_full_disk(folder: Path, build: Build) -> None:
@@ -146,17 +163,48 @@ def _check_torch(python: str, build: Build) -> None:
     )
 
 
-def _run(command: list[str], log: Path, failure: str) -> None:
-    """Run with the output in ``log``; its end is shown when the command fails."""
+def _run(command: list[str], log: Path, failure: str, say: Callable[[str], None] | None = None) -> None:
+    """Run with the output in ``log``; its end is shown when the command fails.
+
+    Args:
+        say: called every SILENCE_S with the time and the log's last line: what takes minutes shows that it goes on.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     with open(log, "ab") as file:
         file.write(f"$ {' '.join(command)}\n".encode())
         file.flush()
-        code = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
+        with _told(log, say) if say is not None else contextlib.nullcontext():
+            code = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False).returncode
     if code != 0:
         tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
         lines = "\n".join(f"  | {line}" for line in tail)
         raise InstallError(f"{failure}; the command was\n  {' '.join(command)}\nand {log} ends with\n{lines}")
+
+
+@contextmanager
+def _told(log: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Every SILENCE_S, while this is open, say the time and what the log's last line tells."""
+    began, is_done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not is_done.wait(SILENCE_S):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                say(f"  {time.monotonic() - began:.0f} s: {_last_line(log)}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+
+
+def _last_line(log: Path) -> str:
+    """What pip or uv does now: without who requires a package, what a wheel fits, and the names of all packages."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    doing = next(line for line in reversed(lines) if line and not _ASIDE.match(line))
+    return _DETAILS.sub("", doing)[:LINE_WIDTH]
 
 
 def _is_complete(folder: Path, build: Build) -> bool:

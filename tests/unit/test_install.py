@@ -5,6 +5,7 @@ The real install is what `make test` begins with; here are the ways it can go wr
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Commands:
         self.torch = ("", "")
         """Version and other values of the torch that pip brings."""
 
-    def run(self, command: list[str], log: Path, failure: str) -> None:
+    def run(self, command: list[str], log: Path, failure: str, say: object = None) -> None:
         line = " ".join(command)
         self.ran.append(line)
         if "venv" in line:
@@ -142,9 +143,21 @@ def test_a_command_that_fails_is_shown_with_the_end_of_its_output(tmp_path: Path
         assert part in str(caught.value)
 
 
+def test_what_takes_minutes_shows_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_module, "SILENCE_S", 0.2)
+    wheel = "numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64.whl"
+    lines = [f"  Downloading {wheel} (1.7 MB)", "WARNING: a place is ignored", "  Attempting uninstall: six", ""]
+    code = f"import time; print({chr(10).join(lines)!r}, flush=True); time.sleep(1)"
+    said: list[str] = []
+    install_module._run([sys.executable, "-c", code], tmp_path / "log", "no luck", said.append)
+    assert re.fullmatch(r"  \d+ s: Downloading numpy-2\.4\.6 \(1\.7 MB\)", said[-1])
+
+
 def test_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["install", "--cpu", "--path", str(tmp_path / "env")]) == 0
-    assert "engines will run with" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "engines will run with" in told
+    assert told.splitlines()[-1].startswith("now ask a model: vllm-local run ")
     commands.fails = "venv"
     assert main(["install", "--cpu", "--path", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err.startswith("vllm-local: could not make a virtual environment")

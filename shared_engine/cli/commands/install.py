@@ -8,6 +8,7 @@ from pathlib import Path
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.launch.install import fitting_build, install
 
+NEXT = 'now ask a model: vllm-local run Qwen/Qwen3-0.6B "What is the capital of France?"'
 EXAMPLES = ("vllm-local install", "vllm-local install --cuda --path /opt/vllm")
 INTERRUPTED = "run the same command again to go on"
 
@@ -29,4 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
     elif (build, fitting) == ("cuda", "cpu"):
         print(f"the CUDA build will not run on this machine ({why}); going on, as it may be for another", flush=True)
     install(build, arguments.path, lambda line: print(line, flush=True))
+    print(NEXT)
     return DONE
