@@ -20,7 +20,6 @@ from shared_engine.launch.reproducible import EXACT_ON_A_CPU, batch_invariance
 from shared_engine.launcher.start_method import START_VARIABLE
 from shared_engine.machine.home import expanded, home
 from shared_engine.machine.memory import total_memory
-from shared_engine.machine.processor import is_slow_in_bfloat16
 from shared_engine.machine.service_manager import OF_ONE_SERVICE
 from shared_engine.model_files.parsers import choose_parsers
 from shared_engine.model_files.pooling_recipes import with_recipe
@@ -40,10 +39,6 @@ MOST_STOP_STRINGS = "1024"  # a limit for servers that anybody may ask; each str
 # Holds a call to the form of the model's calls, with any JSON for arguments: so that it can be read. To hold it to the
 # tools' schemas too would refuse many a tool (benchmarks/NOTES.md).
 CALL_LEVEL = "tool_strict_level"
-SLOW_IN_BFLOAT16 = (
-    "this processor has no AVX-512, and is several times slower in bfloat16 than in float32: where there is memory for "
-    'twice the weights, pass dtype="float32" (or set VLLM_DTYPE)'
-)
 # Never passed on to the engine: ours, of the app's Python and not of the engine's, or of the service that the app is.
 _OURS = (*ENVIRONMENT.values(), ROOT_VARIABLE, LEVEL_VARIABLE, FORMAT_VARIABLE)
 _APP_ONLY = (*_OURS, *OF_ONE_SERVICE, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
@@ -82,8 +77,6 @@ def engine_spec(settings: EngineSettings, interpreter: Interpreter | None = None
     is_cpu = interpreter.build == "cpu"
     if is_cpu and settings.reproducible and settings.dtype == "auto":
         settings = settings.model_copy(update={"dtype": EXACT_ON_A_CPU})
-    if is_cpu and settings.dtype == "auto" and is_slow_in_bfloat16():
-        _say_once(SLOW_IN_BFLOAT16)
     argv = ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--model", model]
     argv += _setting_flags(settings, (name for name in FLAGS if name != "model"))
     if interpreter.build not in ("cpu", "cuda"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -17,9 +18,19 @@ from shared_engine.launcher.cores import bind_workers_apart
 from shared_engine.launcher.log import say
 from shared_engine.launcher.tcp import make_entrance
 from shared_engine.launcher.vllm_build import is_cpu_build
+from shared_engine.machine.processor import is_slow_in_bfloat16
 from shared_engine.vllm_versions import Release, release_of
 
 SEVERAL_SERVERS = "vllm.entrypoints.cli.serve"
+SLOW_IN_BFLOAT16 = (
+    "this processor has no AVX-512: several requests at once take several times as long in bfloat16 as in float32. "
+    'Where there is memory for twice the weights, pass dtype="float32" (VLLM_DTYPE, --dtype)'
+)
+
+
+def is_left_slow(argv: list[str]) -> bool:
+    """Whether vLLM is left to choose a type in which this processor is slow."""
+    return ("--dtype", "auto") in itertools.pairwise(argv) and is_slow_in_bfloat16()
 
 
 def serve(argv: list[str]) -> NoReturn:
@@ -32,6 +43,8 @@ def serve(argv: list[str]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         devnull = os.open(os.devnull, os.O_RDONLY)
         os.dup2(devnull, 0)
+        if is_cpu_build() and is_left_slow(argv):
+            say(SLOW_IN_BFLOAT16, logging.WARNING)
         if is_cpu_build() and (refusal := compile_refusal()) is not None:
             say(f"the model is not compiled, and answers slower: {refusal}", logging.WARNING)
             switch_compiler_off()

@@ -14,8 +14,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 def is_slow_in_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
     """True for an x86-64 processor without AVX-512, which has nothing for 16 bits.
 
-    vLLM's CPU build then computes in bfloat16 five times slower than in float32, and more of a larger model
-    (benchmarks/NOTES.md).
+    vLLM's CPU build then computes batches several times slower in bfloat16 than in float32 (benchmarks/NOTES.md).
     """
     if platform.machine() != "x86_64" or not cpuinfo.exists():
         return False

