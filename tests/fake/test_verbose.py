@@ -30,7 +30,8 @@ def threads() -> int:
 
 def written(engine: Engine) -> list[str]:
     """vLLM's lines in the log of the engine, without level and time."""
-    lines = [line for line in log_of(engine).splitlines() if "vllm-local supervisor" not in line]
+    ours = ("vllm-local supervisor", "vllm-local launcher")
+    lines = [line for line in log_of(engine).splitlines() if not any(name in line for name in ours)]
     return [line.split("] ", 1)[-1].removeprefix("INFO:     ") for line in lines if line]
 
 
