@@ -38,14 +38,14 @@ tiny_chat: reading the model's config                                     00:11
 tiny_chat: loading weights 0/1 |                                        | 00:11
 tiny_chat: making the KV cache and warming up                             00:11
 tiny_chat: starting the HTTP server                                       00:11
-tiny_chat (981b8917) is ready after 12.0 s; it leaves 10m after its last use
+tiny_chat (981b8917) is ready after 12.0 s; it leaves 30m after its last use
 ```
 
 <!-- screen: ps -->
 ```text
 $ vllm-local ps
 NAME       KEY       SIZE  DEVICE  CONTEXT  DOES  UNTIL
-tiny_chat  981b8917  1.2G  cpu 5%     2048  idle  in 9m
+tiny_chat  981b8917  1.2G  cpu 5%     2048  idle  in 29m
 ```
 
 This page is written by `docs/cli_page.py` from the command's own parser.
@@ -64,8 +64,11 @@ huggingface_hub of the Python that has vLLM. With `HF_HUB_OFFLINE` set nothing i
     "list": """\
 Lists the models in the hub's cache (`HF_HOME`, `HF_HUB_CACHE`, the setting `download_dir`), and the folders that engines were started on since the
 runtime directory was made. A download that was interrupted is shown as incomplete.""",
+    "rm": """\
+Deletes all that the hub's cache (and the setting `download_dir`) holds of a model, also of a download that was interrupted, without asking; nothing of a
+model that is loaded or being fetched, and no folder of yours. Several are all checked before one is deleted.""",
     "show": """\
-Tells what a model's files say, and what vLLM-local makes of them: kind, weights, context, inputs, chat template, [parsers](engine.md), licence, and
+Tells what a model's files say, and what vLLM-local makes of them: kind, weights, context, inputs, chat template, [parsers](langchain.md#tools-and-agents), licence, and
 whether it fits into the memory that is free now, with the settings given. It starts nothing and asks no hub. How many tokens the KV cache
 holds is an estimate, and left out for models whose cache is not alike in all layers.""",
     "load": """\
@@ -93,7 +96,7 @@ settings.""",
 Prints score and document, the best first. The model is a cross-encoder with one label, or an embedding model, whose cosine is the score then.""",
     "tokens": """\
 `count` counts a prompt's tokens, with the special ones around it, as the server does, without starting an engine where
-[that can be known](engine.md). `show` prints the tokens of a text by themselves: id, and the vocabulary's spelling.""",
+[that can be known](engine.md#counting-tokens). `show` prints the tokens of a text by themselves: id, and the vocabulary's spelling.""",
     "bench": """\
 Sends prompts of random words, PARALLEL at once, and measures: the time to the first token (median), the tokens of all answers in a second, and those of
 each from its first token on (median). It is a look at one machine, with one shape of requests, on an engine that others may use at the same
@@ -106,7 +109,7 @@ Makes a Python environment with vLLM and remembers it, so that all apps of your 
 it installs the build that this machine can run, and says why that one: the CUDA build where the NVIDIA driver shows a GPU and is new
 enough, otherwise the CPU build. `--cuda` installs the CUDA build anywhere, as for an image of another machine. `--path` chooses the
 folder; the default is `~/.local/share/vllm-local/engine-cpu` or `engine-cuda`. Running it again only checks; an interrupted install is
-made again. Linux only; the CPU build is for x86-64 and aarch64 (which was not tried).""",
+made again. Linux only; the CPU build is for x86-64; aarch64 was not tried.""",
     "status": """\
 Lists the engines that are alive, or failed within the last hour. `--all` adds those that have ended, `--tree` the processes of each,
 `--watch` repeats it every SECONDS (default 2) until Ctrl-C.

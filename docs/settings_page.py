@@ -35,10 +35,10 @@ PARAMETERS = """
 ## Parameters of a request
 
 Fields of `GenerationParams`, and keywords of every request of `Engine` and both adapters; in the adapters all but `n`,
-`response_format`, `continue_final_message`, `keep_raw` and the last three are also arguments of the constructor, where
-`timeout` and `max_retries` are the settings of these names. What is not given is not sent: the defaults above apply,
-then the model's generation_config. A call's parameter replaces a default that contradicts it; two in one call are
-refused.
+`response_format`, `continue_final_message`, `keep_raw`, `extra_headers` and `session` are also arguments of the
+constructor, where `timeout` and `max_retries` are the settings of these names. What is not given is not sent: the
+defaults above apply, then the model's generation_config. A call's parameter replaces a default that contradicts it; two
+in one call are refused.
 
 | parameter | what it does |
 |---|---|

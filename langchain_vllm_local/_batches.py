@@ -103,7 +103,7 @@ class Batches(_Runnable[Output_co]):
         """As ``batch``, but yields ``(index, answer)`` as soon as each answer is complete."""
         if not inputs:
             return
-        configs = get_config_list(config, len(inputs))
+        configs = _configs(config, len(inputs))
 
         def answer(index: int) -> Any:
             return self.invoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
@@ -127,7 +127,7 @@ class Batches(_Runnable[Output_co]):
         """See ``batch_as_completed``."""
         if not inputs:
             return
-        configs = get_config_list(config, len(inputs))
+        configs = _configs(config, len(inputs))
 
         async def answer(index: int) -> Any:
             return await self.ainvoke(inputs[index], merge_configs(configs[index], extra), **kwargs)
@@ -142,6 +142,13 @@ class Batches(_Runnable[Output_co]):
 
     def _concurrency(self, configs: Sequence[RunnableConfig]) -> AbstractContextManager[Callable[[int], int]]:
         return self.engine.concurrency(len(configs), configs[0].get("max_concurrency"))
+
+
+def _configs(config: Any, count: int) -> Sequence[RunnableConfig]:
+    """One for each input. A single one is shared, as each request copies it: a hundred thousand copies are 40 MB."""
+    if isinstance(config, Sequence) or (config and config.get("run_id") is not None):
+        return get_config_list(config, count)
+    return get_config_list(config, 1) * count
 
 
 class ChatBatches(Batches[AIMessage], BaseChatModel):

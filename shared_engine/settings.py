@@ -49,7 +49,13 @@ from shared_engine.setting_sources import collect, from_environment, is_here
 from shared_engine.validation import Headers, describe_invalid, text_values, with_sources
 
 # Decided by how the engine is shared; another value would make it unreachable or public.
-_RESERVED_FLAGS = {"uds", "host", "port", "api_key", "served_model_name", "ssl_keyfile", "ssl_certfile"}
+_RESERVED_FLAGS = {
+    "uds": "",
+    **dict.fromkeys(("host", "port", "api_key"), "; serve_tcp has it listen on TCP too"),
+    "served_model_name": "; models.yaml of `vllm-local serve` gives models other names",
+    **dict.fromkeys(("ssl_keyfile", "ssl_certfile"), "; `vllm-local serve` has --tls-cert and --tls-key"),
+}
+"""And what to do instead."""
 
 
 def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +65,7 @@ def _normalize_engine_args(args: dict[str, Any]) -> dict[str, Any]:
         if flag in EngineFields.model_fields and flag in FLAGS:  # seed is a setting of Engine alone
             raise ValueError(f"{name!r} is a setting of its own: pass {flag}=... instead")
         if flag in _RESERVED_FLAGS:
-            remedy = "; serve_tcp has it listen on TCP too" if flag in ("host", "port", "api_key") else ""
-            raise ValueError(f"{name!r} is chosen by vllm-local and can't be set{remedy}")
+            raise ValueError(f"{name!r} is chosen by vllm-local and can't be set{_RESERVED_FLAGS[flag]}")
         if flag in NO_ENGINE and value not in (None, False):
             raise ValueError(f"{name} = {value!r}: {NO_ENGINE[flag]}")
         if isinstance(value, str) and value.startswith(("./", "../", "~")):

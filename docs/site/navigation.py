@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, str]] = {
 
 BELOW: dict[str, dict[str, str]] = {
     "migration": {
+        "from-vllm-serve": "vllm serve",
         "from-chatopenai": "ChatOpenAI",
         "from-chatollama": "ChatOllama",
         "from-community-vllm": "VLLM of langchain-community",

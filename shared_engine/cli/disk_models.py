@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared_engine.errors import SettingsError
+from shared_engine.errors import FetchError, SettingsError
 from shared_engine.machine.home import expanded
-from shared_engine.machine.hub_cache import bytes_on_disk, hub_cache
+from shared_engine.machine.hub_cache import bytes_on_disk, cached_model, hub_cache
+from shared_engine.machine.locks import try_lock
 from shared_engine.model_files.folder import model_folder
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.record import EngineState
@@ -51,8 +55,7 @@ def models_on_disk(download_dir: str | None) -> list[DiskModel]:
     """
     engines = find_engines()
     loaded = {engine.model for engine in engines if engine.state in _LOADED}
-    caches = dict.fromkeys([hub_cache(os.environ), *([expanded(download_dir)] if download_dir else [])])
-    found = _merged(_of_the_hub(caches, loaded))
+    found = _merged(_of_the_hub(_caches(download_dir), loaded))
     for model in {engine.model for engine in engines if engine.model and os.path.isabs(engine.model)}:
         folder = Path(model)
         if folder.is_dir():
@@ -75,6 +78,34 @@ def model_named(name: str, download_dir: str | None) -> str:
     if len(called) > 1 and name not in called:
         raise SettingsError(f"model = {name!r} means {len(called)} models on this disk: {', '.join(called)}")
     return called[0] if len(called) == 1 else name
+
+
+def delete_from_hub_cache(model: str, download_dir: str | None) -> int:
+    """All that is here of a model from the hub; how many bytes that were.
+
+    What is left of it when this is interrupted is listed as incomplete, and can be deleted again.
+
+    Raises:
+        FetchError: it is being fetched; nothing was deleted.
+    """
+    cached = [folder for cache in _caches(download_dir) if (folder := cached_model(model, {}, str(cache))).is_dir()]
+    locks = [folder.parent / ".locks" / folder.name for folder in cached]
+    with ExitStack() as held:
+        for file in (each for folder in locks for each in folder.glob("*.lock")):  # huggingface_hub's, one for a file
+            if not try_lock(held.enter_context(open(file, "ab")).fileno(), fcntl.LOCK_EX):
+                raise FetchError(f"{model} is being fetched: end that first")
+        freed = sum(map(bytes_on_disk, cached))
+        for folder in cached:
+            for part in (folder / "refs", folder / "snapshots", folder):  # the names of whole files first
+                if part.exists():
+                    shutil.rmtree(part)
+        for folder in locks:
+            shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _caches(download_dir: str | None) -> list[Path]:
+    return list(dict.fromkeys([hub_cache(os.environ), *([expanded(download_dir)] if download_dir else [])]))
 
 
 def _merged(models: Iterable[DiskModel]) -> list[DiskModel]:

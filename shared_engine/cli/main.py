@@ -38,6 +38,7 @@ COMMANDS = {
     "chat": Command("chat with a model at a terminal", "chat"),
     "pull": Command("fetch a model from the Hugging Face hub", "pull"),
     "list": Command("show the models on this disk", "list", ("ls",)),
+    "rm": Command("delete models from this disk", "rm", ("remove",)),
     "show": Command("tell what a model is, what it can do, and whether it fits here", "show"),
     "load": Command("load a model, and return when it is ready", "load", ("warmup",)),
     "ps": Command("show the models that are loaded, what they do, and until when they stay", "ps"),

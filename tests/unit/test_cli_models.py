@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -250,6 +251,91 @@ def test_list_has_models_of_the_cache_and_folders_of_engines(
     assert rows["org/begun"] == ["1M", today, "incomplete:", "pull", "it", "again"]
     assert rows[str(TINY_CHAT)][2:] == ["loaded"]
     assert len(rows) == 3
+
+
+# ---- rm
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The setting download_dir."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+def test_rm_deletes_all_that_is_here_of_models(tmp_path: Path, weights: Path, capsys: Capture) -> None:
+    gone = [
+        cached("org/whole", tmp_path, {"a": 3 << 20}),
+        cached("org/begun", tmp_path, {"a.1.incomplete": 5}, is_named=False),
+    ]
+    elsewhere = weights / "models--org--whole/blobs"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "w").write_bytes(b"x" * (1 << 20))
+    locks = gone[0].parent / ".locks" / gone[0].name
+    locks.mkdir(parents=True)
+    (locks / "a.lock").touch()
+    stays = cached("org/other", tmp_path, {"a": 1})
+    assert main(["rm", "org/whole", "begun", "whole"]) == 0
+    assert capsys.readouterr().out == "org/whole is deleted: 4M\norg/begun is deleted: 0M\n"
+    assert [each.exists() for each in (*gone, elsewhere.parent, locks, stays)] == [False, False, False, False, True]
+
+
+def refusals(tmp_path: Path, hand_made: MakeEngine) -> dict[str, tuple[str, str]]:
+    """What is named, and what is said of it."""
+    cached("org/loaded", tmp_path, {"a": 1})
+    hand_made(model="org/loaded")
+    hand_made("e" * 16, model=str(TINY_CHAT))
+    (tmp_path / "folder").mkdir()
+    return {
+        "a model that is loaded": ("loaded", "org/loaded is loaded: `vllm-local unload org/loaded` first"),
+        "an engine's folder": (
+            str(TINY_CHAT),
+            f"{TINY_CHAT} is a folder of yours, not from the hub: delete it yourself",
+        ),
+        "another folder": (str(tmp_path / "folder"), "is no model from the hub on this disk"),
+        "a way out of the cache": ("../org/other", "is no model from the hub on this disk"),
+        "an unknown one": (
+            "org/none",
+            "'org/none' is no model from the hub on this disk: `vllm-local list` shows those",
+        ),
+        "an empty name": ("", "is no model from the hub on this disk"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a model that is loaded",
+        "an engine's folder",
+        "another folder",
+        "a way out of the cache",
+        "an unknown one",
+        "an empty name",
+    ],
+)
+def test_rm_of_what_it_must_not_delete_deletes_nothing(
+    case: str, tmp_path: Path, hand_made: MakeEngine, capsys: Capture
+) -> None:
+    stays = cached("org/other", tmp_path, {"a": 1})
+    name, says = refusals(tmp_path, hand_made)[case]
+    assert main(["rm", "org/other", name]) == 2
+    assert says in capsys.readouterr().err
+    assert stays.exists()
+
+
+def test_rm_of_what_is_being_fetched_deletes_nothing(tmp_path: Path, capsys: Capture) -> None:
+    folder = cached("org/name", tmp_path, {"a": 1})
+    lock = folder.parent / ".locks" / folder.name / "a.lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["rm", "org/name"]) == 1
+        assert "org/name is being fetched: end that first" in capsys.readouterr().err
+        assert (folder / "blobs/a").exists()
+    assert main(["rm", "org/name"]) == 0
+
+
+# ---- names
 
 
 def test_a_model_on_this_disk_is_known_by_the_last_part_of_its_name(

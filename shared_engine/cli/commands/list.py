@@ -1,4 +1,4 @@
-"""``vllm-local list``."""
+"""``vllm-local list``; and where it and ``rm`` look."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ EXAMPLES = ("vllm-local list", "vllm-local list --json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "of models from the hub here too (default: the setting download_dir)"
-    parser.add_argument("--download-dir", metavar="DIR", help=text)
+    add_download_dir(parser)
     parser.add_argument("--names", action="store_true", help="only the names, one on each line")
     parser.add_argument("--json", action="store_true", help="a list of objects")
 
 
+def add_download_dir(parser: argparse.ArgumentParser) -> None:
+    text = "of models from the hub here too (default: the setting download_dir)"
+    parser.add_argument("--download-dir", metavar="DIR", help=text)
+
+
+def download_dir_of(arguments: argparse.Namespace) -> str | None:
+    return arguments.download_dir or os.environ.get(VARIABLE) or _in_a_file()
+
+
 def run(arguments: argparse.Namespace) -> int:
-    found = models_on_disk(arguments.download_dir or os.environ.get(VARIABLE) or _in_a_file())
+    found = models_on_disk(download_dir_of(arguments))
     if arguments.json:
         print(as_json([each.to_json() for each in found]))
     elif arguments.names:
