@@ -177,6 +177,7 @@ class Pool:
 
     def lack(self, member: Member, model: str, now: float) -> None:
         """It has said that it does not serve a model."""
+        member.lacks = {name: until for name, until in member.lacks.items() if until > now}
         member.lacks[model] = now + LACKS_S
 
     def answered(self, member: Member) -> None:

@@ -247,15 +247,21 @@ class FleetRequest(Route):
 
     async def explain(self, error: RequestError, connection: Connection) -> VLLMError:
         assert isinstance(connection, FleetConnection)
-        return self._note(connection.member, await self._owner.explain(error, connection))
+        explained = await self._owner.explain(error, connection)
+        return self._note(connection.member, explained, lacks_model=self._is_about_model(error))
 
-    def _note(self, member: Member, error: VLLMError) -> VLLMError:
+    def _is_about_model(self, error: RequestError) -> bool:
+        """True where the member says that it does not serve the model; a route that it lacks is the request's own."""
+        is_named = bool(self._model) and self._model in error.message
+        return is_named and self._owner.lacks_models and isinstance(error, ModelNotFoundError)
+
+    def _note(self, member: Member, error: VLLMError, *, lacks_model: bool = False) -> VLLMError:
         """What the error says about the member; the error, as one that another member may make good."""
         now, fault = time.monotonic(), fault_of(error)
         words = str(getattr(error, "message", error))
         with self._members.guard:
             pool = self._members.pool
-            if self._model and self._owner.lacks_models and isinstance(error, ModelNotFoundError):
+            if lacks_model:
                 pool.lack(member, self._model, now)
                 error = error if isinstance(error, AnotherModelError) else AnotherModelError(*error.args)
             elif isinstance(error, EngineStoppedError):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -49,6 +50,7 @@ class ForwardedRequest:
 
     Attributes:
         path: from the server's root, with the query.
+        fields: of the body; none where it is a file, or the server will say what it is.
         wait_s: how long the engine may take to be ready; None for as long as the settings say.
         silence_s: how long the server may send nothing; None for as long as the settings say, and for an answer in one
             piece as long as the server works on it.
@@ -60,6 +62,17 @@ class ForwardedRequest:
     body: bytes = field(default=b"", repr=False)
     wait_s: float | None = None
     silence_s: float | None = None
+    fields: Mapping[str, msgspec.Raw] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", _fields(self.body))
+
+    @property
+    def model(self) -> str | None:
+        """That the body names."""
+        with suppress(KeyError, msgspec.DecodeError):
+            return msgspec.json.decode(self.fields["model"], type=str)
+        return None
 
     @property
     def route(self) -> str:
@@ -106,7 +119,8 @@ class Forwarding:
         self, request: ForwardedRequest, observed: Observed, through: Callable[[Route], Route] | None
     ) -> ForwardedAnswer:
         retry = Retry(self._max_retries, self._timeout)
-        route = self._endpoint.for_request(request.route, request.body, request.session)
+        model = None if request.model in self._names else request.model
+        route = self._endpoint.for_request(request.route, request.body, request.session, model)
         route = route if through is None else through(route)
         while True:
             try:
@@ -161,10 +175,9 @@ class Forwarding:
 
     async def _serving(self, request: ForwardedRequest, connection: Connection) -> Connection:
         """The connection, to the adapter that the request names as its model, if it does."""
-        adapters = self._endpoint.adapters
-        fields = _fields(request) if adapters else {}
-        named = next((name for name in adapters if _is(fields, "model", name)), None)
-        return connection if named is None else await self._endpoint.serving(named, connection)
+        named = request.model
+        is_adapter = named is not None and named in self._endpoint.adapters
+        return await self._endpoint.serving(named, connection) if named and is_adapter else connection
 
     async def _sent(
         self, request: ForwardedRequest, acquired: Connection, observed: Observed, route: Route
@@ -225,15 +238,15 @@ class Forwarding:
         """The bytes to send, with the engine's own name for its model, or for the adapter that the request names; and
         whether a stream is asked for.
         """
-        fields = _fields(request)
-        is_stream = _is(fields, "stream", True)
+        fields = request.fields
+        is_stream = "stream" in fields and msgspec.json.decode(fields["stream"]) is True
         changes = held_fields(request.route, self._held_seed, fields)
-        if any(_is(fields, "model", name) for name in (*self._names, adapter)):
+        if request.model is not None and request.model in (*self._names, adapter):
             changes["model"] = model
         if not changes:
             return request.body, is_stream
-        fields |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in changes.items()}
-        return msgspec.json.encode(fields), is_stream
+        sent = {**fields, **{name: msgspec.Raw(msgspec.json.encode(value)) for name, value in changes.items()}}
+        return msgspec.json.encode(sent), is_stream
 
 
 def _is_no_answer(error: VLLMError) -> bool:
@@ -243,13 +256,8 @@ def _is_no_answer(error: VLLMError) -> bool:
     return not isinstance(error, EngineBusyError)
 
 
-def _fields(request: ForwardedRequest) -> dict[str, msgspec.Raw]:
-    """Of the body; none where it is a file, or the server will say what it is."""
+def _fields(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        return msgspec.json.decode(request.body, type=dict[str, msgspec.Raw]) if request.body else {}
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw]) if body else {}
     except msgspec.DecodeError:
         return {}
-
-
-def _is(fields: Mapping[str, msgspec.Raw], name: str, value: Any) -> bool:
-    return name in fields and bool(msgspec.json.decode(fields[name]) == value)

@@ -25,7 +25,7 @@ class RemoteFleet(FleetEndpoint):
         super().__init__(settings)
         self.fleet: Fleet = fleet_of(settings)
         self._of_members = {str(each.base_url): each for each in settings.members()}
-        self._endpoints: dict[str, RemoteEndpoint] = {}
+        self._endpoints: dict[str, tuple[EngineSettings | None, RemoteEndpoint]] = {}
 
     @property
     def members(self) -> Fleet:
@@ -37,17 +37,21 @@ class RemoteFleet(FleetEndpoint):
         return EngineName(self.settings.model or "", ",".join(urls) if isinstance(urls, tuple) else str(urls))
 
     def endpoint_of(self, name: str) -> RemoteEndpoint:
-        """One that came later is reached as the first one is."""
-        if name not in self._endpoints:
-            settings = self._of_members.get(name)
-            if settings is None:
-                own = self.fleet.came_later.get(name)
-                update: dict[str, Any] = {"base_url": name, "member_weights": None}
-                if own is not None:
-                    update |= {"api_key": own.api_key, "basic_auth": own.basic_auth}
-                settings = self.settings.model_copy(update=update)
-            self._endpoints[name] = RemoteEndpoint(settings)
-        return self._endpoints[name]
+        """One that came later is reached as the first one is, with the key that it came with last."""
+        came_with = self.fleet.came_later.get(name)
+        known = self._endpoints.get(name)
+        if known is None or known[0] is not came_with:
+            known = self._endpoints[name] = (came_with, RemoteEndpoint(self._settings_of(name, came_with)))
+        return known[1]
+
+    def _settings_of(self, name: str, came_with: EngineSettings | None) -> EngineSettings:
+        own = self._of_members.get(name)
+        if own is not None and came_with is None:
+            return own
+        update: dict[str, Any] = {"base_url": name, "member_weights": None}
+        if came_with is not None:
+            update |= {"api_key": came_with.api_key, "basic_auth": came_with.basic_auth}
+        return (own or self.settings).model_copy(update=update)
 
     async def refresh(self) -> None:
         await self.fleet.refresh()
@@ -90,5 +94,5 @@ class RemoteFleet(FleetEndpoint):
         await self.evict(timeout)
 
     async def close(self) -> None:
-        for endpoint in self._endpoints.values():
+        for _, endpoint in self._endpoints.values():
             await endpoint.close()

@@ -8,7 +8,7 @@ import pickle
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -276,6 +276,57 @@ def test_a_model_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> Non
         engine.chat(HELLO)
 
 
+def lacks_embeddings(servers: list[RemoteServer]) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/embeddings":
+            return web.json_response({"detail": "Not Found"}, status=404)
+        if (await request.json())["model"] == "typo":
+            error = {"message": "The model `typo` does not exist.", "type": "NotFoundError", "code": 404}
+            return web.json_response({"error": error}, status=404)
+        return web.json_response(chat_answer("Hi"))
+
+    for server in servers:
+        server.handler = handler
+
+
+MISSED: dict[str, Callable[[Engine, Any], object]] = {
+    "count_tokens": lambda engine, _: engine.count_tokens("Hello"),
+    "embed": lambda engine, _: engine.embed(["Hello"]),
+    "other model": lambda engine, _: engine.chat(HELLO, model="typo"),
+    "openai embeddings": lambda _, client: client.embeddings.create(model="served", input="Hello"),
+    "openai other model": lambda _, client: client.chat.completions.create(model="typo", messages=HELLO),
+    "openai no such route": lambda _, client: client.get("/nowhere", cast_to=object),
+}
+
+
+@pytest.mark.parametrize("way", MISSED)
+def test_a_route_or_another_model_that_no_server_has_costs_the_fleets_own_model_nothing(
+    servers: list[RemoteServer], way: str
+) -> None:
+    openai = pytest.importorskip("openai")
+    lacks_embeddings(servers)
+    for server in servers:
+        server.counts_tokens = False
+    engine = fleet_of(servers)
+    with engine.openai_client() as client:
+        for _ in range(4):
+            with pytest.raises((ModelNotFoundError, openai.NotFoundError)):
+                MISSED[way](engine, client)
+    assert answers(engine, 6) == {"Hi": 6}
+    assert engine.generate("Hello", check_context=True).text == "Hi"
+    assert not any("served" in member.lacks for member in engine.fleet.pool.members.values())
+
+
+def test_a_model_that_a_client_names_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> None:
+    pytest.importorskip("openai")
+    lacks_embeddings(servers[:2])
+    with fleet_of(servers).openai_client() as client:
+        talks: list[Any] = [ask(f"question {number}") for number in range(12)]
+        asked = [client.chat.completions.create(model="typo", messages=messages) for messages in talks]
+    assert {answer.choices[0].message.content for answer in asked} == {servers[2].url}
+    assert counts(servers) == [1, 1, 12]
+
+
 @pytest.mark.slow
 def test_a_deadline_holds_over_all_servers(servers: list[RemoteServer]) -> None:
     async def never(_: web.Request) -> web.StreamResponse:
@@ -311,6 +362,20 @@ def test_members_come_are_drained_and_go(servers: list[RemoteServer]) -> None:
     stream.close()
     engine.fleet.remove(servers[0].url)
     assert [member.base_url for member in engine.status().members] == [servers[1].url, servers[2].url]
+
+
+def test_a_server_that_comes_back_with_another_key_is_asked_with_that(servers: list[RemoteServer]) -> None:
+    engine = fleet_of(servers[:2], api_key="old", default_headers={"X-Tenant": "a"})
+    engine.fleet.remove(servers[1].url)
+    keys = ["old", "new", None, "newest"]
+    for key in keys[1:]:
+        engine.chat(HELLO)
+        engine.fleet.remove(servers[0].url)
+        engine.fleet.add(servers[0].url, api_key=key)
+    engine.chat(HELLO)
+    sent = [headers for headers, _ in servers[0].requests]
+    assert [each.get("Authorization") for each in sent] == [key and f"Bearer {key}" for key in keys]
+    assert {each["X-Tenant"] for each in sent} == {"a"}
 
 
 def test_what_is_no_member_is_told(servers: list[RemoteServer]) -> None:
