@@ -42,7 +42,7 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
 @functools.cache
 def connector_class() -> type[aiohttp.TCPConnector]:
     """aiohttp's connector, except that all of them keep within one budget of connections, that a forked child will
-    know the connections, and that dropping a connector is no fault.
+    know the connections, that ``keep_none`` leaves requests under way alone, and that dropping a connector is no fault.
     """
     import aiohttp
 
@@ -51,6 +51,7 @@ def connector_class() -> type[aiohttp.TCPConnector]:
             super().__init__(*args, **kwargs, limit=0)
             self.noted: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
             self._slots: weakref.WeakValueDictionary[Any, Slot] = weakref.WeakValueDictionary()  # by protocol
+            self.keeps = True
 
         async def connect(self, req: Any, *args: Any, **kwargs: Any) -> Any:
             # What looks at the server (GET) waits for nobody: there is little of it, and it has to be soon.
@@ -74,7 +75,7 @@ def connector_class() -> type[aiohttp.TCPConnector]:
             return connection
 
         def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
-            super()._release(key, protocol, should_close=should_close or are_too_many())
+            super()._release(key, protocol, should_close=should_close or not self.keeps or are_too_many())
             slot = self._slots.pop(protocol, None)
             if slot is None:
                 return
@@ -82,6 +83,14 @@ def connector_class() -> type[aiohttp.TCPConnector]:
                 self._loop.call_soon(slot.give_back)  # after the file is closed, which the loop does next
             else:
                 slot.give_back()
+
+        def keep_none(self) -> None:
+            """Close what is idle now, and each other connection when its request has ended."""
+            self.keeps = False
+            for idle in self._conns.values():
+                for protocol, _ in idle:
+                    protocol.close()
+            self._conns.clear()
 
         def __del__(self, *_: Any) -> None:
             """See ``abandon``: aiohttp would close the connections, on a loop that may be the parent's."""

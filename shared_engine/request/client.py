@@ -171,7 +171,11 @@ class Client(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Nothing is sent any more."""
+        """Keep no connection; one that carries a request, perhaps another object's, is closed when that has ended."""
+
+    async def end(self) -> None:
+        """Close all connections, as the loop ends; nothing where it was closed before."""
+        await self.close()
 
     def hang_up(self) -> None:  # noqa: B027
         """Close the connections of a loop that is gone without having closed them."""
@@ -271,7 +275,11 @@ class HttpClient(Client):
             raise ServerConnectionError(f"{self.where} did not send a valid HTTP answer: {exc}") from exc
 
     async def close(self) -> None:
-        await self._session.close()
+        self._connector.keep_none()
+
+    async def end(self) -> None:
+        if self._connector.keeps:
+            await self._session.close()
 
     def hang_up(self) -> None:
         hang_up(self._connector.noted)

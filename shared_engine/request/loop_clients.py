@@ -77,7 +77,7 @@ async def _client_scope(make: Callable[[], ClientT]) -> AsyncIterator[ClientT]:
     try:
         yield client
     finally:
-        await client.close()
+        await client.end()
 
 
 # This process's, shared by all objects: frameworks construct and copy models freely.

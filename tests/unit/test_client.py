@@ -6,16 +6,24 @@ import asyncio
 import gc
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from shared_engine import Engine
 from shared_engine.errors import RequestError, ServerUnreachableError
 from shared_engine.request.client import HttpClient, split_events, why_not
 from shared_engine.request.engine_socket import EngineSocket
 from shared_engine.request.loop_clients import loop_clients
+from tests.support.remote_server import running_server
+from tests.support.waiting import wait_until
+
+HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @asynccontextmanager
@@ -92,6 +100,57 @@ def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
 
     asyncio.run(ask_twice())
     gc.collect()  # says what was dropped while it was open
+
+
+async def test_closing_keeps_no_connection_and_ends_no_request() -> None:
+    async with server_that_says("200 OK", in_pieces=True) as (url, requests_of):
+        before = open_sockets()
+        clients = loop_clients(url)
+        client = await clients.get()
+        await asyncio.gather(*(client.request("GET", "/") for _ in range(2)))
+        asking = asyncio.create_task(client.request("GET", "/"))
+        await asyncio.sleep(0.02)
+        await clients.close()
+        await asyncio.sleep(0.01)
+        assert open_sockets() - before == 2  # both ends of the one that carries a request
+        assert await asking == b"{}"
+        assert await client.request("GET", "/") == b"{}", "who got it before"
+        assert await (await clients.get()).request("GET", "/") == b"{}"
+        await clients.close()
+        await asyncio.sleep(0.05)
+        assert open_sockets() == before
+        assert len(requests_of) == 5
+
+
+@pytest.mark.parametrize("is_fleet", [False, True])
+def test_closing_one_object_ends_no_request_of_another(is_fleet: bool) -> None:
+    with running_server() as server:
+        may_end = threading.Event()
+        server.streams("Hel", "lo")
+        stream_all = server.handler
+
+        async def held(request: web.Request) -> web.StreamResponse:
+            if not (await request.json()).get("stream"):
+                await asyncio.to_thread(may_end.wait, 10)
+                return await server.answer(request)
+            return await stream_all(request)
+
+        server.handler = held
+        url = [server.url, f"{server.url}/other"] if is_fleet else server.url
+        engine = Engine(base_url=url, model="served", max_retries=0)
+        if is_fleet:
+            engine.fleet.remove(f"{server.url}/other")
+        with ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(engine.chat, HELLO)
+            pieces = engine.stream_chat(HELLO)
+            assert next(pieces).text == "Hel"
+            wait_until(lambda: len(server.requests) == 2, 10, "both requests")
+            with Engine(engine.settings) as other:
+                assert list(other.stream_chat(HELLO))
+            may_end.set()
+            assert [piece.text for piece in pieces][-1] == "lo"
+            assert whole.result(10).text == "Hi"
+        assert len(server.requests) == 3
 
 
 def open_sockets() -> int:
