@@ -45,7 +45,12 @@ class EngineSocket(Client):
         while True:
             slot = await take_slot() if method == "POST" else None
             used = self._used()
-            wire = used or await self._connected(timeout)
+            try:
+                wire = used or await self._connected(timeout)
+            except BaseException:
+                if slot is not None:
+                    slot.give_back()
+                raise
             sent_at = time.monotonic()
             answer = wire.ask(message, SocketAnswer(self, wire, timeout, slot))
             try:

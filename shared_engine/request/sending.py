@@ -70,6 +70,14 @@ nobody else meanwhile, and takes 10 s for 4 MB."""
 
 MAX_KNOWN_LENGTHS = 1000
 
+_Served = tuple[int, str]
+
+
+def _served(request: Request, connection: Connection) -> _Served:
+    """The model or adapter that is to answer, of this start of the server."""
+    model = msgspec.json.decode(request.body)["model"] if request.names_model else connection.model
+    return connection.incarnation, model
+
 
 class Requests:
     """The requests of one Engine.
@@ -95,9 +103,9 @@ class Requests:
         self._reshapes = reshapes
         self._timeout = timeout
         self._max_retries = max_retries
-        self._max_model_len: dict[int, int] = {}
+        self._max_model_len: dict[_Served, int] = {}
         self._is_counting = False
-        self._counts_before: set[int] = set()
+        self._counts_before: set[_Served] = set()
 
     async def generate(self, request: Request) -> GenerationResult:
         """A whole answer."""
@@ -217,7 +225,7 @@ class Requests:
         """What ``send`` gives. A server of vLLM before 0.32 refuses to have all of its limit for an answer, which later
         ones cut to what the prompt leaves: there the prompt is counted before.
         """
-        if connection.incarnation in self._counts_before:
+        if _served(request, connection) in self._counts_before:
             return await send(await self._sized(request, connection) or request, connection)
         try:
             return await send(request, connection)
@@ -227,7 +235,7 @@ class Requests:
                 raise
             if len(self._counts_before) >= MAX_KNOWN_LENGTHS:
                 self._counts_before.clear()
-            self._counts_before.add(connection.incarnation)
+            self._counts_before.add(_served(request, connection))
             logger.debug("%s does not cut max_tokens: %s", connection.client.where, exc)
         return await send(sized, connection)
 
@@ -237,7 +245,7 @@ class Requests:
         Raises:
             ContextLengthError: it leaves nothing.
         """
-        limit = await self._server_limit(connection)
+        limit = await self._server_limit(request, connection)
         tokenize = prompt_tokens_request(request)
         assert tokenize is not None
         try:
@@ -341,22 +349,31 @@ class Requests:
             raise client.silent(self._timeout) from exc
 
     async def _body(self, request: Request, connection: Connection) -> bytes:
-        limit = await self._server_limit(connection) if request.needs_max_tokens else None
+        limit = await self._server_limit(request, connection) if request.needs_max_tokens else None
         return request.for_server(connection.model, limit)
 
-    async def _server_limit(self, connection: Connection) -> int:
-        """The server's max_model_len, asked once for each start of the engine."""
-        known = self._max_model_len.get(connection.incarnation)
+    async def _server_limit(self, request: Request, connection: Connection) -> int:
+        """The model's max_model_len, asked once for each start of the engine."""
+        served = _served(request, connection)
+        known = self._max_model_len.get(served)
         if known is not None:
             return known
         models = answers.parse_models(await connection.client.request("GET", MODELS, timeout=PROBE_TIMEOUT_S))
-        length = answers.window_of(models, connection.model)
+        length = answers.window_of(models, served[1])
         if length is None:
             raise InvalidInputError("this server does not report its max_model_len: pass max_tokens")
         while len(self._max_model_len) >= MAX_KNOWN_LENGTHS:
             del self._max_model_len[next(iter(self._max_model_len))]
-        self._max_model_len[connection.incarnation] = self.endpoint.max_model_len = length
+        self._max_model_len[served] = length
+        self._learn_limit(request, length)
         return length
+
+    def _learn_limit(self, request: Request, limit: int | None) -> None:
+        """Of the endpoint's own model, which is that of its adapters too; another one may have another."""
+        is_adapter = isinstance(request.params, GenerationParams) and request.params.lora is not None
+        is_other = request.names_model or (request.model is not None and not is_adapter)
+        if limit is not None and not is_other:
+            self.endpoint.max_model_len = limit
 
     async def limits(self, params: CallParams) -> dict[str, int | None]:
         """The server's models, with the max_model_len of each where it reports that."""
@@ -398,7 +415,7 @@ class Requests:
         One prompt is counted at a time: of a whole batch that is refused, the first ones have to do.
         """
         limit, count, is_exact = error.max_model_len, error.prompt_tokens, False
-        self.endpoint.max_model_len = limit or self.endpoint.max_model_len
+        self._learn_limit(request, limit)
         tokenize = prompt_tokens_request(request) if len(request.body) <= MAX_COUNTED_BYTES else None
         if tokenize is not None and not self._is_counting:
             self._is_counting = True
@@ -425,7 +442,7 @@ class Requests:
         if left is None or request.path not in (CHAT, COMPLETIONS) or own_max_tokens(request) == left[0]:
             return error
         try:
-            limit = await self._server_limit(connection)
+            limit = await self._server_limit(request, connection)
         except (RequestError, InvalidInputError):
             return ContextLengthError(error.message, error.status)
         count, asked = limit - left[0], max(left[1], asked_tokens(request) or 1)

@@ -158,6 +158,13 @@ async def test_no_engine_is_there(tmp_path: Path) -> None:
         await EngineSocket(str(tmp_path / "nothing")).request("GET", "/health")
 
 
+async def test_a_connection_that_is_not_made_takes_no_place(tmp_path: Path) -> None:
+    taken = connection_budget._budget._taken
+    with pytest.raises(ServerUnreachableError) as kept:  # and all that its frames hold
+        await EngineSocket(str(tmp_path / "nothing")).request("POST", "/", b"{}")
+    assert connection_budget._budget._taken == taken, kept.value
+
+
 async def test_an_engine_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     async with engine(tmp_path, sends(CHUNKED, b"3\r\nabc\r\n")) as (client, told):
         with pytest.raises(RequestTimeoutError, match=r"sent nothing for timeout = 0\.05 s"):

@@ -122,6 +122,33 @@ async def test_the_servers_limit_is_asked_for_once_for_each_start() -> None:
     assert limits == [2048, 2048, 100]
 
 
+OTHER: dict[str, dict[str, Any]] = {"model": {"model": "small"}, "extra_body": {"extra_body": {"model": "small"}}}
+
+
+@pytest.mark.parametrize("way", OTHER)
+@pytest.mark.parametrize("order", [(0, 1, 0, 1), (1, 0, 1, 0)])
+def test_each_model_of_a_server_has_a_limit_of_its_own(server: RemoteServer, way: str, order: tuple[int, ...]) -> None:
+    server.models.append({"id": "small", "max_model_len": 100})
+    engine = Engine(base_url=server.url, model="served")
+    for is_other in order:
+        engine.generate("Hello", **(OTHER[way] if is_other else {}))
+        assert engine.context_window in ((None, 2048) if is_other else (2048,))
+    assert [body["max_tokens"] for _, body in server.requests] == [100 if is_other else 2048 for is_other in order]
+
+
+def test_a_refusal_tells_the_limit_of_the_model_that_was_asked(server: RemoteServer) -> None:
+    engine = Engine(base_url=server.url, model="served")
+    words = "This model's maximum context length is 100 tokens. However, your request has 150 input tokens."
+    server.fails(400, message=words)
+    with pytest.raises(ContextLengthError) as caught:
+        engine.chat(HELLO, model="small")
+    assert caught.value.max_model_len == 100
+    assert engine.context_window is None
+    with pytest.raises(ContextLengthError):
+        engine.chat(HELLO)
+    assert engine.context_window == 100
+
+
 async def test_an_error_is_explained_by_the_endpoint_and_raised_from_what_the_server_said() -> None:
     refusal = ServerError("no room", 503)
     endpoint = LeasedEndpoint(ScriptedClient(refusal))
