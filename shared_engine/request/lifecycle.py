@@ -59,8 +59,13 @@ class Lifecycle:
         where = f"base_url={self.settings.base_url!r}, " if self.settings.is_remote else ""
         return f"Engine({where}model={self.settings.model!r})"
 
+    def __copy__(self) -> Self:
+        copied = type(self)(self.settings)  # frozen; a copy in this process keeps the secrets
+        copied.reproducible_seed = self.reproducible_seed
+        return copied
+
     def __deepcopy__(self, _: dict[int, Any]) -> Self:
-        return type(self)(self.settings)  # frozen; a copy in this process keeps the secret
+        return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = self.settings.model_fields_set - set(NOT_PICKLED)
@@ -210,7 +215,9 @@ class Lifecycle:
     shutdown = blocking(ashutdown)
 
     async def aclose(self) -> None:
-        """Close this loop's connections. The engine itself is shared: it stays until idle."""
+        """Close this loop's connections. They are shared by all objects with equal settings: those that carry a request
+        are closed when it has ended. The engine itself is shared, too: it stays until idle.
+        """
         await self._requests.endpoint.close()
 
     close = blocking(aclose)

@@ -115,12 +115,15 @@ def test_no_secret_is_shown_or_pickled(kind: Any) -> None:
     assert [text for text in shown if WORD in text] == []
 
 
-@pytest.mark.parametrize("kind", [Engine, ChatVLLM, VLLM])
-def test_a_copy_in_this_process_keeps_the_secrets(kind: Any) -> None:
+@pytest.mark.parametrize("kind", [Engine, EngineSettings, ChatVLLM, VLLM])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda made: made.model_copy()])
+def test_a_copy_in_this_process_keeps_the_secrets(kind: Any, copied: Any) -> None:
     made = kind(**SECRETS)
-    copied = copy.deepcopy(made) if kind is Engine else made.model_copy()
-    for settings in (made, copied):
-        found = getattr(settings, "engine", settings).settings
+    if not hasattr(made, "model_copy"):
+        copied = copy.copy
+    for settings in (made, copied(made)):
+        engine = getattr(settings, "engine", settings)
+        found = getattr(engine, "settings", engine)
         assert found.basic_auth.get_secret_value() == f"user:{WORD}1"
         assert found.proxy_auth.get_secret_value() == f"user:{WORD}3"
         assert found.default_headers["X-Key"].get_secret_value() == f"{WORD}2"

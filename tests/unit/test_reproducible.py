@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,15 @@ def test_llama_index_holds_its_requests_and_the_constructors_seed(server: Remote
     assert held(server) == (0, 42)
     VLLM(base_url=server.url, reproducible=True, seed=7).chat([ChatMessage(role="user", content="Hello")], seed=8)
     assert held(server) == (0, 7)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_hold_the_constructors_seed_too(server: RemoteServer, copied: Any) -> None:
+    llm = ChatVLLM(base_url=server.url, reproducible=True, seed=7)
+    copied(llm.engine).chat(HELLO)
+    assert held(server) == (0.0, 7)
+    copied(llm).invoke("Hello")
+    assert held(server) == (0.0, 7)
 
 
 def test_requests_of_openai_clients_are_held_too(server: RemoteServer) -> None:
