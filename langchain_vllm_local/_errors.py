@@ -175,8 +175,8 @@ def as_langchains(error: VLLMError) -> VLLMError:
 
     It has what the original has beside its args; where a server said whether to try again, that holds.
     """
-    translated = TRANSLATED.get(type(error))
-    if translated is None:
+    translated = next((TRANSLATED[kind] for kind in type(error).__mro__ if kind in TRANSLATED), None)
+    if translated is None or isinstance(error, translated):
         return error
     made = translated(*error.args)
     vars(made).update(vars(error))

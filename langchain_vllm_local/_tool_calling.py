@@ -48,6 +48,7 @@ class ToolCalling(BaseChatModel):
         tool_choice = to_openai_tool_choice(call.pop("tool_choice", None), tools)
         if tool_choice not in (None, "auto", "none"):
             call.setdefault("structured_outputs", None)  # a forced call has the form of its arguments
+            tools = with_strict_arguments(tools)  # which vLLM would otherwise hold to any JSON
         in_parallel = call.pop("parallel_tool_calls", None)
         if tools and in_parallel is not None:
             call["extra_body"] = {**(call.get("extra_body") or {}), "parallel_tool_calls": in_parallel}
@@ -68,8 +69,8 @@ class ToolCalling(BaseChatModel):
             tools: functions, pydantic classes, TypedDicts, LangChain tools, or dicts in OpenAI's form.
             tool_choice: ``auto`` (the model decides), ``none``, ``required`` (also: ``any``, True), or the one tool to
                 call, by its name or in OpenAI's form.
-            strict: True: arguments always follow the tool's schema. Default: where ``tool_choice`` forces a call, which
-                vLLM's structural tags would otherwise hold to any JSON.
+            strict: True: arguments always follow the tool's schema. Default: where ``tool_choice``, here or of the
+                call, forces one, which vLLM's structural tags would otherwise hold to any JSON.
             parallel_tool_calls: False: at most one call in an answer.
             kwargs: parameters of the requests, as for ``bind``.
 
@@ -79,8 +80,6 @@ class ToolCalling(BaseChatModel):
         with langchain_errors():
             sent = to_openai_tools(tools, strict)
             choice = to_openai_tool_choice(tool_choice, sent)
-        if strict is None and choice not in (None, "auto", "none"):
-            sent = with_strict_arguments(sent)
         chosen = {"tool_choice": choice, "parallel_tool_calls": parallel_tool_calls}
         given = {name: value for name, value in chosen.items() if value is not None}
         return self.bind(tools=sent, **given, **kwargs)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from langchain_core import exceptions as core
 
-from langchain_vllm_local._errors import TRANSLATED, langchain_errors
+from langchain_vllm_local._errors import TRANSLATED, as_langchains, langchain_errors
 from shared_engine import errors as engine
+from shared_engine.request.endpoint import AnotherModelError
+from shared_engine.runtime.control import OtherReleaseError
 
 ARGUMENTS: dict[type[engine.VLLMError], tuple[Any, ...]] = {
     engine.SettingsError: ("the runtime directory is open to other users",),
@@ -102,8 +104,22 @@ def test_only_what_may_pass_is_called_retryable() -> None:
     }
 
 
+def test_a_kind_of_an_error_is_translated_as_that() -> None:
+    original = AnotherModelError("no such model", 404)
+    with pytest.raises(core.ModelNotFoundError) as caught, langchain_errors():
+        raise original
+    assert isinstance(caught.value, engine.ModelNotFoundError)
+    assert (caught.value.args, caught.value.__cause__) == (original.args, original)
+
+
+@pytest.mark.parametrize("kind", list(ARGUMENTS), ids=lambda kind: kind.__name__)
+def test_an_error_is_translated_once(kind: type[engine.VLLMError]) -> None:
+    once = as_langchains(kind(*ARGUMENTS[kind]))
+    assert as_langchains(once) is once
+
+
 def test_other_errors_pass_as_they_are() -> None:
-    for error in (engine.InstallError("x"), KeyError("x")):
+    for error in (engine.InstallError("x"), OtherReleaseError("x"), KeyError("x")):
         with pytest.raises(type(error)) as caught, langchain_errors():
             raise error
         assert caught.value is error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -132,6 +133,24 @@ def test_a_forced_call_follows_the_schema_unless_told_otherwise(
     chat(server).bind_tools([add], tool_choice=tool_choice, strict=strict).invoke("2 + 3?")
     (tool,) = sent(server)["tools"]
     assert tool["function"].get("strict") is said
+
+
+FORCED: dict[str, Callable[[ChatVLLM, list[Any]], object]] = {
+    "bound": lambda llm, tools: llm.bind_tools(tools, tool_choice="any").invoke("2 + 3?"),
+    "of the call": lambda llm, tools: llm.bind_tools(tools).invoke("2 + 3?", tool_choice="any"),
+    "bound later": lambda llm, tools: llm.bind_tools(tools).bind(tool_choice="add").invoke("2 + 3?"),
+    "all of the call": lambda llm, tools: llm.invoke("2 + 3?", tools=tools, tool_choice=True),
+    "stream": lambda llm, tools: list(llm.stream("2 + 3?", tools=tools, tool_choice="add")),
+    "batch": lambda llm, tools: llm.bind_tools(tools).batch(["2 + 3?"], tool_choice="any"),
+    "async": lambda llm, tools: asyncio.run(llm.bind_tools(tools).ainvoke("2 + 3?", tool_choice="any")),
+}
+
+
+@pytest.mark.parametrize("way", FORCED)
+def test_a_forced_call_follows_the_schema_wherever_it_is_forced(server: RemoteServer, way: str) -> None:
+    own = {"type": "function", "function": {"name": "own", "parameters": {"type": "object"}, "strict": False}}
+    FORCED[way](chat(server), [add, own])
+    assert [tool["function"]["strict"] for tool in sent(server)["tools"]] == [True, False]
 
 
 def test_bind_tools_refuses_a_choice_that_names_none_at_once() -> None:
