@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 from shared_engine.gateway.config import Key
 from shared_engine.gateway.refusals import RefusedError
+from shared_engine.request.routes import RESPONSES
 
 MINUTE_S = 60.0
 BUSY_AGAIN_S = 1
 _READS = ("GET", "HEAD", "OPTIONS")
-_ENDS = ("/cancel", "/unload")
+_PASSED = re.compile(r"/v[12]/(?!models(/|$))")
+_ENDS = re.compile(rf"/api/v1/inference/(unload|requests/[^/]+/cancel)|{RESPONSES}/[^/]+/cancel")
 """Ways to have less to do, which nobody is to wait for."""
 
 
 def is_counted(method: str, path: str) -> bool:
-    """True of what may have something done; a look is none."""
-    return method not in _READS and not path.endswith(_ENDS)
+    """True of what may have something done, by a model at least; a look at the gateway itself is none."""
+    return bool(_PASSED.match(path)) if method in _READS else not _ENDS.fullmatch(path)
 
 
 class Allowance:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared_engine.gateway.asked import asked_of
+from shared_engine.gateway.asked import asked_of, is_of_an_answer
 from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import Key
 from shared_engine.gateway.generation import routes as generation
@@ -66,7 +66,7 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             *ollama.routes(catalog),
             *reference.routes(catalog),
             *page(),
-            *(Route(path, routes.pass_on, methods=methods) for path, methods in PASSED.items()),
+            *(_PassedRoute(path, routes.pass_on, methods=methods) for path, methods in PASSED.items()),
         ],
         middleware=[
             Middleware(Guard, config=lambda: catalog.config, is_loopback=is_loopback),
@@ -77,6 +77,14 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
     )
     app.router.redirect_slashes = False  # a path with another end is another path
     return app
+
+
+class _PassedRoute(Route):
+    """Without HEAD, which Starlette adds to each GET: vLLM has no such routes."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: list[str]) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.methods = set(methods)
 
 
 class FirstLook:
@@ -134,6 +142,9 @@ class Routes:
             return Response(status_code=400)  # to nobody
         model, target = self._catalog.find(asked.model, _key(request))
         settings = model.config.settings
+        if is_of_an_answer(request.method, request.scope["path"]) and not await model.is_loaded():
+            told = f"{request.scope['path']!r:.200}: {model.config.id} is not loaded, and has no answer to look up"
+            raise RefusedError(404, told, "not_loaded")
         forwarded, is_stream = asked.forwarded(target, settings.model if settings.is_remote else None)
         return PassedOn(
             model, forwarded, is_stream=is_stream, comment_interval_s=fields.comment_interval_s,

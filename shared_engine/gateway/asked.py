@@ -15,12 +15,14 @@ from shared_engine.gateway.forms import FORM, Form
 from shared_engine.gateway.keep_alive import FIELD, HEADER, keep_alive_of
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.request.forwarding import ANY_MODEL, SESSION_HEADER, ForwardedRequest
+from shared_engine.request.routes import RESPONSES
 
 T = TypeVar("T")
 # A path is passed on as it is read here: no escapes, no dots, nothing empty in which a server might see another one.
 _PATH = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9_.:-]*)+")
 _QUERY = re.compile(rb"[!-~]*")
 _HEADER = re.compile(r"[\t -~]*")
+_CANCEL = re.compile(rf"{RESPONSES}/[^/]+/cancel")
 _NOT_PASSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """They would load any folder of the machine."""
 _PASSED_HEADERS = (
@@ -90,6 +92,13 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
     keep_alive_s = keep_alive_of(sent.get(HEADER) if kept is None else kept)
     whole = path + (f"?{query.decode()}" if query else "")
     return Asked(request.method, whole, headers, body, fields, model, keep_alive_s, form)
+
+
+def is_of_an_answer(method: str, path: str) -> bool:
+    """Of what is passed on: it is about an answer that the model has given, and that a model which is loaded for it
+    does not have.
+    """
+    return method != "POST" or _CANCEL.fullmatch(path) is not None
 
 
 def sent_headers(request: Request) -> Mapping[str, str]:

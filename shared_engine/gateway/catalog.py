@@ -20,12 +20,14 @@ from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from shared_engine.request.sending import Requests
+from shared_engine.runtime.record import EngineState
 from shared_engine.runtime.redacted import redacted
 
 LOOK_S = 2.0
 """How long a look at a server that is not ours may take."""
 PRELOAD_AGAIN_S = 30.0
 UNLOAD_S = 5.0
+_LOADED = (EngineState.READY.value, EngineState.ASLEEP.value)
 logger = logging.getLogger(__name__)
 
 
@@ -111,6 +113,10 @@ class ServedModel:
         """
         await self.endpoint.pin(is_pinned=is_pinned)
         self.is_pinned = is_pinned
+
+    async def is_loaded(self) -> bool:
+        """Whether it can be asked without being loaded for it, as far as is known here; a remote one always can."""
+        return self.config.settings.is_remote or await self.state() in _LOADED
 
     async def state(self) -> str | None:
         """Its state now; None where that can't be told."""

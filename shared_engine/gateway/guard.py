@@ -15,10 +15,10 @@ from shared_engine.gateway.allowances import HEADERS, Allowance, Allowances, is_
 from shared_engine.gateway.config import GatewayConfig, Key
 from shared_engine.gateway.page.files import FILES
 from shared_engine.gateway.refusals import RefusedError
+from shared_engine.machine import sockets
 
 OPEN = frozenset(("/health", *FILES))
 """What needs no key. The files of the page are the same everywhere; what they show they ask for with a key."""
-LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 MAX_HEAD_BYTES = 64 << 10
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 _PAGES = frozenset(("/", "/docs"))
@@ -107,7 +107,8 @@ def host_of(value: str) -> str:
 
 
 def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None:
-    """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding).
+    """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding). Those of loopback are
+    nobody's own.
 
     Raises:
         RefusedError: it is called by a name that is not its.
@@ -115,12 +116,12 @@ def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None
     if not is_loopback and not allowed:
         return
     name = host_of(value)
-    if not (is_loopback and name in LOOPBACK_NAMES) and name not in map(str.lower, allowed):
+    if not (is_loopback and sockets.is_loopback(name)) and name not in map(str.lower, allowed):
         raise RefusedError(403, "the Host header names another host; see allowed_hosts", "host_not_allowed")
 
 
 def check_page(method: str, path: str, headers: Mapping[str, str]) -> None:
-    """Refuse what a page of another place has a browser ask for: an image by its address would load a model too.
+    """Refuse what a page of another place has a browser ask for, as by the address of an image.
 
     Raises:
         RefusedError: it comes from such a page.

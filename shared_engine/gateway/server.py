@@ -92,13 +92,15 @@ async def serve(
         try:
             new = read()
             listening.check(new)
-        except SettingsError as exc:
-            told = f"the configuration stays as it was: {exc}"
-            logger.error("%s", told)
-        else:
             catalog.replace(new)
             told = f"the configuration was read again: {len(new.models)} models"
             logger.info("%s", told)
+        except SettingsError as exc:
+            told = f"the configuration stays as it was: {exc}"
+            logger.error("%s", told)
+        except Exception as exc:  # a mistake in this program, which ends neither what is served nor the watching
+            told = f"the configuration stays as it was: {exc!r}"
+            logger.exception("%s", told)
         manager.tell("READY=1", f"STATUS={' '.join(told.split())}")
 
     def leave() -> None:

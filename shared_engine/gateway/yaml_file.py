@@ -14,6 +14,7 @@ from shared_engine.errors import SettingsError
 Place = tuple[str | int, ...]
 _VARIABLE = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
@@ -72,6 +73,11 @@ class _Reader:
             raise SettingsError(f"{self._name}, line {line}: is not YAML: {exc.problem}") from None
         except yaml.YAMLError as exc:
             raise SettingsError(f"{self._name}: is not YAML: {exc}") from None
+        except RecursionError:
+            raise SettingsError(f"{self._name}: is nested too deeply") from None
+        except (ValueError, OverflowError) as exc:  # of an escape such as "\\UFFFFFFFF"
+            line = self._loader.line + 1
+            raise SettingsError(f"{self._name}, line {line}: is not YAML: {exc}") from None
         return Document(self._name, values, self._lines)
 
     def _value(self, node: Any, place: Place) -> Any:
@@ -91,13 +97,15 @@ class _Reader:
     def _mapping(self, node: Any, place: Place) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, "a name must be a text: put what begins with { or [ in quotes")
+            if key.value in seen and key.tag != _MERGE:
                 raise self._error(key, f"{key.value!r} stands here twice")
-            seen.add(key.value if isinstance(key.value, str) else "")
+            seen.add(key.value)
         self._loader.flatten_mapping(node)  # <<: *anchor
         found: dict[str, Any] = {}
         for key, value in node.value:
-            name = self._scalar(key) if isinstance(key, yaml.ScalarNode) else key
+            name = self._scalar(key)
             if not isinstance(name, str):
                 raise self._error(key, f"a name must be a text: put {key.value} in quotes")
             self._lines[(*place, name)] = key.start_mark.line + 1
@@ -105,7 +113,11 @@ class _Reader:
         return found
 
     def _scalar(self, node: Any) -> Any:
-        value = self._loader.construct_object(node)
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):  # of `!!int x`, `!!bool x`, `0x_`
+            kind = node.tag.rpartition(":")[2]
+            raise self._error(node, f"this can't be read as {kind}: put a text in quotes") from None  # it may be secret
         if isinstance(value, str):
             return _VARIABLE.sub(lambda found: self._variable(node, found[1]), value)
         if value is None or isinstance(value, bool | int | float):

@@ -276,11 +276,11 @@ class _Wire(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self.answer: SocketAnswer | None = None
         self._headers: list[tuple[str, str]] = []
-        self._is_kept = self._is_whole = False
+        self._is_kept = self._is_whole = self._is_head = False
 
     def ask(self, message: bytes, answer: SocketAnswer) -> SocketAnswer:
         """Send it; ``answer`` gets what comes back."""
-        self.answer, self._is_whole = answer, False
+        self.answer, self._is_whole, self._is_head = answer, False, message.startswith(b"HEAD ")
         self.transport.write(message)
         return answer
 
@@ -330,6 +330,8 @@ class _Wire(asyncio.Protocol):
             self.answer.begin(status, self._headers)
             # vLLM closes the connection after a failure of its own (5xx), silently.
             self._is_kept = self._parser.should_keep_alive() and status < 500
+            if self._is_head:  # no body follows, but the parser would wait for the one that the headers describe
+                self._is_whole, self._is_kept = True, False
         self._headers = []  # what follows the body are no headers
 
     def on_body(self, piece: bytes) -> None:

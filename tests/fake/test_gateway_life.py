@@ -176,6 +176,19 @@ def test_a_request_that_is_cancelled_ends_in_vllm_and_its_client_is_told(
         assert status(client)["requests"]["running"] == 0
 
 
+def test_what_is_about_an_answer_loads_no_model(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    asked = [("GET", "/v1/responses/7?model=one"), ("DELETE", "/v1/x"), ("POST", "/v1/responses/7/cancel?model=one")]
+    with serve({"one": entry(engine)}) as gate, gate.client() as client:
+        for method, path in asked:
+            refused = client.request(method, path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_loaded")
+        assert engine.status().state is EngineState.STOPPED
+        engine.warmup()
+        answers = [client.request(method, path) for method, path in asked]
+        assert all(each.status_code in (404, 405) and "not_loaded" not in each.text for each in answers)  # vLLM's own
+
+
 def test_a_request_that_waits_can_be_cancelled_and_its_load_goes_on(fake_engine: MakeEngine, serve: Serve) -> None:
     engine = fake_engine({"start_delay_s": 1.0})
     with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:

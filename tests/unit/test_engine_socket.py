@@ -99,6 +99,17 @@ async def test_a_connection_is_used_again_unless_its_engine_closes_it(
         assert "content-length: 2\r\n" in told.heads[0]
 
 
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+async def test_the_answer_to_head_has_no_body_whatever_its_headers_say(tmp_path: Path, cut: int) -> None:
+    head = b"HTTP/1.1 405 No\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n"
+    async with engine(tmp_path, sends(*(head[at : at + cut] for at in range(0, len(head), cut)))) as (client, told):
+        for _ in range(2):
+            answer = await client.send("HEAD", "/v1/x", None, 5)
+            assert answer.status == 405
+            assert await asyncio.wait_for(answer.read(), 1) == b""
+        assert told.asked == [1, 2]  # a parser that waits for a body is not used again
+
+
 @pytest.mark.parametrize("cut", [1, 2, 5, 1000])
 async def test_a_stream_comes_as_it_was_sent_however_it_is_cut(tmp_path: Path, cut: int) -> None:
     sent = CHUNKED + b"3\r\nabc\r\n10;x=y\r\n0123456789abcdef\r\n0\r\nA: trailer\r\n\r\n"

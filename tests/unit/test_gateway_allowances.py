@@ -106,9 +106,12 @@ def test_so_many_at_once() -> None:
         ("POST", CHAT, True), ("POST", "/api/chat", True), ("POST", "/api/v1/inference/load", True),
         ("DELETE", "/v1/x", True), ("GET", "/v1/models", False), ("HEAD", "/", False), ("GET", "/events", False),
         ("POST", "/api/v1/inference/requests/7/cancel", False), ("POST", "/api/v1/inference/unload", False),
+        ("POST", "/v1/responses/7/cancel", False), ("POST", "/v1/x/cancel", True), ("POST", "/v1/unload", True),
+        ("POST", "/cancel", True), ("GET", "/v1/models/a/b", False), ("GET", "/v1/modelsx", True),
+        ("GET", "/v1/responses/7", True), ("HEAD", "/v1/x", True), ("GET", "/v2/models2", True), ("GET", "/v1x", False),
     ],
 )  # fmt: skip
-def test_looks_and_what_ends_work_are_never_too_many(method: str, path: str, counts: bool) -> None:
+def test_looks_at_the_gateway_and_what_ends_work_are_never_too_many(method: str, path: str, counts: bool) -> None:
     assert is_counted(method, path) is counts
 
 

@@ -60,6 +60,9 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
         ("127.0.0.1:8000", [], True, True), ("localhost", [], True, True), ("[::1]:8000", [], True, True),
         ("LOCALHOST:1", [], True, True), ("localhost.", [], True, True), ("", [], True, False),
         ("evil.com", [], True, False), ("127.0.0.1.evil.com", [], True, False), ("localhost@evil.com", [], True, False),
+        ("127.0.0.2:8000", [], True, True), ("app.localhost:8000", [], True, True), ("[::2]", [], True, False),
+        ("10.0.0.1", [], True, False), ("0.0.0.0", [], True, False), ("localhost.evil.com", [], True, False),
+        ("notlocalhost", [], True, False),
         ("gate.lan:8000", ["gate.lan"], True, True), ("localhost", ["gate.lan"], True, True),
         ("anything", [], False, True), ("anything", ["gate.lan"], False, False),
         ("Gate.lan", ["gate.lan"], False, True),
@@ -311,6 +314,17 @@ async def test_methods_that_are_not_there_have_their_error(tmp_path: Path, serve
     async with asking(config(tmp_path, server)) as client:
         assert code_of(await client.put(CHAT, json={"model": "a"})) == (405, "method_not_allowed")
         assert code_of(await client.get("/nothing")) == (404, "not_found")
+
+
+async def test_head_is_answered_by_the_gateway_itself(tmp_path: Path, server: RemoteServer) -> None:
+    async with asking(config(tmp_path, server)) as client, asyncio.timeout(5):
+        for path in (CHAT, "/v1/anything", "/v2/anything", "/tokenize"):
+            refused = await client.head(path)
+            assert refused.status_code == 405
+            assert "HEAD" not in refused.headers["allow"]
+        for path in ("/health", "/v1/models", "/events", "/api/v1/inference/logs?follow=true"):  # GET of two has no end
+            assert (await client.head(path)).status_code == 200
+    assert not server.requests
 
 
 async def test_a_fault_of_the_gateways_own_shows_nothing_of_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.gateways import LEAVE_S, Gateway, gateway
+from shared_engine.gateway import server as server_module
+from shared_engine.gateway.config import GatewayConfig, read_config
+from shared_engine.gateway.listening import bound
+from shared_engine.gateway.server import serve
+from tests.support.gateways import LEAVE_S, ON_A_FREE_PORT, Gateway, gateway
 from tests.support.processes import any_exists
 from tests.support.remote_server import RemoteServer, running_server
 from tests.support.waiting import wait_until
@@ -117,6 +122,10 @@ def test_what_the_service_manager_hears(tmp_path: Path, server: RemoteServer, ma
             assert told in manager.wait_for("STATUS=")
             lines = [line.partition("=")[0] for line in manager.heard() if line != "WATCHDOG=1"]
             assert lines == ["RELOADING", "MONOTONIC_USEC", "READY", "STATUS"]
+        manager.lines.clear()
+        gate.file.write_text("models: {a: {base_url: {{ URL }}}}")
+        gate.reload()
+        assert "line 1: a name must be a text" in manager.wait_for("STATUS=")
         with client.stream("POST", CHAT, json={**ASKED, "stream": True}) as answer:
             next(answer.iter_lines())
             gate.process.send_signal(signal.SIGTERM)
@@ -224,3 +233,38 @@ def test_one_that_can_not_take_over_changes_nothing(tmp_path: Path, server: Remo
         assert client.post(CHAT, json=ASKED).status_code == 200
         gate.process.send_signal(signal.SIGUSR2)  # and may be tried again
         wait_until(lambda: gate.told().count(failed) == 2, LEAVE_S, "another to begin")
+
+
+async def test_a_file_that_can_not_be_read_for_any_reason_is_read_at_its_next_change(
+    tmp_path: Path, server: RemoteServer, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+    monkeypatch.setattr(server_module, "WATCH_S", 0.02)
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"a": {"base_url": server.url}}}))
+    config, outcomes = read_config(file), [ZeroDivisionError("a mistake"), None]
+
+    def read() -> GatewayConfig:
+        error = outcomes.pop(0)
+        if error is not None:
+            raise error
+        return config
+
+    async def heard(text: str) -> None:
+        async with asyncio.timeout(LEAVE_S):
+            while not any(text in line for line in manager.heard()):
+                await asyncio.sleep(0.01)
+
+    (sock,) = bound(ON_A_FREE_PORT)
+    serving = asyncio.create_task(serve(config, ON_A_FREE_PORT, [sock], read, file))
+    try:
+        await heard("READY=1")
+        for told in ("stays as it was: ZeroDivisionError('a mistake')", "was read again: 1 models"):
+            manager.lines.clear()
+            file.write_text(file.read_text() + " ")
+            await heard(told)
+            assert "READY=1" in manager.lines
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        sock.close()

@@ -34,8 +34,10 @@ class EventStream:
         self._interval_s = comment_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        if scope["method"] == "HEAD":  # who asks for no body waits for its end all the same
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         ends = [asyncio.create_task(_departure(receive)), asyncio.create_task(self._leaving.wait())]
         try:
             await self._send_until(ends, send)
