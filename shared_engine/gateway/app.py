@@ -119,12 +119,16 @@ class Routes:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        missing = self._catalog.not_loaded
-        if missing:
-            raise RefusedError(503, f"not loaded yet: {', '.join(missing)}", "not_ready", retry_after_s=RETRY_AFTER_S)
+        if not self._catalog.is_preloaded:
+            told = "models with preload are not loaded yet"
+            raise RefusedError(503, told, "not_ready", retry_after_s=RETRY_AFTER_S)
         return JSONResponse({"status": "ready"})
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
+        key = _key(request)
+        if key is not None and key.models is not None and not key.is_admin:
+            told = "this shows all models: it needs an API key without models, or one with admin: true"
+            raise RefusedError(403, told, "admin_only")
         body, kind = await in_a_thread(lambda: metrics_page(self._catalog))
         return Response(body, media_type=kind)
 

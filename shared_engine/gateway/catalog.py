@@ -176,21 +176,22 @@ class Catalog:
         Raises:
             RefusedError: there is no such model, or the key does not open it, which looks the same.
         """
-        allowed = self._allowed(key)
-        if name is None and len(self.models) == 1:
-            name = next(iter(self.models))
-        if name is None or name not in allowed:
+        allowed = self.allowed(key)
+        meant = next(iter(self.models)) if name is None and len(self.models) == 1 else name
+        if meant is None or meant not in allowed:
             listed = [id_ for id_ in allowed if id_ in self.models and not self.models[id_].config.fields.unlisted]
             raise model_not_found(name, listed)
-        target = self.config.names[name]
+        target = self.config.names[meant]
         return self.models[target.model], target
 
-    def opened(self, key: Key | None) -> list[ServedModel]:
-        """The models that the key opens, listed or not; one is enough for an adapter or an alias of it."""
-        names = self._allowed(key)
-        return [self.models[id_] for id_ in dict.fromkeys(self.config.names[name].model for name in names)]
+    def opened(self, key: Key | None) -> dict[ServedModel, str]:
+        """The models that the key opens, listed or not, each with a name that it opens: the model's own if it can."""
+        found: dict[ServedModel, str] = {}
+        for name in self.allowed(key):  # a model's own is the first of its names
+            found.setdefault(self.models[self.config.names[name].model], name)
+        return found
 
-    def _allowed(self, key: Key | None) -> list[str]:
+    def allowed(self, key: Key | None) -> list[str]:
         """Names that the key opens: those in it; of a model all."""
         names = self.config.names
         if key is None or key.models is None:
@@ -201,14 +202,14 @@ class Catalog:
 
     async def listed(self, key: Key | None) -> list[dict[str, Any]]:
         """Models and LoRA adapters, as ``/v1/models`` shows them."""
-        allowed, shown = self._allowed(key), self.shown(key)
+        allowed, shown = self.allowed(key), self.shown(key)
         models = list(dict.fromkeys(model for _, model in shown))
         states = dict(zip(models, await asyncio.gather(*(model.state() for model in models)), strict=True))
         return [self._entry(name, model, states[model], allowed) for name, model in shown]
 
     def shown(self, key: Key | None) -> list[tuple[str, ServedModel]]:
         """Models and LoRA adapters that the key opens and that are listed, each with its model."""
-        allowed = self._allowed(key)
+        allowed = self.allowed(key)
         return [
             (name, model)
             for model in self.models.values()
@@ -224,7 +225,8 @@ class Catalog:
             RefusedError: there is none.
         """
         model, target = self.find(name, key)
-        return self._entry(target.adapter or model.config.id, model, await model.state(), self._allowed(key))
+        own, state, allowed = target.adapter or model.config.id, await model.state(), self.allowed(key)
+        return self._entry(own if own in allowed else name, model, state, allowed)
 
     def _entry(self, name: str, model: ServedModel, state: str | None, allowed: Sequence[str]) -> dict[str, Any]:
         fields, id_ = model.config.fields, model.config.id
@@ -233,7 +235,7 @@ class Catalog:
             "object": "model",
             "created": self.began,
             "owned_by": "vllm-local",
-            "parent": None if name == id_ else id_,
+            "parent": None if name == id_ or id_ not in allowed else id_,
             "max_model_len": model.context_window,
             "status": {"value": state},
             "capabilities": model.capabilities(),
@@ -249,9 +251,9 @@ class Catalog:
     # ---- what is loaded at the start
 
     @property
-    def not_loaded(self) -> list[str]:
-        """Models with ``preload`` that have not been loaded yet."""
-        return [id_ for id_, task in self._preloads.items() if not task.done()]
+    def is_preloaded(self) -> bool:
+        """All models with ``preload`` were loaded."""
+        return all(task.done() for task in self._preloads.values())
 
     def preload(self) -> None:
         """Begin to load what is to be loaded, and was not."""

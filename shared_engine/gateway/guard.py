@@ -17,8 +17,10 @@ from shared_engine.gateway.page.files import FILES
 from shared_engine.gateway.refusals import RefusedError
 from shared_engine.machine import sockets
 
-OPEN = frozenset(("/health", *FILES))
-"""What needs no key. The files of the page are the same everywhere; what they show they ask for with a key."""
+OPEN = frozenset(("/health", "/ready", *FILES))
+"""What needs no key: whoever looks after a service has none, and the files of the page are the same everywhere; what
+they show they ask for with a key.
+"""
 MAX_HEAD_BYTES = 64 << 10
 _LENGTHS = {b"content-length", b"transfer-encoding"}
 _PAGES = frozenset(("/", "/docs"))

@@ -100,10 +100,11 @@ class PassedOn:
         name, places = self._model.config.id, self._model.places
         comments = _Comments(client, self._comment(), self._interval_s) if self._is_stream else None
         try:
-            body = await inlined(self._request.body, rules)
-            request = self._request if body is self._request.body else replace(self._request, body=body)
             await places.take(self._model.config.settings.timeout)
             try:
+                # Not before: so many at once are held with what their URLs name, and no more.
+                body = await inlined(self._request.body, rules)
+                request = self._request if body is self._request.body else replace(self._request, body=body)
                 answer = await self._model.answer(request, self._listed)
                 try:
                     if comments is not None:

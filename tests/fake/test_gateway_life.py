@@ -14,6 +14,7 @@ import pytest
 
 from shared_engine import EngineState
 from tests.fake.conftest import MakeEngine
+from tests.support.adapters import ADAPTERS
 from tests.support.callers import ANSWER
 from tests.support.gateways import CHAT, chat, entry
 from tests.support.waiting import wait_until
@@ -261,6 +262,31 @@ def test_it_is_shut_down_as_by_sigterm(fake_engine: MakeEngine, serve: Serve, un
         assert listening.result().endswith("\n\n")
         assert gate.process.wait(10) == 0
     assert engine.is_ready() is not unload
+
+
+def test_a_key_for_an_adapter_is_shown_that_one_in_the_place_of_its_model(
+    fake_engine: MakeEngine, serve: Serve
+) -> None:
+    name, other = ADAPTERS
+    engine = fake_engine({"token_delay_s": 0.05}, lora_adapters=ADAPTERS)
+    keys: list[dict[str, Any]] = [{"name": "bob", "key": "bobs-secret", "models": [name]}]
+    with (
+        serve({"one": entry(engine, aliases=["uno"])}, api_keys=keys) as gate,
+        ThreadPoolExecutor(1) as pool,
+        gate.client(headers={"x-api-key": "bobs-secret"}) as bob,
+    ):
+        loaded = bob.post(f"{LIFE}/load", json={"model": name}).json()
+        found = [loaded, *bob.get(f"{LIFE}/status").json()["models"]]
+        assert [(each["id"], each["aliases"], each["adapters"]) for each in found] == [(name, [], [])] * 2
+        assert [each["name"] for each in bob.get("/api/ps").json()["models"]] == [name]
+        assert [(each["id"], each["parent"]) for each in bob.get("/v1/models").json()["data"]] == [(name, None)]
+        running = pool.submit(bob.post, CHAT, json=chat(name, max_tokens=2000, ignore_eos=True))
+        wait_until(lambda: len(in_flight(bob)) == 1, 10, "a request to run")
+        (asked,) = in_flight(bob)
+        assert asked["model"] == name
+        assert bob.post(f"{LIFE}/requests/{asked['id']}/cancel").status_code == 200
+        assert running.result().status_code == 499
+        assert bob.post(CHAT, json=chat(other)).status_code == 404
 
 
 def test_a_key_does_to_others_only_what_it_may(fake_engine: MakeEngine, serve: Serve) -> None:

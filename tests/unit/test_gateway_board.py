@@ -21,7 +21,7 @@ async def test_many_may_look_while_a_model_is_looked_at_again_for_one(tmp_path: 
         board, model = Board(catalog), catalog.models["a"]
         looking = asyncio.gather(*(board.status(None, is_admin=True) for _ in range(4)))
         await asyncio.sleep(0)  # the first has begun
-        entries = await asyncio.gather(*(board.entry(model) for _ in range(4)))
+        entries = await asyncio.gather(*(board.entry(model, None) for _ in range(4)))
         states = [each["models"][0]["state"] for each in await looking] + [each["state"] for each in entries]
         assert states == ["ready"] * 8
         await catalog.close()

@@ -116,14 +116,16 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
         ("models:\n  a:\n    max_model_len: 0x_", "line 3: this can't be read as int: put a text in quotes"),
         ("models:\n  a:\n    max_model_len: !!int big", "line 3: this can't be read as int"),
         ("models:\n  a:\n    ttl: !!float long", "line 3: this can't be read as float"),
-        ("models:\n  a:\n    ttl: " + "9:" * 400 + "5.5", "line 3: this can't be read as float"),
-        ("models:\n  a:\n    max_model_len: " + "9" * 5000, "line 3: this can't be read as int"),
+        pytest.param(
+            "models:\n  a:\n    ttl: " + "9:" * 400 + "5.5", "line 3: this can't be read as float", id="hours"
+        ),
+        pytest.param("models:\n  a:\n    max_model_len: " + "9" * 5000, "line 3: this can't be read as int", id="long"),
         ("models:\n  a:\n    pinned: !!bool maybe", "line 3: this can't be read as bool"),
         ("models:\n  !!bool a: {}", "line 2: this can't be read as bool"),
         ("models:\n  a:\n    metadata: {since: !!timestamp soon}", "line 3: this can't be read as timestamp"),
         ('models:\n  a:\n    model: "\\UFFFFFFFF"', "line 3: is not YAML"),
-        ("%YAML " + "9" * 5000 + ".1\n---\nmodels:", "line 1: is not YAML"),
-        ("models: " + "[" * 5000, "is nested too deeply"),
+        pytest.param("%YAML " + "9" * 5000 + ".1\n---\nmodels:", "line 1: is not YAML", id="version"),
+        pytest.param("models: " + "[" * 5000, "is nested too deeply", id="deep"),
         ("models:\n  a:\n    model: ${env.NONE}", "line 3: ${env.NONE}: the environment variable NONE is not set"),
         (
             A + "    concurrencyLimit: 3",

@@ -168,7 +168,7 @@ def test_the_key_that_is_given(headers: dict[str, str], name: str | None) -> Non
     assert not any(secret in caught.value.message for secret in (ALICE, BOB))
 
 
-async def test_every_route_but_health_and_the_pages_files_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
+async def test_every_route_but_two_and_the_pages_files_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
     configured = config(tmp_path, server, api_keys=KEYS)
     app = gateway_app(Catalog(configured), is_loopback=True)
     paths = {re.sub(r"\{.*\}", "a", route.path) for route in app.routes if isinstance(route, Route)}
@@ -180,7 +180,7 @@ async def test_every_route_but_health_and_the_pages_files_wants_a_key(tmp_path: 
         ):
             for method in ("GET", "HEAD", "POST", "DELETE", "PUT", "OPTIONS"):
                 answer = await client.request(method, path, json={"model": "a"})
-                if path in ("/health", *FILES):
+                if path in ("/health", "/ready", *FILES):
                     assert answer.status_code == (200 if method in ("GET", "HEAD") else 405)
                     continue
                 assert answer.status_code == 401, (method, path)
@@ -199,6 +199,57 @@ async def test_a_key_opens_its_models_only(tmp_path: Path, server: RemoteServer)
             assert code_of(refused) == (404, "model_not_found")
             assert refused.json()["error"]["message"].endswith("does not exist; there are: b")
             assert code_of(await client.get(f"/v1/models/{name}")) == (404, "model_not_found")
+
+
+async def seen_by(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Names in everything that shows models."""
+    entries = (await client.get("/api/v1/inference/status")).json()["models"]
+    loaded = (await client.post("/api/v1/inference/load", json={"model": entries[0]["id"]})).json()
+    assert {name: loaded[name] for name in ("id", "aliases")} == {name: entries[0][name] for name in ("id", "aliases")}
+    return {
+        "listed": [each["id"] for each in (await client.get("/v1/models")).json()["data"]],
+        "status": [(each["id"], each["aliases"]) for each in entries],
+        "tags": [each["name"] for each in (await client.get("/api/tags")).json()["models"]],
+        "metrics": (await client.get("/metrics")).status_code,
+    }
+
+
+async def test_what_is_shown_to_a_key_has_the_names_that_it_opens_and_no_others(
+    tmp_path: Path, server: RemoteServer
+) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "all": {},
+        "model": {"models": ["b"]},
+        "alias": {"models": ["b:cold"]},
+        "root": {"models": ["a"], "admin": True},
+    }
+    keys = [{"name": name, "key": f"{name}s-secret", **way} for name, way in ways.items()]
+    told = {}
+    async with asking(config(tmp_path, server, api_keys=keys)) as client:
+        for name in ways:
+            client.headers["x-api-key"] = f"{name}s-secret"
+            told[name] = await seen_by(client)
+        client.headers["x-api-key"] = "aliass-secret"
+        named = (await client.get("/v1/models/b:cold")).json()
+        assert (named["id"], named["parent"], named["aliases"]) == ("b:cold", None, [])
+    assert told == {
+        "all": {"listed": ["a", "b"], "status": [("a", []), ("b", ["b:cold"])], "tags": ["a", "b"], "metrics": 200},
+        "model": {"listed": ["b"], "status": [("b", ["b:cold"])], "tags": ["b"], "metrics": 403},
+        "alias": {"listed": [], "status": [("b:cold", [])], "tags": [], "metrics": 403},
+        "root": {"listed": ["a"], "status": [("a", [])], "tags": ["a"], "metrics": 200},
+    }
+
+
+async def test_a_key_without_the_only_models_own_name_is_not_told_it(tmp_path: Path, server: RemoteServer) -> None:
+    models = {"hidden": {"base_url": server.url, "aliases": ["shown"]}}
+    keys = [{"name": "bob", "key": BOB, "models": ["shown"]}]
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": models, "api_keys": keys}))
+    async with asking(read_config(file), headers={"x-api-key": BOB}) as client:
+        refused = await client.post(CHAT, json={"messages": HELLO})
+        assert code_of(refused) == (404, "model_not_found")
+        assert "hidden" not in refused.text
+        assert (await client.post(CHAT, json={"model": "shown", "messages": HELLO})).status_code == 200
 
 
 async def test_the_gateways_key_is_not_sent_to_a_models_server_and_nothing_of_its_own_is_shown(
@@ -426,6 +477,36 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     assert order == [0, 1, 3, 4]
     assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_what_a_request_names_is_not_fetched_before_it_has_a_place(tmp_path: Path, server: RemoteServer) -> None:
+    fetched = asyncio.Event()
+
+    async def picture(request: web.Request) -> web.StreamResponse:
+        fetched.set()
+        return web.Response(body=b"x", content_type="image/png")
+
+    app = web.Application()
+    app.router.add_get("/a.png", picture)
+    server.streams("a", "b", then="hang")
+    models = {"a": {"base_url": server.url, "concurrency_limit": 1}}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": models, "media_domains": ["127.0.0.1"], "media_networks": ["127.0.0.0/8"]}))
+    with running_app(app) as url:
+        content = [{"type": "image_url", "image_url": {"url": f"{url}/a.png"}}]
+        body = {"model": "a", "messages": [{"role": "user", "content": content}]}
+        async with asking(read_config(file)) as client:
+            running = asyncio.create_task(client.post(CHAT, json={"model": "a", "messages": HELLO, "stream": True}))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(client.post(CHAT, json=body))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(fetched.wait(), 0.3)
+            server.handler = server.answer
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            assert (await waiting).status_code == 200
+            assert fetched.is_set()
 
 
 async def test_nobody_waits_for_a_place_for_ever() -> None:

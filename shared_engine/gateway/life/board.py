@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -82,23 +82,25 @@ class Board:
 
     async def status(self, key: Key | None, *, is_admin: bool) -> dict[str, Any]:
         """Of everything that the key may see, as ``/api/v1/inference/status`` has it."""
-        models = self._catalog.opened(key)
-        await self._look(models)
+        models, allowed = self._catalog.opened(key), self._catalog.allowed(key)
+        await self._look(list(models))
         waiting = Counter((each.model, each.is_waiting) for each in self._catalog.in_flight)
         return {
-            "models": [self._entry(model, waiting) for model in models],
+            "models": [self._entry(model, waiting, name, allowed) for model, name in models.items()],
             "devices": self._devices_seen[0],
             "version": shared_engine.__version__,
             "started": self._catalog.began,
             "is_admin": is_admin,
         }
 
-    async def entry(self, model: ServedModel) -> dict[str, Any]:
-        """Of one model, looked at now."""
+    async def entry(self, model: ServedModel, key: Key | None) -> dict[str, Any]:
+        """Of one model that the key opens, looked at now."""
+        name, allowed = self._catalog.opened(key).get(model, model.config.id), self._catalog.allowed(key)
         seen = self._seen.setdefault(model, _Seen())
         seen.looked_at, seen.memory = 0.0, (seen.memory[0], 0.0)
         await self._look([model])
-        return self._entry(model, Counter((each.model, each.is_waiting) for each in self._catalog.in_flight))
+        waiting = Counter((each.model, each.is_waiting) for each in self._catalog.in_flight)
+        return self._entry(model, waiting, name, allowed)
 
     # ---- looking
 
@@ -130,18 +132,20 @@ class Board:
 
     # ---- showing
 
-    def _entry(self, model: ServedModel, requests: Counter[tuple[str, bool]]) -> dict[str, Any]:
+    def _entry(
+        self, model: ServedModel, requests: Counter[tuple[str, bool]], name: str, allowed: Sequence[str]
+    ) -> dict[str, Any]:
         seen, config = self._seen[model], model.config
         info, fields, settings = seen.info, config.fields, config.settings
         is_loaded = info is not None and info.state in _LOADED
         leaves_at = None if info is None else info.leaves_at
         return {
-            "id": config.id,
+            "id": name,
             "model": settings.model,
             "name": fields.name,
             "description": fields.description,
-            "aliases": list(fields.aliases),
-            "adapters": list(config.adapters),
+            "aliases": [each for each in fields.aliases if each in allowed and each != name],
+            "adapters": [each for each in config.adapters if each in allowed and each != name],
             "unlisted": fields.unlisted,
             "is_remote": settings.is_remote,
             "state": None if info is None else info.state.value,

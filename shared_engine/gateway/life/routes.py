@@ -103,13 +103,13 @@ class _Life:
             await _explained(model, asyncio.shield(loading))
         else:
             loading.add_done_callback(lambda done: _tell(model, done))
-        return JSONResponse(await self._board.entry(model), 200 if asked.wait else 202)
+        return JSONResponse(await self._board.entry(model, _key(request)), 200 if asked.wait else 202)
 
     async def unload(self, request: Request) -> Response:
         asked = await self._asked(request, OfModel, is_for_admins=True)
         model = self._own_model(asked.model, request)
         await _explained(model, model.endpoint.evict(asked.timeout))
-        return JSONResponse(await self._board.entry(model))
+        return JSONResponse(await self._board.entry(model, _key(request)))
 
     async def pin(self, request: Request) -> Response:
         return await self._pinned(request, is_pinned=True)
@@ -121,7 +121,7 @@ class _Life:
         asked = await self._asked(request, OfModel, is_for_admins=True)
         model = self._own_model(asked.model, request)
         await _explained(model, model.pin(is_pinned=is_pinned))
-        return JSONResponse(await self._board.entry(model))
+        return JSONResponse(await self._board.entry(model, _key(request)))
 
     def _model(self, name: str | None, request: Request) -> ServedModel:
         return self._catalog.find(name, _key(request))[0]
@@ -144,7 +144,9 @@ class _Life:
     def _requests(self, request: Request, most: int | None = None) -> dict[str, Any]:
         key, is_admin = _key(request), _is_admin(request)
         found = [each for each in self._catalog.in_flight if is_admin or key is None or each.key == key.name]
-        return {"requests": [each.to_json() for each in found[:most]], "total": len(found)}
+        names = {model.config.id: name for model, name in self._catalog.opened(key).items()}
+        shown = [each.to_json() | {"model": names.get(each.model, each.model)} for each in found[:most]]
+        return {"requests": shown, "total": len(found)}
 
     async def cancel(self, request: Request) -> Response:
         id_, key = request.path_params["id"], _key(request)

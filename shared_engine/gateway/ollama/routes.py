@@ -156,11 +156,12 @@ class _Ollama:
 
     async def ps(self, request: Request) -> Response:
         """The models that are loaded, as Ollama lists them."""
-        models = [model for model in self._catalog.opened(_key(request)) if not model.config.settings.is_remote]
-        found = await asyncio.gather(*map(_looked_at, models))
+        opened = self._catalog.opened(_key(request)).items()
+        models = [(name, model) for model, name in opened if not model.config.settings.is_remote]
+        found = await asyncio.gather(*(_looked_at(model) for _, model in models))
         shown = [
-            Shown(model.config.id, model, self._catalog.began).process(info)
-            for model, info in zip(models, found, strict=True)
+            Shown(name, model, self._catalog.began).process(info)
+            for (name, model), info in zip(models, found, strict=True)
             if info is not None and info.state in _LOADED
         ]
         shown.sort(key=lambda each: str(each["expires_at"]), reverse=True)

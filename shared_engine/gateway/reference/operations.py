@@ -154,7 +154,7 @@ OPERATIONS = (
     }, needs_key=False),
     Operation("GET", "/ready", ITSELF, "Whether all models with preload were loaded", answers={
         JSON: s.fields("status", status={"const": "ready"}),
-    }),
+    }, needs_key=False),
     Operation("GET", "/metrics", ITSELF, "Numbers for Prometheus", answers={"text/plain": s.TEXT}),
     Operation("GET", "/openapi.json", ITSELF, "This description", answers={JSON: {"type": "object"}}),
 )  # fmt: skip
