@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from shared_engine.errors import VLLMError
 from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
 from shared_engine.gateway.in_flight import InFlight, InFlightRequest
+from shared_engine.gateway.keeping import hand_on
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
 from shared_engine.gateway.refusals import model_not_found
@@ -40,6 +42,7 @@ class ServedModel:
         turns_given: how often they had to wait, so that another one got room.
         takes_turns: it is loaded on this machine, and nowhere else.
         is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
+        ttl_s: how long it is to stay after its last request, as was said last.
     """
 
     def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
@@ -49,7 +52,7 @@ class ServedModel:
         self.is_open = asyncio.Event()
         self.is_open.set()
         self.turns_given = 0
-        self.is_pinned = config.settings.pinned
+        self.is_pinned, self.ttl_s = config.settings.pinned, config.settings.idle_ttl_s
         settings = config.settings
         self.takes_turns = settings.modes == ("local",)
         self.endpoint = endpoint_of(settings)
@@ -104,6 +107,8 @@ class ServedModel:
             await self.endpoint.keep(idle_ttl_s=seconds)
         except VLLMError as exc:
             logger.warning("%s is kept as before, not for keep_alive = %g s: %s", self.config.id, seconds, exc)
+        else:
+            self.ttl_s = seconds
 
     async def pin(self, *, is_pinned: bool) -> None:
         """Keep it, now and after each load, whatever its ``ttl`` and other models' need; or no longer.
@@ -112,7 +117,7 @@ class ServedModel:
             VLLMError: it is not ours to keep.
         """
         await self.endpoint.pin(is_pinned=is_pinned)
-        self.is_pinned = is_pinned
+        self.is_pinned, self.ttl_s = is_pinned, math.inf if is_pinned else self.config.settings.idle_ttl_s
 
     async def is_loaded(self) -> bool:
         """Whether it can be asked without being loaded for it, as far as is known here; a remote one always can."""
@@ -149,16 +154,23 @@ class Catalog:
         self.models = {id_: self._served(model) for id_, model in config.models.items()}
         self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
+        self._handing_on: set[asyncio.Task[None]] = set()
 
     def replace(self, config: GatewayConfig) -> None:
         """Serve by another configuration from now on. Requests in flight end as they began.
 
-        What a model has that stayed as it was, stays; the engine of one that is gone leaves when it is idle.
+        A model that stayed as it was is not touched. The engine of one that was changed is kept as that says now; where
+        it is gone, the engine leaves when it is idle.
         """
         kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
-        self._replaced += [model for id_, model in self.models.items() if id_ not in kept]
+        replaced = [model for id_, model in self.models.items() if id_ not in kept]
         self.models = {id_: kept.get(id_) or self._served(model) for id_, model in config.models.items()}
         self.config = config
+        self._replaced += replaced
+        for model in replaced:
+            task = asyncio.create_task(hand_on(model, lambda: (*self.models.values(),)))
+            self._handing_on.add(task)
+            task.add_done_callback(self._handing_on.discard)
         for id_, task in list(self._preloads.items()):
             if id_ not in kept:
                 task.cancel()
@@ -263,9 +275,10 @@ class Catalog:
 
     async def close(self) -> None:
         """End what is done here, and close the connections. Engines stay, as their settings say."""
-        for task in self._preloads.values():
+        tasks = (*self._preloads.values(), *self._handing_on)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._preloads.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self.unloads_at_end:
             await asyncio.gather(*map(_unloaded, self.models.values()))
         for model in (*self.models.values(), *self._replaced):

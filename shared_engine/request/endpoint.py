@@ -202,8 +202,11 @@ class Endpoint(Route):
         client = await self.observer_client()
         return [] if client is None else [client]
 
-    async def keep(self, *, idle_ttl_s: float) -> None:  # noqa: ARG002
+    async def keep(self, *, idle_ttl_s: float, pinned: bool | None = None) -> None:  # noqa: ARG002
         """Keep what is loaded for so long after its last request, until its next start. Starts nothing.
+
+        Args:
+            pinned: or not, from now on; None changes nothing.
 
         Raises:
             EngineError: the engine is not ours to keep.

@@ -178,8 +178,8 @@ class FallbackEndpoint(Endpoint):
     async def observer_clients(self) -> list[Client]:
         return await self._current.observer_clients()
 
-    async def keep(self, *, idle_ttl_s: float) -> None:
-        await self._current.keep(idle_ttl_s=idle_ttl_s)
+    async def keep(self, *, idle_ttl_s: float, pinned: bool | None = None) -> None:
+        await self._current.keep(idle_ttl_s=idle_ttl_s, pinned=pinned)
 
     async def pin(self, *, is_pinned: bool) -> None:
         await self._current.pin(is_pinned=is_pinned)

@@ -161,16 +161,15 @@ class LocalEndpoint(EngineEndpoint):
             return None
         return await self._clients_of(record.socket).get()
 
-    async def keep(self, *, idle_ttl_s: float) -> None:
+    async def keep(self, *, idle_ttl_s: float, pinned: bool | None = None) -> None:
         with _our_errors():
-            await (await self._resolved()).control.keep(KEEP_TIMEOUT_S, idle_ttl_s=idle_ttl_s)
+            await (await self._resolved()).control.keep(KEEP_TIMEOUT_S, idle_ttl_s=idle_ttl_s, pinned=pinned)
 
     async def pin(self, *, is_pinned: bool) -> None:
         own = keep_policy(self._settings)
         idle_ttl_s = math.inf if is_pinned else own.idle_ttl_s
         self._policy = replace(own, pinned=is_pinned, idle_ttl_s=idle_ttl_s)
-        with _our_errors():
-            await (await self._resolved()).control.keep(KEEP_TIMEOUT_S, idle_ttl_s=idle_ttl_s, pinned=is_pinned)
+        await self.keep(idle_ttl_s=idle_ttl_s, pinned=is_pinned)
 
     async def evict(self, timeout: float) -> None:
         with _our_errors():

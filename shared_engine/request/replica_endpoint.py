@@ -192,9 +192,9 @@ class ReplicaEndpoint(FleetEndpoint):
     async def status(self, *, processes: bool) -> EngineInfo:
         return combined(await self.member_infos(processes=processes))
 
-    async def keep(self, *, idle_ttl_s: float) -> None:
+    async def keep(self, *, idle_ttl_s: float, pinned: bool | None = None) -> None:
         await self.refresh()
-        await asyncio.gather(*(each.keep(idle_ttl_s=idle_ttl_s) for each in self._endpoints.values()))
+        await asyncio.gather(*(each.keep(idle_ttl_s=idle_ttl_s, pinned=pinned) for each in self._endpoints.values()))
 
     async def pin(self, *, is_pinned: bool) -> None:
         await self.refresh()

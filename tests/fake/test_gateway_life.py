@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from shared_engine import EngineState
+from shared_engine import Engine, EngineState
 from tests.fake.conftest import MakeEngine
 from tests.support.adapters import ADAPTERS
 from tests.support.callers import ANSWER
-from tests.support.gateways import CHAT, chat, entry
+from tests.support.gateways import CHAT, Gateway, chat, entry
 from tests.support.waiting import wait_until
 
 LIFE = "/api/v1/inference"
@@ -146,6 +146,65 @@ def test_a_pinned_model_stays_until_it_is_unpinned(fake_engine: MakeEngine, serv
         client.post(f"{LIFE}/pin", json={})
         client.post(CHAT, json=chat("one"))
         assert client.post(f"{LIFE}/unload", json={}).json()["state"] == "standby"
+
+
+def kept(engine: Engine, **fields: Any) -> dict[str, Any]:
+    """Of models.yaml: this engine, kept so."""
+    return {name: value for name, value in entry(engine).items() if name != "idle_ttl_s"} | fields
+
+
+def told_again(gate: Gateway, models: dict[str, Any]) -> None:
+    gate.write({"models": models})
+    gate.reload()
+
+
+@pytest.mark.parametrize(
+    ("fields", "keep_alive"), [({"ttl": 0, "pinned": True}, None), ({"ttl": 60}, -1)], ids=["file", "request"]
+)
+def test_a_model_that_is_gone_from_the_file_no_longer_stays(
+    fake_engine: MakeEngine, serve: Serve, fields: dict[str, Any], keep_alive: int | None
+) -> None:
+    one, two = fake_engine(), fake_engine()
+    models = {"one": kept(one, **fields), "two": entry(two)}
+    with serve(models) as gate, gate.client() as client:
+        assert client.post(CHAT, json=chat("one", keep_alive=keep_alive)).status_code == 200
+        assert (one.status().idle_ttl_s, one.status().pinned) == (math.inf, "pinned" in fields)
+        told_again(gate, {"two": entry(two)})
+        ttl_s = fields["ttl"] or 1800
+        wait_until(lambda: (one.status().idle_ttl_s, one.status().pinned) == (ttl_s, False), 10, "it to be told")
+        assert one.status().state is EngineState.READY  # and it may still be used by others
+
+
+def test_a_model_that_was_changed_is_kept_as_the_file_says_now(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    with serve({"one": kept(engine, ttl=0, pinned=True)}) as gate, gate.client() as client:
+        client.post(CHAT, json=chat("one"))
+        told_again(gate, {"renamed": kept(engine, ttl=0, pinned=True)})
+        time.sleep(0.5)
+        assert (engine.status().idle_ttl_s, engine.status().pinned) == (math.inf, True)
+        told_again(gate, {"renamed": kept(engine, ttl=600), "again": kept(engine, ttl=900, aliases=["b"])})
+        wait_until(lambda: engine.status().idle_ttl_s == 900, 10, "it to be told")
+        assert not engine.status().pinned
+        told_again(gate, {"renamed": kept(engine, ttl=0.3)})
+        wait_until(lambda: engine.status().state is EngineState.STANDBY, 10, "the model to leave")
+
+
+def test_what_a_models_last_requests_say_does_not_outlive_its_place_in_the_file(
+    fake_engine: MakeEngine, serve: Serve
+) -> None:
+    engine = fake_engine({"token_delay_s": 0.2})
+    two = entry(fake_engine())
+    with (
+        serve({"one": kept(engine, ttl=0, pinned=True), "two": two}) as gate,
+        gate.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(client.post, CHAT, json=chat("one", keep_alive=-1))
+        wait_until(lambda: status(client)["requests"]["running"] == 1, 10, "a request to run")
+        told_again(gate, {"two": two})
+        assert running.result().status_code == 200
+        wait_until(lambda: not engine.status().pinned, 10, "it to be told")
+        assert engine.status().idle_ttl_s == 1800
 
 
 @pytest.mark.parametrize("stream", [False, True])
