@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib.util
 import os
@@ -87,6 +88,12 @@ def runtime_root() -> Iterator[Path]:
         if value is not None:
             os.environ[name] = value
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_loop_that_nobody_closes() -> None:
+    """LlamaIndex's sync calls make an event loop where none was ever set, which asyncio.run then drops unclosed."""
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +16,6 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index_vllm_local import VLLM
 from tests.llama_index.listeners import RecordSpans
 from tests.support.remote_server import RemoteServer, running_server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_loop_that_nobody_closes() -> None:
-    """LlamaIndex's sync calls make an event loop where none was ever set, which asyncio.run then drops unclosed."""
-    asyncio.set_event_loop(None)
 
 
 def plain_memory() -> ChatMemoryBuffer:
