@@ -40,6 +40,7 @@ class ServedModel:
         in_flight: the requests of all models.
         is_open: its requests may begin: it is no other model's turn (turns.py).
         turns_given: how often they had to wait, so that another one got room.
+        stayed_at: when it was seen last that it did not leave though they waited, in seconds since the epoch.
         takes_turns: it is loaded on this machine, and nowhere else.
         is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
         ttl_s: how long it is to stay after its last request, as was said last.
@@ -52,6 +53,7 @@ class ServedModel:
         self.is_open = asyncio.Event()
         self.is_open.set()
         self.turns_given = 0
+        self.stayed_at = 0.0
         self.is_pinned, self.ttl_s = config.settings.pinned, config.settings.idle_ttl_s
         settings = config.settings
         self.takes_turns = settings.modes == ("local",)
@@ -168,6 +170,8 @@ class Catalog:
         self.config = config
         self._replaced += replaced
         for model in replaced:
+            if (new := self.models.get(model.config.id)) is not None:
+                new.is_open = model.is_open  # whose turn it is opens the old one, and the engine may be the same
             task = asyncio.create_task(hand_on(model, lambda: (*self.models.values(),)))
             self._handing_on.add(task)
             task.add_done_callback(self._handing_on.discard)

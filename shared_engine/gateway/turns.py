@@ -3,6 +3,7 @@
 A model that has to be loaded waits for those that asked before it, on the same devices. Where there is no room, as the
 models there are busy, one of them gets no new requests until it has left; they wait, and then it is that one's turn to
 wait for room. So nobody waits longer than all others' turns take: ``turn_s``, the longest request, and a load, each.
+A model that can't leave, as it was pinned meanwhile or other programs use it, is open again, and another one is tried.
 Which idle engine leaves is for the supervisors to say (least recently used first, pinned never).
 """
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 LOOK_S = 0.25
 MORE_S = 10.0
 """A start's own error, after ``start_timeout_s``, says more."""
+LEAVE_S = 5.0
+"""How long a model that gets no new requests may stay after the last of those from here has ended."""
 STRAGGLER_S = 3.0
 """How long a request may wait that took its model for loaded, which has left just then, until it waits for its turn."""
 logger = logging.getLogger(__name__)
@@ -115,7 +118,9 @@ class _Turn:
         self._devices = set(devices)
         self._models = models
         self._turn_s = turn_s
-        self._closed: list[ServedModel] = []
+        self._ends_at = time.monotonic() + model.config.settings.start_timeout_s
+        self._closed: dict[ServedModel, float] = {}
+        """Those that are to leave, and when they were used from here last, as far as was seen."""
 
     async def loaded(self) -> None:
         """
@@ -148,45 +153,73 @@ class _Turn:
 
     async def _close_next(self) -> None:
         """Have one of those in the way leave, unless one is about to, or all have only just come."""
-        if any(each.endpoint.is_up() for each in self._closed):
+        if await self._leaves_one():
             return
         found = await self._in_the_way()
         if found is not None and self._has_had_its_turn(found[1]):
             self._close(found[0])
 
+    async def _leaves_one(self) -> bool:
+        """Whether one of those that are closed is about to leave; one that does not is open again."""
+        is_leaving = False
+        for model, used_at in list(self._closed.items()):
+            if not model.endpoint.is_up():
+                continue
+            info = await _look(model)
+            if model.is_used:
+                used_at = self._closed[model] = time.monotonic()
+            if (info is not None and info.pinned) or time.monotonic() - used_at > LEAVE_S:
+                self._reopen(model)
+            else:
+                is_leaving = True
+        return is_leaving
+
     async def _made_room(self) -> bool:
-        """After a start that lacked memory: True once one that was in the way is used no more."""
+        """After a start that lacked memory: True once one that was in the way is used no more, if that is in time."""
         if not any(each.is_used for each in self._closed):
             while (found := await self._in_the_way()) is not None and not self._has_had_its_turn(found[1]):
-                await asyncio.sleep(LOOK_S)
+                if not await self._has_waited():
+                    return False
             if found is None:
                 return False
             self._close(found[0])
         while any(each.is_used for each in self._closed):
-            await asyncio.sleep(LOOK_S)
+            if not await self._has_waited():
+                return False
         return True
 
-    async def _in_the_way(self) -> tuple[ServedModel, EngineInfo] | None:
-        """The one that was loaded first, of those on the same devices that may leave; None where there is none."""
+    async def _has_waited(self) -> bool:
+        """A moment; False once all has taken as long as a start may."""
+        await asyncio.sleep(LOOK_S)
+        return time.monotonic() < self._ends_at
+
+    async def _in_the_way(self) -> tuple[ServedModel, float] | None:
+        """Of those on the same devices that may leave the one whose turn began first, and when that was."""
         found = [(each, await _look(each)) for each in self._models() if self._may_leave(each)]
         there = [
-            (each, info)
+            (each, max(info.state_since or 0.0, each.stayed_at))
             for each, info in found
             if info is not None and not info.pinned and self._devices & set(info.devices)
         ]
-        return min(there, key=lambda pair: pair[1].state_since or 0.0, default=None)
+        return min(there, key=lambda pair: pair[1], default=None)
 
     def _may_leave(self, model: ServedModel) -> bool:
         return model is not self._model and model.takes_turns and model.is_open.is_set() and model.endpoint.is_up()
 
-    def _has_had_its_turn(self, info: EngineInfo) -> bool:
-        return time.time() - (info.state_since or 0.0) >= self._turn_s
+    def _has_had_its_turn(self, since: float) -> bool:
+        return time.time() - since >= self._turn_s
 
     def _close(self, model: ServedModel) -> None:
         logger.info("%s gets no new requests: %s waits for room", model.config.id, self._model.config.id)
         model.turns_given += 1
         model.is_open.clear()
-        self._closed.append(model)
+        self._closed[model] = time.monotonic()
+
+    def _reopen(self, model: ServedModel) -> None:
+        logger.info("%s gets new requests again: it is pinned, or other programs use it", model.config.id)
+        del self._closed[model]
+        model.stayed_at = time.time()
+        model.is_open.set()
 
 
 class RouteInTurn(Route):

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from tests.fake.conftest import MakeEngine
-from tests.support.callers import ANSWER
+from tests.support.callers import ANSWER, HELLO
 from tests.support.gateways import CHAT, Gateway, chat, entry
 from tests.support.waiting import wait_until
 
@@ -88,3 +88,20 @@ def test_a_model_waits_for_a_busy_one_no_longer_than_its_turn_and_a_pinned_one_s
             assert one.is_ready()
             client.post("/api/v1/inference/unpin", json={"model": "one"})
             assert text_of(waiting.result()) == ANSWER
+
+
+def test_a_model_that_another_program_keeps_busy_is_served_on_and_another_one_leaves(
+    fake_engine: MakeEngine, serve: Serve
+) -> None:
+    held, free = (fake_engine({"token_delay_s": 0.02}, max_loaded_engines=2) for _ in range(2))
+    models = {"held": entry(held), "free": entry(free), "other": entry(fake_engine(max_loaded_engines=2))}
+    stream = held.stream_chat(HELLO, extra_body={"ignore_eos": True}, max_tokens=2000)
+    next(stream)  # of this process, by the engine's own socket
+    with serve(models, turn_s=0.2) as gate, gate.client() as client:
+        with busy(gate, "held", clients=1) as answered, busy(gate, "free"):
+            wait_until(free.is_ready, 10, "both to be loaded")
+            assert text_of(client.post(CHAT, json=chat("other"))) == ANSWER
+            before = len(answered)
+            wait_until(lambda: len(answered) > before + 2, 20, "the one that stays to be served")
+        assert held.status().starts == 1
+        stream.close()

@@ -446,6 +446,11 @@ async def test_a_model_that_stays_as_it_was_is_not_touched(tmp_path: Path, serve
     catalog.replace(configured(3))
     assert catalog.models["a"] is before["a"]
     assert catalog.models["b"] is not before["b"]
+    before["b"].is_open.clear()  # it is to make room for another one
+    catalog.replace(configured(4))
+    assert not catalog.models["b"].is_open.is_set()
+    before["b"].is_open.set()
+    assert catalog.models["b"].is_open.is_set()
     await catalog.close()
 
 

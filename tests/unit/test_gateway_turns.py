@@ -29,6 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_S", 0.005)
     monkeypatch.setattr(module, "MORE_S", 0.0)
     monkeypatch.setattr(module, "STRAGGLER_S", 0.1)
+    monkeypatch.setattr(module, "LEAVE_S", 0.05)
 
 
 class Device:
@@ -83,6 +84,7 @@ class Model:
         self.is_open = asyncio.Event()
         self.is_open.set()
         self.turns_given = 0
+        self.stayed_at = 0.0
         self.is_pinned = self.is_queued = False
         self.leases = 0
         self.was_used = False
@@ -157,6 +159,10 @@ class World:
             finally:
                 route.release(connection)
 
+    async def served(self, name: str, more: int) -> None:
+        before = len(self.waits[name])
+        await until(lambda: len(self.waits[name]) > before + more)
+
     @asynccontextmanager
     async def busy(self, *models: Model) -> AsyncIterator[None]:
         """Meanwhile four clients of each model ask it without end: it is never idle."""
@@ -180,6 +186,10 @@ async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not is_so():
             await asyncio.sleep(0.002)
+
+
+async def gave(model: Model, turns: int) -> None:
+    await until(lambda: model.turns_given == turns)
 
 
 @pytest.mark.parametrize("queues", [True, False])
@@ -252,6 +262,65 @@ async def test_a_pinned_model_does_not_give_way(queues: bool) -> None:
         assert pinned.turns_given == 0
         pinned.is_pinned = False
         await asyncio.wait_for(world.ask(other), 1)
+
+
+async def test_a_model_that_another_program_uses_keeps_its_turn_and_the_next_one_leaves() -> None:
+    world, device = World(turn_s=0.02), Device(room=2)
+    held, free, other = (world.model(name, device) for name in ("held", "free", "other"))
+    async with world.busy(held, free):
+        held.leases += 1  # which the gateway does not see
+        await until(lambda: held.is_up() and free.is_up())
+        device.loaded[held] -= 1  # it was the first
+        await asyncio.wait_for(world.ask(other), 1)
+        assert held.turns_given >= 1
+        assert free.turns_given >= 1
+        await world.served("held", 8)
+        await until(lambda: "free" in device.loads[3:])
+    assert device.loads.count("held") == 1
+
+
+async def test_a_model_that_can_not_leave_is_asked_for_a_turn_at_a_time() -> None:
+    world, device = World(turn_s=0.2), Device()
+    held, other = world.model("held", device), world.model("other", device)
+    async with world.busy(held):
+        held.leases += 1
+        await until(held.is_up)
+        waiting = asyncio.create_task(world.ask(other))
+        for turns in (1, 2):
+            await gave(held, turns)
+            await until(held.is_open.is_set)
+            await world.served("held", 8)
+        held.leases -= 1
+        await asyncio.wait_for(waiting, 2)
+
+
+async def test_a_model_that_is_pinned_when_it_was_to_leave_stays_and_the_next_one_leaves() -> None:
+    world, device = World(turn_s=0), Device(room=2)
+    pinned, free, other = (world.model(name, device) for name in ("pinned", "free", "other"))
+    long = asyncio.create_task(world.ask(pinned, 1.0))
+    await until(lambda: pinned.leases == 1)
+    async with world.busy(free):
+        await until(free.is_up)
+        waiting = asyncio.create_task(world.ask(other))
+        await until(lambda: not pinned.is_open.is_set())
+        pinned.is_pinned = True
+        await asyncio.wait_for(waiting, 0.5)
+        assert pinned.is_open.is_set()
+        assert not long.done()
+    await long
+
+
+async def test_a_load_for_which_no_room_is_made_in_time_holds_nobody_longer() -> None:
+    world, device = World(turn_s=0), Device(queues=False)
+    slow, other = world.model("slow", device), world.model("other", device)
+    other.config.settings.start_timeout_s = 0.1
+    long = asyncio.create_task(world.ask(slow, 1.0))
+    await until(lambda: slow.leases == 1)
+    with pytest.raises((EngineStartError, EngineStartTimeoutError)):
+        await world.ask(other)
+    await until(slow.is_open.is_set)
+    assert not long.done()
+    await long
 
 
 async def test_all_who_wait_get_the_error_of_a_load_that_failed_and_the_next_one_tries_again() -> None:
