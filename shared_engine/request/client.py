@@ -125,7 +125,8 @@ class Client(ABC):
             try:
                 if response.status < 400:
                     raise self.redirect(response)
-                raise refusal(response, await response.read(), self.through(response.status))
+                body = await response.read()
+                raise refusal(response.status, response.headers, body, self.through(response.status))
             finally:
                 response.release()
         return response
@@ -387,9 +388,13 @@ def split_events(buffer: bytearray) -> Iterable[bytes]:
             yield b'{"error":' + line[6:] + b"}"
 
 
-def refusal(answer: Answer, body: bytes, through: str) -> RequestError:
-    """The error of an answer with status 400 or more."""
-    error, headers = error_from_response(answer.status, body, through), answer.headers
+def refusal(status: int, headers: Mapping[str, str], body: bytes, through: str = "") -> RequestError:
+    """The error of an answer with status 400 or more.
+
+    Args:
+        headers: found by names in any case.
+    """
+    error = error_from_response(status, body, through)
     error.retry_after_s = retry_after_s(headers.get("Retry-After", ""), headers.get("retry-after-ms", ""))
     said = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
     error.should_retry = error.should_retry if said is None else said

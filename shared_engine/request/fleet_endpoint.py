@@ -28,6 +28,7 @@ from shared_engine.request.client import Client
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.members import Members
+from shared_engine.request.retry import is_retryable_elsewhere
 from shared_engine.request.tally import EngineName
 from shared_engine.settings import EngineSettings
 
@@ -269,7 +270,8 @@ class FleetRequest(Route):
             elif fault is None:
                 if isinstance(error, RequestError):
                     pool.answered(member)
-                return error
+                if not is_retryable_elsewhere(error):
+                    return error
             elif fault is not Fault.DIED or self._members.gone(member):  # of all that it had, one tells
                 pool.failed(member, fault, now, words, getattr(error, "retry_after_s", None) or 0.0)
                 if fault is Fault.BUSY:

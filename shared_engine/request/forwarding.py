@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from multidict import CIMultiDict
 
 from shared_engine.errors import EngineBusyError, RequestError, RequestTimeoutError, ServerConnectionError, VLLMError
 from shared_engine.request.answers import parse_result
-from shared_engine.request.client import Answer
+from shared_engine.request.client import Answer, refusal
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
 from shared_engine.request.forwarded_answer import NOT_FORWARDED, ForwardedAnswer, is_in_pieces
 from shared_engine.request.http_options import HeaderPairs
 from shared_engine.request.observed import Observed
 from shared_engine.request.patience import Patience, is_working
-from shared_engine.request.refusals import error_from_response
 from shared_engine.request.reproducible import held_fields, seed_of
 from shared_engine.request.retry import Retry, is_retryable
 from shared_engine.request.routes import CHAT, COMPLETIONS
@@ -229,7 +229,7 @@ class Forwarding:
         if answer.whole is None:
             return None
         if answer.status >= 400:
-            raise error_from_response(answer.status, answer.whole)
+            raise refusal(answer.status, CIMultiDict(answer.headers), answer.whole)
         if self._endpoint.sends_done and request.route in _TEXT_ROUTES:
             return parse_result(answer.whole, keeps_additional=False)
         return None

@@ -57,7 +57,7 @@ class Retry:
         that somebody has stopped. Counted is the death of an engine, which may be this request's doing.
         """
         is_own_death = isinstance(error, EngineDiedError) and not error.is_from_outside
-        if can_move and self._max_retries and (is_retryable(error) or isinstance(error, OF_ONE_SERVER)):
+        if can_move and self._max_retries and is_retryable_elsewhere(error):
             if is_own_death and self._retries >= self._limit(error):
                 return None
             self._retries += is_own_death
@@ -87,6 +87,11 @@ class Retry:
         if isinstance(error, RequestError) and error.status == 500:  # a fault of the server's, which may be for good
             return min(MAX_FAULTS, self._max_retries)
         return self._max_retries
+
+
+def is_retryable_elsewhere(error: VLLMError) -> bool:
+    """True when another server may answer."""
+    return is_retryable(error) or isinstance(error, OF_ONE_SERVER)
 
 
 def is_retryable(error: VLLMError) -> bool:

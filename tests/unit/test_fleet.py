@@ -249,6 +249,45 @@ def test_without_retries_the_first_failure_is_the_callers() -> None:
     assert "also tried" not in str(raised.value)
 
 
+def ask_openais_client(engine: Engine, messages: Any) -> None:
+    client: Any = engine.openai_client(max_retries=0)
+    client.chat.completions.create(model="served", messages=messages)
+
+
+ASKING: dict[str, Callable[[Engine, Any], object]] = {
+    "chat": Engine.chat,
+    "fallback": Engine.chat,
+    "stream": lambda engine, messages: list(engine.stream_chat(messages)),
+    "openai": ask_openais_client,
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+@pytest.mark.parametrize(
+    ("status", "headers"), [(409, {}), (408, {}), (422, {"x-should-retry": "true"})], ids=["409", "408", "422"]
+)
+def test_what_every_server_answers_is_the_callers_error_after_as_many_tries(
+    servers: list[RemoteServer], way: str, status: int, headers: dict[str, str]
+) -> None:
+    for server in servers:
+        server.fails(status, message="not now", headers=headers)
+    engine = fleet_of(servers, **({"mode": "remote", "fallback": ["local"]} if way == "fallback" else {}))
+    if way == "openai":
+        pytest.importorskip("openai")
+    with pytest.raises(Exception, match="not now"):
+        ASKING[way](engine, HELLO)
+    retries = 0 if way == "openai" else 2  # whose client has retries of its own
+    assert sum(counts(servers)) == 3 + retries, "each of them, then as often as max_retries"
+
+
+def test_a_server_without_its_own_model_is_not_asked_for_ever(servers: list[RemoteServer]) -> None:
+    for server in servers:
+        server.fails(404, message="The model `served` does not exist.")
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        Engine(base_url=[server.url for server in servers]).chat(HELLO)
+    assert sum(counts(servers)) == 3 + 2
+
+
 @pytest.mark.slow
 def test_a_server_that_comes_back_gets_requests_again(servers: list[RemoteServer]) -> None:
     servers[0].fails(503, times=1)

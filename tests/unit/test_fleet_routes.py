@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -83,6 +84,19 @@ def test_an_openai_clients_responses_move_to_another_server(monkeypatch: pytest.
         assert [client.responses.create(model="m", input="Hello").status for _ in range(3)] == ["completed"] * 3
     assert asked.count("well") == 3
     assert asked.count("busy") == 1
+
+
+def test_a_server_that_says_when_to_come_again_gets_nothing_of_an_openai_clients_before(
+    servers: list[RemoteServer],
+) -> None:
+    pytest.importorskip("openai")
+    servers[0].fails(429, headers={"Retry-After": "30"})
+    engine = engine_of(servers)
+    client: Any = engine.openai_client()
+    for number in range(4):
+        client.chat.completions.create(model="served", messages=[{"role": "user", "content": f"question {number}"}])
+    busy = engine.fleet.pool.members[servers[0].url]
+    assert busy.out_until - time.monotonic() > 20
 
 
 def in_flight(engine: Engine) -> int:
