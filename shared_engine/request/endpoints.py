@@ -16,8 +16,7 @@ def endpoint_of(settings: EngineSettings) -> Endpoint:
         return _of_mode(settings.modes[0], settings)
     from shared_engine.request.fallback import FallbackEndpoint, place_of
 
-    place = place_of(settings.model_dump_json())
-    return FallbackEndpoint(settings.modes, lambda mode: _of_mode(mode, settings), place)
+    return FallbackEndpoint(settings.modes, lambda mode: _of_mode(mode, settings), place_of(settings))
 
 
 def _of_mode(mode: str, settings: EngineSettings) -> Endpoint:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from shared_engine.errors import EngineNotInstalledError, EngineStartError, RequestError, VLLMError
+from shared_engine.errors import (
+    AuthenticationError,
+    EngineNotInstalledError,
+    EngineStartError,
+    PermissionDeniedError,
+    RequestError,
+    VLLMError,
+)
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import Connection, Endpoint, Route
 from shared_engine.request.http_options import HeaderPairs
+from shared_engine.request.retry import is_retryable_elsewhere
 from shared_engine.request.tally import EngineName
+from shared_engine.settings import SECRET, EngineSettings
 
 END_S = 10.0
 STEP_BITS = 32
@@ -49,7 +59,6 @@ class FallbackEndpoint(Endpoint):
         self._modes = modes
         self._endpoints = [make(mode) for mode in modes]
         self._place = place
-        self._stepping = threading.Lock()
 
     @property
     def _current(self) -> Endpoint:
@@ -73,12 +82,14 @@ class FallbackEndpoint(Endpoint):
         """A connection to the endpoint that is used now; None where it can't be, and the next one is used from now on.
 
         Raises:
-            VLLMError: there is no next one.
+            VLLMError: there is no next one; or a server refuses the key.
         """
         step, endpoint = self._place.step, self._current
         route = route_of(step, endpoint)
         try:
             inner = await self._reached(step, endpoint, route, headers)
+        except (AuthenticationError, PermissionDeniedError):  # the server is there, and the key is the caller's
+            raise
         except (EngineStartError, RequestError) as exc:
             if step + 1 == len(self._endpoints):
                 raise
@@ -99,7 +110,7 @@ class FallbackEndpoint(Endpoint):
             except RequestError as exc:
                 explained = await route.explain(exc, inner)
                 route.release(inner)
-                if not route.can_move():
+                if not (route.can_move() and is_retryable_elsewhere(explained)):
                     raise explained from exc
             except BaseException:
                 route.release(inner)
@@ -108,7 +119,7 @@ class FallbackEndpoint(Endpoint):
                 return inner
 
     async def _step_down(self, step: int, why: VLLMError) -> None:
-        with self._stepping:
+        with _stepping:
             is_first = self._place.step == step  # of all requests that waited for the same start
             self._place.step = max(self._place.step, step + 1)
         if not is_first:
@@ -238,9 +249,21 @@ class FallbackRequest(Route):
             self._last.sum_up(error)
 
 
-_places: dict[str, Place] = {}
+_places: dict[Hashable, Place] = {}
+_stepping = threading.Lock()
 
 
-def place_of(settings: str) -> Place:
-    """Shared by all whose settings are these."""
-    return _places.setdefault(settings, Place())
+def _forget_in_child() -> None:
+    """A thread of the parent may have held the lock."""
+    global _stepping
+    _stepping = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def place_of(settings: EngineSettings) -> Place:
+    """Shared by all whose settings are these, secrets among them: with another key a server may be one that answers."""
+    secrets = [getattr(settings, name) for name in SECRET]
+    key = tuple(tuple(each.items()) if isinstance(each, Mapping) else each for each in secrets)
+    return _places.setdefault((settings.model_dump_json(), key), Place())

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from langchain_vllm_local import ChatVLLM
 from llama_index_vllm_local import VLLM
-from shared_engine import Engine, EngineNotInstalledError, EngineState
+from shared_engine import AuthenticationError, Engine, EngineNotInstalledError, EngineState
 from tests.support.interpreters import make_interpreter
-from tests.support.remote_server import RemoteServer, running_server
+from tests.support.remote_server import RemoteServer, running_app, running_server
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -76,6 +77,39 @@ def test_a_server_that_does_not_answer_is_left_for_an_engine(
         Engine(**gone).chat(HELLO)
     assert "mode 'local' is used in place of 'remote'" in caplog.text
     assert "can't be reached" in caplog.text
+
+
+@pytest.mark.parametrize("is_fleet", [False, True])
+@pytest.mark.parametrize(
+    "secret", [{"api_key": "wrong"}, {"default_headers": {"X-Key": "wrong"}}, {"basic_auth": "a:b"}]
+)
+def test_a_key_that_is_refused_is_the_callers_error_and_no_others_step(
+    settings: dict[str, Any], server: RemoteServer, secret: dict[str, Any], is_fleet: bool
+) -> None:
+    wrong = {"Authorization": ("Bearer wrong", "Basic YTpi"), "X-Key": ("wrong",)}
+
+    async def models(request: web.Request) -> web.StreamResponse:
+        is_refused = any(request.headers.get(name) in values for name, values in wrong.items())
+        return web.json_response({"data": server.models}, status=401 if is_refused else 200)
+
+    server._models = models  # type: ignore[method-assign]
+    with running_app(server.app()) as url:
+        urls = ["http://127.0.0.1:9", url] if is_fleet else url
+        shared = {**settings, "mode": "remote", "base_url": urls, "fallback": ["local"]}
+        with pytest.raises(AuthenticationError):
+            Engine(**shared, **secret).chat(HELLO)
+        assert Engine(**shared, api_key="right").chat(HELLO).text
+        assert Engine(**shared).chat(HELLO).text
+
+
+def test_the_step_of_one_object_is_not_that_of_one_with_another_key(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = {**settings, "mode": "remote", "base_url": "http://127.0.0.1:9", "fallback": ["local"], "max_retries": 0}
+    for key in ("a", "b", "a"):
+        with pytest.raises(EngineNotInstalledError):
+            Engine(**gone, api_key=key).chat(HELLO)
+    assert caplog.text.count("mode 'local' is used in place of 'remote'") == 2
 
 
 def test_a_fleet_is_left_only_when_none_of_it_answers(
