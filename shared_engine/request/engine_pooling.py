@@ -21,7 +21,7 @@ from shared_engine.request.pooling import DEFAULT_BATCH_SIZE, Pooling
 from shared_engine.request.pooling_forms import MESSAGES, TOKENS, VOCABULARY, WEIGHTS, sparse_of, weights_by_token
 from shared_engine.request.refusals import says_without_embeddings
 from shared_engine.request.threads import in_a_thread
-from shared_engine.request.twins import blocking
+from shared_engine.request.twins import blocking, reporting
 from shared_engine.request.vector_files import embed_into, how_of
 from shared_engine.results import EmbeddingResult, MultiVectorResult, OnError, RerankResult, SparseResult, TokenUsage
 from shared_engine.settings import EngineSettings
@@ -66,7 +66,7 @@ class PoolingRequests(Lifecycle):
             truncate_prompt_tokens: use only so many tokens of a text; -1: as many as the model takes. Default: a text
                 that is too long is an error, which names it.
             lora: the LoRA adapter that answers, as for every request.
-            on_progress: called with the number of texts each time some more are done.
+            on_progress: called with the number of texts each time some more are done, in the thread of the call.
             on_error: what a text does to the others that is too long, empty or otherwise refused by the server, is not
                 a string, or whose vector has NaN or only zeros. ``raise``: an error, which names it. ``skip``: it is
                 left out. ``none``: its vector is None. Which, and why, is in ``failures``; what would meet every text
@@ -87,7 +87,7 @@ class PoolingRequests(Lifecycle):
         prefixed = [prefix + text for text in checked] if check_text(prefix, "prefix") else checked
         return await self._pooling.embed(prefixed, options, batch_size, on_progress, call, on_error, failures)
 
-    embed = blocking(aembed)
+    embed = reporting(aembed)
 
     async def aembed_file(
         self,
@@ -159,7 +159,7 @@ class PoolingRequests(Lifecycle):
             on_progress=on_progress,
         )
 
-    embed_file = blocking(aembed_file)
+    embed_file = reporting(aembed_file)
 
     async def aembed_tokens(
         self,
@@ -194,7 +194,7 @@ class PoolingRequests(Lifecycle):
         )
         return MultiVectorResult(**_parts(result))
 
-    embed_tokens = blocking(aembed_tokens)
+    embed_tokens = reporting(aembed_tokens)
 
     async def aembed_sparse(
         self,
@@ -243,7 +243,7 @@ class PoolingRequests(Lifecycle):
                 weighted[at] = weights_by_token(weighted[at], tokens, is_cut=truncate_prompt_tokens is not None)
         return SparseResult(**{**_parts(result), "embeddings": weighted})
 
-    embed_sparse = blocking(aembed_sparse)
+    embed_sparse = reporting(aembed_sparse)
 
     async def aembed_messages(
         self,
@@ -273,7 +273,7 @@ class PoolingRequests(Lifecycle):
         options = self._checked_options(truncate_prompt_tokens, 1, lora, extra_body, dimensions=dimensions)
         return await self._pooling.embed(checked, options, 1, on_progress, call, on_error, form=MESSAGES)
 
-    embed_messages = blocking(aembed_messages)
+    embed_messages = reporting(aembed_messages)
 
     async def arerank(
         self,

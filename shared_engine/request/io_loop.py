@@ -90,12 +90,17 @@ class _Call(Generic[T]):
     ``cancel`` may come at any moment: Ctrl-C does, between any two steps of the waiting thread.
 
     Raises:
-        EngineError: see ``io_loop``.
+        EngineError: see ``io_loop``; or the thread that would wait is the loop's own.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         try:
             self.loop = io_loop()
+            if asyncio._get_running_loop() is self.loop:
+                raise EngineError(
+                    "a blocking call was made on the event loop that carries out all of them, as by a logging handler "
+                    "or a __del__ that ran there, and would wait for ever: make it in a thread of its own"
+                )
         except BaseException:
             coroutine.close()
             raise
@@ -178,7 +183,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run on the background loop and wait. Ctrl-C, or any exception in the waiting thread, cancels it.
 
     Raises:
-        EngineError: the interpreter ends, and has stopped the loop's thread.
+        EngineError: the interpreter ends, and has stopped the loop's thread; or this is the loop's thread.
     """
     call = _Call(coroutine)
     try:

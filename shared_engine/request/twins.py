@@ -8,6 +8,8 @@ Names, types and defaults stay: for type checkers by ParamSpec, for ``help`` and
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -26,6 +28,39 @@ def blocking(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Cal
     @functools.wraps(method)
     def waiting(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return run_sync(method(self, *args, **kwargs))
+
+    return _named(waiting, method)
+
+
+def reporting(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], T]:
+    """As ``blocking``, of a method with ``on_progress``, which is called in the calling thread: what shows progress in
+    a web app or a notebook often has to be, and may ask the engine something.
+    """
+
+    @functools.wraps(method)
+    def waiting(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        tell: Any = kwargs.get("on_progress")
+        if tell is None:
+            return run_sync(method(self, *args, **kwargs))
+        results: list[T] = []
+
+        async def steps() -> AsyncGenerator[int, None]:
+            told: asyncio.Queue[int | None] = asyncio.Queue()
+            given: Any = {**kwargs, "on_progress": told.put_nowait}
+            task = asyncio.ensure_future(method(self, *args, **given))
+            task.add_done_callback(lambda _: told.put_nowait(None))
+            try:
+                while (count := await told.get()) is not None:
+                    yield count
+                results.append(await task)
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+        with contextlib.closing(iterate_sync(steps())) as counts:
+            for count in counts:
+                tell(count)
+        return results[0]
 
     return _named(waiting, method)
 

@@ -39,6 +39,22 @@ async def test_it_works_where_a_loop_is_running() -> None:
     assert run_sync(add(1, 2)) == 3
 
 
+@pytest.mark.parametrize(
+    "call", [lambda: run_sync(add(1, 2)), lambda: list(iterate_sync(numbers())), lambda: Engine(model="m").status()]
+)
+def test_a_blocking_call_on_the_loop_itself_is_an_error_and_no_wait_for_ever(call: Callable[[], object]) -> None:
+    async def calls() -> None:
+        call()
+
+    with pytest.raises(EngineError, match="would wait for ever: make it in a thread of its own"):
+        run_sync(calls())
+    assert run_sync(add(1, 2)) == 3
+
+
+async def numbers() -> AsyncGenerator[int, None]:
+    yield 1
+
+
 def test_leaving_an_iteration_ends_its_source() -> None:
     ended = threading.Event()
 

@@ -89,7 +89,13 @@ def bodies(server: RemoteServer) -> list[dict[str, Any]]:
 def test_texts_go_in_requests_of_bounded_size_and_come_back_in_order(server: RemoteServer) -> None:
     texts = ["x" * count for count in range(150)]
     done: list[int] = []
-    result = Engine(base_url=server.url).embed(texts, on_progress=done.append)
+    engine = Engine(base_url=server.url)
+
+    def tell(count: int) -> None:
+        assert engine.is_ready()
+        done.append(count)
+
+    result = engine.embed(texts, on_progress=tell)
     assert result.embeddings == [in_32_bits(vector(text)) for text in texts]
     assert (result.usage.prompt_tokens, result.model) == (150, "served")
     assert sorted(len(body["input"]) for body in bodies(server)) == [22, 64, 64]

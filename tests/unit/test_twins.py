@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
 
 from shared_engine import Engine, InvalidInputError
-from shared_engine.request.twins import blocking, iterating
+from shared_engine.request.twins import blocking, iterating, reporting
+from tests.support.waiting import wait_until
 
 ASYNC = sorted(
     name
@@ -49,6 +51,18 @@ class Counter:
 
     stream_count = iterating(astream_count)
 
+    async def asum(self, *, on_progress: Callable[[int], object] | None = None) -> int:
+        try:
+            for number in range(self.last):
+                await asyncio.sleep(0)
+                if on_progress is not None:
+                    on_progress(number)
+        finally:
+            self.ended += 1
+        return self.last
+
+    sum = reporting(asum)
+
 
 async def test_the_blocking_form_gives_the_same_also_where_a_loop_runs() -> None:
     counter = Counter(3)
@@ -64,6 +78,21 @@ def test_a_stream_refuses_at_the_call_and_ends_when_it_is_left() -> None:
             stream(2000)
     with pytest.raises(StopIteration):
         next(counter.stream_count(1000))
+
+
+def test_progress_is_told_in_the_calling_thread_which_may_ask_meanwhile() -> None:
+    counter = Counter(3)
+    told: list[Any] = []
+    assert counter.sum(on_progress=lambda number: told.append((counter.add(number), threading.get_ident()))) == 3
+    assert told == [(number + 2, threading.get_ident()) for number in range(3)]
+    assert counter.sum() == 3
+
+
+def test_what_fails_as_it_is_told_of_progress_ends_the_work() -> None:
+    counter = Counter(10_000_000)
+    with pytest.raises(ZeroDivisionError):
+        counter.sum(on_progress=lambda number: 1 // (5 - number))
+    wait_until(lambda: counter.ended == 1, 10, "its end")
 
 
 def test_the_form_says_what_it_is() -> None:
