@@ -301,11 +301,11 @@ def _forget_in_child() -> None:
     """A forked child has none of the parent's threads: it starts an engine of its own."""
     global _engines_guard, _finalizer
     _engines_guard, _finalizer = threading.Lock(), None
+    host.forget_in_child()
     if _engines:
         for engine in _engines.values():
             engine.forget_in_child()
         children.disown_finalizers()
-        host.forget_in_child()
         _inherited.append(dict(_engines))  # collecting them would end the parent's processes
         _engines.clear()
 

@@ -6,6 +6,7 @@ For servers whose chat template can't be seen, such as remote ones.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -144,6 +145,15 @@ def say_reshaped(model: str, refused: Trait, reason: str) -> None:
         "; ".join(_IN_WORDS[trait] for trait in refused),
         reason[:300],
     )
+
+
+def _forget_in_child() -> None:
+    """A thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _key(connection: Connection) -> tuple[str, str]:

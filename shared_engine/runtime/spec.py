@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,13 +40,17 @@ class EngineSpec:
     memory_bytes: int = 0
     protocol: int = PROTOCOL
 
-    @functools.cached_property
+    @property
     def key(self) -> str:
         """16 hex digits; the name of the engine's runtime directory."""
-        import hashlib  # late: it loads OpenSSL, and the supervisor, which imports this module, has no use for it
+        # Not a cached_property: before Python 3.12 it holds a lock, which a child forked meanwhile would never get.
+        if "_key" not in self.__dict__:
+            import hashlib  # late: it loads OpenSSL, and the supervisor, which imports this module, has no use for it
 
-        canonical = json.dumps(asdict(self), sort_keys=True, default=list)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+            canonical = json.dumps(asdict(self), sort_keys=True, default=list)
+            self.__dict__["_key"] = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        key: str = self.__dict__["_key"]
+        return key
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "environment": dict(self.environment)})
