@@ -28,8 +28,9 @@ from shared_engine.errors import InvalidInputError, LengthFinishReasonError
 from shared_engine.params import merge_parameters
 
 if TYPE_CHECKING:
-    from llama_index.core.llms.function_calling import FunctionCallingLLM
     from llama_index.core.llms.llm import LLM
+
+    from llama_index_vllm_local._structured import StructuredPrediction
 
 Response = ChatResponse | CompletionResponse
 
@@ -83,7 +84,7 @@ class Prediction(Generic[Model]):
 
     def __init__(
         self,
-        llm: FunctionCallingLLM,
+        llm: StructuredPrediction,
         output_cls: type[Model],
         prompt: BasePromptTemplate,
         llm_kwargs: Mapping[str, Any] | None,
@@ -112,14 +113,14 @@ class Prediction(Generic[Model]):
         self._messages: list[ChatMessage] | None = None
         self._prompt = ""
         llm = self._llm
-        if llm.metadata.is_chat_model:
+        if llm._known_metadata().is_chat_model:  # ``metadata`` may wait for a server, and hold up the event loop
             self._messages = llm._extend_messages(prompt.format_messages(llm=llm, **prompt_args))
         else:
             to_prompt = {name: getattr(llm, name) for name in ("messages_to_prompt", "completion_to_prompt")}
             self._prompt = llm._extend_prompt(prompt.format(llm=llm, **to_prompt, **prompt_args))
 
     def _forced_call(self, schema: JsonSchema) -> dict[str, Any]:
-        if not self._llm.metadata.is_function_calling_model:
+        if not self._llm._known_metadata().is_function_calling_model:
             raise InvalidInputError(
                 f"pydantic_program_mode = {self._mode.value!r} needs a tool call, which this model does not support; "
                 f"{PydanticProgramMode.DEFAULT.value!r} uses response_format instead"

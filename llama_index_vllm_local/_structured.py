@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import (
     achat_to_completion_decorator,
@@ -51,6 +51,10 @@ class StructuredPrediction(FunctionCallingLLM):
     the answer token by token; ``function`` by a tool that must be called; ``llm`` by words in the prompt alone. The
     other modes are LlamaIndex's own.
     """
+
+    if TYPE_CHECKING:  # of Capabilities
+
+        def _known_metadata(self) -> LLMMetadata: ...
 
     @typed(dispatcher.span)
     def structured_predict(

@@ -5,6 +5,7 @@ The forms of tools and calls are in _tools.py.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,8 @@ class ToolCalling(FunctionCallingLLM):
 
     async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
         """See ``predict_and_call``."""
-        if self.metadata.is_function_calling_model:
+        metadata = await asyncio.to_thread(lambda: self.metadata)  # which may wait for a server
+        if metadata.is_function_calling_model:
             return await super().apredict_and_call(*args, **kwargs)
         llm, failures = self._with_failures()
         response = await super(ToolCalling, llm).apredict_and_call(*args, **{**_react_parts(), **kwargs})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from aiohttp import web
 from llama_index.core import ChatPromptTemplate, PromptTemplate
+from llama_index.core.llms import ChatMessage
 from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.prompts import SelectorPromptTemplate
+from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel, Field, NaiveDatetime
 
 from llama_index_vllm_local import VLLM
@@ -30,7 +35,8 @@ from tests.llama_index.predictions import (
     in_mode,
     says,
 )
-from tests.support.remote_server import RemoteServer
+from tests.llama_index.ways import alist
+from tests.support.remote_server import RemoteServer, running_app
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +57,40 @@ def test_the_class_is_sent_as_response_format(remote: VLLM, server: RemoteServer
         "json_schema": {"name": "Person", "description": "A person.", "schema": Person.model_json_schema()},
     }
     assert not body.keys() & {"tools", "tool_choice", "structured_outputs"}
+
+
+async def call_a_tool(llm: VLLM) -> None:
+    await llm.apredict_and_call([FunctionTool.from_defaults(str.upper, name="Person")], QUESTION)
+
+
+ON_A_LOOP: dict[str, Callable[[VLLM], Coroutine[Any, Any, object]]] = {
+    "astructured_predict": lambda llm: llm.astructured_predict(Person, PROMPT),
+    "astream_structured_predict": lambda llm: alist(llm.astream_structured_predict(Person, PROMPT)),
+    "achat": lambda llm: llm.as_structured_llm(Person).achat([ChatMessage(role="user", content=QUESTION)]),
+    "apredict_and_call": call_a_tool,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ON_A_LOOP)
+async def test_a_server_that_is_slow_to_say_what_it_serves_does_not_hold_up_the_loop(
+    server: RemoteServer, way: str, mode: str
+) -> None:
+    async def models(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1)
+        return web.json_response({"data": server.models})
+
+    server._models = models  # type: ignore[method-assign,assignment]
+    with running_app(server.app()) as url:
+        asking = asyncio.ensure_future(ON_A_LOOP[way](in_mode(VLLM(base_url=url, model="served"), mode)))
+        longest_s = 0.0
+        while not asking.done():
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - began)
+        assert longest_s < 0.7
+        if way != "apredict_and_call":
+            asking.result()
 
 
 @every_way
