@@ -30,6 +30,7 @@ _FRAMES = "video/jpeg"
 """Means images in base64 to vLLM, not a file."""
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 _PIECE = 64 << 10
+_SHOWN = 100
 _HEADERS = {"Accept": "image/*, audio/*, video/*", "Accept-Encoding": "identity", "User-Agent": "vllm-local"}
 logger = logging.getLogger(__name__)
 
@@ -127,21 +128,33 @@ class _Fetching:
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             # Why is for the log: a client could look around in this network with it. A query has secrets at times.
             logger.info("nothing was fetched from %s: %s", url.raw_host, exc)
-            raise _not_fetched(text, "it could not be reached") from None
+            raise RefusedError(400, f"{text[:_SHOWN]!r} could not be fetched", "media_not_fetched") from None
         encoded = base64.b64encode(data).decode()
         for medium in media:
             medium.put(kind, encoded)
 
     async def _fetched(self, url: URL) -> tuple[str, bytes]:
+        """
+        Raises:
+            ValueError: there is nothing that could be passed on.
+            RefusedError: it is too large.
+        """
         for _ in range(MAX_REDIRECTS + 1):
             async with self._session.get(url, headers=_HEADERS, allow_redirects=False) as response:
                 if response.status in _REDIRECTS:
-                    url = url_of(str(url.join(URL(response.headers.get("Location", "")))), self._rules.media_domains)
+                    url = self._target(url, response)
                 elif response.status != 200:
-                    raise _not_fetched(str(url), f"it answered {response.status}")
+                    raise ValueError(f"it answered {response.status}")
                 else:
-                    return _kind_of(url, response), await self._read(response)
-        raise _not_fetched(str(url), f"there are more than {MAX_REDIRECTS} redirects")
+                    return _kind_of(response), await self._read(response)
+        raise ValueError(f"there are more than {MAX_REDIRECTS} redirects")
+
+    def _target(self, url: URL, response: aiohttp.ClientResponse) -> URL:
+        target = url.join(URL(response.headers.get("Location", "")))
+        try:
+            return url_of(str(target), self._rules.media_domains)
+        except RefusedError:
+            raise ValueError(f"it redirects to {target.raw_host}; see media_domains") from None
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
@@ -156,12 +169,8 @@ class _Fetching:
         return bytes(data)
 
 
-def _kind_of(url: URL, response: aiohttp.ClientResponse) -> str:
+def _kind_of(response: aiohttp.ClientResponse) -> str:
     kind = response.headers.get("Content-Type", _ANY_KIND).partition(";")[0].strip().lower()
     if not _KIND.fullmatch(kind) or response.headers.get("Content-Encoding", "identity") != "identity":
-        raise _not_fetched(str(url), "it is not an image, a sound or a video")
+        raise ValueError("it is not an image, a sound or a video")
     return _ANY_KIND if kind == _FRAMES else kind
-
-
-def _not_fetched(url: str, why: str) -> RefusedError:
-    return RefusedError(400, f"{url[:100]!r}: {why}", "media_not_fetched")

@@ -18,8 +18,14 @@ _BARE = ("image", "images", "audio", "audios", "video", "videos")
 """URLs too, in ``/v2/embed`` and its like; in other places these are words for people."""
 _MARKS = (b"_url", b"source", b"image", b"audio", b"video", b"\\u")
 """One of them is in each body that has media; names in JSON may be written with escapes."""
-_NO_MEDIA = ("tools", "functions", "response_format", "structured_outputs", "metadata")
-"""Fields that describe values, and may have their names; nothing is fetched from there."""
+_NO_MEDIA = frozenset((
+    "tools", "functions", "tool_choice", "arguments", "response_format", "structured_outputs", "output_config", "text",
+    "metadata", "chat_template_kwargs", "state", "questions",
+))  # fmt: skip
+"""Any JSON may be in these, wherever they are: vLLM takes it as text, and fetches nothing from there. What is not
+named here may have media: another release of vLLM, or another server, fetches from more places."""
+_DOCUMENTS = ("documents", "document")
+"""In these too, but for the ``content`` of a document that is ranked."""
 _IS_URL = re.compile(r"\s*(?:data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 _SHOWN = 100
 
@@ -63,7 +69,7 @@ def may_have_media(body: bytes) -> bool:
 def media_in(field: str, value: Any) -> tuple[dict[str, Any], list[Medium]]:
     """The media of one field of a request, and the field by its name, which ``Medium.put`` changes."""
     holder = {field: value}
-    return holder, [] if field in _NO_MEDIA else list(_found(holder))
+    return holder, list(_found(holder))
 
 
 def check_media(media: Iterable[Medium], rules: FileFields) -> dict[str, list[Medium]]:
@@ -128,7 +134,18 @@ def _found(value: Any) -> Iterator[Medium]:
         elif isinstance(value, dict):
             for name, each in value.items():
                 yield from _at(value, name, each)
-            open_.extend(reversed(value.values()))
+            open_.extend(reversed([_followed(value, name) for name in value]))
+
+
+def _followed(holder: dict[str, Any], name: str) -> Any:
+    """What may have media of a field; None where nothing does."""
+    value = holder[name]
+    if name in _NO_MEDIA or (name == "input" and str(holder.get("type")).endswith("tool_use")):
+        return None
+    if name in _DOCUMENTS:
+        documents = value if isinstance(value, list) else [value]
+        return [each.get("content") for each in documents if isinstance(each, dict)]
+    return value
 
 
 def _at(holder: dict[str, Any], name: str, value: Any) -> Iterator[Medium]:

@@ -33,6 +33,13 @@ def rules(*domains: str, **more: Any) -> FileFields:
     return FileFields(models={}, media_domains=domains, **more)
 
 
+ANY: tuple[dict[str, Any], ...] = (
+    {"image_url": "http://10.0.0.1/"}, {"image": "http://10.0.0.1/"}, {"images": ["file:///etc/passwd"]},
+    {"source": {"type": "url", "url": "http://10.0.0.1/"}}, {"a": [{"content": [{"video_url": {"url": "x"}}]}]},
+)  # fmt: skip
+"""What a tool may be called with, and other JSON that only looks like parts of a message."""
+
+
 def parts_with(url: str) -> list[dict[str, Any]]:
     """All places in which vLLM takes a URL."""
     return [
@@ -57,6 +64,12 @@ def bodies_with(url: str) -> list[dict[str, Any]]:
         {"input": [{"role": "user", "content": parts_with(url)[1:2]}]},  # /v1/responses
         {"images": [url]}, {"inputs": [{"content": parts_with(url)[:1]}]},  # /v2/embed
         {"query": "?", "documents": {"content": parts_with(url)[:1]}},  # /v1/rerank
+        {"query": {"content": parts_with(url)[:1]}, "documents": ["a", {"content": parts_with(url)[:1]}]},
+        {"text_1": [{"content": parts_with(url)[:1]}], "text_2": "a"},  # /v1/score
+        {"input": [{"type": "function_call_output", "output": parts_with(url)[1:2]}]},
+        {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": url}}]},
+        {"messages": [{"role": "tool", "content": parts_with(url)[:1]}]},
+        {"messages": [], "mm_processor_kwargs": {"image_url": url}},
         {"images": [url], "audio": [url], "videos": [url]},  # /v1/systemone
         {"conversations": [messages[0]["messages"]]},
     ]  # fmt: skip
@@ -119,6 +132,14 @@ def test_every_host_where_that_is_said(url: str) -> None:
         {"tools": [{"function": {"parameters": {"examples": [{"image_url": "http://10.0.0.1/"}]}}}]},
         {"tools": [{"function": {"parameters": {"properties": {"image_url": {"type": "string"}}}}}]},
         {"metadata": {"source": {"url": "http://10.0.0.1/"}}}, {"documents": [{"image": "a cat: asleep"}]},
+        *({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": given}]}]} for given in ANY),
+        *({"messages": [{"tool_calls": [{"function": {"arguments": given}}]}]} for given in ANY),
+        *({"messages": [{"role": "developer", "tools": [{"function": {"parameters": given}}]}]} for given in ANY),
+        *({"messages": [{"content": [{"type": "document", "document": {"data": given}}]}]} for given in ANY),
+        *({"input": [{"type": "function_call", "arguments": given}]} for given in ANY),
+        *({"documents": [given]} for given in ANY), *({"chat_template_kwargs": given} for given in ANY),
+        *({"state": given, "questions": {"a": {"type": "b", "criteria": given}}} for given in ANY),
+        *({"text": {"format": {"schema": given}}, "output_config": {"format": {"schema": given}}} for given in ANY),
         {"input": "http://10.0.0.1/image"}, {"modalities": ["audio"], "audio": {"voice": "x", "format": "wav"}},
     ],
 )  # fmt: skip
@@ -266,9 +287,9 @@ async def test_an_address_that_is_not_public_is_not_connected_to(
     hosts = ("127.0.0.1", "localhost", "2130706433", "127.1", "0x7f000001", "[::ffff:127.0.0.1]", "img.example.com")
     for host in hosts:
         url = f"http://{host}:{port}/a.png?secret"
-        assert await told(url, rules("*")) == (400, "media_not_fetched", f"{url!r}: it could not be reached")
+        assert await told(url, rules("*")) == (400, "media_not_fetched", f"{url!r} could not be fetched")
     closed = await told("http://127.0.0.1:1/", rules("127.0.0.1", media_networks=[HERE]))
-    assert closed == (400, "media_not_fetched", "'http://127.0.0.1:1/': it could not be reached")
+    assert closed == (400, "media_not_fetched", "'http://127.0.0.1:1/' could not be fetched")
     assert pictures.asked == []
     assert "127.0.0.1 is not a public address; see media_networks" in caplog.text
     assert "secret" not in caplog.text
@@ -308,7 +329,8 @@ async def test_a_name_that_means_another_address_the_next_time_leads_nowhere_els
     assert inner.asked == []
 
 
-async def test_a_redirect_is_checked_like_its_url(pictures: Pictures) -> None:
+async def test_a_redirect_is_checked_like_its_url(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     port = pictures.url.rpartition(":")[2]
     here = rules("127.0.0.1", media_networks=["127.0.0.1/32"])
     assert (await fetched(f"{pictures.url}/to-?url=/a.png", here))["url"] == f"data:image/png;base64,{DATA}"
@@ -321,19 +343,36 @@ async def test_a_redirect_is_checked_like_its_url(pictures: Pictures) -> None:
         "http://u@127.0.0.1/",
         "http://[",
     ):
-        assert (await told(f"{pictures.url}/to-?url={target}", here))[1] in ("url_not_allowed", "media_not_fetched")
+        url = f"{pictures.url}/to-?url={target}"
+        assert await told(url, here) == (400, "media_not_fetched", f"{url[:100]!r} could not be fetched")
+    assert "it redirects to localhost; see media_domains" in caplog.text
     assert all(path.startswith("/to-") for path in pictures.asked)
     wider = rules("*", media_networks=["127.0.0.1/32"])
     assert (await told(f"{pictures.url}/to-?url=http://127.0.0.2:{port}/a", wider))[1] == "media_not_fetched"
-    assert "more than 3 redirects" in (await told(f"{pictures.url}/to-?url=", here))[2]
+    assert (await told(f"{pictures.url}/to-?url=", here))[1] == "media_not_fetched"
+    assert "more than 3 redirects" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing", "it answered 404"), ("page", "it is not an image, a sound or a video"),
+        ("packed", "it is not an image, a sound or a video"), ("to-?url=http://10.0.0.1/x", "it redirects to 10.0.0.1"),
+    ],
+)  # fmt: skip
+async def test_the_log_says_why_nothing_was_fetched_and_the_client_is_not_told(
+    pictures: Pictures, caplog: pytest.LogCaptureFixture, name: str, why: str
+) -> None:
+    caplog.set_level("INFO")
+    url = f"{pictures.url}/{name}"
+    found = await told(url, rules("127.0.0.1", media_networks=[HERE]))
+    assert found == (400, "media_not_fetched", f"{url!r} could not be fetched")
+    assert why in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "more", "status", "code", "said"),
     [
-        ("missing", {}, 400, "media_not_fetched", "it answered 404"),
-        ("page", {}, 400, "media_not_fetched", "it is not an image, a sound or a video"),
-        ("packed", {}, 400, "media_not_fetched", "it is not an image, a sound or a video"),
         ("silent", {"media_timeout_s": 0.1}, 400, "media_not_fetched", "not fetched in media_timeout_s = 0.1"),
         ("drip", {"media_timeout_s": 0.1, "max_media_bytes": 1 << 40, "max_body_bytes": 1 << 40}, 400,
          "media_not_fetched", "not fetched in media_timeout_s = 0.1"),
@@ -342,7 +381,7 @@ async def test_a_redirect_is_checked_like_its_url(pictures: Pictures) -> None:
         ("drip", {"max_body_bytes": 2000}, 413, "body_too_long", "longer than max_body_bytes = 2000"),
     ],
 )  # fmt: skip
-async def test_what_can_not_be_fetched_is_told(
+async def test_what_is_too_slow_or_too_large_is_told(
     pictures: Pictures, name: str, more: dict[str, Any], status: int, code: str, said: str
 ) -> None:
     found = await told(f"{pictures.url}/{name}", rules("127.0.0.1", media_networks=[HERE], **more))
