@@ -10,6 +10,7 @@ import contextlib
 import logging
 from dataclasses import replace
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from shared_engine.errors import VLLMError
@@ -18,7 +19,7 @@ from shared_engine.gateway.config_fields import FileFields
 from shared_engine.gateway.exchange import END_AT_DEPARTURE
 from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
-from shared_engine.gateway.refusals import SHUT_DOWN, RefusedError, refusal_of
+from shared_engine.gateway.refusals import SHUT_DOWN, RefusedError, error_event, refusal_of
 from shared_engine.gateway.translation import Translation
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
@@ -188,6 +189,9 @@ class _Client:
             await self.begin(200, [(b"content-type", self._stream_type.encode()), *_OF_STREAMS], self._stream_type)
             await self.send(body)
 
+    async def send_event(self, body: bytes, *, is_error: bool) -> None:
+        await self.send(error_event(body, self._route) if is_error else b"data: " + body + b"\n\n")
+
     async def send_json(self, body: bytes) -> None:
         length = str(len(body)).encode()
         await self.begin(200, [(b"content-type", b"application/json"), (b"content-length", length)], "application/json")
@@ -233,6 +237,18 @@ async def _translated(
     await client.end()
 
 
+def _in_one_line(status: int, body: bytes) -> bytes:
+    """As an event has it.
+
+    Raises:
+        RequestError: it is not JSON, but an error of what stands before the server.
+    """
+    try:
+        return msgspec.json.format(body, indent=-1)
+    except msgspec.MsgspecError:
+        raise error_from_response(status, body) from None
+
+
 async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightRequest) -> None:
     _check_key(answer)
     headers = [
@@ -247,7 +263,7 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightReq
     if answer.whole is not None:
         headers.append((b"content-length", str(len(answer.whole)).encode()))
         if client.gets_stream:  # comments have gone before
-            await client.send(b"data: " + answer.whole + b"\n\n")
+            await client.send_event(_in_one_line(answer.status, answer.whole), is_error=answer.status >= 400)
         else:
             await client.begin(answer.status, headers, kind)
             await client.send(answer.whole, is_last=True)

@@ -77,8 +77,7 @@ class RefusedError(Exception):
         """As the last one of a stream, whatever was cut off before it."""
         if is_ollamas(route):  # whose lines are whole
             return self.body(route) + b"\n"
-        name = b"event: error\n" if route.startswith(MESSAGES) else b""
-        return b"\n\n" + name + b"data: " + self.body(route) + b"\n\n"
+        return b"\n\n" + error_event(self.body(route), route)
 
     def response(self, route: str = "") -> Response:
         return Response(self.body(route), self.status, self._headers, "application/json")
@@ -86,6 +85,12 @@ class RefusedError(Exception):
 
 SHUT_DOWN = RefusedError(503, "the gateway is shut down", "shutting_down", retry_after_s=1)
 """What still runs when the gateway has drained for long enough."""
+
+
+def error_event(body: bytes, route: str) -> bytes:
+    """An event with an error in one line of JSON. Anthropic's clients read no event without a name."""
+    name = b"event: error\n" if route.startswith(MESSAGES) else b""
+    return name + b"data: " + body + b"\n\n"
 
 
 def is_ollamas(route: str) -> bool:

@@ -1,0 +1,106 @@
+"""What the gateway makes of a model's answers, and tells of models, at moments that are rare."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+
+from shared_engine.gateway.config import read_config
+from tests.support.gateways import CHAT, asking, running_gateway
+from tests.support.remote_server import chat_answer
+
+MESSAGES = "/v1/messages"
+REFUSED = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too\nlarge"}}
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "body", "name", "expected"),
+    [
+        (MESSAGES, 400, json.dumps(REFUSED), "event: error\n", REFUSED),
+        (MESSAGES, 400, json.dumps(REFUSED, indent=2), "event: error\n", REFUSED),
+        (CHAT, 400, json.dumps(REFUSED, indent=2), "", REFUSED),
+        (CHAT, 200, json.dumps(chat_answer(), indent=2), "", chat_answer()),
+    ],
+    ids=["messages", "messages in lines", "chat in lines", "answer in lines"],
+)
+def test_an_answer_in_one_piece_after_a_comment_is_one_event_that_its_clients_read(
+    tmp_path: Path, route: str, status: int, body: str, name: str, expected: dict[str, Any]
+) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return web.Response(status=status, text=body, content_type="application/json")
+
+    found, data = last_event(tmp_path, late, route)
+    assert (found, json.loads(data)) == (name, expected)
+
+
+@pytest.mark.parametrize(("route", "name"), [(MESSAGES, "event: error\n"), (CHAT, "")])
+def test_an_error_that_is_no_json_after_a_comment_is_told_in_form(tmp_path: Path, route: str, name: str) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return web.Response(status=413, text="<html>\n<h1>Too large</h1>\n</html>", content_type="text/html")
+
+    found, data = last_event(tmp_path, late, route)
+    assert found == name
+    assert "Too large" in json.loads(data)["error"]["message"]
+
+
+def last_event(folder: Path, handler: Any, route: str) -> tuple[str, str]:
+    """Its name, and its data in one line, of a stream that began with comments."""
+    with running_gateway(folder, handler, comment_interval_s=0.05) as (host, port):
+        answer = httpx.post(
+            f"http://{host}:{port}{route}", json={"model": "a", "messages": [], "stream": True}, trust_env=False
+        )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
+    *comments, event = answer.text.strip().split("\n\n")
+    assert {each.strip() for each in comments if each.strip()} == {": waiting for a"}
+    name, found, data = event.lstrip("\n").rpartition("data: ")
+    assert found
+    assert "\n" not in data
+    return name, data
+
+
+async def test_a_model_that_is_looked_at_while_it_is_downloaded_is_told_as_it_is_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--some-org--some-model"
+    snapshot = cached / "snapshots" / "0123abc"
+    for folder in (snapshot, cached / "refs", cached / "blobs"):
+        folder.mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123abc")
+    times = itertools.count(1)
+
+    async def arrives(name: str, content: bytes) -> None:
+        os.utime(snapshot, (next(times), next(times)))  # nothing has come for long
+        await told()
+        (cached / "blobs" / name).write_bytes(content)
+        (snapshot / name).symlink_to(cached / "blobs" / name)
+
+    async def told() -> tuple[Any, ...]:
+        (status,) = (await client.get("/api/v1/inference/status")).json()["models"]
+        (entry,) = (await client.get("/v1/models")).json()["data"]
+        (tag,) = (await client.get("/api/tags")).json()["models"]
+        assert status["capabilities"] == entry["capabilities"]
+        return status["capabilities"], status["max_model_len"], tag["capabilities"], tag["size"]
+
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"a": {"model": "some-org/some-model"}}}))
+    async with asking(read_config(file)) as client:
+        assert await told() == (None, None, ["completion"], 0)
+        await arrives("config.json", b'{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 512}')
+        assert await told() == (["completions"], 512, ["completion"], 0)
+        await arrives("tokenizer_config.json", b'{"chat_template": "{{ messages }}"}')
+        await arrives("model-00001-of-00002.safetensors", bytes(10))
+        assert (await told())[0] == ["chat", "completions"]
+        assert (await told())[3] == 10
+        await arrives("model-00002-of-00002.safetensors", bytes(10))
+        assert (await told())[3] == 20
