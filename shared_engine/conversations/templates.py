@@ -11,6 +11,7 @@ from typing import Any
 
 from shared_engine.conversations.traits import NONE, Message, Trait
 from shared_engine.machine.home import expanded
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import chat_template, model_folder, read_json
 from shared_engine.settings import EngineSettings
 
@@ -34,7 +35,7 @@ def refused_here(settings: EngineSettings) -> Trait | None:
     return _refused_by_model(folder, None if given is None else str(given))
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def _refused_by_model(folder: Path, given: str | None) -> Trait | None:
     if read_json(folder / "config.json").get("model_type") in _WITHOUT_TEMPLATE:
         return None

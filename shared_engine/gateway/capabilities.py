@@ -17,9 +17,10 @@ _OF_KIND = {
 def capabilities_of(settings: EngineSettings) -> list[str] | None:
     """Such as ``chat``, ``embeddings``, ``tools``, ``reasoning``, ``image``; None where nothing is known yet."""
     folder = settings.model_folder()
-    if folder is None:
+    config = {} if folder is None else read_json(folder / "config.json")
+    if folder is None or not config:
         return None
-    kind = kind_of(folder, read_json(folder / "config.json"))
+    kind = kind_of(folder, config)
     if settings.engine_args.get("runner") == "pooling" and kind != "rerank":
         kind = "embed"
     elif kind == "text" and has_chat_template(settings):

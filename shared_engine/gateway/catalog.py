@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from shared_engine.errors import VLLMError
@@ -18,6 +19,7 @@ from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
 from shared_engine.gateway.refusals import model_not_found
 from shared_engine.gateway.turns import RouteInTurn, Turns
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest, Forwarding
@@ -60,7 +62,7 @@ class ServedModel:
         self.endpoint = endpoint_of(settings)
         self._forwarding = Forwarding(self.endpoint, settings)
         self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
-        self._capabilities: list[str] | None = None
+        self._capabilities: Callable[[Path], list[str] | None] = while_unchanged(lambda _: capabilities_of(settings))
         self._requests = Requests(self.endpoint, settings.timeout, settings.max_retries)
 
     @property
@@ -69,9 +71,8 @@ class ServedModel:
 
     def capabilities(self) -> list[str] | None:
         """What it can be asked for, and takes; None where that is not known before its server is asked."""
-        if self._capabilities is None:
-            self._capabilities = capabilities_of(self.config.settings)
-        return self._capabilities
+        folder = self.config.settings.model_folder()
+        return None if folder is None else self._capabilities(folder)
 
     @property
     def is_used(self) -> bool:

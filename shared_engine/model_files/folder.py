@@ -9,12 +9,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared_engine.machine.home import expanded
 from shared_engine.machine.hub_cache import cached_model, commit_of
+from shared_engine.model_files.changes import while_unchanged
 
 # One of these in config.json; the first that is there counts, as in vllm/config/model.py.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
@@ -43,7 +43,7 @@ def model_folder(model: str, revision: str | None = None, download_dir: str | No
     return snapshot if commit and snapshot.is_dir() else None
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def context_window(folder: Path) -> int | None:
     """See ``window_in``."""
     return window_in(read_json(folder / "config.json"))
@@ -59,7 +59,7 @@ def window_in(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def inputs(folder: Path) -> frozenset[str]:
     """See ``inputs_in``."""
     return inputs_in(read_json(folder / "config.json"))
@@ -99,7 +99,7 @@ class Efforts(NamedTuple):
     default: str | None
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def efforts(folder: Path) -> Efforts | None:
     """None where conversations have no place for it."""
     if read_json(folder / "config.json").get("model_type") == "gpt_oss":  # by vLLM's own format
@@ -112,7 +112,7 @@ def efforts(folder: Path) -> Efforts | None:
     return Efforts(named if len(named) > 1 else _ANY_EFFORT, default[1] if default else None)
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def lacks_chat_template(folder: Path) -> bool:
     """True when the folder shows that the model has no chat template; False when it has one, or that is not known."""
     tokenizer = read_json(folder / "tokenizer_config.json")
@@ -135,7 +135,7 @@ def kind_of(folder: Path, config: Mapping[str, Any]) -> str:
     return "chat" if chat_template(folder) is not None else "text"
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def shows_answer_schemas(folder: Path) -> bool:
     """True when conversations have a place for the schema of the answer: the variable ``response_format`` in the chat
     template, or vLLM's own format for Kimi K3 (vllm/renderers/kimi_k3.py).

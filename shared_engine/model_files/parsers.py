@@ -16,11 +16,11 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shared_engine.machine.home import expanded
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import chat_template, read_json
 
 
@@ -245,7 +245,7 @@ def _match(formats: Iterable[_Format], template: str, folder: Path) -> str | Non
     return None
 
 
-@lru_cache(maxsize=256)
+@while_unchanged
 def _has_tokens(folder: Path, tokens: tuple[str, ...]) -> bool:
     """False where the folder shows that the tokenizer lacks one of the tokens."""
     try:

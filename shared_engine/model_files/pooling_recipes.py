@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import read_json
 
 _GENERATORS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
@@ -158,7 +158,7 @@ def makes_embeddings(folder: Path) -> bool:
     return "Pooling" in _modules(folder)
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def _modules(folder: Path) -> str:
     """The types of a sentence-transformers model's modules."""
     try:
@@ -187,7 +187,7 @@ def _names(model: str, folder: Path | None, config: Mapping[str, Any]) -> str:
     return "\n".join(names).lower()
 
 
-@lru_cache(maxsize=64)
+@while_unchanged
 def _made_from(folder: Path) -> str:
     """The lines of a model card's head that name what a model was made from."""
     try:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import (
     chat_template,
     context_window,
+    efforts,
     inputs,
     lacks_chat_template,
     model_folder,
+    shows_answer_schemas,
     text_prefixes,
 )
 
@@ -31,6 +36,55 @@ from shared_engine.model_files.folder import (
 def test_context_window_is_read_from_the_config(tmp_path: Path, config: dict[str, Any], expected: int | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert context_window(tmp_path) == expected
+
+
+@pytest.mark.parametrize("way", ["written", "linked"])
+@pytest.mark.parametrize(
+    ("look", "before", "name", "content", "after"),
+    [
+        (context_window, None, "config.json", {"max_position_embeddings": 40960}, 40960),
+        (inputs, frozenset(), "config.json", {"vision_config": {}}, {"image"}),
+        (efforts, None, "config.json", {"model_type": "gpt_oss"}, (("low", "medium", "high"), "medium")),
+        (lacks_chat_template, False, "tokenizer_config.json", {"bos_token": "<s>"}, True),
+        (shows_answer_schemas, False, "tokenizer_config.json", {"chat_template": "{{ response_format }}"}, True),
+    ],
+)
+def test_a_model_that_is_being_downloaded_is_looked_at_again(
+    tmp_path: Path, way: str, look: Callable[[Path], Any], before: Any, name: str, content: dict[str, Any], after: Any
+) -> None:
+    folder, blob = tmp_path / "snapshot", tmp_path / "blob"
+    assert look(folder) == before
+    folder.mkdir()
+    if way == "written":
+        (folder / name).write_text('{"cut off": ')
+        assert look(folder) == before
+        (folder / name).write_text(json.dumps(content))
+    else:
+        blob.write_text(json.dumps(content))
+        assert look(folder) == before
+        os.utime(folder, (1, 1))  # nothing has come for long
+        assert look(folder) == before
+        (folder / name).symlink_to(blob)
+    assert look(folder) == after
+
+
+def test_a_folder_that_stays_as_it_is_is_read_once(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    @while_unchanged
+    def looked(_: Path, number: int) -> None:
+        read.append(number)
+
+    for settled, expected in ((False, [1, 1]), (True, [1, 1, 1])):
+        if settled:
+            os.utime(tmp_path, (1, 1))
+        looked(tmp_path, 1)
+        looked(tmp_path, 1)
+        assert read == expected
+    looked(tmp_path, 2)
+    (tmp_path / "new").touch()
+    looked(tmp_path, 1)
+    assert read == [1, 1, 1, 2, 1]
 
 
 def test_a_model_without_a_folder_says_nothing() -> None:

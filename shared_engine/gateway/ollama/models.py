@@ -6,12 +6,12 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from shared_engine.gateway.catalog import ServedModel
 from shared_engine.gateway.ollama.answers import rfc3339
+from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import chat_template, read_json
 from shared_engine.model_files.quantization import quantization_of
 from shared_engine.model_files.weights import parameter_count, weights_bytes
@@ -53,10 +53,8 @@ class _Files:
     template: str = ""
 
 
-@lru_cache(maxsize=64)
-def _read(folder: Path | None) -> _Files:
-    if folder is None:
-        return _Files()
+@while_unchanged
+def _read(folder: Path, size: int) -> _Files:
     config = read_json(folder / "config.json")
     text = config.get("text_config")  # of a model that also sees or hears
     config = {**config, **text, "model_type": config.get("model_type")} if isinstance(text, dict) else config
@@ -65,7 +63,7 @@ def _read(folder: Path | None) -> _Files:
     return _Files(
         family=str(config.get("model_type") or ""),
         parameters=None if quantization else parameter_count(folder),
-        size=weights_bytes(folder),
+        size=size,
         precision=(
             quantization or {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(str(dtype), "")
         ).upper(),
@@ -86,7 +84,8 @@ class Shown:
     def __init__(self, name: str, model: ServedModel, since: float) -> None:
         self._name = name
         self._model = model
-        self._files = _read(model.config.settings.model_folder())
+        folder = model.config.settings.model_folder()
+        self._files = _Files() if folder is None else _read(folder, weights_bytes(folder))
         self._modified_at = rfc3339(self._files.modified_at or since)
 
     def tag(self) -> dict[str, Any]:
