@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.page.conftest import Open
+from tests.support.chromium import Tab
 from tests.support.page_scene import Scene, model, shown
 from tests.support.waiting import until_it_is
 
@@ -33,6 +34,32 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(open_page: Open, scene: Sc
         await tab.click("#key-button")
         await tab.click("#key-forget")
         await tab.until("document.querySelector('#key-dialog')?.open && sessionStorage.length === 0")
+
+
+async def give_key(tab: Tab, key: str) -> None:
+    if not await tab.js("document.querySelector('#key-dialog').open"):
+        await tab.click("#key-button")
+    await tab.type(key)
+    await tab.press("Enter")
+
+
+@pytest.mark.parametrize("view", ["chat", "logs"])
+async def test_another_key_is_told_what_is_its_own_from_then_on(open_page: Open, scene: Scene, view: str) -> None:
+    scene.key = "first"
+    streams = {"events", "logs"} if view == "logs" else {"events"}
+    async with open_page(f"{scene.url}#{view}", may="401") as tab:
+        await tab.until("document.querySelector('#key-dialog')?.open")
+        await give_key(tab, "first")
+        await tab.until("document.querySelectorAll('#cards > li').length === 2")
+        scene.key = "second"
+        await give_key(tab, "third")
+        await tab.shows("does not know this key", "#key-error")
+        assert await tab.js("document.querySelectorAll('#cards > li').length") == 0
+        scene.heard.clear()
+        await give_key(tab, "second")
+        await tab.until("document.querySelectorAll('#cards > li').length === 2")
+        await until_it_is(lambda: set(scene.heard) == {(each, "second") for each in streams}, 5, "both to be asked for")
+        await until_it_is(lambda: scene.listeners == 1, 5, "the stream of the first key to end")
 
 
 async def test_no_key_is_asked_for_where_there_is_none(open_page: Open, scene: Scene) -> None:

@@ -97,6 +97,46 @@ async def test_an_answer_that_fails(open_page: Open, scene: Scene, pieces: list[
         assert scene.asked[-1][1]["messages"] == [{"role": "user", "content": "Hello"}]
 
 
+async def test_another_answer_that_ends_one_that_comes_can_be_stopped_too(open_page: Open, scene: Scene) -> None:
+    endless: list[Any] = [delta(content=" upon a time"), 0.05] * 600
+    async with open_page(scene.url) as tab:
+        await say(tab, "Hello")
+        await answered(tab)
+        scene.pieces = [delta(content="Once"), *endless]
+        await say(tab, "A story")
+        await tab.shows("upon", ".answer:last-child .text")
+        await tab.click(".answer footer [title='Another answer']")
+        async with asyncio.timeout(5):
+            await scene.left.wait()
+        scene.left.clear()
+        await tab.until("document.querySelectorAll('.answer').length === 1")
+        await tab.shows("upon", ".answer .text")
+        assert await tab.js("document.querySelector('#stop').checkVisibility()")
+        await tab.click("#stop")
+        async with asyncio.timeout(5):
+            await scene.left.wait()
+        await tab.shows("Stopped", ".answer .problem")
+        assert await tab.js("document.querySelector('#send').checkVisibility()")
+
+
+async def test_an_answer_stays_where_another_can_not_be_asked_for(open_page: Open, scene: Scene) -> None:
+    async with open_page(scene.url) as tab:
+        await say(tab, "Hello")
+        await answered(tab)
+        await tab.click("#chat-settings-button")
+        await tab.js("document.querySelector('.field textarea.mono').focus()")
+        await tab.type("{oops")
+        await tab.click(".answer footer [title='Another answer']")
+        await tab.shows("More fields:", "#notes")
+        await tab.js("document.querySelector('.field textarea.mono').value = ''")
+        await tab.js(
+            "document.querySelector('.field textarea.mono').dispatchEvent(new Event('input', { bubbles: true }))"
+        )
+        await say(tab, "Sure?")
+        _, body = await asked(scene, 2)
+        assert [each["role"] for each in body["messages"]] == ["user", "assistant", "user"]
+
+
 async def test_a_question_is_edited_and_asked_again(open_page: Open, scene: Scene) -> None:
     async with open_page(scene.url) as tab:
         await say(tab, "Helo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -85,6 +86,22 @@ async def test_what_is_done_with_a_model(
     async with open_page(scene.url) as tab:
         await tab.click(f"{CARD.format(2)} .actions button:nth-child({button})")
         assert await asked(scene) == (what, body)
+
+
+async def test_what_is_being_done_is_not_asked_for_twice(open_page: Open, scene: Scene) -> None:
+    scene.models, scene.held = [model("qwen")], {"unload": asyncio.Event()}
+    button = "document.querySelector('.actions button').disabled"
+    async with open_page(scene.url) as tab:
+        await tab.click(".actions button")
+        await asked(scene)
+        await tab.until(button)
+        await tab.click(".actions [aria-pressed]")
+        assert await asked(scene, 2) == ("pin", {"model": "qwen"})
+        scene.models[0]["pinned"] = True
+        await tab.shows("Pinned", ".actions")
+        assert await tab.js(button)
+        scene.held["unload"].set()
+        await tab.until(f"!{button}")
 
 
 async def test_a_pinned_model_can_be_let_go(open_page: Open, scene: Scene) -> None:

@@ -61,6 +61,8 @@ class Scene:
         refusal: the status and body of the next answers instead.
         key: asked for, if it is not None.
         asked: path and body of each POST.
+        heard: path and key of each stream of what changes, and of a log.
+        held: what is done only once its event is set, such as ``unload``.
         left: set when a client has left an answer before its end.
         listeners: how many are told what changes.
     """
@@ -75,6 +77,8 @@ class Scene:
     refusal: tuple[int, dict[str, Any]] | None = None
     key: str | None = None
     asked: list[tuple[str, Any]] = field(default_factory=list)
+    heard: list[tuple[str, str | None]] = field(default_factory=list)
+    held: dict[str, asyncio.Event] = field(default_factory=dict)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: int = 0
     url: str = ""
@@ -99,6 +103,11 @@ class Scene:
             return None
         return JSONResponse({"error": {"message": "give an API key", "code": "invalid_api_key"}}, 401)
 
+    def _hears(self, request: Request) -> Response | None:
+        key = request.headers.get("authorization")
+        self.heard.append((request.url.path.rpartition("/")[2], key and key.removeprefix("Bearer ")))
+        return self._refused(request)
+
     async def _events(self, request: Request) -> Response:
         async def stream() -> AsyncIterator[str]:
             last = {"status": "", "requests": ""}
@@ -113,7 +122,7 @@ class Scene:
             finally:
                 self.listeners -= 1
 
-        return self._refused(request) or StreamingResponse(stream(), media_type="text/event-stream")
+        return self._hears(request) or StreamingResponse(stream(), media_type="text/event-stream")
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -132,10 +141,13 @@ class Scene:
                 sent = len(self.log)
                 await asyncio.sleep(LOOK_S)
 
-        return self._refused(request) or StreamingResponse(stream(), media_type="text/event-stream")
+        return self._hears(request) or StreamingResponse(stream(), media_type="text/event-stream")
 
     async def _act(self, request: Request) -> Response:
-        self.asked.append((request.path_params["rest"], await request.json()))
+        what = request.path_params["rest"]
+        self.asked.append((what, await request.json()))
+        if what in self.held:
+            await self.held[what].wait()
         if self.refusal is not None:
             return JSONResponse(self.refusal[1], self.refusal[0])
         return self._refused(request) or JSONResponse({})

@@ -96,21 +96,23 @@ export function showChat() {
     messages.push(reply);
     show();
     toEnd();
-    stopping = new AbortController();
+    const own = new AbortController();
+    stopping = own;
     showBusy();
     try {
-      await view.follow(asked, stopping.signal, () => isAtEnd() && requestAnimationFrame(toEnd));
+      await view.follow(asked, own.signal, () => isAtEnd() && requestAnimationFrame(toEnd));
     } finally {
-      stopping = null;
+      if (stopping === own) stopping = null; // else another answer comes already
       showBusy();
     }
   }
 
   /** Another answer in the place of this one, and of what came after it. */
   function again(reply) {
+    if (!requested()) return settings.toggle(true);
     stop();
     messages = messages.slice(0, messages.indexOf(reply));
-    answer();
+    return answer();
   }
 
   /** Take a question back into the field, with all that came after it. */

@@ -1,6 +1,6 @@
 /** What the gateway is doing now: one stream of it for the whole page, only while somebody looks. */
 
-import { ask, events, nextKey } from "./gateway.js";
+import { ask, events, keys, nextKey } from "./gateway.js";
 
 const AGAIN_MS = [500, 1000, 2000, 5000];
 const told = new EventTarget();
@@ -31,26 +31,33 @@ export function tell(changes) {
 /** Go on for ever. */
 export async function follow() {
   let failures = 0;
+  // What another key was told is not for this one.
+  keys.addEventListener("key", () => tell({ status: null, requests: null, problem: null }));
   for (;;) {
     await visible();
     const ended = new AbortController();
-    const hide = () => document.hidden && ended.abort();
+    const end = () => ended.abort();
+    const hide = () => document.hidden && end();
     document.addEventListener("visibilitychange", hide);
+    keys.addEventListener("key", end);
     try {
       const response = await ask("events", { signal: ended.signal });
       for await (const { event, data } of events(response.body)) {
+        if (ended.signal.aborted) break;
         failures = 0;
         if (event === "status") tell({ status: JSON.parse(data), problem: null });
         else if (event === "requests") tell({ requests: { ...JSON.parse(data), at: performance.now() } });
       }
     } catch (error) {
       if (error.name !== "AbortError") tell({ problem: error.message });
-      if (error.status === 401) await nextKey();
+      if (error.status === 401 && !ended.signal.aborted) await nextKey();
     } finally {
       document.removeEventListener("visibilitychange", hide);
+      keys.removeEventListener("key", end);
     }
     if (!ended.signal.aborted) {
-      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]));
+      const pause = AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)];
+      await Promise.race([new Promise((resolve) => setTimeout(resolve, pause)), nextKey()]);
       failures += 1;
     }
   }

@@ -1,7 +1,7 @@
 /** What a model's engine writes, or the gateway itself, as it comes. */
 
 import { byId, copy, el } from "./dom.js";
-import { ask, events } from "./gateway.js";
+import { ask, events, keys } from "./gateway.js";
 import { now, whenever } from "./live.js";
 
 const GATEWAY = "";
@@ -76,6 +76,7 @@ export function showLogs() {
     run(select.value, following.signal);
   };
   select.addEventListener("change", () => open());
+  keys.addEventListener("key", () => following && open());
   filter.addEventListener("input", () => {
     for (const node of lines.children) node.hidden = !isWanted(node);
   });

@@ -192,28 +192,31 @@ function showActions(model, load, pin, logs) {
 
 // ---- what is done
 
-/** Models whose unloading has been asked for, and not been answered. */
+/** Models whose loading or unloading has been asked for, and not been answered. */
 const asked = new Set();
 
 async function loadOrUnload(id) {
   const model = modelOf(id);
-  if (!isUp(model)) return act("load", id, { wait: false });
+  if (!isUp(model)) return actOnce("load", id, { wait: false });
   const { running, waiting } = model.requests;
   const count = running + waiting;
   const isSure = count === 0 || (await confirmed(`Unload ${id}?`, `${plural(count, "request")} in flight. It waits half a minute for them to end.`, "Unload"));
-  return isSure && act("unload", id);
+  return isSure && actOnce("unload", id);
 }
 
 const pinOrUnpin = (id) => act(modelOf(id).pinned ? "unpin" : "pin", id);
 
-async function act(what, id, more = {}) {
+async function actOnce(what, id, more) {
   asked.add(id);
+  await act(what, id, more);
+  asked.delete(id);
+}
+
+async function act(what, id, more = {}) {
   try {
     await asJson(`api/v1/inference/${what}`, { body: { model: id, ...more } });
   } catch (error) {
     note(error.message, "error");
-  } finally {
-    asked.delete(id);
   }
 }
 
