@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
@@ -64,6 +65,7 @@ class Host:
         headers: that vLLM wants of each request.
         queued_for: what a start waits for, in words; empty where it does not.
         progress: how far a start has come; None while none is under way.
+        clients: of each event loop: see in_process_client. They are kept here, to go with it.
 
     Args:
         policy: of whoever has the engine started.
@@ -82,6 +84,7 @@ class Host:
         self.end: End | None = None
         self.headers: Mapping[str, str] = {}
         self.app: Any = None
+        self.clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
         self.max_model_len: int | None = None
         self.max_num_seqs: int | None = None
         self.last_lines: tuple[str, ...] = ()

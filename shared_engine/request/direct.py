@@ -155,7 +155,8 @@ class DirectEndpoint(EngineEndpoint):
         await _outcome_of(ending)
 
     async def shutdown(self, timeout: float, *, force: bool) -> None:
-        ending = direct_engine(await self._resolved()).kill() if force else None
+        engine = direct_engine(await self._resolved())
+        ending = await in_a_thread(engine.kill) if force else None  # it waits for processes to be gone
         if ending is None:
             await self.evict(timeout)
         else:

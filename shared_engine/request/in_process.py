@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -188,15 +187,7 @@ class _End:
         self.error = error
 
 
-_clients: weakref.WeakKeyDictionary[Host, weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, InProcessClient]]
-_clients = weakref.WeakKeyDictionary()
-
-
 def in_process_client(host: Host) -> InProcessClient:
     """The running loop's client of ``host``."""
-    of_host = _clients.setdefault(host, weakref.WeakKeyDictionary())
-    loop = asyncio.get_running_loop()
-    client = of_host.get(loop)
-    if client is None:
-        client = of_host[loop] = InProcessClient(host)
+    client: InProcessClient = host.clients.setdefault(asyncio.get_running_loop(), InProcessClient(host))
     return client

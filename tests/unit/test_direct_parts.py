@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 import types
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from shared_engine import EngineSettings
 from shared_engine.direct.folder import DirectFolder
 from shared_engine.direct.host import _birth
 from shared_engine.direct.watch import StepWatch
 from shared_engine.launcher.cores import BIND_VARIABLE
 from shared_engine.launcher.replacing import replace_everywhere
+from shared_engine.request import direct
+from shared_engine.request.direct import DirectEndpoint
 from shared_engine.runtime.directory import ROOT_VARIABLE
 from tests.support.paths import REPOSITORY
 
@@ -126,6 +131,30 @@ def test_a_function_is_replaced_wherever_it_was_imported_by_name(monkeypatch: py
     replace_everywhere(old, new)
     assert [modules[name].__dict__["other"] for name in modules] == [new, new, old]
     assert modules["vllm.a"].__dict__["kept"] is print
+
+
+async def test_ending_an_engine_by_force_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """Stands for an engine whose processes take a while to be gone."""
+
+        def kill(self) -> Future[None]:
+            time.sleep(0.5)
+            ended: Future[None] = Future()
+            ended.set_result(None)
+            return ended
+
+    async def resolved(_: DirectEndpoint) -> None:
+        pass
+
+    monkeypatch.setattr(direct, "direct_engine", lambda _: Slow())
+    monkeypatch.setattr(DirectEndpoint, "_resolved", resolved)
+    ending = asyncio.ensure_future(DirectEndpoint(EngineSettings(model="m", mode="direct")).shutdown(5, force=True))
+    turns = 0
+    while not ending.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    ending.result()
+    assert turns > 10
 
 
 def test_a_child_has_no_variable_of_ours_but_those_that_vllm_reads(root: Path) -> None:

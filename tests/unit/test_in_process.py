@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -13,7 +16,8 @@ import pytest
 from shared_engine import RequestRejectedError, RequestTimeoutError, ServerConnectionError, ServerError
 from shared_engine.errors import ServerUnreachableError
 from shared_engine.request.in_process import InProcessClient, in_process_client
-from tests.support.waiting import wait_until
+from shared_engine.request.patience import Patience, is_working
+from tests.support.waiting import until_it_is, wait_until
 
 SAID = b'{"error": {"message": "no such model"}}'
 
@@ -23,6 +27,7 @@ class AppHost:
 
     def __init__(self) -> None:
         self.headers = {"authorization": "Bearer app"}
+        self.clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = weakref.WeakKeyDictionary()
         self.left = threading.Event()
         self.scope: dict[str, Any] = {}
         self.body = b""
@@ -157,6 +162,18 @@ def test_every_loop_has_its_own_client(host: AppHost) -> None:
 
     first, second = asyncio.run(ask()), asyncio.run(ask())
     assert first is not second
+
+
+async def test_nothing_is_kept_of_a_host_that_has_ended_while_the_loop_goes_on() -> None:
+    host = AppHost()
+    assert await client_of(host).request("GET", "/x")
+    with pytest.raises(TimeoutError):
+        async with Patience(0.05, partial(is_working, client_of(host), 0.05)):
+            await client_of(host).request("GET", "/silent", timeout=5)
+    host.end()
+    kept = weakref.ref(host)
+    del host
+    await until_it_is(lambda: gc.collect() >= 0 and kept() is None, 10, "the host to be collected")
 
 
 def test_a_loop_that_is_closed_with_a_stream_half_read_ends_the_request(host: AppHost) -> None:
