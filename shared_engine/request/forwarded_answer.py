@@ -148,16 +148,18 @@ class ForwardedAnswer:
 
     def close(self) -> None:
         """Give the lease back, and end the request if it still runs; from any thread, and any number of times."""
+        self._close(is_on_loop=_running_loop() is self._loop)
+
+    def _close(self, *, is_on_loop: bool) -> None:
         holds_lease, self._holds_lease = self._holds_lease, False
         if not holds_lease or self._process != os.getpid():  # else it is the parent's
             return
         self._observed.end(self._outcome())
         let_go = partial(_let_go, self._response, self._route, self._connection)
-        if _running_loop() is self._loop:
+        if is_on_loop:
             let_go()
             return
         try:
-            # On its loop: the garbage collector may call this in a thread that is just about to take a lease.
             self._loop.call_soon_threadsafe(let_go)
         except RuntimeError:  # which is closed, and its connections with it
             self._route.release(self._connection)
@@ -172,7 +174,12 @@ class ForwardedAnswer:
         """As ``close``, on the answer's own loop: when this returns, it is done."""
         self.close()
 
-    __del__ = close  # dropped without having been read
+    def __del__(self) -> None:
+        """Dropped without having been read. Let go later: the garbage collector may call this in a thread that holds
+        the lock of a lease or a fleet just now, the loop's own as well.
+        """
+        if self._holds_lease:
+            self._close(is_on_loop=False)
 
 
 def _let_go(response: Answer, route: Route, connection: Connection) -> None:
