@@ -46,6 +46,18 @@ def process_stat(pid: int) -> ProcessStat | None:
     return ProcessStat(pid, fields[0] == "Z", fields[0] == "T", int(fields[1]), int(fields[2]), cpu_s)
 
 
+def open_process(pid: int) -> int | None:
+    """A file descriptor that holds a process, and is readable once it has ended (a pidfd).
+
+    None where it has ended and was collected; where this Python was built without it (older ones of uv), or the kernel
+    has none, or refuses it (before Linux 5.3; gVisor, some containers); and without a file descriptor left.
+    """
+    pidfd_open = getattr(os, "pidfd_open", None)
+    with contextlib.suppress(OSError):
+        return None if pidfd_open is None else int(pidfd_open(pid))
+    return None
+
+
 def is_stopped(process: int) -> bool:
     """True for a process, by its file descriptor, that was sent SIGSTOP or one of its kin."""
     try:

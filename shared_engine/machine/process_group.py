@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared_engine.machine.proc import shared_files
+from shared_engine.machine.proc import open_process, shared_files
 
 PR_SET_CHILD_SUBREAPER = 36
 END_POLL_S = 0.01
@@ -37,26 +37,27 @@ def signal_group(pgid: int, number: signal.Signals) -> None:
 def kill_marked(pids: Iterable[int], variable: str) -> set[str]:
     """SIGKILL to those of ``pids`` that have ``variable`` (``NAME=value``) in their environment.
 
-    A PID may be another process's by now. So each is held by a file descriptor before it is looked at.
+    A PID may be another process's by now. So each is held by a file descriptor before it is looked at, where it can be.
 
     Returns:
         Their files of shared memory, which they leave behind.
     """
     files: set[str] = set()
     for pid in pids:
-        try:
-            process = os.pidfd_open(pid)
-        except OSError:  # it has ended
-            continue
+        process = open_process(pid)
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             if os.fsencode(variable) in environment:
                 files.update(shared_files([pid]))
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+                if process is None:
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
         except OSError:  # it has ended, or is another user's
             continue
         finally:
-            os.close(process)
+            if process is not None:
+                os.close(process)
     return files
 
 

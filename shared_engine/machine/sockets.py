@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import select
 import socket
 import struct
 import sys
+
+from shared_engine.machine.proc import open_process
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -33,26 +34,23 @@ def can_connect(path: str) -> bool:
 
 def has_listener(path: str) -> bool:
     """False when nobody listens, or ever will again: the socket is closed, or its file gone."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
             probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:  # its queue is full
-            return True
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:  # its queue is full, or this process has no file descriptor left
         return True
+    return True
 
 
 def peer_process(connection: socket.socket) -> int | None:
-    """A file descriptor that is readable once the process that listens has ended; None where the kernel has none."""
+    """The process that listens, as ``open_process`` gives it."""
     if sys.platform != "linux":
         return None
     pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:  # it ends, and nothing of it is left
-        return None
+    return open_process(pid)
 
 
 def can_read(fd: int) -> bool:

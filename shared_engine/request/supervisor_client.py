@@ -36,10 +36,10 @@ from shared_engine.runtime.lease import Lease
 from shared_engine.runtime.messages import Fate, Outcome, Ready, StartFailed
 from shared_engine.runtime.outcome import outcome_of
 from shared_engine.runtime.progress import Progress
-from shared_engine.runtime.record import FailureKind, Record, is_supervised, read_record
+from shared_engine.runtime.record import EngineState, FailureKind, Record, is_supervised, read_record
 from shared_engine.runtime.spec import EngineSpec
 
-MAX_SPAWNS = 10
+MAX_SPAWNS, MAX_CRASHES = 10, 3
 OUTCOME_TIMEOUT_S = 10.0
 SIGN_OF_LIFE_S = 10.0
 ANSWERS_S = 2.0
@@ -177,8 +177,8 @@ class SupervisorClient:
         self, policy: KeepPolicy, deadline: float, report: Callable[[Progress], None]
     ) -> Ready | StartFailed:
         """Of the supervisor that there is, or of one that is started."""
-        environment = launch_environment(os.environ)
-        for _ in range(MAX_SPAWNS):  # one may exit, because somebody else asked it to, just when it is asked
+        environment, crashes = launch_environment(os.environ), 0
+        for spawned in range(MAX_SPAWNS):  # one may exit, because somebody else asked it to, just when it is asked
             try:
                 reply = None
                 async with self._watched(policy.stall_timeout_s):
@@ -190,12 +190,19 @@ class SupervisorClient:
             if reply is not None:
                 return reply
             # It has exited, or was stopped by a signal and has been ended for that.
+            crashes += spawned > 0 and self._has_crashed()
+            if crashes == MAX_CRASHES:
+                break
             await self._spawner.ensure_listening(deadline)
         raise EngineStartError(
-            f"{MAX_SPAWNS} supervisors of {self.spec.model} in a row exited before they replied; "
-            f"see {self.directory.log}",
+            f"several supervisors of {self.spec.model} in a row ended before they replied; see {self.directory.log}",
             self._spawner.log_tail(),
         )
+
+    def _has_crashed(self) -> bool:
+        """Whether the last supervisor ended in the middle of its work, unasked: each may cost a whole start."""
+        record = read_record(self.directory.record)
+        return record is not None and record.state is not EngineState.STOPPED and not is_supervised(self.directory)
 
     @contextlib.asynccontextmanager
     async def _watched(self, stall_timeout_s: float) -> AsyncIterator[None]:

@@ -148,7 +148,8 @@ class Control:
         try:
             if not is_stopped(supervisor):
                 return False
-            signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ends meanwhile
+                signal.pidfd_send_signal(supervisor, signal.SIGKILL)
             await _ended(supervisor)
             return True
         finally:
@@ -160,7 +161,7 @@ class Control:
             await asyncio.sleep(STOPPED_POLL_S)
 
     async def _process(self) -> int | None:
-        """A file descriptor of the supervisor's process; None where there is none."""
+        """The supervisor's process, as ``open_process`` gives it; None where there is none, too."""
         try:
             _, writer = await asyncio.open_unix_connection(str(self.directory.control_socket))
             with contextlib.closing(writer):

@@ -87,6 +87,13 @@ class RuntimeDir:
         with contextlib.suppress(OSError):  # vLLM's own error is better, if it matters
             self.scratch.mkdir(mode=0o700, exist_ok=True)
 
+    def keep_young(self) -> None:
+        """Keep all that is here from whoever removes what is old in /tmp."""
+        for folder, _, names in os.walk(self.path):
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                with contextlib.suppress(OSError):  # it is gone, or the file system is read-only
+                    os.utime(path, follow_symlinks=False)
+
     def prepare(self) -> None:
         """Make the folder, or check that the one there is private.
 

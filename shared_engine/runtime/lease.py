@@ -50,7 +50,10 @@ class Lease:
         with self._guard:
             if self._holders == 0:
                 if self._fd is None:
-                    self._fd = open_lease_file(self._path)
+                    try:
+                        self._fd = open_lease_file(self._path)
+                    except FileNotFoundError:  # the folder was removed: who asks for the engine makes it again
+                        return False
                 if not try_lock(self._fd, fcntl.LOCK_SH):
                     return False
                 if not is_at(self._path, self._fd):
@@ -86,11 +89,37 @@ class ExclusiveLease:
     """The supervisor's side: held while it ends the server or puts it to sleep, and nobody may lease it."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._fd = open_lease_file(path)
+        self._removed: list[int] = []
+        """Open files that somebody has removed while requests held them."""
 
     def try_take(self) -> bool:
         """False while requests are in flight. Taking it again while it is held is True and changes nothing."""
+        if not is_at(self._path, self._fd) and not self._open_again():
+            return False
+        for fd in tuple(self._removed):
+            if not try_lock(fd, fcntl.LOCK_EX):
+                return False
+            self._removed.remove(fd)  # nobody takes that one again
+            self._stamp(read_last_use(fd))
+            os.close(fd)
         return try_lock(self._fd, fcntl.LOCK_EX)
+
+    def _open_again(self) -> bool:
+        """The file was removed: requests take their leases on another one from now on."""
+        try:
+            fd = open_lease_file(self._path)
+        except OSError:
+            return False
+        self._removed.append(self._fd)
+        self._fd = fd
+        return True
+
+    def _stamp(self, last_use: float) -> None:
+        if last_use > read_last_use(self._fd):
+            with contextlib.suppress(OSError):  # the disk is full
+                os.pwrite(self._fd, _STAMP.pack(last_use), 0)
 
     def give_back(self) -> None:
         """Let requests in again; nothing happens if it is not held."""

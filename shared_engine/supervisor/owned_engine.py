@@ -148,6 +148,12 @@ class OwnedEngine:
         self.ready_at = time.monotonic()
         self.lease.give_back()
 
+    def failure_of(self, error: StartFailedError | OSError) -> Failure:
+        """Of a start, or a wake, that ended so. An OSError: the machine refuses what it needs, as a full disk does."""
+        if isinstance(error, StartFailedError):
+            return error.failure
+        return Failure(FailureKind.START, f"the engine did not start: {error}", self.log.tail())
+
     def start_timeout_failure(self, limit_s: float) -> Failure:
         """That a caller has waited for ``limit_s`` seconds, and what the start was doing, which goes on."""
         progress = self.progress.progress

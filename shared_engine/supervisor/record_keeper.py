@@ -39,6 +39,7 @@ class RecordKeeper:
         self._ownership = ownership
         self._log = log
         self._changes = changes
+        self._is_written = False
         self.entered_at = time.monotonic()
         """When the state was entered."""
         old = read_record(directory.record) or Record()
@@ -87,9 +88,11 @@ class RecordKeeper:
         self.exit_if_not_owned()
         try:
             write_record(self._dir.record, self.record)
+            self._is_written = True
         except OSError as exc:
+            self._is_written = False
             # A stale record would be believed; with none, every caller asks here.
-            self._dir.record.unlink(missing_ok=True)
+            remove_files([str(self._dir.record)])
             self._log.note(f"the record can't be written: {exc}", logging.WARNING)
 
     def publish_death(self, failure: Failure) -> None:
@@ -105,10 +108,10 @@ class RecordKeeper:
         return {"start_number": number, "socket": str(self._dir.server_socket(number)), "server_pid": 0, "tcp": ()}
 
     def is_written(self) -> bool:
-        """Whether the record is there to be read; tries again to write it."""
-        if not self._dir.record.exists():
+        """Whether the record is there to be read, as it is now; tries again to write it."""
+        if not self._is_written or not self._dir.record.exists():
             self.publish()
-        return self._dir.record.exists()
+        return self._is_written
 
     def exit_if_not_owned(self) -> None:
         """See Ownership: the files may be another supervisor's by now."""

@@ -6,13 +6,12 @@ vLLM may take seconds to notice that one of them is gone, and minutes to end: it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared_engine.machine.proc import exit_code_of, group_members, is_alive, process_stat, title_of
+from shared_engine.machine.proc import exit_code_of, group_members, is_alive, open_process, process_stat, title_of
 from shared_engine.supervisor.ends import Exit, exit_reported
 
 TITLE = "VLLM::"  # vLLM's setproctitle of its EngineCores and workers
@@ -41,9 +40,8 @@ class ServerTree:
         self._log = log
         self._members: dict[int, _Member] = {}
         self._fds: list[int] = []
-        if hasattr(os, "pidfd_open"):
-            for pid in group_members(leader):
-                self._watch(pid)
+        for pid in group_members(leader):
+            self._watch(pid)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -56,8 +54,8 @@ class ServerTree:
         title, stat = title_of(pid), process_stat(pid)
         if not title.startswith(TITLE) or stat is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
+        fd = open_process(pid)
+        if fd is not None:  # else vLLM's own watch has to do
             self._members[pid] = _Member(title.removeprefix(TITLE), stat.parent)
             self._fds.append(fd)
             self._loop.add_reader(fd, self._has_ended, pid)

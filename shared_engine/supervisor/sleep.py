@@ -58,8 +58,8 @@ class Wake(Work):
         try:
             async with engine.progress_reported():
                 trouble = await self._ask_to_wake(engine.callers.policy)
-        except StartFailedError as exc:
-            return exc.failure
+        except (StartFailedError, OSError) as exc:
+            return engine.failure_of(exc)
         finally:
             engine.keeper.publish(progress=None)
         if trouble is not None:

@@ -45,8 +45,8 @@ class Start(Work):
         try:
             async with engine.progress_reported():
                 await self._bring_up(policy, is_return=is_return)
-        except StartFailedError as exc:
-            return await self._give_up(exc.failure)
+        except (StartFailedError, OSError) as exc:
+            return await self._give_up(engine.failure_of(exc))
         return None
 
     async def _bring_up(self, policy: KeepPolicy, *, is_return: bool) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ class StartLock:
     """
 
     def __init__(self, root: Path, devices: Sequence[str], name: str, on_wait: Callable[[str], None]) -> None:
-        self._paths = [root / f"{device.replace(':', '-')}.start" for device in sorted(devices)]
+        # Old names of MIG instances hold slashes: MIG-GPU-.../1/0.
+        self._paths = [root / f"{re.sub('[:/]', '-', device)}.start" for device in sorted(devices)]
         self._name = name
         self._on_wait = on_wait
         self._held: list[int] = []

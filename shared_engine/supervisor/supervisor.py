@@ -54,7 +54,7 @@ from shared_engine.supervisor.owned_engine import OwnedEngine
 from shared_engine.supervisor.sleep import Sleep, Wake
 from shared_engine.supervisor.start import Start
 from shared_engine.supervisor.tcp import open_port
-from shared_engine.supervisor.watch import LONGEST_WAIT_S, Step, Watch
+from shared_engine.supervisor.watch import BUSY_POLL_S, LONGEST_WAIT_S, Step, Watch
 from shared_engine.supervisor.work import Work, WorkSlot
 
 FIRST_CALLER_S = 20.0
@@ -127,9 +127,7 @@ class Supervisor:
     def _keep_files(self) -> None:
         """Keep them from whoever removes what is old in /tmp."""
         self._engine.keeper.exit_if_not_owned()
-        for path in (self._dir.path, self._dir.lock, self._dir.lease, self._dir.record, self._dir.control_socket):
-            with contextlib.suppress(OSError):
-                os.utime(path)
+        self._dir.keep_young()
 
     async def _close(self) -> None:
         engine = self._engine
@@ -297,6 +295,9 @@ class Supervisor:
             if not self._work.is_busy and engine.is_loaded:
                 try:
                     wait_s = await self._look()
+                except OSError as exc:  # what the machine refuses now, as without a file descriptor left
+                    engine.log.note(f"can't look at the engine: {exc}", logging.WARNING)
+                    wait_s = BUSY_POLL_S
                 except Exception as exc:
                     self._crash(exc)
             await engine.changes.wait_after(seen, wait_s)

@@ -148,6 +148,25 @@ def test_exit_0_at_start_is_a_failure_told_to_all_who_wait_and_the_next_request_
 
 
 @pytest.mark.smoke
+def test_what_the_machine_refuses_a_start_is_told_and_its_supervisor_goes_on(
+    fake_engine: MakeEngine, runtime_root: Path
+) -> None:
+    engine = fake_engine()
+    lock = runtime_root / "cpu.start"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    try:
+        error = error_of(engine)
+        pid = engine.status().supervisor_pid
+    finally:
+        lock.rmdir()
+    assert type(error) is EngineStartError
+    assert "Is a directory" in error.message
+    assert str(lock) in error.message
+    assert engine.chat(HELLO).text == ANSWER
+    assert engine.status().supervisor_pid == pid
+
+
 def test_exit_0_before_any_byte_is_tried_again_unseen(fake_engine: MakeEngine, tmp_path: Path) -> None:
     engine = fake_engine({"exit_at": "request", "exit_after_tokens": 2, "once": str(tmp_path / "once")})
     assert engine.chat(HELLO).text == ANSWER

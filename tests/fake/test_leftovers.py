@@ -14,6 +14,7 @@ import pytest
 import shared_engine
 from shared_engine import Engine, EngineStartError, EngineState
 from shared_engine.machine.proc import cpu_seconds
+from shared_engine.request import spawn
 from shared_engine.runtime.record import Record, read_record
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import (
@@ -98,6 +99,31 @@ def test_of_a_killed_supervisor_no_process_stays_and_its_next_removes_the_files(
     wait_until(lambda: not any_exists(everything), 15, "all to be gone")
     assert hello(engine) == ANSWER
     assert things.left() == []
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("are", ["missing", "refused"])
+def test_without_pidfds_an_engine_starts_ends_and_leaves_nothing(
+    fake_engine: MakeEngine, fake_cuda_python: str, monkeypatch: pytest.MonkeyPatch, are: str
+) -> None:
+    """Some Pythons are built without them, and some kernels and containers refuse them."""
+    if are == "missing":
+        monkeypatch.delattr(os, "pidfd_open")
+        monkeypatch.setattr(spawn, "_SUPERVISE", f"import os; del os.pidfd_open; {spawn._SUPERVISE}")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", lambda _: os.open("/no/file", os.O_RDONLY))
+        refusing = "import os; os.pidfd_open = lambda _: os.open('/no/file', os.O_RDONLY)"
+        monkeypatch.setattr(spawn, "_SUPERVISE", f"{refusing}; {spawn._SUPERVISE}")
+    engine = fake_engine({"leftovers": True, "spawn_core": True}, python=fake_cuda_python)
+    engine.warmup()
+    things, everything = Things(engine), all_processes(engine)
+    os.kill(supervisor_pid(engine), signal.SIGKILL)
+    wait_until(lambda: not any_exists(everything), 15, "all to be gone")
+    assert hello(engine) == ANSWER
+    assert things.left() == []
+    everything = all_processes(engine)
+    engine.shutdown()
+    assert not any_exists(everything)
 
 
 def test_a_supervisor_killed_during_a_start_leaves_no_files(fake_engine: MakeEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,19 @@ def test_the_root_does_not_depend_on_the_session(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
     monkeypatch.setenv("TMPDIR", "/var/tmp")
     assert runtime_root() == here
+
+
+def test_all_of_it_is_kept_from_whoever_removes_what_is_old(tmp_path: Path) -> None:
+    directory = RuntimeDir(tmp_path / "key")
+    directory.prepare()
+    directory.clear_scratch()
+    (directory.scratch / "of_vllm").touch()
+    directory.spec.touch()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(directory.server_socket(1)))
+    everything = [directory.path, *directory.path.rglob("*")]
+    assert len(everything) == 5
+    for path in everything:
+        os.utime(path, (1, 1))
+    directory.keep_young()
+    assert all(path.stat().st_mtime > 1 for path in everything)

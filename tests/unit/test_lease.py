@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared_engine.machine.locks import try_lock
-from shared_engine.runtime.lease import Lease, open_lease_file, read_last_use
+from shared_engine.runtime.lease import ExclusiveLease, Lease, open_lease_file, read_last_use
 from tests.support.paths import REPOSITORY
 from tests.support.waiting import wait_until
 
@@ -119,3 +119,42 @@ def test_a_forked_child_neither_keeps_nor_breaks_the_parents_lease(tmp_path: Pat
         os.waitpid(child, 0)
         os.close(ready_r)
         os.close(ready_w)
+
+
+# ---- the supervisor's side, where somebody removes the file
+
+
+def test_requests_that_hold_a_removed_file_forbid_an_eviction(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    supervisor, client = ExclusiveLease(path), Lease(path)
+    assert client.try_take()
+    path.unlink()
+    assert not supervisor.try_take()
+    client.give_back()
+    used_at = time.monotonic()
+    assert supervisor.try_take()
+    assert used_at - 1 < supervisor.last_use() <= used_at
+
+
+def test_requests_that_made_another_file_forbid_an_eviction(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    supervisor, client = ExclusiveLease(path), Lease(path)
+    path.unlink()
+    assert client.try_take()
+    assert not supervisor.try_take()
+    client.give_back()
+    assert supervisor.try_take()
+    assert not client.try_take()
+    supervisor.give_back()
+    assert client.try_take()
+    client.give_back()
+
+
+def test_where_no_file_can_be_made_nothing_is_evicted(tmp_path: Path) -> None:
+    path = tmp_path / "engine" / "lease"
+    path.parent.mkdir()
+    supervisor = ExclusiveLease(path)
+    path.unlink()
+    path.parent.rmdir()
+    assert not supervisor.try_take()
+    assert not Lease(path).try_take()

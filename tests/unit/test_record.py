@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from shared_engine.runtime.directory import RuntimeDir
+from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.record import (
     TRANSITIONS,
     EngineState,
@@ -15,6 +18,10 @@ from shared_engine.runtime.record import (
     read_record,
     write_record,
 )
+from shared_engine.runtime.spec import EngineSpec
+from shared_engine.supervisor.changes import Changes
+from shared_engine.supervisor.ownership import Ownership
+from shared_engine.supervisor.record_keeper import RecordKeeper
 
 
 def test_a_record_survives_the_file(tmp_path: Path) -> None:
@@ -52,3 +59,19 @@ def test_a_state_is_entered_only_by_the_table(state: EngineState) -> None:
         else:
             with pytest.raises(ValueError, match="no transition"):
                 Record(state=state).entered(target)
+
+
+async def test_a_record_that_can_be_neither_written_nor_removed_ends_nothing(tmp_path: Path) -> None:
+    directory = RuntimeDir(tmp_path / "key")
+    directory.prepare()
+    (directory.record / "file").mkdir(parents=True)
+    lock = os.open(directory.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    spec = EngineSpec((), "/no/python", "0.32.0", "org/model")
+    keeper = RecordKeeper(directory, spec, Ownership(directory, lock), EngineLog(directory.log), Changes())
+    keeper.publish(start_s=1.0)
+    assert not keeper.is_written()
+    (directory.record / "file").rmdir()
+    directory.record.rmdir()
+    assert keeper.is_written()
+    assert read_record(directory.record) == keeper.record
+    os.close(lock)

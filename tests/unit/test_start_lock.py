@@ -123,3 +123,8 @@ async def test_starts_on_overlapping_devices_all_come(tmp_path: Path) -> None:
 
     async with asyncio.timeout(15):
         await asyncio.gather(start("a", "b"), start("b", "c"), start("c", "a"), start("b"), start("c", "b", "a"))
+
+
+async def test_a_device_s_name_may_hold_slashes(tmp_path: Path) -> None:
+    async with StartLock(tmp_path, ["cuda:MIG-GPU-1234/1/0"], "x", lambda _: None):
+        assert [path.name for path in tmp_path.iterdir()] == ["cuda-MIG-GPU-1234-1-0.start"]

@@ -12,8 +12,15 @@ from shared_engine import (
     EngineStartTimeoutError,
     EngineStoppedError,
 )
-from shared_engine.request.supervisor_client import SupervisorClient, end_error, start_error
+from shared_engine.request.supervisor_client import (
+    MAX_CRASHES,
+    MAX_SPAWNS,
+    SupervisorClient,
+    end_error,
+    start_error,
+)
 from shared_engine.runtime.control import OtherReleaseError
+from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.messages import Fate, Outcome, StartFailed
 from shared_engine.runtime.record import EngineState, Failure, FailureKind, Record, write_record
 from shared_engine.runtime.spec import EngineSpec
@@ -106,3 +113,25 @@ async def test_where_it_cannot_be_asked_the_request_s_own_error_stays(
 
     monkeypatch.setattr(client.control, "what_became_of", refuse)
     assert await client.death_of(2) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "spawned"),
+    [(EngineState.STARTING, MAX_CRASHES), (EngineState.STOPPED, MAX_SPAWNS), (None, MAX_SPAWNS)],
+)
+async def test_a_start_that_ends_each_supervisor_is_given_up_soon(
+    client: SupervisorClient, monkeypatch: pytest.MonkeyPatch, left: EngineState | None, spawned: int
+) -> None:
+    """A supervisor that somebody has asked to end leaves a record that says so, and another one is started."""
+    made = 0
+
+    async def spawn(_: float) -> None:
+        nonlocal made
+        made += 1
+        if left is not None:
+            write_record(client.directory.record, Record(state=left))
+
+    monkeypatch.setattr(client._spawner, "ensure_listening", spawn)
+    with pytest.raises(EngineStartError, match="several supervisors of org/model in a row ended"):
+        await client.acquire(KeepPolicy(), show_progress=False)
+    assert made == spawned
