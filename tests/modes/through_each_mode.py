@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.adapters import LORA_FLAGS
 from tests.support.plain_server import PlainServer, plain_servers
-from tests.support.suites import assert_suites_pass, assert_suites_pass_in_direct_mode
+from tests.support.suites import VLLM_AS_IT_IS, assert_suites_pass, assert_suites_pass_in_direct_mode
 
 pytestmark = pytest.mark.timeout(1800)
 each_suite = pytest.mark.parametrize("suite", ["tests/langchain", "tests/llama_index"])
@@ -40,10 +40,10 @@ def embedders(minilm: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 @each_suite
 def test_remote(servers: list[PlainServer], embedders: list[PlainServer], suite: str) -> None:
-    assert_suites_pass([suite], servers[0].url, embedders[0].url)
+    assert_suites_pass([suite], servers[0].url, embedders[0].url, VLLM_AS_IT_IS)
 
 
 @each_suite
 def test_fleet(servers: list[PlainServer], embedders: list[PlainServer], suite: str) -> None:
     chat_urls, embedding_urls = (",".join(server.url for server in each) for each in (servers, embedders))
-    assert_suites_pass([suite], chat_urls, embedding_urls)
+    assert_suites_pass([suite], chat_urls, embedding_urls, VLLM_AS_IT_IS)

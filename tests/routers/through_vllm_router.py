@@ -37,7 +37,7 @@ from tests.support.paths import TINY_CHAT
 from tests.support.plain_server import PlainServer, free_port, plain_servers
 from tests.support.pooling_server import embeds_and_reranks
 from tests.support.remote_server import RemoteServer, running_server
-from tests.support.suites import BEHIND_ONE_URL, assert_suites_pass
+from tests.support.suites import BEHIND_ONE_URL, VLLM_AS_IT_IS, assert_suites_pass
 from tests.support.vllm_router import vllm_router
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -187,6 +187,7 @@ def test_a_server_that_is_gone_costs_retries_and_no_request(
 
 LEFT_OUT = {
     **BEHIND_ONE_URL,
+    **VLLM_AS_IT_IS,
     "loaded_at_run_time": "the router tells one server of three",
     "cancelling_a_call_aborts": "the router has a whole answer generated to its end",
     "long_is_named_or_cut": "the router leaves truncate_prompt_tokens out",

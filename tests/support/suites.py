@@ -28,6 +28,12 @@ NOT_REMOTE = {
 }
 """What only an engine of this machine can show, by a part of the test's name, and why."""
 
+VLLM_AS_IT_IS = {
+    "answer_of_every_type": "it lets a small model write blanks up to max_tokens, where an engine of ours allows one",
+    "type_by_itself_gives_its_value": "the same",
+}
+"""The same, of a vLLM that was started without vllm-local: docs/structured.md."""
+
 BEHIND_ONE_URL = {"counted_once_and_as_vllm_counts_it": "the counters are those of one server of several"}
 """The same, of what stands before several servers."""
 
