@@ -152,8 +152,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events-fd", type=int, required=True)
     events_fd = parser.parse_args().events_fd
+    preload_libgomp()  # first: it may run all of this again
     take_level(os.environ)
-    preload_libgomp()
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # vLLM may fork, even where we leave the choice to it
     allow_amx()

@@ -110,4 +110,4 @@ def preload_libgomp() -> None:
     found = [path for place in places for path in glob.glob(os.path.join(place, "libgomp*.so*"))]
     if found:
         os.environ["LD_PRELOAD"] = ":".join(filter(None, (preloaded, found[0])))
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+        os.execv(sys.executable, [sys.executable, "-u", *sys.argv])

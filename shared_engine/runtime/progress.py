@@ -117,18 +117,19 @@ class ProgressReader:
     """Follows the log of one start; never goes back, as several workers write to one log."""
 
     def __init__(self, phase: StartPhase) -> None:
-        self._pending = ""
         self.begin(phase)
 
     def begin(self, phase: StartPhase) -> None:
         """Another start, or a wake, begins."""
+        self._pending = ""
         self.progress = Progress(phase, since=time.time())
         self._counted = [""]
         self._took_s: dict[str, float] = {}
         self._added_until = self.progress.since
 
     def enter(self, phase: StartPhase, detail: str = "") -> None:
-        """A phase that is not read off the log."""
+        """A phase that is not read off the log, and with which the log of a server may begin."""
+        self._pending = ""
         self._enter(Progress(phase, detail=detail, since=time.time()))
 
     def took_s(self) -> dict[str, float]:
@@ -155,7 +156,7 @@ class ProgressReader:
         if fetched_bytes <= 0 or self.progress.phase not in (StartPhase.CONFIG, StartPhase.DOWNLOAD):
             return
         if self.progress.phase is StartPhase.CONFIG:
-            self.enter(StartPhase.DOWNLOAD)
+            self._enter(Progress(StartPhase.DOWNLOAD, since=time.time()))
         if whole is not None and whole[0] < whole[1]:
             done, total = whole
             self.progress = replace(self.progress, done=done, total=total, unit="B", detail=_share(done, total))

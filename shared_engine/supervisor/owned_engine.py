@@ -154,11 +154,10 @@ class OwnedEngine:
             return error.failure
         return Failure(FailureKind.START, f"the engine did not start: {error}", self.log.tail())
 
-    def start_timeout_failure(self, limit_s: float) -> Failure:
-        """That a caller has waited for ``limit_s`` seconds, and what the start was doing, which goes on."""
+    def start_timeout_failure(self, limit_s: float, *, goes_on: bool = False) -> Failure:
+        """That a caller has waited for ``limit_s`` seconds, and, of a start that goes on, what it was doing."""
         progress = self.progress.progress
-        message = (
-            f"the engine was not ready after start_timeout_s = {limit_s:g} s: "
-            f"it was {progress} for {time.time() - progress.since:.1f} s; the start goes on"
-        )
+        message = f"the engine was not ready after start_timeout_s = {limit_s:g} s"
+        if goes_on:
+            message += f": it was {progress} for {time.time() - progress.since:.1f} s; the start goes on"
         return Failure(FailureKind.TIMEOUT, message, self.log.tail())

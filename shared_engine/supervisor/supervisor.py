@@ -232,12 +232,14 @@ class Supervisor:
                     send(StartProgress(_backing_off(wait_s)))
                     await engine.changes.wait_after(seen, wait_s)
                     continue
+                if time.monotonic() > deadline:
+                    return StartFailed(engine.start_timeout_failure(timeout))
                 self._work.begin(Wake(engine) if record.state is EngineState.ASLEEP else Start(engine))
             try:
                 async with asyncio.timeout_at(deadline):
                     failure = await self._work.outcome()
             except TimeoutError:
-                goes_on = engine.start_timeout_failure(timeout)
+                goes_on = engine.start_timeout_failure(timeout, goes_on=True)
                 # A start that is giving up has a better answer, soon.
                 failure = await self._work.outcome() if self._work.is_giving_up else goes_on
             if failure is not None and not failure.is_from_outside and not self._was_terminated:

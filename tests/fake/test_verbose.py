@@ -8,12 +8,14 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from shared_engine import Engine
 from tests.fake.conftest import MakeEngine
 from tests.support.callers import ANSWER, HELLO, directory_of, hello, log_of
+from tests.support.fake_vllm.environment import make_environment
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -122,6 +124,24 @@ def test_the_level_of_supervisor_and_launcher(
     assert any(line.startswith("DEBUG vllm-local launcher: forked the server") for line in lines) is launcher
     assert any(line.startswith("INFO") or ") INFO" in line for line in lines), "vLLM's own lines are vLLM's to choose"
     assert "VLLM_LOCAL_LOG_LEVEL" not in directory_of(engine).spec.read_text()
+
+
+def test_the_level_reaches_a_launcher_that_runs_itself_again_with_torch_s_libgomp(
+    fake_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = make_environment(tmp_path / "engine", "cpu")
+    (site,) = (tmp_path / "engine" / "lib").glob("python*/site-packages")
+    for file in (site / "torch" / "__init__.py", site / "torch.libs" / "libgomp.so"):
+        file.parent.mkdir()
+        file.touch()
+    monkeypatch.setenv("VLLM_LOCAL_LOG_LEVEL", "debug")
+    engine = fake_engine(python=python)
+    assert hello(engine) == ANSWER
+    pid = json.loads(directory_of(engine).record.read_text())["launcher_pid"]
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert f"LD_PRELOAD={site / 'torch.libs' / 'libgomp.so'}".encode() in environment
+    assert b"-u" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    assert "DEBUG vllm-local launcher: forked the server" in log_of(engine)
 
 
 def test_the_level_decides_no_engine_and_keeps_no_launcher_from_being_used_again(

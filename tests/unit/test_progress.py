@@ -215,6 +215,16 @@ def test_a_phase_that_the_log_does_not_tell() -> None:
     assert not reader.feed(CUDA) and str(reader.progress) == "waking up"
 
 
+def test_what_the_start_before_wrote_last_is_nothing_of_the_next() -> None:
+    bar = shards(SAFETENSORS, 3, 4).rstrip()
+    reader = ProgressReader(StartPhase.CONFIG)
+    for begin in (reader.begin, reader.enter):
+        assert reader.feed(bar) and reader.progress.phase is StartPhase.WEIGHTS
+        begin(StartPhase.CONFIG)
+        assert not reader.feed("INFO: vLLM comes up\n")
+        assert reader.progress.phase is StartPhase.CONFIG
+
+
 def test_json_carries_all_of_it() -> None:
     progress = Progress(StartPhase.GRAPHS, 3, 25, "FULL", 12.5)
     assert typed(Progress, progress.to_json()) == progress
