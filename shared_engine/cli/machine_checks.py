@@ -62,7 +62,8 @@ def _no_gpu(release: str) -> Finding:
 def check_ram(*, is_cpu: bool) -> Finding:
     """RAM that is free, and what a container may have."""
     limit, physical = total_memory(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = _available_memory(limit)
+    memory = ram()
+    available = limit if memory is None else min(limit, memory.free)
     detail = f"{gib(available)} of {gib(limit)} free"
     if limit < physical:
         detail += f" (limited by the container; the machine has {gib(physical)})"
@@ -70,16 +71,6 @@ def check_ram(*, is_cpu: bool) -> Finding:
         return ok("RAM", detail)
     need = "vLLM alone takes 2 GiB, the model and its KV cache come on top" if is_cpu else "weights pass through RAM"
     return warn("RAM", detail, f"close other programs or raise the container's limit: {need}")
-
-
-def _available_memory(limit: int) -> int:
-    """MemAvailable, or what the container has left, where that is less."""
-    free = limit
-    if (memory := ram()) is not None:
-        free = min(free, memory.free)
-    with contextlib.suppress(OSError, ValueError):
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(0, free)
 
 
 def check_shared_memory(settings: EngineSettings, *, is_cpu: bool) -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from shared_engine.machine.gpu import device_named, find_gpus, in_cuda_order
 from shared_engine.machine.nvml import Gpu
 
 GIB = 1 << 30
+CGROUPS, CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,48 @@ def _memory_of(device: str, gpus: Sequence[Gpu]) -> Memory | None:
 
 
 def ram() -> Memory | None:
-    """The machine's own; None where it is not told."""
+    """The machine's own, or what its cgroups leave to this process, as in a container; None where it is not told."""
+    machine = _ram_of_machine()
+    found = [*([] if machine is None else [machine]), *_ram_of_cgroups()]
+    return Memory(min(each.free for each in found), min(each.total for each in found)) if found else None
+
+
+def _ram_of_machine() -> Memory | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         sizes = {name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines)}
         return Memory(sizes["MemAvailable"], sizes["MemTotal"])
     except (OSError, KeyError, ValueError):
         return None  # not Linux as we know it: then vLLM has to find out by itself
+
+
+def _ram_of_cgroups() -> Iterator[Memory]:
+    """Of the cgroups that this process is in, those that have a limit: version 2, and version 1."""
+    try:
+        groups = CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, used, prefix = CGROUP_FILES, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            top, limit, used, prefix = (
+                CGROUP_FILES / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_",
+            )
+        else:
+            continue
+        # In a container the path may be the host's, and lead nowhere: the container's own cgroup is at the top then.
+        group = top / path.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+            with contextlib.suppress(OSError, ValueError):  # no such limit; "max"
+                total = int((folder / limit).read_text())
+                stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+                cached = sum(int(stat.get(f"{prefix}{name}_file", 0)) for name in ("inactive", "active"))
+                yield Memory(max(0, total - int((folder / used).read_text()) + cached), total)
 
 
 def total_memory() -> int:

@@ -6,6 +6,7 @@ but an engine that somebody else has ended is started again for them.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,10 +39,12 @@ class End:
     Attributes:
         words: what has ended, and how.
         is_from_outside: somebody else has ended it, or one of its processes.
+        lacked_memory: the kernel has, as memory ran out.
     """
 
     words: str
     is_from_outside: bool = False
+    lacked_memory: bool = False
 
 
 def end_of(exit: Exit, log: Iterable[str], *, memory_ran_out: bool) -> End:
@@ -55,7 +58,8 @@ def end_of(exit: Exit, log: Iterable[str], *, memory_ran_out: bool) -> End:
     if exit.returncode is None or exit.returncode > 0 or (exit.returncode == 0 and exit.is_leader):
         return End(words)
     if exit.returncode < 0:
-        return End(words, -exit.returncode in FROM_OUTSIDE and not memory_ran_out)
+        is_for_memory = memory_ran_out and -exit.returncode == signal.SIGKILL
+        return End(words, -exit.returncode in FROM_OUTSIDE and not memory_ran_out, is_for_memory)
     # vLLM's handlers of SIGTERM and SIGINT end a process so.
     return End(words, not any(mark in line for line in log for mark in FAILED_BY_ITSELF))
 

@@ -345,7 +345,7 @@ class EngineProcess:
         cause, matter = explain(lines) or end.words, matter_of_version(self._spec.vllm_version)
         kind = FailureKind.NO_GPU if cause.startswith(NO_GPU) else FailureKind.START
         words = f"the engine did not start: {cause}{f' ({matter})' if matter else ''}"
-        return self._failed(FailureKind.MEMORY if lacks_memory(lines) else kind, words)
+        return self._failed(FailureKind.MEMORY if end.lacked_memory or lacks_memory(lines) else kind, words)
 
     def _failed(self, kind: FailureKind, message: str, *, is_from_outside: bool = False) -> StartFailedError:
         return StartFailedError(Failure(kind, message, self._log.tail(), is_from_outside))

@@ -43,9 +43,22 @@ class LoadedEngine:
     def name(self) -> str:
         return called(self.record.model)
 
+    @property
+    def is_asleep(self) -> bool:
+        """It holds little of the device's memory."""
+        return self.record.state is EngineState.ASLEEP
+
+
+def _last_use(engine: LoadedEngine) -> tuple[float, ...]:
+    return (engine.last_use,)
+
+
+def _memory_first(engine: LoadedEngine) -> tuple[float, ...]:
+    return engine.is_asleep, engine.last_use
+
 
 def others_loaded(directory: RuntimeDir, devices: Sequence[str], gpus: Sequence[Gpu] = ()) -> list[LoadedEngine]:
-    """Engines beside ``directory`` that are loaded on one of ``devices``; least recently used first.
+    """Engines beside ``directory`` that are loaded on one of ``devices``.
 
     Args:
         gpus: in CUDA's order; by which a device is known under each of its names.
@@ -65,7 +78,7 @@ def others_loaded(directory: RuntimeDir, devices: Sequence[str], gpus: Sequence[
             ready_at = time.monotonic() - (time.time() - record.state_since)
             found.append(LoadedEngine(other, record, max(read_last_use(lease), ready_at)))
             os.close(lease)
-    return sorted(found, key=lambda engine: engine.last_use)
+    return found
 
 
 async def ask_to_make_room(engine: LoadedEngine) -> str | None:
@@ -121,7 +134,8 @@ class DeviceAdmission:
         return same_names(self._devices, self._gpus)
 
     async def make_room(self, max_loaded_engines: int) -> bool:
-        """Have idle engines evicted, least recently used first, where a start would not fit beside them.
+        """Have idle engines evicted, where a start would not fit beside them: the least recently used first, and for
+        want of memory those that sleep last.
 
         vLLM takes ten seconds and more to find out by itself that memory is short. False while there is no room
         below ``max_loaded_engines`` (0: no limit). Memory is not waited for: vLLM has the last word.
@@ -133,7 +147,7 @@ class DeviceAdmission:
             return len(self._others()) < max_loaded_engines
 
         if max_loaded_engines and not await is_below_limit():
-            await self._evict_until(is_below_limit, f"max_loaded_engines = {max_loaded_engines}")
+            await self._evict_until(is_below_limit, f"max_loaded_engines = {max_loaded_engines}", _last_use)
             if not await is_below_limit():
                 names = ", ".join(f"{name} is {why}" for name, why in self.refused.items())
                 self._on_wait(f"max_loaded_engines = {max_loaded_engines}: {names}")
@@ -141,7 +155,7 @@ class DeviceAdmission:
         lack = await shortfall(self._devices, self._need, self._order)
         if lack is not None and self._others():
             self._on_wait(lack)
-            self.made_room += tuple(await self._evict_until(self._fits, lack))
+            self.made_room += tuple(await self._evict_until(self._fits, lack, _memory_first))
         return True
 
     async def evict_all_idle(self) -> bool:
@@ -150,7 +164,7 @@ class DeviceAdmission:
         async def is_enough() -> bool:
             return False
 
-        evicted = await self._evict_until(is_enough, "not enough memory", wait_s=0.0)
+        evicted = await self._evict_until(is_enough, "not enough memory", _memory_first, wait_s=0.0)
         self.made_room += tuple(evicted)
         return bool(evicted)
 
@@ -161,11 +175,16 @@ class DeviceAdmission:
         return await shortfall(self._devices, self._need, self._order) is None
 
     async def _evict_until(
-        self, is_enough: Callable[[], Awaitable[bool]], why: str, wait_s: float = FREED_S
+        self,
+        is_enough: Callable[[], Awaitable[bool]],
+        why: str,
+        order: Callable[[LoadedEngine], tuple[float, ...]],
+        wait_s: float = FREED_S,
     ) -> list[str]:
         """The names of those that were evicted.
 
         Args:
+            order: the first by this goes first.
             wait_s: how long to wait after each for its memory to come back.
         """
         evicted: list[str] = []
@@ -174,7 +193,7 @@ class DeviceAdmission:
             candidates = [each for each in self._others() if each.directory.path not in asked]
             if not candidates:
                 break
-            engine = candidates[0]
+            engine = min(candidates, key=order)
             asked.add(engine.directory.path)
             refusal = await ask_to_make_room(engine)
             if refusal is not None:

@@ -132,6 +132,33 @@ def test_a_sleeping_neighbour_leaves_too(neighbour: Neighbour) -> None:
     assert transitions(first)[-2:] == ["asleep -> stopping", "stopping -> standby"]
 
 
+def test_one_that_sleeps_stays_where_one_that_is_awake_gives_the_memory(
+    neighbour: Neighbour, fake_gpus: FakeNvml
+) -> None:
+    fake_gpus.show(gpu(A, free=79 * GIB))
+    sleeper = neighbour("sleeper", visible_devices=A, sleep_after_s=0.1)
+    sleeper.warmup()
+    wait_for(sleeper, ASLEEP)
+    awake, last = (neighbour(name, visible_devices=A) for name in ("awake", "last"))
+    assert hello(awake) == ANSWER
+    fake_gpus.show(gpu(A, free=1 * GIB))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(hello, last)
+        wait_for(awake, STANDBY)
+        fake_gpus.show(gpu(A, free=79 * GIB))
+        assert waiting.result() == ANSWER
+    assert sleeper.status().state is ASLEEP
+
+
+def test_of_two_that_are_to_leave_for_a_limit_the_sleeper_is_no_exception(neighbour: Neighbour) -> None:
+    sleeper = neighbour("sleeper", sleep_after_s=0.1)
+    sleeper.warmup()
+    wait_for(sleeper, ASLEEP)
+    awake, last = neighbour("awake"), neighbour("last", max_loaded_engines=2)
+    assert hello(awake) == hello(last) == ANSWER
+    assert (sleeper.status().state, awake.status().state) == (STANDBY, READY)
+
+
 def test_who_uses_two_in_turn_that_do_not_fit_together_is_told_once(
     neighbour: Neighbour, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from shared_engine.cli.tiny_model import write_tiny_model
 from shared_engine.launch import fit, install
 from shared_engine.launch.interpreter import Interpreter, inspect_interpreter
 from shared_engine.machine import nvml
+from shared_engine.machine.memory import Memory
 from shared_engine.machine.nvidia import Driver
 from shared_engine.observe.engines import find_engines
 from shared_engine.runtime.directory import ROOT_VARIABLE, RuntimeDir
@@ -237,7 +238,7 @@ def test_gpus_with_too_little_free_memory(fake_gpus: FakeNvml, monkeypatch: pyte
 @pytest.mark.parametrize(("total", "available"), [(64 << 30, 1 << 30), (2 << 30, 1 << 30)])
 def test_little_ram(monkeypatch: pytest.MonkeyPatch, total: int, available: int) -> None:
     monkeypatch.setattr(machine_checks, "total_memory", lambda: total)
-    monkeypatch.setattr(machine_checks, "_available_memory", lambda limit: available)
+    monkeypatch.setattr(machine_checks, "ram", lambda: Memory(available, total))
     found = machine_checks.check_ram(is_cpu=True)
     assert found.outcome is Outcome.WARN
     assert ("limited by the container" in found.detail) is (total == 2 << 30)

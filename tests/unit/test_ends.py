@@ -14,7 +14,13 @@ CORE, SERVER = "vLLM's EngineCore", "vLLM"
     ("exit", "log", "memory_ran_out", "end"),
     [
         (Exit(CORE, -9), [], False, End(f"{CORE} was killed by SIGKILL (from outside)", is_from_outside=True)),
-        (Exit(CORE, -9), [], True, End(f"{CORE} was killed by SIGKILL (by the kernel when memory ran out)")),
+        (
+            Exit(CORE, -9),
+            [],
+            True,
+            End(f"{CORE} was killed by SIGKILL (by the kernel when memory ran out)", lacked_memory=True),
+        ),
+        (Exit(CORE, -15), [], True, End(f"{CORE} was killed by SIGTERM (from outside)")),
         (Exit(CORE, -15), [], False, End(f"{CORE} was killed by SIGTERM (from outside)", is_from_outside=True)),
         (Exit(CORE, -2), [], False, End(f"{CORE} was killed by SIGINT (from outside)", is_from_outside=True)),
         (Exit(CORE, -1), [], False, End(f"{CORE} was killed by SIGHUP (from outside)", is_from_outside=True)),
