@@ -105,7 +105,11 @@ async def test_a_block_is_copied_without_its_prompts(browser: Browser, address: 
     )
     await tab.until("!!document.querySelector('.highlight-console button.copybtn')")
     await tab.click(".highlight-console button.copybtn")
-    assert await tab.until("copied[0]") == "pip install 'vllm-local[langchain,llama-index,cli]'\nvllm-local install"
+    assert await tab.until("copied[0]") == (
+        "python3 -m venv .venv && . .venv/bin/activate\n"
+        "pip install 'vllm-local[langchain,llama-index,cli]'\n"
+        "vllm-local install"
+    )
     await tab.close()
 
 
