@@ -31,6 +31,7 @@ _NOT_FROM_ENVIRONMENT = (
     "default_query", "proxy_auth", "replicas", "gpu_ids", "lora_adapters", "serve_tcp",
 )  # fmt: skip
 _MIN_KEY = 8
+_TIMES = ("ttl", "idle_ttl_s")
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,12 @@ class _Check:
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    times = ("ttl", "idle_ttl_s")
-    says_time = any(name in own for name in times)
-    return {name: value for name, value in defaults.items() if not (says_time and name in times)} | dict(own)
+    """A model's entry over the defaults. Who pins a model, and does not say how long it stays, has it stay."""
+    says_time = any(name in own for name in _TIMES)
+    pins = own if "pinned" in own else defaults
+    if pins.get("pinned") is True and not says_time and not any(name in pins for name in _TIMES):
+        own, says_time = {**own, "ttl": 0}, True
+    return {name: value for name, value in defaults.items() if not (says_time and name in _TIMES)} | dict(own)
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

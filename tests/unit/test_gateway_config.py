@@ -95,6 +95,27 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("defaults", "own", "stays_s"),
+    [
+        ("{}", "{pinned: true}", math.inf),
+        ("{ttl: 600}", "{pinned: true}", math.inf),
+        ("{idle_ttl_s: 600}", "{pinned: true}", math.inf),
+        ("{pinned: true}", "{}", math.inf),
+        ("{pinned: true, ttl: 600}", "{}", 600),
+        ("{ttl: 600}", "{pinned: true, ttl: 60}", 60),
+        ("{}", "{pinned: true, idle_ttl_s: 60}", 60),
+        ("{pinned: true}", "{ttl: 60}", 60),
+        ("{ttl: 600}", "{pinned: false}", 600),
+        ("{pinned: true}", "{pinned: false}", 1800),
+    ],
+)
+def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, stays_s: float, tmp_path: Path) -> None:
+    model = f"{own[:-1]}, model: org/a}}".replace("{, ", "{")
+    config = read(tmp_path, f"defaults: {defaults}\nmodels:\n  a: {model}\n")
+    assert config.models["a"].settings.idle_ttl_s == stays_s
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("models: {a: {model: org/a}}\nmodles: 1", "line 2: unknown setting 'modles'; did you mean 'models'?"),
