@@ -52,8 +52,8 @@ TAIL = """
 A string that is held to a pattern has no quotes, backslashes or line ends: xgrammar writes none there. In JSON stands
 one blank at most between two parts, in answers and in the arguments of tool calls: where any number was allowed, small
 models wrote them up to `max_tokens`.
-`engine_args={"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}` allows none. A remote
-vLLM that was started without vllm-local allows any number: with a small model give `max_tokens`, and expect a
+`engine_args={"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}` allows none.
+A remote vLLM that was started without vllm-local allows any number: with a small model give `max_tokens`, and expect a
 `LengthFinishReasonError` now and then.
 """
 
