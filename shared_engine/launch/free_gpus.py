@@ -28,15 +28,19 @@ def on_free_gpus(spec: EngineSpec) -> EngineSpec:
     alive = next(_alive_elsewhere(spec), None)
     if alive is not None:
         return alive
+    gpus = find_gpus()
     # A GPU in MIG mode has no memory of its own to give: who wants an instance names it.
-    whole = [gpu for gpu in find_gpus() if not gpu.is_in_mig_mode]
-    free = {gpu.index: gpu.memory_free // GIB for gpu in whole if gpu.memory_free is not None}
-    if len(free) <= len(spec.devices):
+    whole = [(gpu.memory_free // GIB, gpu) for gpu in gpus if not gpu.is_in_mig_mode and gpu.memory_free is not None]
+    if len(whole) <= len(spec.devices):
         return spec
     # By whole GiB, and the first of equal ones: processes that choose at the same time choose the same.
-    numbers = sorted(sorted(free, key=lambda number: (-free[number], number))[: len(spec.devices)])
-    values = (",".join(map(str, numbers)), BY_BUS)
-    devices = tuple(f"cuda:{number}" for number in numbers)
+    by_room = [gpu for _, gpu in sorted(whole, key=lambda each: (-each[0], each[1].index))]
+    chosen = sorted(by_room[: len(spec.devices)], key=lambda gpu: gpu.index)
+    # The driver counts one that is lost, or closed to this process, and CUDA does not: then numbers say nothing.
+    are_all_there = [gpu.index for gpu in gpus] == list(range(len(gpus)))
+    names = [str(gpu.index) if are_all_there else gpu.uuid for gpu in chosen]
+    values = (",".join(names), BY_BUS)
+    devices = tuple(f"cuda:{name}" for name in names)
     return replace(
         spec, devices=devices, environment={**spec.environment, **dict(zip(_VARIABLES, values, strict=True))}
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,18 +36,21 @@ class MemoryNeed:
         return max(int(self.share * memory.total), self.size)
 
 
-async def shortfall(devices: Sequence[str], need: MemoryNeed, device_order: str | None = None) -> str | None:
+async def shortfall(
+    devices: Sequence[str], need: MemoryNeed, device_order: str | None = None, held_by: Collection[int] = ()
+) -> str | None:
     """Which device lacks how much, in words; None if the start fits, or if nothing is known of the device.
 
     Args:
         devices: ``cpu``, or GPUs as CUDA_VISIBLE_DEVICES names them: ``cuda:0``, ``cuda:GPU-...``, ``cuda:MIG-...``.
         device_order: CUDA_DEVICE_ORDER, which decides what their numbers mean; None where it is not set.
+        held_by: processes whose memory of the GPUs counts as free: those of one that wakes.
     """
 
     def look() -> dict[str, Memory | None]:
         is_on_gpus = any(device.startswith("cuda") for device in devices)
         gpus = in_cuda_order(find_gpus(), device_order) if is_on_gpus else ()
-        return {device: _memory_of(device, gpus) for device in devices}
+        return {device: _memory_of(device, gpus, held_by) for device in devices}
 
     for device, memory in (await asyncio.to_thread(look)).items():
         if memory is not None and memory.free < need.of(memory):
@@ -58,13 +61,13 @@ async def shortfall(devices: Sequence[str], need: MemoryNeed, device_order: str 
     return None
 
 
-def _memory_of(device: str, gpus: Sequence[Gpu]) -> Memory | None:
+def _memory_of(device: str, gpus: Sequence[Gpu], held_by: Collection[int]) -> Memory | None:
     if device == "cpu":
         return ram()
     gpu = device_named(device, gpus)
     if gpu is None or gpu.memory_free is None or gpu.memory_total is None:  # it shares the machine's memory
         return None
-    return Memory(gpu.memory_free, gpu.memory_total)
+    return Memory(gpu.memory_free + sum(gpu.memory_by_pid.get(pid) or 0 for pid in held_by), gpu.memory_total)
 
 
 def ram() -> Memory | None:

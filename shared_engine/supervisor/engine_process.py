@@ -208,10 +208,23 @@ class EngineProcess:
             await asyncio.wait([server.ended], timeout=timeout)
         return self._end_of(server.ended.result(), self._lines()) if server.ended.done() else None
 
+    @property
+    def server_pids(self) -> list[int]:
+        """Of all its processes."""
+        return [] if self.server is None else group_members(self.server.pid)
+
     def was_stopped(self) -> bool:
         """Whether somebody has stopped a process of the server that answers need, as with SIGSTOP."""
-        members = [] if self.server is None else group_members(self.server.pid)
-        return any(is_any_stopped([pid]) and not is_resource_tracker(pid) for pid in members)
+        return any(is_any_stopped([pid]) and not is_resource_tracker(pid) for pid in self.server_pids)
+
+    def are_still(self, watch: StallWatch, now: float, limit_s: float) -> bool:
+        """Whether the server's processes have done nothing for ``limit_s`` seconds."""
+        return self._are_stalled(self.server_pids, watch, now, limit_s)
+
+    def _are_stalled(self, pids: list[int], watch: StallWatch, now: float, limit_s: float) -> bool:
+        written = self._log.bytes_fed + self._bytes_on_disk()
+        is_able = partial(is_runnable, pids)
+        return watch.is_stalled(now, written, cpu_seconds(pids), waited_seconds(pids), limit_s, is_able)
 
     def _end_of(self, exit: Exit, lines: list[str]) -> End:
         return end_of(exit, lines, memory_ran_out=out_of_memory_kills() > self._memory_kills)
@@ -299,9 +312,7 @@ class EngineProcess:
                 return
             look_at = time.monotonic() + poll_s
             now_there = pids()
-            used_s, waited_s = cpu_seconds(now_there), waited_seconds(now_there)
-            written, is_able = self._log.bytes_fed + self._bytes_on_disk(), partial(is_runnable, now_there)
-            if watch.is_stalled(clock.now(), written, used_s, waited_s, limit_s, is_able):
+            if self._are_stalled(now_there, watch, clock.now(), limit_s):
                 setting = "" if limit_s == FORK_STALL_S else "stall_timeout_s = "
                 message = (
                     f"{words}: no line in the log and no use of the processor for {setting}{limit_s:g} s, "

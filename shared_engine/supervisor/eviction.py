@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,7 @@ class DeviceAdmission:
         self._log = log
         self._order = device_order
         self._gpus: tuple[Gpu, ...] = ()
+        self._held_by: Collection[int] = ()
         self.made_room: tuple[str, ...] = ()
         """Engines that were evicted because memory was short, since the start began."""
         self.refused: dict[str, str] = {}
@@ -133,14 +134,17 @@ class DeviceAdmission:
             self._gpus = await asyncio.to_thread(lambda: in_cuda_order(find_gpus(), self._order))
         return same_names(self._devices, self._gpus)
 
-    async def make_room(self, max_loaded_engines: int) -> bool:
+    async def make_room(self, max_loaded_engines: int, held_by: Collection[int] = ()) -> bool:
         """Have idle engines evicted, where a start would not fit beside them: the least recently used first, and for
         want of memory those that sleep last.
 
         vLLM takes ten seconds and more to find out by itself that memory is short. False while there is no room
         below ``max_loaded_engines`` (0: no limit). Memory is not waited for: vLLM has the last word.
+
+        Args:
+            held_by: the processes of an engine that wakes, which have some of the memory already.
         """
-        self.refused = {}
+        self.refused, self._held_by = {}, held_by
         await self.devices()
 
         async def is_below_limit() -> bool:
@@ -152,7 +156,7 @@ class DeviceAdmission:
                 names = ", ".join(f"{name} is {why}" for name, why in self.refused.items())
                 self._on_wait(f"max_loaded_engines = {max_loaded_engines}: {names}")
                 return False
-        lack = await shortfall(self._devices, self._need, self._order)
+        lack = await self.lack()
         if lack is not None and self._others():
             self._on_wait(lack)
             self.made_room += tuple(await self._evict_until(self._fits, lack, _memory_first))
@@ -171,8 +175,12 @@ class DeviceAdmission:
     def _others(self) -> list[LoadedEngine]:
         return others_loaded(self._dir, self._devices, self._gpus)
 
+    async def lack(self) -> str | None:
+        """Which device lacks how much, in words; None where it has enough, or nothing is known of it."""
+        return await shortfall(self._devices, self._need, self._order, self._held_by)
+
     async def _fits(self) -> bool:
-        return await shortfall(self._devices, self._need, self._order) is None
+        return await self.lack() is None
 
     async def _evict_until(
         self,

@@ -75,6 +75,7 @@ class HangWatch:
     def __init__(self, now: float) -> None:
         self.silent: tuple[str, ...] = ()
         self._moved_at = now
+        self._processes = StallWatch(now)
         self._steps: dict[str, float] = {}
         self._requests: dict[str, float] = {}
         self._core_moved_at: dict[str, float] = {}
@@ -85,14 +86,22 @@ class HangWatch:
         self._moved_at = now
         self._core_moved_at.update(dict.fromkeys(self.silent, now))
 
-    def look(self, now: float, activity: Activity | None, limit_s: float) -> Verdict:
+    def look(
+        self, now: float, activity: Activity | None, limit_s: float, are_still: AreStill = lambda *_: True
+    ) -> Verdict:
         """Judge by the answer of /metrics; None if there was none.
 
         HUNG: for ``limit_s`` seconds an engine core that has requests made no step, or the API server did not answer.
+
+        Args:
+            are_still: asked where vLLM keeps no statistics: one that has all the requests it takes has none to spare
+                for a prompt of ours, but works.
         """
         if activity is None:
             return Verdict.HUNG if now - self._moved_at >= limit_s else Verdict.FINE
         cores = activity.steps.keys() | activity.requests.keys()
+        if not cores and not are_still(self._processes, now, limit_s):
+            self._moved_at = now
         for core in cores:
             steps, requests = activity.steps.get(core, 0.0), activity.requests.get(core)
             if self._steps.get(core) != steps:
@@ -148,13 +157,19 @@ class HangDetector:
         self._stopped_since: float | None = None
 
     async def is_hung(
-        self, socket: str, model: str, limit_s: float, is_stopped: Callable[[], bool] = lambda: False
+        self,
+        socket: str,
+        model: str,
+        limit_s: float,
+        is_stopped: Callable[[], bool] = lambda: False,
+        are_still: AreStill = lambda *_: True,
     ) -> bool:
         """True when nothing has moved for ``limit_s`` seconds; looks no more often than every hang_poll_s seconds.
 
         Args:
             is_stopped: a process of the server is, by a signal. Whatever the others do, it does nothing with what it
                 has: one of several API servers shows in no metric.
+            are_still: see HangWatch.
         """
         now = time.monotonic()
         if now < self._look_at:
@@ -173,7 +188,7 @@ class HangDetector:
         activity = await read_metrics(socket)
         if activity is not None:
             self.counters = activity.counters
-        verdict = watch.look(clock.now(), activity, limit_s)
+        verdict = watch.look(clock.now(), activity, limit_s, are_still)
         if verdict is not Verdict.ASK:
             return verdict is Verdict.HUNG
         # Only where there are several does it matter which of them answers.
@@ -184,7 +199,7 @@ class HangDetector:
             return False
         # Others may have come before that prompt, and it works for them.
         activity = await read_metrics(socket)
-        return watch.look(clock.now(), activity, limit_s) is not Verdict.FINE
+        return watch.look(clock.now(), activity, limit_s, are_still) is not Verdict.FINE
 
 
 def hang_poll_s(limit_s: float) -> float:
@@ -192,8 +207,8 @@ def hang_poll_s(limit_s: float) -> float:
 
 
 class StallWatch:
-    """Follows a start: it moves as long as it writes (a log, files it downloads) or uses a processor, or would if it
-    had one.
+    """Follows processes, as those of a start: they move as long as they write (a log, files they download), or use a
+    processor, or would if they had one.
     """
 
     def __init__(self, now: float) -> None:
@@ -224,6 +239,11 @@ class StallWatch:
             self._moved_at, self._written_bytes, self._cpu_s, self._waited_s = now, written_bytes, cpu_s, waited_s
             return False
         return quiet_s >= limit_s
+
+
+AreStill = Callable[[StallWatch, float, float], bool]
+"""Whether the processes of a server have done nothing for so long, by what a StallWatch has seen of them: watch, now,
+limit in seconds."""
 
 
 async def read_metrics(socket: str) -> Activity | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -80,8 +80,11 @@ class OwnedEngine:
         return "--enable-sleep-mode" in self.spec.argv
 
     @asynccontextmanager
-    async def admitted(self, policy: KeepPolicy) -> AsyncIterator[None]:
+    async def admitted(self, policy: KeepPolicy, held_by: Collection[int] = ()) -> AsyncIterator[None]:
         """Waits for room on its devices, then is the only one that starts, or wakes, there.
+
+        Args:
+            held_by: see DeviceAdmission.make_room.
 
         Raises:
             StartFailedError: nobody waits for the engine any more.
@@ -94,7 +97,7 @@ class OwnedEngine:
                 lambda other: self.report_queued(f"{other or 'another engine'} starts"),
             )
             async with lock:
-                if await self.admission.make_room(policy.max_loaded_engines):
+                if await self.admission.make_room(policy.max_loaded_engines, held_by):
                     yield
                     return
             if not self.callers.are_waiting:

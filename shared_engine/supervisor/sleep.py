@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
+from shared_engine.machine.gpu import gpu_memory_by_process
 from shared_engine.runtime.keep_policy import KeepPolicy
 from shared_engine.runtime.life_stats import EvictionReason
 from shared_engine.runtime.progress import StartPhase
-from shared_engine.runtime.record import EngineState, Failure
+from shared_engine.runtime.record import EngineState, Failure, FailureKind
 from shared_engine.supervisor.endings import RecordDeath
 from shared_engine.supervisor.engine_process import StartFailedError
 from shared_engine.supervisor.http import http
 from shared_engine.supervisor.owned_engine import OwnedEngine
+from shared_engine.supervisor.start import naming_those_that_stay
 from shared_engine.supervisor.watch import Watch
 from shared_engine.supervisor.work import Work
 
@@ -76,9 +79,26 @@ class Wake(Work):
 
     async def _ask_to_wake(self, policy: KeepPolicy) -> str | None:
         engine = self._engine
-        async with engine.admitted(policy):
+        pids = engine.process.server_pids
+        async with engine.admitted(policy, pids):
+            if engine.admission.refused:
+                await self._refuse_without_room(pids)
             engine.progress.enter(StartPhase.WAKE)
             return await _ask_server(engine, "/wake_up", policy.stall_timeout_s)
+
+    async def _refuse_without_room(self, pids: list[int]) -> None:
+        """Where others stay: vLLM that can't get its memory back has to be ended, and another start would lack it too.
+
+        Raises:
+            StartFailedError: it would not get it; it sleeps on.
+        """
+        lack = await self._engine.admission.lack()
+        if lack is None:
+            return
+        counted = await asyncio.to_thread(gpu_memory_by_process)
+        if any(counted.get(pid) for pid in pids):  # else it is not known what it has already, as in a container
+            failure = Failure(FailureKind.MEMORY, f"the engine did not wake up: {lack}")
+            raise StartFailedError(naming_those_that_stay(failure, self._engine.admission.refused))
 
 
 async def _ask_server(engine: OwnedEngine, path: str, timeout: float) -> str | None:

@@ -114,8 +114,9 @@ class Watch:
         return max(0.0, engine.ready_at + LEASE_GRACE_S - time.monotonic())
 
     async def _is_hung(self, socket: str, model: str, policy: KeepPolicy) -> bool:
-        server, was_stopped = self._engine.process.server, self._engine.process.was_stopped
-        is_hung = await self._hang_detector.is_hung(socket, model, policy.stall_timeout_s, was_stopped)
+        process = self._engine.process
+        server, limit_s = process.server, policy.stall_timeout_s
+        is_hung = await self._hang_detector.is_hung(socket, model, limit_s, process.was_stopped, process.are_still)
         self._engine.seen_counters = self._hang_detector.counters or self._engine.seen_counters
         # It may have ended meanwhile, and another may have taken its place.
-        return is_hung and self._engine.process.server is server and server is not None and not server.ended.done()
+        return is_hung and process.server is server and server is not None and not server.ended.done()

@@ -29,6 +29,7 @@ from tests.support.callers import (
     hello,
     journal,
     log_of,
+    server_pid,
     transitions,
     wait_for,
 )
@@ -201,6 +202,29 @@ def test_a_sleeper_whose_memory_another_has_taken_is_started_anew_in_its_place(
     assert sleeper.status().state is ASLEEP, "there was room"
     assert hello(sleeper) == ANSWER
     assert other.status().state is STANDBY
+
+
+def test_a_sleeper_that_would_not_get_its_memory_back_sleeps_on_and_its_error_says_who_has_it(
+    neighbour: Neighbour, fake_gpus: FakeNvml
+) -> None:
+    fake_gpus.show(gpu(A, free=79 * GIB))
+    sleeper = neighbour("sleeper", visible_devices=A, sleep_after_s=0.1)
+    sleeper.warmup()
+    wait_for(sleeper, ASLEEP)
+    pinned = neighbour("first", visible_devices=A, pinned=True)
+    assert hello(pinned) == ANSWER
+    own = f"process {server_pid(sleeper)} {2 * GIB}"
+    fake_gpus.show(gpu(A, free=1 * GIB), own)
+    error = error_of(sleeper)
+    assert isinstance(error, EngineStartError)
+    assert error.message == (
+        f"the engine did not wake up: cuda:{A} has 3.00 of 80.00 GiB free, 72.00 are needed; "
+        "also loaded on the device: first (pinned)"
+    )
+    assert sleeper.status().state is ASLEEP
+    fake_gpus.show(gpu(A, free=71 * GIB), own)
+    assert hello(sleeper) == ANSWER, "it has 2 GiB already"
+    assert (sleeper.status().starts, pinned.status().state) == (1, READY)
 
 
 def test_nobody_leaves_when_nothing_is_short(neighbour: Neighbour) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from shared_engine.launch import free_gpus
 from shared_engine.launch.free_gpus import on_free_gpus
+from shared_engine.machine.gpu import device_named
 from shared_engine.machine.memory import GIB
 from shared_engine.machine.nvml import Gpu
 from shared_engine.runtime.directory import runtime_dir
@@ -61,6 +62,17 @@ def test_a_gpu_in_mig_mode_is_nobodys_choice(gpus: Gpus) -> None:
 
 def test_as_many_as_the_model_is_split_over(gpus: Gpus) -> None:
     assert on_free_gpus(TWO).devices == ("cuda:2", "cuda:3")
+
+
+def test_beside_a_gpu_that_is_lost_they_are_named_by_their_uuids(gpus: Gpus) -> None:
+    """CUDA would take number 3 for one that is not there, and ours for the last of three."""
+    del gpus[0]
+    chosen = on_free_gpus(TWO)
+    assert chosen.devices == ("cuda:GPU-2", "cuda:GPU-3")
+    assert chosen.environment["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-3"
+    named = device_named(chosen.devices[1], tuple(gpus.values()))
+    assert named is not None
+    assert named.index == 3
 
 
 def test_without_a_choice_nothing_is_chosen(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,3 +297,38 @@ async def test_a_process_that_was_stopped_hangs_though_the_others_work(tmp_path:
         is_stopped = True
         assert await is_hung_after(5)
     assert asyncio.get_running_loop().time() - began < 6
+
+
+@pytest.mark.parametrize("works", [True, False])
+async def test_without_statistics_an_engine_that_is_full_works_as_long_as_its_processes_do(
+    tmp_path: Path, works: bool
+) -> None:
+    """A prompt of ours waits behind all others there."""
+    handling: set[asyncio.Task[None]] = set()
+    prompts = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal prompts
+        task = asyncio.current_task()
+        assert task is not None
+        handling.add(task)
+        if (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
+            writer.write(OK)
+        else:
+            prompts += 1
+            await reader.read()
+        writer.close()
+
+    def are_still(watch: StallWatch, now: float, limit_s: float) -> bool:
+        return watch.is_stalled(now, 0, now if works else 0.0, 0.0, limit_s)
+
+    path, detector = str(tmp_path / "s.sock"), HangDetector()
+    is_hung = False
+    async with await asyncio.start_unix_server(handle, path):
+        until = asyncio.get_running_loop().time() + (1.0 if works else 10.0)
+        while not is_hung and asyncio.get_running_loop().time() < until:
+            is_hung = await detector.is_hung(path, "model", 0.2, are_still=are_still)
+            await asyncio.sleep(0.01)
+        await asyncio.wait(handling)
+    assert is_hung is not works
+    assert bool(prompts) is not works
