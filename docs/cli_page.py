@@ -108,8 +108,9 @@ hidden. It checks the values as an engine would, and names variables that seem t
 Makes a Python environment with vLLM and remembers it, so that all apps of your user find it, wherever `--path` puts it. Without an option
 it installs the build that this machine can run, and says why that one: the CUDA build where the NVIDIA driver shows a GPU and is new
 enough, otherwise the CPU build. `--cuda` installs the CUDA build anywhere, as for an image of another machine. `--path` chooses the
-folder; the default is `~/.local/share/vllm-local/engine-cpu` or `engine-cuda`. Running it again only checks; an interrupted install is
-made again. Linux only; the CPU build is for x86-64; aarch64 was not tried.""",
+folder; the default is `engine-cpu-VERSION` or `engine-cuda-VERSION`, by vLLM's version, in `~/.local/share/vllm-local`. Running it again only checks;
+an interrupted install is made again. An environment that works is never changed: after an update of vllm-local the new vLLM gets a folder beside it, and
+you delete the old one when nothing runs with it any more. Linux only; the CPU build is for x86-64; aarch64 was not tried.""",
     "status": """\
 Lists the engines that are alive, or failed within the last hour. `--all` adds those that have ended, `--tree` the processes of each,
 `--watch` repeats it every SECONDS (default 2) until Ctrl-C.

@@ -1,6 +1,7 @@
 """Makes the engine's environment: a Python with vLLM of its own, apart from the app's. Behind ``vllm-local install``.
 
-A second run only looks at a file. An install that was interrupted leaves no mark, and is made again.
+A second run only looks at a file. An install that was interrupted leaves no mark, and is made again. Each version of
+vLLM has a folder of its own: engines may run with the one before until the new one works, and after that.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from shared_engine.errors import InstallError
+from shared_engine.errors import EngineNotInstalledError, InstallError
 from shared_engine.launch.fit import VISIBLE_VARIABLE, misfit_with
-from shared_engine.launch.interpreter import INSTALL_COMMAND, data_dir, find_torch, remember_default
+from shared_engine.launch.interpreter import INSTALL_COMMAND, data_dir, find_torch, remember_default, remembered_default
 from shared_engine.machine.home import expanded
 from shared_engine.machine.memory import GIB
 from shared_engine.machine.nvidia import Driver, ask_driver
@@ -67,24 +68,45 @@ def install(build: Build, folder: Path | None, say: Callable[[str], None]) -> st
     """
     if sys.platform != "linux":
         raise InstallError("vLLM's builds, and engines of this machine, are for Linux: here only base_url=... works")
-    folder = expanded(folder or data_dir() / f"engine-{build}").absolute()
+    folder = expanded(folder or _own_folder(build)).absolute()
     python = str(folder / "bin" / "python")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder.with_name(folder.name + ".lock"), say):
         if _is_complete(folder, build):
             say(f"vLLM {VLLM_VERSION} ({build} build) is in {folder} already")
         else:
-            _refuse_foreign(folder)
+            _refuse_what_would_be_lost(folder)
             _make(folder, build, say)
+        before = _default_before()
         remember_default(python)
     say(f"engines will run with {python}, where no python=... (VLLM_PYTHON) names another")
+    if before not in (None, folder):
+        say(f"{before} is kept for what still runs with it: delete it when nothing does")
     return python
 
 
+def _default_before() -> Path | None:
+    """The environment of the default so far, where an install has made it in the user's data directory."""
+    with contextlib.suppress(EngineNotInstalledError):  # the note can't be read, and is written again
+        folder = Path(remembered_default() or "").parent.parent
+        if folder.parent == data_dir() and _mark_of(folder) is not None:
+            return folder
+    return None
+
+
+def _own_folder(build: Build) -> Path:
+    """In the user's data directory; an earlier release's has no version in its name."""
+    unnamed = data_dir() / f"engine-{build}"
+    return unnamed if _is_complete(unnamed, build) else unnamed.with_name(f"{unnamed.name}-{VLLM_VERSION}")
+
+
+def _log_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".log")
+
+
 def _make(folder: Path, build: Build, say: Callable[[str], None]) -> None:
-    began = time.monotonic()
-    log = folder.with_name(folder.name + ".log")
-    log.unlink(missing_ok=True)
+    began, log = time.monotonic(), _log_of(folder)
+    log.write_bytes(b"")
     say(f"making an environment for vLLM {VLLM_VERSION} ({build} build) in {folder}; log: {log}")
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], log, "could not make a virtual environment")
     _refuse_full_disk(folder, build)
@@ -208,17 +230,31 @@ def _last_line(log: Path) -> str:
 
 
 def _is_complete(folder: Path, build: Build) -> bool:
+    return _mark_of(folder) == {"build": build, "vllm": VLLM_VERSION} and _can_run(folder)
+
+
+def _can_run(folder: Path) -> bool:
+    return os.access(folder / "bin" / "python", os.X_OK)
+
+
+def _mark_of(folder: Path) -> Any:
+    """What a whole install has written last; None where there is none."""
     try:
-        mark = json.loads((folder / MARK).read_text())
+        return json.loads((folder / MARK).read_text())
     except (OSError, ValueError):
-        return False
-    return bool(mark == {"build": build, "vllm": VLLM_VERSION}) and os.access(folder / "bin" / "python", os.X_OK)
+        return None
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Making the environment clears the folder: only an environment, or nothing, may be cleared."""
-    if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
-        raise InstallError(f"{folder} holds other files: name another folder with `vllm-local install --path DIR`")
+def _refuse_what_would_be_lost(folder: Path) -> None:
+    """Making the environment clears the folder: it may hold nothing but what an interrupted install has left."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    another, mark = f"name another folder with `{INSTALL_COMMAND} --path DIR`", _mark_of(folder)
+    if mark is None and not _log_of(folder).exists():
+        raise InstallError(f"{folder} holds other files: {another}")
+    if isinstance(mark, dict) and _can_run(folder):
+        what = f"vLLM {mark.get('vllm')} ({mark.get('build')} build)"
+        raise InstallError(f"{folder} holds {what}, which engines may run with: delete it first, or {another}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from shared_engine.runtime.redacted import redacted
@@ -32,6 +33,8 @@ class EngineLog:
         self._pending = b""
         self._unwritten = b""
         self._written = path.stat().st_size if path.exists() else 0
+        self.environment: Mapping[str, str] = {}
+        """Of the processes that write it: no secret in that is written, beside those of this process."""
         self.bytes_fed = 0
         """How much vLLM has written in all; a start that hangs writes nothing."""
 
@@ -53,7 +56,7 @@ class EngineLog:
             return
         self._write_rest()
         head = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {logging.getLevelName(level)} {SUPERVISOR}: "
-        self._write(f"{head}{redacted(text)}\n".encode(errors="replace"))
+        self._write(f"{head}{redacted(text, self.environment)}\n".encode(errors="replace"))
 
     def clear(self) -> None:
         """Forget the lines of the start before."""
@@ -66,7 +69,9 @@ class EngineLog:
         return tuple(self.lines()[-TAIL_LINES:])
 
     def _keep(self, data: bytes) -> None:
-        written = _redacted(data)
+        # As it came, but for secrets: whatever is not UTF-8 stays.
+        text = redacted(data.decode(errors="surrogateescape"), self.environment)
+        written = text.encode(errors="surrogateescape")
         self._write(written)
         *lines, self._pending = (self._pending + written).split(b"\n")
         self._pending = self._pending[-MAX_LINE_BYTES:]
@@ -87,8 +92,3 @@ class EngineLog:
             with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
                 file.write(data)
             self._written += len(data)
-
-
-def _redacted(data: bytes) -> bytes:
-    """As it came, but for secrets: whatever is not UTF-8 stays."""
-    return redacted(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")

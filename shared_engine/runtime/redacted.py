@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 HIDDEN = "***"
@@ -20,9 +21,14 @@ _NAMED = re.compile(rf"({_NAMES}['\"]?\s*[:=]\s*['\"]?)(?!None\b)[^\s'\",;)\]}}]
 _OPTION = re.compile(rf"(--{_NAMES.replace('_', '[-_]')}[ =])\S+", re.IGNORECASE)
 
 
-def redacted(text: str) -> str:
-    """Without what looks like a secret, and without the values of variables that have names of secrets."""
-    for value in _secrets(tuple(value for name, value in os.environ.items() if _SECRET_NAME.search(name))):
+def redacted(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """Without what looks like a secret, and without the values of variables that have names of secrets.
+
+    Args:
+        environment: variables beside those of this process.
+    """
+    variables = [*os.environ.items(), *(environment or {}).items()]
+    for value in _secrets(tuple(value for name, value in variables if _SECRET_NAME.search(name))):
         text = text.replace(value, HIDDEN)
     lower = text.lower()
     dashless = lower.replace("-", "_")

@@ -136,6 +136,7 @@ class EngineProcess:
         python = self._spec.python
         level = level_variable(os.environ)
         variables = {**self._dir.scratch_environment(environment), **self._spec.environment, **level}
+        self._log.environment = variables
         if not os.path.isabs(self._spec.model):
             argv = self._spec.argv
             self._cached_model = cached_model(self._spec.model, variables, _value_of("--download-dir", argv))

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from shared_engine.runtime import engine_log
+from shared_engine.runtime.directory import RuntimeDir
 from shared_engine.runtime.engine_log import EngineLog
 from shared_engine.runtime.log_level import chosen_level, level_of
+from shared_engine.runtime.progress import ProgressReader, StartPhase
 from shared_engine.runtime.redacted import redacted
+from shared_engine.runtime.spec import EngineSpec
+from shared_engine.supervisor.engine_process import EngineProcess, StartFailedError
 
 KEY = "hf_" + "aB3" * 10
 
@@ -114,6 +118,18 @@ def test_what_is_a_secret(monkeypatch: pytest.MonkeyPatch, text: str, shown: str
     monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/token")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert redacted(text) == shown
+
+
+async def test_the_secrets_of_the_caller_whose_environment_vllm_has_are_not_written(tmp_path: Path, path: Path) -> None:
+    """The supervisor has that of the caller which started it; its launcher may have another's."""
+    spec, log = EngineSpec((), "/no/python", "0.32.0", "org/model"), EngineLog(path)
+    process = EngineProcess(RuntimeDir(tmp_path), spec, log, ProgressReader(StartPhase.IMPORT))
+    with pytest.raises(StartFailedError, match="/no/python can't be run"):
+        await process.preload({"PROXY_PASSWORD": "letmein-please"}, 10)
+    log.feed(b"no answer to letmein-please\n")
+    log.note("it said letmein-please")
+    assert "letmein" not in path.read_text()
+    assert log.tail() == ("no answer to ***",)
 
 
 @pytest.mark.parametrize(

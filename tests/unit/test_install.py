@@ -5,6 +5,7 @@ The real install is what `make test` begins with; here are the ways it can go wr
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -19,8 +20,9 @@ from shared_engine.cli.main import main
 from shared_engine.errors import InstallError
 from shared_engine.launch import install as install_module
 from shared_engine.launch.install import MARK, REQUIREMENT, Build, install
-from shared_engine.launch.interpreter import remembered_default
+from shared_engine.launch.interpreter import default_file, remember_default, remembered_default
 from shared_engine.machine.nvidia import Driver
+from shared_engine.vllm_versions import INSTALLED as VLLM_VERSION
 from tests.support.interpreters import add_torch
 from tests.support.paths import REPOSITORY
 
@@ -71,7 +73,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 def test_it_makes_checks_and_remembers_the_environment(commands: Commands, own_data_dir: Path) -> None:
     said: list[str] = []
     python = install("cpu", None, said.append)
-    assert python == str(own_data_dir / "engine-cpu" / "bin" / "python")
+    assert python == str(own_data_dir / f"engine-cpu-{VLLM_VERSION}" / "bin" / "python")
     assert remembered_default() == python
     assert any(REQUIREMENT["cpu"] in line for line in commands.ran)
     assert "import vllm" in commands.ran[-1]
@@ -102,12 +104,64 @@ def test_an_install_that_was_cut_off_is_made_anew(commands: Commands, tmp_path: 
     assert (tmp_path / "env" / MARK).is_file()
 
 
-def test_another_version_of_vllm_is_made_anew(commands: Commands, tmp_path: Path) -> None:
+def earlier(folder: Path, version: str) -> str:
+    """An environment as an earlier release has made it; its interpreter."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    (folder / "pyvenv.cfg").touch()
+    (folder / MARK).write_text(json.dumps({"build": "cpu", "vllm": version}))
+    remember_default(str(python))
+    return str(python)
+
+
+def test_another_version_of_vllm_leaves_the_one_before_alone(commands: Commands, own_data_dir: Path) -> None:
+    old, said = earlier(own_data_dir / "engine-cpu", "0.1.0"), list[str]()
+    commands.fails = REQUIREMENT["cpu"]
+    with pytest.raises(InstallError):
+        install("cpu", None, said.append)
+    assert remembered_default() == old, "it works, and engines may run with it"
+    commands.fails = ""
+    python = install("cpu", None, said.append)
+    assert (python, remembered_default()) == (
+        str(own_data_dir / f"engine-cpu-{VLLM_VERSION}" / "bin" / "python"),
+        python,
+    )
+    assert Path(old).exists()
+    assert said[-1] == f"{own_data_dir / 'engine-cpu'} is kept for what still runs with it: delete it when nothing does"
+
+
+def test_an_environment_of_an_earlier_release_with_the_same_vllm_is_used(
+    commands: Commands, own_data_dir: Path
+) -> None:
+    old = earlier(own_data_dir / "engine-cpu", VLLM_VERSION)
+    assert install("cpu", None, lambda _: None) == old
+    assert not commands.ran
+
+
+def test_a_folder_that_holds_another_version_is_not_cleared(commands: Commands, tmp_path: Path) -> None:
+    python = earlier(tmp_path / "env", "0.1.0")
+    with pytest.raises(
+        InstallError, match=r"env holds vLLM 0\.1\.0 \(cpu build\), which engines may run with: delete it"
+    ):
+        install("cpu", tmp_path / "env", lambda _: None)
+    assert Path(python).exists()
+    Path(python).unlink()  # nothing runs with it any more
     install("cpu", tmp_path / "env", lambda _: None)
-    (tmp_path / "env" / MARK).write_text('{"build": "cpu", "vllm": "0.1.0"}')
-    commands.ran.clear()
-    install("cpu", tmp_path / "env", lambda _: None)
-    assert commands.ran
+
+
+def test_an_environment_that_somebody_else_has_made_is_not_cleared(commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    with pytest.raises(InstallError, match="holds other files"):
+        install("cpu", tmp_path / "env", lambda _: None)
+    assert not commands.ran
+
+
+def test_a_note_of_the_default_that_can_not_be_read_is_written_again(commands: Commands, own_data_dir: Path) -> None:
+    own_data_dir.mkdir(parents=True)
+    default_file().write_text("{")
+    assert install("cpu", None, lambda _: None) == remembered_default()
 
 
 def test_without_a_cpu_build_of_torch_in_the_index_uv_is_asked(commands: Commands, tmp_path: Path) -> None:
@@ -204,7 +258,7 @@ def test_a_cuda_build_that_will_not_run_here_is_made_all_the_same(
     assert main(["install", "--cuda"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("the CUDA build will not run on this machine (no usable GPU: this machine has no NVIDIA")
-    assert "engine-cuda/bin/python" in told
+    assert f"engine-cuda-{VLLM_VERSION}/bin/python" in told
 
 
 def test_the_default_that_every_install_sets_is_told(commands: Commands, tmp_path: Path) -> None:
