@@ -274,7 +274,7 @@ def _with_own_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(body, Mapping) or not body.keys() & {*_TAKEN_FROM_BODY, "chat_template_kwargs"}:
         return dict(values)
     own = {name: body[name] for name in _TAKEN_FROM_BODY if name in body}
-    variables = {**(values.get("chat_template_kwargs") or {}), **(body.get("chat_template_kwargs") or {})}
+    variables = {**_template_kwargs(values), **_template_kwargs(body, "extra_body.")}
     rest = {name: value for name, value in body.items() if name not in own and name != "chat_template_kwargs"}
     return {
         **{name: value for name, value in values.items() if name not in _OF_BODY},
@@ -285,7 +285,14 @@ def _with_own_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _says_thinking(values: Mapping[str, Any]) -> bool:
-    variables = values.get("chat_template_kwargs") or {}
+    variables = _template_kwargs(values)
     return any(values.get(name) is not None for name in _THINKING) or any(
         name in variables for name in THINKING_SWITCHES
     )
+
+
+def _template_kwargs(values: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
+    variables = values.get("chat_template_kwargs") or {}
+    if not isinstance(variables, Mapping):
+        raise InvalidInputError(f"{prefix}chat_template_kwargs = {variables!r:.80}: must be a dict")
+    return variables

@@ -65,7 +65,7 @@ def read_written(line: bytes) -> tuple[Identity, bool] | None:
     """Which row a line of the output answers, and whether by an error; None for a line that is not one of ours."""
     try:
         written = msgspec.json.decode(line, type=Written)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     match = _ID.fullmatch(written.id)
     if match is None:

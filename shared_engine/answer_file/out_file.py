@@ -33,7 +33,7 @@ class OutFile:
     """A file, which belongs to this process until it is closed.
 
     Attributes:
-        answered: a byte for each row; not 0 where it is answered.
+        answered: a byte for each row: 0 where it is not answered, 2 where it was by an error when the file was opened.
         before: how many were answered when it was opened.
         errors: how many are answered by an error.
         is_sorted: its lines are in the order of the rows.
@@ -105,14 +105,18 @@ class OutFile:
             )
         if self.answered[number - 1]:
             raise OutputError(f"{self.name} has two answers to {self._unit} {number}: {self._another_or_remove}")
-        self._mark(number)
+        self._mark(number, 2 if is_error else 1)
         self.before += 1
         self.errors += is_error
 
-    def _mark(self, number: int) -> None:
+    def without_errors(self) -> bytes:
+        """``answered``, as it is after ``drop_errors``."""
+        return bytes(self.answered.replace(b"\2", b"\0"))
+
+    def _mark(self, number: int, how: int = 1) -> None:
         if number > len(self.answered):  # of an input that was not surveyed
             self.answered.extend(bytes(number - len(self.answered)))
-        self.answered[number - 1] = 1
+        self.answered[number - 1] = how
         self.is_sorted = self.is_sorted and number > self._last
         self._last = number
 

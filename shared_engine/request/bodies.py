@@ -95,7 +95,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
     """
     try:
         return msgspec.json.encode(body)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
 
 

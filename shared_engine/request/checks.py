@@ -75,6 +75,23 @@ def _check_message(message: object, position: str) -> None:
             )
 
 
+def check_tools(tools: object, position: str = "tools") -> Sequence[Mapping[str, Any]]:
+    """Return ``tools`` unchanged if they are a list of dicts; what those say is for the server to judge.
+
+    Raises:
+        InvalidInputError: naming the position of what is wrong.
+    """
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise InvalidInputError(
+            f"{position} must be a list of tools such as {{'type': 'function', 'function': {{...}}}}, "
+            f"got {type(tools).__name__}: {tools!r:.80}"
+        )
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InvalidInputError(f"{position}[{index}] must be a dict, got {type(tool).__name__}: {tool!r:.80}")
+    return tools
+
+
 def check_items(items: object, name: str, on_error: str) -> tuple[list[str], dict[int, VLLMError]]:
     """Return ``items`` as a list if all are strings; unless ``on_error`` is ``raise``, also those that are not, by
     position, with an empty text in their place. Empty ones are for the model to judge: many can embed them.

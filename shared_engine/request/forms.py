@@ -12,7 +12,7 @@ from shared_engine.launch.spec import chooses_form_backend
 from shared_engine.model_files.folder import shows_answer_schemas
 from shared_engine.params import GenerationParams
 from shared_engine.request.bodies import Tools
-from shared_engine.request.checks import Message
+from shared_engine.request.checks import Message, check_tools
 from shared_engine.schemas.bounds import bounded
 from shared_engine.schemas.holding import held
 from shared_engine.schemas.showing import with_schema_shown
@@ -67,8 +67,12 @@ def answer_form(params: GenerationParams, settings: EngineSettings) -> AnswerFor
 
 
 def with_held_arguments(tools: Tools | None, params: GenerationParams, settings: EngineSettings) -> Tools | None:
-    """The tools, whose strict ones have schemas that vLLM can hold their arguments to."""
-    return [_held_tool(tool, params, settings) for tool in tools] if tools else tools
+    """The tools, whose strict ones have schemas that vLLM can hold their arguments to.
+
+    Raises:
+        InvalidInputError: they are not a list of dicts; or as for ``held``.
+    """
+    return None if tools is None else [_held_tool(tool, params, settings) for tool in check_tools(tools)]
 
 
 def _held_tool(tool: Mapping[str, Any], params: GenerationParams, settings: EngineSettings) -> Mapping[str, Any]:
@@ -88,7 +92,7 @@ def _schema_of(params: GenerationParams) -> tuple[Any, bool]:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise InvalidInputError(f"structured_outputs.json is not JSON: {exc}") from exc
     return schema, False
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shared_engine.schemas.keywords import malformed, parts_formed
 from shared_engine.schemas.patterns import with_length
-
-_VALUES = ("default", "const", "enum", "examples", "required")
-_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def bounded(schema: Any, max_length: int | None, max_items: int | None) -> Any:
@@ -18,12 +16,10 @@ def bounded(schema: Any, max_length: int | None, max_items: int | None) -> Any:
     Args:
         schema: in the form that is held (holding.py).
     """
-    if isinstance(schema, list):
-        return [bounded(each, max_length, max_items) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    own = {keyword: _part(keyword, value, max_length, max_items) for keyword, value in schema.items()}
-    if own.keys() & {"enum", "const"}:
+    own = parts_formed(schema, "", lambda part, _: bounded(part, max_length, max_items))
+    if own.keys() & {"enum", "const"} or malformed(own):
         return own
     given = own.get("type")
     types = given if isinstance(given, list) else [given]
@@ -37,11 +33,3 @@ def bounded(schema: Any, max_length: int | None, max_items: int | None) -> Any:
     if max_items is not None and "object" in types and not own.keys() & {"properties", "maxProperties"}:
         own["maxProperties"] = max(max_items, own.get("minProperties", 0))
     return own
-
-
-def _part(keyword: str, value: Any, max_length: int | None, max_items: int | None) -> Any:
-    if keyword in _VALUES:
-        return value
-    if keyword in _NAMED_SCHEMAS and isinstance(value, Mapping):
-        return {name: bounded(each, max_length, max_items) for name, each in value.items()}
-    return bounded(value, max_length, max_items)

@@ -7,11 +7,13 @@ it can be said in another way. The forms here are taken by all supported release
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shared_engine.errors import InvalidInputError
+from shared_engine.schemas.keywords import malformed, parts_formed
 from shared_engine.schemas.patterns import FORMATS, InvalidPatternError, held_pattern, with_length
 
 _TYPES = frozenset(("string", "number", "integer", "boolean", "null", "array", "object"))
@@ -30,9 +32,6 @@ _OF_TYPES = {
     "minLength": "string", "maxLength": "string", "pattern": "string",
 }  # fmt: skip
 _WITH_TYPES = frozenset(("type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"))
-# Keywords with schemas under names of the user's choice, and those with values that are no schemas.
-_NAMED_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_VALUES = ("default", "const", "enum", "examples", "required")
 _XGRAMMARS_FORMATS = frozenset((
     "email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference",
     "uri-template", "json-pointer", "relative-json-pointer",
@@ -42,6 +41,13 @@ _READABLE_FORMATS = {"any-date-time": "date-time", "any-time": "time"}
 # Releases before 0.30 refuse objects with these, but not where the type is a list.
 _OBJECT = ["object"]
 _MOST_MULTIPLES = 200
+# The whole number next to a bound, which it allows.
+_BOUNDS: Mapping[str, Callable[[float], int]] = {
+    "minimum": math.ceil,
+    "exclusiveMinimum": lambda value: math.floor(value) + 1,
+    "maximum": math.floor,
+    "exclusiveMaximum": lambda value: math.ceil(value) - 1,
+}
 
 
 _COMPOSED = frozenset(("$ref", "allOf", "anyOf", "oneOf", "not", "if", "additionalProperties", "unevaluatedProperties"))
@@ -67,11 +73,13 @@ def held(schema: Any, *, leaves_out: bool, is_shown: bool = False) -> HeldSchema
         is_shown: the model sees this form.
 
     Raises:
-        InvalidInputError: a pattern is not a regular expression; says where.
+        InvalidInputError: a pattern is not a regular expression, and says where; or the schema is nested too deeply.
     """
     holding = _Holding(schema, leaves_out, is_shown)
-    form = holding.form(schema, "schema")
-    return HeldSchema(form, holding.lost)
+    try:
+        return HeldSchema(holding.form(schema, "schema"), holding.lost)
+    except RecursionError as exc:
+        raise InvalidInputError(f"the schema is nested too deeply: {exc}") from exc
 
 
 class _Holding:
@@ -82,12 +90,14 @@ class _Holding:
         self.lost: str | None = None
 
     def form(self, schema: Any, path: str) -> Any:
-        if isinstance(schema, list):
-            return [self.form(each, f"{path}[{index}]") for index, each in enumerate(schema)]
         if not isinstance(schema, Mapping):
             return schema
         own = dict(schema)
         own.pop("uniqueItems", None)  # so common that it is taken for a remark
+        strange = {keyword: own.pop(keyword) for keyword in malformed(own, but=("required",))}
+        for keyword, value in strange.items():
+            if value is not None:
+                self.lost = self.lost or f"{path}.{keyword}"
         self._join_all_of(own)
         self._hold_type(own, path)
         self._hold_multiples(own)
@@ -95,14 +105,7 @@ class _Holding:
         self._hold_names(own, path)
         for keyword in self._not_held(own):
             self._lose(own, keyword, path)
-        return {keyword: self._part(keyword, value, f"{path}.{keyword}") for keyword, value in own.items()}
-
-    def _part(self, keyword: str, value: Any, path: str) -> Any:
-        if keyword in _VALUES:
-            return value
-        if keyword in _NAMED_SCHEMAS and isinstance(value, Mapping):
-            return {name: self.form(each, f"{path}.{name}") for name, each in value.items()}
-        return self.form(value, path)
+        return {**parts_formed(own, path, self.form), **({} if self._leaves_out else strange)}
 
     def _lose(self, own: dict[str, Any], keyword: str, path: str) -> None:
         self.lost = self.lost or f"{path}.{keyword}"
@@ -121,10 +124,11 @@ class _Holding:
 
     def _target(self, reference: Any) -> Any:
         """What a reference is to; None where xgrammar can't find it."""
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        first, *names = str(reference).split("/")
+        if first != "#":  # of another document, or a name that an "$anchor" gives
             return None
         found = self._root
-        for name in reference.split("/")[1:]:
+        for name in names:
             found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
         return found
 
@@ -142,13 +146,17 @@ class _Holding:
     def _join_all_of(self, own: dict[str, Any]) -> None:
         """One schema of several that say different things of one value."""
         branches = own.get("allOf")
-        if not isinstance(branches, list) or (len(branches) == 1 and not own.keys() - _REMARKS - {"allOf"}):
+        if (
+            not isinstance(branches, list)
+            or malformed(own)
+            or (len(branches) == 1 and not own.keys() - _REMARKS - {"allOf"})
+        ):
             return
         joined = {keyword: value for keyword, value in own.items() if keyword != "allOf"}
         for branch in branches:
             is_reference = isinstance(branch, Mapping) and branch.keys() == {"$ref"}
             part = self._target(branch["$ref"]) if is_reference else branch
-            if not isinstance(part, Mapping) or part.keys() & _COMPOSED or not _join(joined, part):
+            if not isinstance(part, Mapping) or part.keys() & _COMPOSED or malformed(part) or not _join(joined, part):
                 return
         if joined.keys() & {"enum", "const"} and joined.keys() - _REMARKS - {"enum", "const"}:
             return  # of a list of values xgrammar holds nothing but the list
@@ -160,16 +168,21 @@ class _Holding:
         step = own.get("multipleOf")
         if own.get("type") != "integer" or not isinstance(step, int) or step < 1 or "enum" in own:
             return
-        bounds = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
-        low = max((own[name] + (name != "minimum") for name in bounds[:2] if name in own), default=None)
-        high = min((own[name] - (name != "maximum") for name in bounds[2:] if name in own), default=None)
         if step == 1:
             del own["multipleOf"]
-        elif low is not None and high is not None and 0 < (high - low) / step < _MOST_MULTIPLES:
-            first = -(-int(low) // step) * step
-            own["enum"] = list(range(first, int(high) + 1, step))
+            return
+        bounds = {name: own[name] for name in _BOUNDS if name in own}
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in bounds.values()):
+            return
+        lows = [_BOUNDS[name](value) for name, value in bounds.items() if "inimum" in name]
+        highs = [_BOUNDS[name](value) for name, value in bounds.items() if "aximum" in name]
+        if not lows or not highs:
+            return
+        multiples = range(-(-max(lows) // step) * step, min(highs) + 1, step)
+        if 0 < len(multiples) <= _MOST_MULTIPLES:
+            own["enum"] = list(multiples)
             for name in ("multipleOf", *bounds):
-                own.pop(name, None)
+                del own[name]
 
     def _hold_text(self, own: dict[str, Any], path: str) -> None:
         """Pattern, format and length: xgrammar holds one of them."""
@@ -219,10 +232,9 @@ class _Holding:
         if isinstance(names, Mapping) and not own.keys() & {"properties", "patternProperties"}:
             values = own.get("additionalProperties", True)
             names = self._target(names["$ref"]) if "$ref" in names else names
-            listed = (
-                ([names["const"]] if "const" in names else names.get("enum")) if isinstance(names, Mapping) else None
-            )
-            pattern = self._names_pattern(names)
+            names = names if isinstance(names, Mapping) and not malformed(names) else {"not": {}}
+            listed = [names["const"]] if "const" in names else names.get("enum")
+            pattern = self._names_pattern(names, f"{path}.propertyNames.pattern")
             if names == {} or names == {"type": "string"}:
                 del own["propertyNames"]
             elif listed is not None:
@@ -242,16 +254,14 @@ class _Holding:
             else:
                 own["type"], own["patternProperties"] = _OBJECT, {exact: values}
 
-    def _names_pattern(self, names: Any) -> str | None:
+    def _names_pattern(self, names: Mapping[str, Any], path: str) -> str | None:
         """A pattern for what the names of an object are held to; None where there is none."""
-        if not isinstance(names, Mapping):
-            return None
+        is_bound = names.keys() & {"minLength", "maxLength"}
         pattern = names.get("pattern", FORMATS.get(names.get("format", "")))
         if pattern is None:
-            is_bound = names.keys() & {"minLength", "maxLength"}
             return f"^.{{{names.get('minLength', 0)},{names.get('maxLength', '')}}}$" if is_bound else None
-        exact = held_pattern(pattern)
-        if exact is None or not names.keys() & {"minLength", "maxLength"}:
+        exact = self._pattern(pattern, path)
+        if exact is None or not is_bound:
             return exact
         return with_length(exact, names.get("minLength", 0), names.get("maxLength"))
 

@@ -371,6 +371,53 @@ def test_an_error_takes_its_rows_place_and_is_asked_again_when_told(echo: Echo, 
     assert batch(echo, "--retry-errors") == DONE
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"propertyNames": {"pattern": "(a"}}}}
+MALFORMED = {
+    '{"messages": [{"role": "user", "content": "a"}], "tools": {"type": "function"}}': "tools must be a list of tools",
+    '{"messages": [{"role": "user", "content": "a"}], "tools": ["f"]}': "tools[0] must be a dict, got str",
+    '{"messages": [{"role": "user", "content": "a"}], "tools": 5}': "tools must be a list of tools",
+    '{"messages": [5]}': "messages[0] must be a dict",
+    '{"prompt": "a", "temperature": 1e999}': "'temperature' can't be read",
+    '{"prompt": "a", "chat_template_kwargs": 5}': "chat_template_kwargs = 5: must be a dict",
+    '{"prompt": "a", "extra_body": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}": "is nested too deeply",
+    json.dumps({"prompt": "a", "response_format": SCHEMA}): "propertyNames.pattern = '(a' is not",
+}
+
+
+def test_a_malformed_line_has_an_error_in_its_place(echo: Echo, folder: Path) -> None:
+    (folder / "in.jsonl").write_text("\n".join([*MALFORMED, '{"prompt": "b"}']))
+    assert batch(echo) == SOME_FAILED
+    *failed, last = lines(folder)
+    assert [
+        words for line, words in zip(failed, MALFORMED.values(), strict=True) if words not in str(line["error"])
+    ] == []
+    assert last["text"] == "re: b"
+    assert batch(echo) == SOME_FAILED, "the file goes on"
+    with Engine(base_url=echo.url) as engine:
+        found = estimate(engine, Job(Input("in.jsonl", "prompt"), "other.jsonl"), sample=0)
+    assert (found.invalid, found.rows) == (len(MALFORMED), len(MALFORMED) + 1)
+
+
+def test_an_error_of_ours_is_logged_and_the_lines_own(
+    echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = Engine.achat
+
+    async def fails(self: Engine, messages: Any, *arguments: Any, **options: Any) -> Any:
+        if messages[-1]["content"] == "3":
+            raise ZeroDivisionError("division by zero")
+        return await chat(self, messages, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "achat", fails)
+    assert batch(echo) == SOME_FAILED
+    assert [(line["line"], line["error"]["type"]) for line in lines(folder) if line["error"]] == [
+        (3, "ZeroDivisionError")
+    ]
+    assert len(lines(folder)) == 10
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == "line 3 can't be asked"
+
+
 @pytest.mark.parametrize(
     "status", [404, 422, 429, 500, 503], ids=["not found", "refused", "too many", "failed", "not now"]
 )
@@ -570,6 +617,36 @@ def test_a_dry_run_counts_estimates_and_writes_nothing(echo: Echo, folder: Path,
     assert "8 of 8 lines to answer\n" in said
     assert "line 7 has neither 'prompt' nor 'messages'" in said
     assert said.endswith("time: not estimated, as no sample was asked\n")
+
+
+def test_a_dry_run_takes_a_body_that_it_cant_read_for_one_that_is_refused(echo: Echo, folder: Path) -> None:
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"prompt": "one", "max_tokens": "10"}),
+        ("/v1/completions", {"prompt": "one", "max_tokens": "ten"}),
+        ("/v1/completions", {"prompt": "one", "n": [2]}),
+        ("/v1/embeddings", {"input": [1, "a"]}),
+        ("/v1/embeddings", {"input": 5}),
+        ("/v1/chat/completions", {"messages": "Hi"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": 5}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "tools": 5}),
+    ]
+    rows = [{"custom_id": "a", "url": url, "body": body} for url, body in bodies]
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Engine(base_url=echo.url) as engine:
+        found = estimate(engine, Job(Input("in.jsonl", "prompt"), "out.jsonl"), sample=0)
+    assert (found.rows, found.invalid, found.max_completion_tokens) == (8, 7, 10)
+
+
+def test_a_dry_run_counts_what_is_to_be_asked_again(echo: Echo, folder: Path, capsys: Capture) -> None:
+    echo.refused |= {"3", "8"}
+    assert batch(echo) == SOME_FAILED
+    before = (folder / "out.jsonl").read_bytes()
+    capsys.readouterr()
+    assert batch(echo, "--dry-run", "--sample", "0") == DONE
+    assert capsys.readouterr().out.startswith("0 of 10 lines to answer\n")
+    assert batch(echo, "--dry-run", "--sample", "0", "--retry-errors") == DONE
+    assert capsys.readouterr().out.startswith("2 of 10 lines to answer\n")
+    assert (folder / "out.jsonl").read_bytes() == before
 
 
 def test_a_dry_run_leaves_out_what_is_answered(echo: Echo, folder: Path, capsys: Capture) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared_engine.answer_file.identity import Identity, read_written
 from shared_engine.cli.batch.asking import ends_batch
 from shared_engine.cli.batch.lines import (
     Answer,
@@ -33,7 +34,6 @@ from shared_engine.errors import (
     RequestTimeoutError,
     ServerError,
     ServerUnreachableError,
-    VLLMError,
 )
 from shared_engine.results import Choice, GenerationResult, TokenUsage, ToolCall
 
@@ -112,11 +112,21 @@ def test_of_a_table_only_the_prompt_column_counts() -> None:
         (openai(url="/v1/audio/speech"), "'url' must be one of /v1/chat/completions,"),
         (openai(body=[1]), "'body' must be an object"),
         (openai(body={"stream": True}), "'stream' must not be set"),
+        (b'{"prompt": "a", "temperature": 1e999}', "'temperature' can't be read: Number out of range"),
+        (b'{"messages": [{"content": 1e999}]}', "'messages' can't be read: Number out of range"),
+        (b'{"custom_id": 1e999, "url": "/score", "body": {}}', "'custom_id' can't be read: Number out of range"),
+        (b'{"custom_id": "a", "url": "/score", "body": {"stream": 1e999}}', "'stream' can't be read: Number out of"),
+        (b'{"prompt": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is nested too deeply"),
+        (b'{"custom_id": "a", "url": "/score", "body": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_a_row_that_cant_be_asked_says_why(row: object, words: str) -> None:
-    with pytest.raises(InvalidLineError, match=words.replace("(", r"\(")):
-        parsed(row)
+    with pytest.raises(InvalidLineError, match=words.replace("(", r"\(")) as raised:
+        parse_line(row, "prompt", is_table=False) if isinstance(row, bytes) else parsed(row)
+    text = row if isinstance(row, bytes) else json.dumps(row).encode()
+    answer = invalid_answer(ID, 7, text, "line", raised.value)
+    assert read_written(answer.line) == (Identity(7, 0x0123456789ABCDEF, "01234567"), True)
 
 
 @pytest.mark.parametrize("text", [b"{", b'{"prompt": "a"', b"{}x", b'{"prompt": "\xff"}', b"prompt", b"\x00"])
@@ -199,9 +209,27 @@ def test_a_refusal_is_an_error_with_the_servers_words(status: int, body: bytes, 
     assert line["response"] == {"status_code": status, "request_id": ID, "body": None}
 
 
-def test_an_answer_that_is_not_json_is_an_error() -> None:
-    line = written(openai_answer(ID, OpenAILine("a", "/v1/completions", b"{}"), 200, b"data: x"))
+@pytest.mark.parametrize("body", [b"data: x", b'{"id": "\xff"}', b"[1", b'{"id": null, "x": \xff}'])
+def test_an_answer_that_is_not_json_is_an_error(body: bytes) -> None:
+    line = written(openai_answer(ID, OpenAILine("a", "/v1/completions", b"{}"), 200, body))
     assert line["error"]["error"]["message"] == "the answer is not JSON"
+
+
+@pytest.mark.parametrize(
+    ("body", "counts"),
+    [
+        ({"id": None, "usage": {"prompt_tokens": 3, "total_tokens": 3}}, (3, 0)),
+        ({"id": "a", "usage": {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}}, (0, 0)),
+        ({"id": 5, "usage": {"prompt_tokens": 3}}, (0, 0)),
+        ({"id": "a", "usage": {"prompt_tokens": "3"}}, (0, 0)),
+        ([{"index": 0, "score": 0.5}], (0, 0)),
+    ],
+    ids=str,
+)
+def test_an_answer_in_another_form_is_kept(body: object, counts: tuple[int, int]) -> None:
+    answer = openai_answer(ID, OpenAILine("a", "/rerank", b"{}"), 200, json.dumps(body, indent=1).encode())
+    assert written(answer)["response"]["body"] == body
+    assert (answer.prompt_tokens, answer.completion_tokens) == counts
 
 
 def test_a_failed_request_is_written_in_the_format_of_its_row() -> None:
@@ -246,9 +274,12 @@ def test_an_invalid_row_is_answered_in_the_format_that_it_seems_to_have(text: by
         (ServerError("x", 500), False),
         (RequestRejectedError("x", 400), False),
         (InvalidInputError("x"), False),
+        (AttributeError("x"), False),
+        (OSError(24, "Too many open files"), True),
+        (MemoryError(), True),
     ],
 )
-def test_what_every_row_would_meet_ends_the_batch(error: VLLMError, ends: bool) -> None:
+def test_what_every_row_would_meet_ends_the_batch(error: Exception, ends: bool) -> None:
     assert ends_batch(error) is ends
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from shared_engine import InvalidInputError
-from shared_engine.request.checks import check_items, check_messages, check_number, check_prompt, check_prompts
+from shared_engine.request.checks import (
+    check_items,
+    check_messages,
+    check_number,
+    check_prompt,
+    check_prompts,
+    check_tools,
+)
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -56,3 +63,12 @@ def test_a_number_is_whole_and_large_enough(value: Any) -> None:
     check_number("top_n", 1, 1)
     with pytest.raises(InvalidInputError, match=r"top_n = .*: must be a whole number, 1 or more"):
         check_number("top_n", value, 1)
+
+
+@pytest.mark.parametrize("tools", ["f", 5, {"type": "function"}, iter([])])
+def test_tools_are_a_list_of_dicts(tools: Any) -> None:
+    with pytest.raises(InvalidInputError, match="tools must be a list of tools such as"):
+        check_tools(tools)
+    with pytest.raises(InvalidInputError, match=r"tools\[1\] must be a dict, got"):
+        check_tools([{"type": "function"}, tools if not isinstance(tools, dict) else [tools]])
+    assert check_tools(({"type": 5},)) == ({"type": 5},)

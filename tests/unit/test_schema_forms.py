@@ -56,6 +56,8 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     schema = {"type": "object", "properties": {"code": {"type": "string", "pattern": pattern}}}
     with pytest.raises(InvalidInputError, match=r"schema\.properties\.code\.pattern = .* is not a regular expression"):
         held(schema, leaves_out=True)
+    with pytest.raises(InvalidInputError, match=r"schema\.propertyNames\.pattern = .* is not a regular expression"):
+        held({"type": "object", "propertyNames": {"pattern": pattern}}, leaves_out=True)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,15 @@ def test_a_format_is_a_pattern_where_xgrammars_own_would_not_do(name: str, right
             {"type": "integer", "multipleOf": 5, "exclusiveMinimum": 0, "maximum": 20},
             {"type": "integer", "enum": [5, 10, 15, 20]},
         ),
+        (
+            {"type": "integer", "multipleOf": 5, "minimum": 5.5, "exclusiveMaximum": 20.5},
+            {"type": "integer", "enum": [10, 15, 20]},
+        ),
+        (
+            {"type": "integer", "multipleOf": 2, "exclusiveMinimum": 5.5, "maximum": 9.9},
+            {"type": "integer", "enum": [6, 8]},
+        ),
+        ({"type": "integer", "multipleOf": 5, "minimum": 5, "maximum": 5}, {"type": "integer", "enum": [5]}),
         ({"type": "array", "uniqueItems": True}, {"type": "array"}),
         (
             {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
@@ -188,6 +199,26 @@ def test_names_of_a_dict_are_found_behind_a_reference() -> None:
         ({"type": "date"}, "type"),
         ({"$ref": "#/$defs/Missing"}, "$ref"),
         ({"$ref": "https://example.com/a.json"}, "$ref"),
+        ({"$ref": "#name"}, "$ref"),
+        ({"$ref": 5}, "$ref"),
+        ({"type": "integer", "multipleOf": 5, "minimum": 6, "maximum": 9}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": "20"}, "multipleOf"),
+        ({"type": {}}, "type"),
+        ({"type": ["string", 5]}, "type"),
+        ({"type": "string", "pattern": 5}, "pattern"),
+        ({"type": "string", "pattern": "^a+$", "minLength": "3"}, "minLength"),
+        ({"type": "string", "format": {}}, "format"),
+        ({"type": "array", "prefixItems": 5}, "prefixItems"),
+        ({"type": "object", "properties": [1]}, "properties"),
+        ({"type": "object", "patternProperties": 5}, "patternProperties"),
+        ({"type": "object", "minProperties": "x"}, "minProperties"),
+        ({"type": "object", "propertyNames": {"pattern": 5}}, "propertyNames"),
+        ({"type": "object", "propertyNames": {"enum": 5}}, "propertyNames"),
+        ({"type": "object", "propertyNames": {"pattern": "^a+$", "maxLength": "3"}}, "propertyNames"),
+        ({"allOf": 5}, "allOf"),
+        ({"allOf": [{"required": True}, {}]}, "allOf"),
+        ({"allOf": [{"properties": 5}, {}]}, "allOf"),
+        ({"required": True, "allOf": [{"required": ["a"]}, {}]}, "allOf"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -198,6 +229,23 @@ def test_what_can_not_be_said_is_named_or_left_out(part: dict[str, Any], where: 
     assert where in found.schema["properties"]["default"]["items"], "another server may hold it"
     assert where not in held(schema, leaves_out=True).schema["properties"]["default"]["items"]
     assert found.schema["default"] == {"not": 1}
+    assert bounded(found.schema, 5, 5)["default"] == {"not": 1}
+
+
+def test_what_is_no_schema_is_left_as_it_is() -> None:
+    remarks = {"x-kind": {"type": {}, "pattern": "("}, "examples": [{"not": 1}], "default": {"pattern": 5}}
+    schema = {"type": "string", "maxLength": None, "required": True, **remarks}
+    found = held(schema, leaves_out=False)
+    assert (found.schema, found.lost) == (schema, None)
+    assert bounded(schema, 5, 5)["x-kind"] == remarks["x-kind"]
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    with pytest.raises(InvalidInputError, match="the schema is nested too deeply"):
+        held(schema, leaves_out=True)
 
 
 def test_where_the_model_sees_the_form_it_keeps_the_words_that_models_know() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,16 +36,18 @@ from shared_engine.params import GenerationParams
 from shared_engine.request.checks import Message
 from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 
+logger = logging.getLogger(__name__)
+
 _JSON = (("Content-Type", "application/json"),)
 _UNAUTHORIZED = 401
 _OF_ALL_ROWS = (AuthenticationError, ServerUnreachableError, SettingsError)
 
 
-def ends_batch(error: VLLMError) -> bool:
-    """True for what every other row would meet too: no engine, no server, no key."""
+def ends_batch(error: Exception) -> bool:
+    """True for what every other row would meet too: no engine, no server, no key; nor memory, files or sockets."""
     if isinstance(error, EngineError):
         return not isinstance(error, EngineDiedError | EngineBusyError)
-    return isinstance(error, _OF_ALL_ROWS)
+    return isinstance(error, _OF_ALL_ROWS if isinstance(error, VLLMError) else (OSError, MemoryError))
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Asking:
     async def answer(self, row: Row) -> Answer:
         """
         Raises:
-            VLLMError: no row can be answered; see ``ends_batch``.
+            Exception: no row can be answered; see ``ends_batch``.
         """
         answer_id = str(Identity(row.number, digest_of(row.text), self.how))
         try:
@@ -124,9 +127,11 @@ class Asking:
             if isinstance(line, OpenAILine):
                 return await self._forward(answer_id, line)
             return await self._generate(answer_id, row, line)
-        except VLLMError as exc:
+        except Exception as exc:
             if ends_batch(exc):
                 raise
+            if not isinstance(exc, VLLMError):  # an error of ours: one row is no reason to lose the others
+                logger.exception("%s %d can't be asked", self._input.unit, row.number)
             return failed_answer(answer_id, row.number, row.text, line, exc)
 
     async def _forward(self, answer_id: str, line: OpenAILine) -> Answer:

@@ -22,9 +22,15 @@ from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, RequestRejectedError
 from shared_engine.request.batches import gather
-from shared_engine.request.bodies import chat_body, completion_body, max_tokens_field, prompt_variables
-from shared_engine.request.checks import check_messages
+from shared_engine.request.bodies import max_tokens_field, prompt_variables
+from shared_engine.request.checks import check_messages, check_text
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS
+
+# A body of OpenAI's is for the server to check; where it can't be read here, it is refused there.
+_OF_ONE_ROW = (
+    InvalidLineError, InvalidInputError, RequestRejectedError, TypeError, ValueError, AttributeError, LookupError,
+    RecursionError,
+)  # fmt: skip
 
 SAMPLE = 32
 MAX_SHOWN = 5
@@ -135,7 +141,7 @@ def _answered(job: Job, asking: Asking, survey: Survey) -> bytes:
     output = output_of(job.output, job.rows, asking.how, survey)
     assert isinstance(output, OutFile)
     output.close()
-    return bytes(output.answered)
+    return output.without_errors() if job.retry_errors else bytes(output.answered)
 
 
 def _left(job: Job, survey: Survey, answered: bytes) -> Iterator[Row]:
@@ -165,8 +171,9 @@ def _count(found: Estimate, engine: Engine, job: Job, asking: Asking, row: Row) 
     """
     try:
         body = _body_of(engine, job, asking.parse(row))
+        most = _most_completion(body) if body.route in _GENERATES else 0
         tokens = _prompt_tokens(engine, body)
-    except (InvalidLineError, InvalidInputError, RequestRejectedError) as exc:
+    except _OF_ONE_ROW as exc:
         found.invalid += 1
         if len(found.shown) < MAX_SHOWN:
             found.shown.append(f"{job.rows.unit} {row.number} {exc}")
@@ -179,8 +186,10 @@ def _count(found: Estimate, engine: Engine, job: Job, asking: Asking, row: Row) 
     if window is not None and tokens >= window + (body.route not in _GENERATES):
         found.too_long += 1
         return False
-    if body.route in _GENERATES:
-        _count_completion(found, body)
+    if most is None:
+        found.unlimited += 1
+    else:
+        found.max_completion_tokens += most
     return True
 
 
@@ -197,14 +206,16 @@ MAX_TOKENS_OF_COMPLETIONS = 16
 def _body_of(engine: Engine, job: Job, line: Line) -> _Body:
     if isinstance(line, OpenAILine):
         return _Body(line.url, msgspec.json.decode(line.body))
-    parameters = dict(line.parameters)
-    tools, tool_choice = parameters.pop("tools", None), parameters.pop("tool_choice", None)
-    params = engine._params(job.asked.params, parameters)
+    parameters, params = dict(line.parameters), job.asked.params
     if line.messages is None and job.asked.is_raw:
+        request = engine._text_request(line.prompt or "", params, parameters)
         # The Engine asks for as many tokens as fit where no number is given.
-        return _Body(COMPLETIONS, {"max_tokens": None, **completion_body(line.prompt or "", params)})
-    messages = job.asked.messages(line.prompt or "") if line.messages is None else check_messages(line.messages)
-    return _Body(CHAT, chat_body(messages, params, tools=tools, tool_choice=tool_choice))
+        unlimited = {"max_tokens": None} if request.needs_max_tokens else {}
+        return _Body(COMPLETIONS, {**unlimited, **msgspec.json.decode(request.body)})
+    tools, tool_choice = parameters.pop("tools", None), parameters.pop("tool_choice", None)
+    messages = job.asked.messages(line.prompt or "") if line.messages is None else line.messages
+    request = engine._chat_request(messages, engine._params(params, parameters), tools, tool_choice)
+    return _Body(CHAT, msgspec.json.decode(request.body))
 
 
 def _prompt_tokens(engine: Engine, body: _Body) -> int | None:
@@ -218,21 +229,27 @@ def _prompt_tokens(engine: Engine, body: _Body) -> int | None:
     if body.route not in (COMPLETIONS, EMBEDDINGS):
         return None
     prompts = fields.get("prompt" if body.route == COMPLETIONS else "input")
-    if isinstance(prompts, str):
-        return engine.count_tokens(prompts)
-    if not isinstance(prompts, list):
+    if isinstance(prompts, list) and not _is_tokens(prompts):
+        return sum(_count_prompt(engine, each) for each in prompts)
+    return None if prompts is None else _count_prompt(engine, prompts)
+
+
+def _is_tokens(prompt: list[Any]) -> bool:
+    return all(isinstance(token, int) for token in prompt)
+
+
+def _count_prompt(engine: Engine, prompt: Any) -> int:
+    if isinstance(prompt, list) and _is_tokens(prompt):
+        return len(prompt)
+    return engine.count_tokens(check_text(prompt, "a prompt"))
+
+
+def _most_completion(body: _Body) -> int | None:
+    """How many tokens may be generated; None where the row does not limit them."""
+    fields, name = body.fields, max_tokens_field(body.fields)
+    if name is None and (body.route == CHAT or "max_tokens" in fields):
         return None
-    if all(isinstance(token, int) for token in prompts):
-        return len(prompts)
-    return sum(engine.count_tokens(each) if isinstance(each, str) else len(each) for each in prompts)
-
-
-def _count_completion(found: Estimate, body: _Body) -> None:
-    name = max_tokens_field(body.fields)
-    if name is None and (body.route == CHAT or "max_tokens" in body.fields):
-        found.unlimited += 1
-        return
-    most = MAX_TOKENS_OF_COMPLETIONS if name is None else body.fields[name]
-    prompts = body.fields.get("prompt")
-    many = len(prompts) if isinstance(prompts, list) and not all(isinstance(each, int) for each in prompts) else 1
-    found.max_completion_tokens += most * (body.fields.get("n") or 1) * many
+    most = MAX_TOKENS_OF_COMPLETIONS if name is None else fields[name]
+    prompts = fields.get("prompt")
+    many = len(prompts) if isinstance(prompts, list) and not _is_tokens(prompts) else 1
+    return int(most) * int(fields.get("n") or 1) * many  # vLLM takes "10" for a number

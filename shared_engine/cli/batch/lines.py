@@ -78,6 +78,8 @@ def parse_line(text: bytes, prompt_column: str, *, is_table: bool) -> Line:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidLineError(f"is not valid JSON in UTF-8: {exc}") from None
+    except RecursionError:
+        raise InvalidLineError("is nested too deeply") from None
     if not is_table and _is_openai(fields, prompt_column):
         return _openai_line(fields)
     return _plain_line(fields, prompt_column, is_table)
@@ -128,7 +130,10 @@ def _plain_line(fields: Mapping[str, msgspec.Raw], prompt_column: str, is_table:
 
 
 def _value(fields: Mapping[str, msgspec.Raw], name: str) -> Any:
-    return msgspec.json.decode(fields[name]) if name in fields else None
+    try:
+        return msgspec.json.decode(fields[name]) if name in fields else None
+    except (msgspec.DecodeError, RecursionError) as exc:  # a number that is too large, mostly
+        raise InvalidLineError(f"{name!r} can't be read: {exc}") from None
 
 
 # ---- one line of the output
@@ -157,16 +162,16 @@ class _OpenAIOutput(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    total_tokens: int = 0
-    input_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    input_tokens: int | None = None
     """This and the next are the names of /v1/responses."""
-    output_tokens: int = 0
+    output_tokens: int | None = None
 
 
 class _Body(msgspec.Struct):
-    id: str = ""
+    id: str | None = None
     usage: _Usage | None = None
 
 
@@ -185,25 +190,36 @@ class _PlainOutput(msgspec.Struct, kw_only=True):
 
 def openai_answer(answer_id: str, line: OpenAILine, status: int, body: bytes) -> Answer:
     """What the server answered, of any status; its body as it is."""
-    try:
-        read: _Body | None = msgspec.json.decode(body, type=_Body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        read = _Body() if status >= 400 else None
+    read = _read_body(body)
+    if status >= 400:
+        request_id = (read and read.id) or ""
+        return openai_error(answer_id, line.custom_id, _error_of_server(status, body), status, request_id)
     if read is None:
         return openai_error(answer_id, line.custom_id, error_object("the answer is not JSON", "ServerError", 502), 502)
-    if status >= 400:
-        return openai_error(answer_id, line.custom_id, _error_of_server(status, body), status, read.id)
     response = _Response(status, read.id or answer_id, msgspec.Raw(_on_one_line(body)))
     usage = read.usage or _Usage()
     output = _OpenAIOutput(answer_id, line.custom_id, response, None)
     prompt_tokens = usage.prompt_tokens or usage.input_tokens or usage.total_tokens  # vLLM's scores have the total only
-    return Answer(_line(output), False, prompt_tokens, usage.completion_tokens or usage.output_tokens)
+    return Answer(_line(output), False, prompt_tokens or 0, usage.completion_tokens or usage.output_tokens or 0)
+
+
+def _read_body(body: bytes) -> _Body | None:
+    """What is counted of an answer; nothing of one in a form of its own, and None for what is not JSON."""
+    try:
+        body.decode()  # as above
+        try:
+            return msgspec.json.decode(body, type=_Body)
+        except msgspec.ValidationError:
+            msgspec.json.decode(body, type=msgspec.Raw)
+            return _Body()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _error_of_server(status: int, body: bytes) -> Any:
     try:
         said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = None
     if isinstance(said, dict) and "error" in said:
         return said
@@ -211,7 +227,7 @@ def _error_of_server(status: int, body: bytes) -> Any:
 
 
 def _on_one_line(body: bytes) -> bytes:
-    return msgspec.json.encode(msgspec.json.decode(body)) if b"\n" in body or b"\r" in body else body
+    return body.translate(None, b"\r\n")  # JSON has none in its strings
 
 
 def error_object(message: str, kind: str, code: int | None) -> dict[str, Any]:
@@ -258,17 +274,22 @@ def invalid_answer(answer_id: str, number: int, text: bytes, unit: str, error: I
     said = error_object(f"{unit} {number} {error}", type(error).__name__, 400)
     try:
         text.decode()
-        fields: Any = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        return plain_error(answer_id, number, text, said)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         is_openai = any(f'"{name}"'.encode() in text for name in _OPENAI)
         return openai_error(answer_id, None, said, 400) if is_openai else plain_error(answer_id, number, None, said)
-    if isinstance(fields, dict) and any(name in fields for name in _OPENAI):
-        custom_id = fields.get("custom_id")
-        return openai_error(answer_id, custom_id if isinstance(custom_id, str) else None, said, 400)
-    return plain_error(answer_id, number, text, said)
+    if not any(name in fields for name in _OPENAI):
+        return plain_error(answer_id, number, text, said)
+    try:
+        custom_id = _value(fields, "custom_id")
+    except InvalidLineError:
+        custom_id = None
+    return openai_error(answer_id, custom_id if isinstance(custom_id, str) else None, said, 400)
 
 
-def failed_answer(answer_id: str, number: int, text: bytes, line: Line, error: VLLMError) -> Answer:
+def failed_answer(answer_id: str, number: int, text: bytes, line: Line, error: Exception) -> Answer:
     """For a row whose request failed."""
     status = error.status if isinstance(error, RequestError) else None
     message = error.message if isinstance(error, RequestError | EngineError) else str(error)
