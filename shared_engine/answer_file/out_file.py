@@ -9,7 +9,7 @@ import fcntl
 import os
 import stat
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -39,10 +39,10 @@ class OutFile:
         is_sorted: its lines are in the order of the rows.
     """
 
-    def __init__(self, path: Path, rows: Digests, how: str, unit: str = "line", mode: int = 0o666) -> None:
+    def __init__(self, path: Path, rows: Digests, hows: Sequence[str], unit: str = "line", mode: int = 0o666) -> None:
         """
         Args:
-            how: digest of what decides the answers beside the rows.
+            hows: digests of what decides the answers beside the rows, each of which a line may have.
             unit: what a row is called.
             mode: of a new file, within the umask.
 
@@ -52,7 +52,7 @@ class OutFile:
         self.name = str(path)
         self._path = path.resolve()  # what a link points to: the link itself would be replaced
         self._temporary = self._path.with_name(f".{self._path.name}.new")
-        self._rows, self._how, self._unit, self._mode = rows, how, unit, mode
+        self._rows, self._hows, self._unit, self._mode = rows, hows, unit, mode
         try:
             self._fd = self._opened()
             try:
@@ -94,7 +94,7 @@ class OutFile:
 
     def _check(self, identity: Identity, is_error: bool) -> None:
         number = identity.number
-        if identity.how != self._how:
+        if identity.how not in self._hows:
             raise OutputError(
                 f"{self.name} was written with another model or other parameters: {self._another_or_remove}"
             )

@@ -130,6 +130,7 @@ class PoolingRequests(Lifecycle):
         check_number("batch_size", batch_size, 1)
         if prefix is None:
             prefix = await self._prefix(input_type)
+        await self._afetched()  # its files are part of what the file says of its vectors
         model = self.settings.model or next(iter(await self._requests.limits(CallParams())), None)
 
         async def embed(some: list[str]) -> EmbeddingResult:

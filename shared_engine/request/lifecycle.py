@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.errors import RequestError, SettingsError
 from shared_engine.gpu import alert_counts
 from shared_engine.launch.replica_sets import check_replicas
 from shared_engine.model_files.folder import inputs
+from shared_engine.model_files.weights import has_weights
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.params import GenerationParams
 from shared_engine.request.about_model import AboutModel, ask_hub, ask_servers
@@ -26,6 +28,7 @@ from shared_engine.request.replica_endpoint import ReplicaEndpoint
 from shared_engine.request.reproducible import seed_of
 from shared_engine.request.sending import Requests, metrics_of
 from shared_engine.request.tally import stats_of, tally_of
+from shared_engine.request.threads import in_a_thread
 from shared_engine.request.twins import blocking
 from shared_engine.runtime.directory import check_root
 from shared_engine.runtime.life_stats import LifeStats, added, lives_together
@@ -152,6 +155,14 @@ class Lifecycle:
         await self._requests.check_health()
 
     warmup = blocking(awarmup)
+
+    async def _afetched(self) -> None:
+        """Return when the model's files are on this machine, for which a local engine may have to be started."""
+        if self.settings.is_remote:
+            return
+        folder = await in_a_thread(self.settings.model_folder)
+        if folder is None or not await in_a_thread(partial(has_weights, folder)):
+            await self.awarmup()
 
     async def ais_ready(self) -> bool:
         """True when a request would be answered at once. Starts nothing and keeps nothing awake."""

@@ -12,6 +12,7 @@ from shared_engine.answer_file.identity import Digests, Identity, digest_of, how
 from shared_engine.answer_file.out_file import OutFile
 from shared_engine.answer_file.vectors import VectorFile, failed_line_of, line_of
 from shared_engine.errors import InvalidInputError
+from shared_engine.request.answering_model import answering_model
 from shared_engine.request.batches import gather
 from shared_engine.request.checks import check_text
 from shared_engine.request.threads import in_a_thread
@@ -19,14 +20,6 @@ from shared_engine.results import EmbeddingResult, OnError
 from shared_engine.settings import EngineSettings
 
 PRIVATE = 0o600
-# Of engine_args, what has no say in a model's vectors.
-_OF_SPEED = frozenset({
-    "api_server_count", "block_size", "compilation_config", "cpu_offload_gb", "cudagraph_capture_sizes",
-    "data_parallel_backend", "disable_log_stats", "disable_uvicorn_access_log", "distributed_executor_backend",
-    "enable_chunked_prefill", "enable_prefix_caching", "kv_cache_memory_bytes", "log_level", "max_num_batched_tokens",
-    "max_num_queued_reqs", "max_num_seqs", "runner",
-})  # fmt: skip
-_OF_THE_MODEL = ("revision", "tokenizer", "dtype", "quantization", "trust_remote_code", "max_model_len")
 
 
 class Texts(Digests):
@@ -57,7 +50,7 @@ class Vectors:
             VLLMError: see ``OutFile``.
         """
         self._texts, self._how = texts, how
-        self.file = OutFile(path, texts, how, unit="text", mode=PRIVATE)
+        self.file = OutFile(path, texts, [how], unit="text", mode=PRIVATE)
         try:
             self.file.begin()
             if retry_errors and self.file.errors:
@@ -88,19 +81,8 @@ class Vectors:
 
 def how_of(settings: EngineSettings, model: str | None, asked: Mapping[str, Any]) -> str:
     """Digest of what decides vectors beside the texts: the model and its files, its settings, and what is asked for."""
-    folder = settings.model_folder()
-    files = [] if folder is None else sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    lora = asked.get("lora")
-    return how_digest({
-        "model": model if folder is None else str(folder.resolve()),
-        "files": stats,
-        "settings": {name: getattr(settings, name) for name in _OF_THE_MODEL},
-        "engine_args": {name: value for name, value in settings.engine_args.items() if name not in _OF_SPEED},
-        "adapter": None if lora is None else (settings.lora_adapters or {}).get(lora, lora),
-        "asked": asked,
-        "byteorder": sys.byteorder,
-    })  # fmt: skip
+    model_facts = answering_model(settings, model, asked.get("lora"))
+    return how_digest({**model_facts, "asked": asked, "byteorder": sys.byteorder})
 
 
 async def embed_into(

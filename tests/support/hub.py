@@ -15,8 +15,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 1 << 14
+
+
+def hub_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the files of org/name will lie in a hub's cache, which has none of them yet."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(root / "hub"))
+    cached = root / "hub" / "models--org--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(COMMIT)
+    return cached / "snapshots" / COMMIT
 
 
 @contextmanager

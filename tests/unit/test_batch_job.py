@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 
 from shared_engine import Engine
+from shared_engine.cli.batch.asking import Asked, Asking
 from shared_engine.cli.batch.dry_run import Estimate, estimate
 from shared_engine.cli.batch.job import HELD_PER_SLOT, Job
 from shared_engine.cli.batch.report import Bar, Counts, duration
@@ -27,7 +28,10 @@ from shared_engine.cli.batch.rows import Input
 from shared_engine.cli.commands.batch import MAX_RETRIES
 from shared_engine.cli.exit_codes import DONE, FAILED, INTERRUPTED, READER_LEFT, SOME_FAILED, USAGE
 from shared_engine.cli.main import main
+from shared_engine.params import GenerationParams
 from shared_engine.request import retry
+from shared_engine.results import Choice, GenerationResult, TokenUsage
+from tests.support.hub import hub_model
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 from tests.support.waiting import wait_until
@@ -332,6 +336,10 @@ def test_lines_that_are_added_meanwhile_are_the_next_runs(echo: Echo, folder: Pa
         ["--raw", "--max-tokens", "3"],
         ["--model", "another"],
         ["--max-tokens", "3"],
+        ["--dtype", "float16"],
+        ["--revision", "v2"],
+        ["--tokenizer", "another"],
+        ["--engine-args", '{"chat_template": "{{ messages }}"}'],
     ],
     ids=" ".join,
 )
@@ -342,7 +350,72 @@ def test_asked_otherwise_it_does_not_go_on(echo: Echo, folder: Path, capsys: Cap
     assert batch(echo, *another) == FAILED
     assert "out.jsonl was written with another model or other parameters" in capsys.readouterr().err
     assert (folder / "out.jsonl").read_bytes() == before
-    assert batch(echo, "--max-inflight", "3", "--timeout", "60", "--order", "done") == DONE
+    of_speed = ["--engine-args", '{"max_num_seqs": 8}']
+    assert batch(echo, "--max-inflight", "3", "--timeout", "60", "--order", "done", *of_speed) == DONE
+
+
+def hows(folder: Path) -> list[str]:
+    return [line["id"].rpartition("-")[2] for line in lines(folder)]
+
+
+def test_another_adapter_of_the_same_name_is_noticed(echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"1")
+    job = Job(Input("in.jsonl", "prompt"), "out.jsonl", Asked(GenerationParams(lora="mine")))
+
+    def how(path: Path) -> str:
+        engine = Engine(model="org/name", lora_adapters={"mine": str(path)})
+        return Asking(engine, job.rows, job.asked).hows[0]
+
+    before = how(adapter)
+    assert how(adapter) == before
+    assert how(adapter.rename(folder / "other")) != before
+    (folder / "other").rename(adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"22")
+    assert how(adapter) != before
+
+
+def test_a_file_of_an_earlier_release_goes_on_as_it_was_compared_then(
+    echo: Echo, folder: Path, capsys: Capture
+) -> None:
+    assert batch(echo) == DONE
+    (how,) = set(hows(folder))
+    older = Asking(Engine(base_url=echo.url), Input("in.jsonl", "prompt"), Asked()).hows[1]
+    path = folder / "out.jsonl"
+    path.write_text("".join(path.read_text().replace(how, older).splitlines(keepends=True)[:7]))
+    assert batch(echo, "--temperature", "0.5") == FAILED
+    assert batch(echo, "--dtype", "float16") == DONE, "that was not compared"
+    assert (hows(folder)[:7], how in hows(folder)[7:]) == ([older] * 7, False)
+    assert batch(echo) == FAILED, "the lines of this release are compared as they are now"
+    assert batch(echo, "--dtype", "float16") == DONE
+
+
+def test_a_model_that_is_not_here_is_fetched_before_its_files_are_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub_model(folder, monkeypatch)
+    begun: list[bool] = []
+
+    async def answers(*_: Any, **__: Any) -> GenerationResult:
+        usage = TokenUsage(prompt_tokens=1, completion_tokens=1)
+        return GenerationResult(choices=(Choice(text="a", finish_reason="stop"),), usage=usage, request_id="", model="")
+
+    async def downloads(_: Engine) -> None:
+        begun.append(snapshot.exists())
+        if not snapshot.exists():
+            snapshot.mkdir(parents=True)
+            (snapshot / "model.safetensors").write_bytes(b"1")
+
+    monkeypatch.setattr(Engine, "awarmup", downloads)
+    monkeypatch.setattr(Engine, "achat", answers)
+    command = ["batch", "in.jsonl", "out.jsonl", "--model", "org/name"]
+    assert main(command) == DONE
+    write(folder, *range(1, 12))
+    assert main(command) == DONE
+    assert (len(lines(folder)), len(set(hows(folder)))) == (11, 1)
+    assert begun == [False, True, True]
 
 
 def test_the_environments_parameters_count_as_well(echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def answer_to(row: Row, how: str = HOW, *, is_error: bool = False) -> Answer:
 
 
 def opened(folder: Path, rows: Input, how: str = HOW) -> OutFile:
-    return OutFile(folder / "out.jsonl", Survey(rows), how)
+    return OutFile(folder / "out.jsonl", Survey(rows), [how])
 
 
 def go_on(folder: Path, rows: Input, *, backwards: bool = False) -> bytes:
@@ -308,11 +308,11 @@ def test_a_new_order_that_cant_be_written_changes_nothing(tmp_path: Path, monkey
 
 def test_what_isnt_a_file_is_only_written_to(tmp_path: Path) -> None:
     rows = input_of(tmp_path, *TEXTS)
-    assert isinstance(output_of("-", rows, HOW, Survey(rows)), OutStream)
-    null = output_of("/dev/null", rows, HOW, Survey(rows))
+    assert isinstance(output_of("-", rows, [HOW], Survey(rows)), OutStream)
+    null = output_of("/dev/null", rows, [HOW], Survey(rows))
     null.append(b"x\n", 1)
     null.close()
-    full = output_of("/dev/full", rows, HOW, Survey(rows))
+    full = output_of("/dev/full", rows, [HOW], Survey(rows))
     with pytest.raises(OutputError, match=r"/dev/full can't be written: No space left on device"):
         full.append(b"x\n", 1)
     full.close()
@@ -322,11 +322,11 @@ def test_an_output_that_cant_be_used_is_told(tmp_path: Path) -> None:
     rows = input_of(tmp_path, *TEXTS)
     survey = Survey(rows)
     with pytest.raises(InvalidInputError, match="is both the input and the output"):
-        output_of(rows.name, rows, HOW, survey)
+        output_of(rows.name, rows, [HOW], survey)
     with pytest.raises(OutputError, match=r"nowhere/out\.jsonl can't be written: No such file or directory"):
-        output_of(str(tmp_path / "nowhere" / "out.jsonl"), rows, HOW, survey)
+        output_of(str(tmp_path / "nowhere" / "out.jsonl"), rows, [HOW], survey)
     with pytest.raises(OutputError, match="can't be written: Is a directory"):
-        output_of(str(tmp_path), rows, HOW, survey)
+        output_of(str(tmp_path), rows, [HOW], survey)
     go_on(tmp_path, rows)
     with pytest.raises(InvalidInputError, match="is not empty, and an input that is not a file can't be resumed"):
-        output_of(str(tmp_path / "out.jsonl"), Input("-", "prompt"), HOW, None)
+        output_of(str(tmp_path / "out.jsonl"), Input("-", "prompt"), [HOW], None)

@@ -25,7 +25,9 @@ from langchain_vllm_local import VLLMEmbeddings
 from llama_index_vllm_local import VLLMEmbedding
 from shared_engine import ContextLengthError, Engine, InvalidInputError, RequestRejectedError, VLLMError
 from shared_engine.answer_file.vectors import VectorFile
+from shared_engine.results import EmbeddingResult, TokenUsage
 from tests.support.choosy_server import LONG, REFUSED, is_choosy, refused, vector_of
+from tests.support.hub import hub_model
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, running_server
 from tests.support.waiting import wait_until
@@ -109,6 +111,12 @@ def test_the_first_that_fails_may_end_the_others(server: RemoteServer, tmp_path:
     assert not (tmp_path / "other").exists()
 
 
+INDEXED = {
+    "model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}',
+    "1.safetensors": "1",
+}
+
+
 def model_in(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
@@ -160,6 +168,36 @@ def test_a_model_of_other_files_is_noticed(tmp_path: Path) -> None:
     assert how_of(EngineSettings(model=str(folder)), str(folder), {}) == before
     (folder / "model.safetensors").write_bytes(b"22")
     assert how_of(settings, str(folder), {}) != before
+
+
+@pytest.mark.parametrize("in_part", [{}, {"config.json": "{}"}, INDEXED], ids=["nothing", "config", "one of two"])
+def test_a_model_that_is_not_all_here_is_fetched_before_its_files_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_part: dict[str, str]
+) -> None:
+    snapshot = hub_model(tmp_path, monkeypatch)
+    whole = {"config.json": "{}", "model.safetensors": "1"} | (
+        INDEXED | {"2.safetensors": "2"} if in_part is INDEXED else {}
+    )
+    for name, text in in_part.items():
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_text(text)
+    started = []
+
+    async def downloads(engine: Engine) -> None:
+        started.append(engine)
+        snapshot.mkdir(parents=True, exist_ok=True)
+        for name, text in whole.items():
+            (snapshot / name).write_text(text)
+
+    async def vectors(_: Engine, texts: list[str], **__: Any) -> EmbeddingResult:
+        return EmbeddingResult(embeddings=[vector_of(text) for text in texts], usage=TokenUsage(), model="m")
+
+    monkeypatch.setattr(Engine, "awarmup", downloads)
+    monkeypatch.setattr(Engine, "aembed", vectors)
+    for count in (10, 20):
+        file = Engine(model="org/name").embed_file(TEXTS[:count], tmp_path / "vectors")
+        assert list(file) == VECTORS[:count]
+    assert len(started) == 1, "what is here needs no engine to go on"
 
 
 def test_a_text_that_has_changed_is_named(server: RemoteServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from shared_engine.answer_file.identity import Identity, digest_of, how_digest
@@ -33,6 +34,7 @@ from shared_engine.errors import (
 )
 from shared_engine.machine.home import expanded
 from shared_engine.params import GenerationParams
+from shared_engine.request.answering_model import answering_model
 from shared_engine.request.checks import Message
 from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 
@@ -86,17 +88,26 @@ class Asking:
     def __init__(self, engine: Engine, rows: Input, asked: Asked) -> None:
         self._engine, self._input, self._asked = engine, rows, asked
         self._forwarding = Forwarding(engine._requests.endpoint, engine.settings)
+
+    @cached_property
+    def hows(self) -> tuple[str, str]:
+        """What the ids of the output say of how its lines were asked; and what they said before they told a model's
+        files and settings, and the adapter's.
+        """
+        engine, asked = self._engine, self._asked
         settings = engine.settings
-        self.how = how_digest({
-            "model": _model_of(settings.model),
+        name = _model_of(settings.model)
+        before = {
+            "model": name,
             "defaults": settings.sampling_defaults,
             "reproducible": settings.reproducible,
             "params": asked.params.given,
             "system": asked.system,
             "raw": asked.is_raw,
-            "prompt_column": rows.prompt_column,
-        })  # fmt: skip
-        """What the ids of the output say of it."""
+            "prompt_column": self._input.prompt_column,
+        }
+        answering = answering_model(settings, name, engine._defaults.merged(asked.params.given).lora)
+        return how_digest({**before, **answering}), how_digest(before)
 
     def parse(self, row: Row) -> Line:
         """
@@ -118,7 +129,7 @@ class Asking:
         Raises:
             Exception: no row can be answered; see ``ends_batch``.
         """
-        answer_id = str(Identity(row.number, digest_of(row.text), self.how))
+        answer_id = str(Identity(row.number, digest_of(row.text), self.hows[0]))
         try:
             line = self.parse(row)
         except InvalidLineError as exc:

@@ -21,6 +21,7 @@ from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, VLLMError
 from shared_engine.request.batches import crew
+from shared_engine.request.io_loop import run_sync
 from shared_engine.request.threads import in_a_thread
 
 HELD_PER_SLOT = 16
@@ -55,7 +56,9 @@ def run_job(engine: Engine, job: Job) -> Counts:
     """
     asking = Asking(engine, job.rows, job.asked)
     survey = Survey(job.rows) if job.rows.is_file else None
-    output = output_of(job.output, job.rows, asking.how, survey)
+    if survey is not None and survey.rows:
+        run_sync(engine._afetched())  # what the output says of its lines is then the same in the next run
+    output = output_of(job.output, job.rows, asking.hows, survey)
     counts = Counts(
         rows=None if survey is None else survey.rows,
         is_resumable=survey is not None and isinstance(output, OutFile),

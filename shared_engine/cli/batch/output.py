@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,10 +58,11 @@ class OutStream:
         os.close(self._fd)
 
 
-def output_of(name: str, rows: Input, how: str, survey: Survey | None) -> Output:
+def output_of(name: str, rows: Input, hows: Sequence[str], survey: Survey | None) -> Output:
     """Where answers go.
 
     Args:
+        hows: see ``OutFile``.
         survey: None where the input can be read once only; a file then has to be empty.
 
     Raises:
@@ -76,4 +78,4 @@ def output_of(name: str, rows: Input, how: str, survey: Survey | None) -> Output
         raise InvalidInputError(
             f"{name} is not empty, and an input that is not a file can't be resumed: give a file, or remove {name}"
         )
-    return OutFile(path, survey or Survey(), how, rows.unit)
+    return OutFile(path, survey or Survey(), hows, rows.unit)
