@@ -93,7 +93,7 @@ def connector_class() -> type[aiohttp.TCPConnector]:
             self._conns.clear()
 
         def __del__(self, *_: Any) -> None:
-            """See ``abandon``: aiohttp would close the connections, on a loop that may be the parent's."""
+            """See ``session_class``: aiohttp would close the connections, on a loop that may be the parent's."""
 
     return Noting
 
@@ -117,6 +117,23 @@ def response_class() -> type[aiohttp.ClientResponse]:
     return Response
 
 
-def abandon(session: aiohttp.ClientSession) -> None:
-    """Let go of a session whose loop is gone: there is nothing to close it on, and nothing the user should read."""
-    session.detach()
+@functools.cache
+def session_class() -> type[aiohttp.ClientSession]:
+    """aiohttp's session, which may be dropped without a word.
+
+    One that is open then is the parent's, in a forked child, or its loop is gone: there is nothing to close it on, and
+    nothing the user should read. Or it was closed by ``keep_none``, and its last request has ended.
+    """
+    import aiohttp
+
+    class Droppable:
+        def __init_subclass__(cls) -> None:
+            """aiohttp warns of subclasses."""
+
+        def __del__(self, *_: Any) -> None:
+            """aiohttp would warn, and log it."""
+
+    class Session(Droppable, aiohttp.ClientSession):
+        pass
+
+    return Session

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 from shared_engine.errors import RequestError, RequestTimeoutError, ServerConnectionError, ServerUnreachableError
-from shared_engine.request.aiohttp_quirks import abandon, connector_class, is_used_again, response_class
+from shared_engine.request.aiohttp_quirks import connector_class, is_used_again, response_class, session_class
 from shared_engine.request.http_options import DEFAULT, HeaderPairs, HttpOptions
 from shared_engine.request.open_connections import hang_up
 from shared_engine.request.proxies import proxy_of, shown, with_credentials
@@ -190,15 +190,13 @@ class HttpClient(Client):
     """
 
     def __init__(self, base_url: str, options: HttpOptions = DEFAULT) -> None:
-        import aiohttp
-
         self.url = base_url
         self._query = f"?{urlencode(options.query)}" if options.query else ""
         proxy = proxy_of(base_url, options.proxy)
         self._proxy = "" if proxy is None else f" through the proxy {shown(proxy)}"
         self.where = base_url + self._proxy
         self._connector: Any = connector_class()(keepalive_timeout=KEEP_ALIVE_S, ssl=options.ssl_context(base_url))
-        self._session = aiohttp.ClientSession(
+        self._session = session_class()(
             connector=self._connector,
             headers={"Content-Type": "application/json", **dict(options.headers)},
             proxy=with_credentials(proxy, options.proxy_auth),
@@ -284,13 +282,6 @@ class HttpClient(Client):
 
     def hang_up(self) -> None:
         hang_up(self._connector.noted)
-
-    def __del__(self) -> None:
-        # Still open here means that its loop is gone: ended without closing its generators, at the interpreter's end,
-        # or left behind in the parent by a fork.
-        with contextlib.suppress(AttributeError):
-            if self._base is None:
-                abandon(self._session)
 
 
 def why_not(error: OSError) -> str:
