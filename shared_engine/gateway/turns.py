@@ -248,6 +248,9 @@ class RouteInTurn(Route):
             except TimeoutError as exc:
                 if isinstance(exc, VLLMError) or not limit.expired():
                     raise
+            except EngineStartError as exc:  # it was loaded, and has left since to make room
+                if not exc.is_of_device or self._model.endpoint.is_up():
+                    raise
             else:
                 return self._acquired(connection)
 

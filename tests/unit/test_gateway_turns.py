@@ -348,9 +348,10 @@ async def test_who_leaves_ends_its_waiting_and_not_the_load() -> None:
     assert busy.is_open.is_set()
 
 
-async def test_a_request_whose_model_has_left_just_then_waits_for_its_turn() -> None:
-    """It took the model for loaded; its own load would wait behind others for as long as they are busy."""
-    world, device = World(turn_s=0.05), Device()
+@pytest.mark.parametrize("queues", [True, False])
+async def test_a_request_whose_model_has_left_just_then_waits_for_its_turn(queues: bool) -> None:
+    """It took the model for loaded; its own load would wait behind others for as long as they are busy, or fail."""
+    world, device = World(turn_s=0.05), Device(queues=queues)
     late, busy = world.model("late", device), world.model("busy", device)
     async with world.busy(busy):
         await until(busy.is_up)
