@@ -50,7 +50,8 @@ def answer_type(schema: Any) -> Any:
     try:
         return pydantic_class(schema)
     except Exception as exc:  # pydantic has no common class for these
-        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {exc}") from exc
+        why = str(exc) or type(exc).__name__
+        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {why}") from exc
 
 
 def is_old_class(kind: Any) -> bool:

@@ -186,7 +186,8 @@ def json_schema(schema: Any, strict: bool | None) -> JsonSchema:
     try:
         content = kind.schema() if is_old_class(kind) else class_schema(kind)
     except Exception as exc:  # pydantic has no common class for these
-        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {exc}") from exc
+        why = str(exc) or type(exc).__name__
+        raise InvalidInputError(f"schema = {schema!r:.80}: it can't be converted to a JSON schema: {why}") from exc
     return JsonSchema(name, content, content.get("description"), strict, is_checked=True)
 
 

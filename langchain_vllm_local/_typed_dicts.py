@@ -53,7 +53,9 @@ def _make(kind: Any, made: dict[Any, type[BaseModel]]) -> None:
         # Of annotations that are text, as under `from __future__ import annotations`, Python does not see the marks.
         is_required = Required in marks or (name in kind.__required_keys__ and NotRequired not in marks)
         presence: dict[str, Any] = {} if is_required else {"default_factory": lambda: None}
-        field = Field(alias=name, description=description or arguments.get(name), **presence)
+        description = description or arguments.get(name)
+        said: dict[str, Any] = {} if description is None else {"description": description}  # None would replace another
+        field = Field(alias=name, **said, **presence)
         fields[f"field_{len(fields)}"] = (annotation, field)  # a key may have a name that no field can have
     made[kind] = create_model(kind.__name__, __doc__=description_of(kind), __module__=__name__, **fields)
 
@@ -62,10 +64,8 @@ def _described(hint: Any, made: dict[Any, type[BaseModel]]) -> tuple[Any, str | 
     """The annotation for pydantic, and LangChain's description in it."""
     if get_origin(hint) is not Annotated:
         return _translated(hint, made), None
-    kind, *remarks = get_args(hint)
-    if isinstance(remarks[-1], str):
-        return _translated(kind, made), remarks[-1]
-    return Annotated[(_translated(kind, made), *remarks)], None
+    said = get_args(hint)[-1]
+    return _translated(hint, made), said if isinstance(said, str) else None
 
 
 def _without_marks(hint: Any) -> tuple[Any, set[Any]]:
@@ -84,6 +84,8 @@ def _translated(hint: Any, made: dict[Any, type[BaseModel]]) -> Any:
             _make(hint, made)
         return ForwardRef(_name(hint))
     parts = get_args(hint)
+    if get_origin(hint) is Annotated:  # of its remarks pydantic takes what it knows: bounds, validators
+        return Annotated[(_translated(parts[0], made), *parts[1:])]
     if not parts or get_origin(hint) is None or get_origin(hint) is typing_extensions.Literal:
         return hint
     new = tuple(_translated(part, made) for part in parts)

@@ -246,6 +246,27 @@ def test_typed_dicts_of_either_module_have_schemas_with_what_is_said_of_their_ke
         json_schema(Unknown, None)
 
 
+class Tree(TypedDict):
+    age: Annotated[int, Field(ge=0, le=5), "in years"]
+    height: Annotated[float, Field(gt=0, description="in metres")]
+    leaves: list[Annotated[Leaf, "a leaf"]]
+    counts: NotRequired[Annotated[dict[str, Annotated[int, Field(lt=9)]] | None, ..., "by name"]]
+
+
+def test_bounds_and_descriptions_of_a_typed_dict_s_keys_are_kept_wherever_they_stand() -> None:
+    properties = json_schema(Tree, None).schema["properties"]
+    age = {name: properties["age"][name] for name in ("minimum", "maximum", "description")}
+    assert age == {"minimum": 0, "maximum": 5, "description": "in years"}
+    assert (properties["height"]["exclusiveMinimum"], properties["height"]["description"]) == (0, "in metres")
+    assert properties["leaves"]["items"] == {"$ref": "#/$defs/Leaf"}
+    assert properties["counts"]["description"] == "by name"
+    assert properties["counts"]["anyOf"][0]["additionalProperties"] == {"exclusiveMaximum": 9, "type": "integer"}
+    value = {"age": 5, "height": 1.5, "leaves": [{"size": 3}]}
+    assert parsed(Tree, "json_schema", value) == value
+    with pytest.raises(OutputParserException, match="not valid for"):
+        parsed(Tree, "json_schema", {**value, "age": 6})
+
+
 def test_a_name_is_one_that_every_server_takes() -> None:
     form = json_schema(Box[list[int]], None)
     assert form.response_format()["json_schema"]["name"] == form.tool()["function"]["name"] == "Box_list_int_"

@@ -11,16 +11,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from shared_engine.cli.asking.answer import Answer, figures
 from shared_engine.cli.chat.commands import COMMANDS, find_command, suggestions
 from shared_engine.cli.chat.conversation import Conversation, load, save
 from shared_engine.cli.chat.history import MAX_ENTRIES, PrivateHistory, history_file
-from shared_engine.cli.chat.line_editor import PATHS, is_unfinished, unquoted
+from shared_engine.cli.chat.line_editor import PATHS, LineEditor, is_unfinished, unquoted
 from shared_engine.cli.chat.markdown import MarkdownWriter
+from shared_engine.cli.chat.repl import Chat
+from shared_engine.cli.chat.screen import Screen
+from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError
 from shared_engine.results import TokenUsage
+from shared_engine.settings import EngineSettings
 from tests.support.paths import REPOSITORY
 
 # ---- Markdown
@@ -207,6 +214,29 @@ def test_a_saved_conversation_is_loaded_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_half_a_character_does_not_cost_the_conversation(tmp_path: Path) -> None:
+    talk = Conversation()
+    talk.add(question("caf\udce9"), answer("é"))
+    file = tmp_path / "talk.json"
+    save(talk.to_json(None, {}), file, may_replace=False)
+    assert load(file)["messages"] == talk.messages
+    with pytest.raises(InvalidInputError, match="can't be written: embedded null"):
+        save({}, tmp_path / "a\0b", may_replace=False)
+    file.write_text("[" * 100_000)
+    with pytest.raises(InvalidInputError, match="is not JSON"):
+        load(file)
+
+
+def test_a_byte_that_is_not_utf_8_is_a_mark_in_what_is_typed(tmp_path: Path) -> None:
+    history = PrivateHistory(tmp_path / "history")
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        editor = LineEditor(history, suggestions, lambda: ("", False))
+        typed.send_bytes(b"caf\xe9 au lait\r")
+        assert editor.read(print) == "caf\ufffd au lait"
+    assert history.problem is None
+    assert list(PrivateHistory(tmp_path / "history").load_history_strings()) == ["caf\ufffd au lait"]
+
+
 def test_a_bare_list_is_loaded_too_and_its_last_question_waits(tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     file.write_text('[{"role": "user", "content": "a"}]')
@@ -301,6 +331,26 @@ def test_tab_knows_what_may_follow() -> None:
     assert suggestions("/load", "x") is PATHS
     assert suggestions("/undo", "") == ()
     assert suggestions("/nothing", "") == ()
+
+
+def test_another_model_has_no_adapter_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), width=200)
+    parameters = {"lora": "mine", "temperature": 0}
+    before = EngineSettings(model="org/one", lora_adapters={"mine": "org/adapter"})
+    chat = Chat(before, parameters, screen)
+
+    def use(self: Chat, settings: EngineSettings) -> bool:
+        assert settings.lora_adapters is None
+        self.settings, self.engine = settings, Engine(settings)
+        return settings.model != "org/none"
+
+    monkeypatch.setattr(Chat, "use", use)
+    chat.handle("/model org/none")
+    assert chat.parameters == parameters
+    chat.handle("/model org/two")
+    assert chat.parameters == {"temperature": 0}
+    assert "lora = mine is not set any more: an adapter is of one model" in screen.console.file.getvalue()  # type: ignore[attr-defined]
 
 
 # ---- history

@@ -202,6 +202,10 @@ def _model(chat: Chat, argument: str) -> None:
     given = {name: getattr(chat.settings, name) for name in chat.settings.model_fields_set - _OF_ONE_MODEL}
     if chat.use(type(chat.settings)(**{**given, "model": argument})):
         chat.conversation.set_system(chat.conversation.system)  # the tokens are to be counted again
+        adapter = chat.parameters.get("lora")
+        if adapter is not None:
+            chat.parameters = {name: value for name, value in chat.parameters.items() if name != "lora"}
+            chat.screen.note(f"lora = {adapter} is not set any more: an adapter is of one model")
         window = chat.engine.context_window
         chat.screen.note(f"now {_where(chat)}" + (f", {window:,} tokens of context" if window else ""))
 

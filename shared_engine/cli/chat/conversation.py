@@ -120,7 +120,8 @@ def save(document: dict[str, Any], file: Path, *, may_replace: bool) -> None:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # 0600
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            # Half a character, as of a file with "\\udce9" in it, is written as JSON writes it.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 json.dump(document, stream, indent=2, ensure_ascii=False)
                 stream.write("\n")
                 stream.flush()
@@ -129,8 +130,8 @@ def save(document: dict[str, Any], file: Path, *, may_replace: bool) -> None:
         except BaseException:
             os.unlink(name)
             raise
-    except OSError as exc:
-        raise InvalidInputError(f"{file} can't be written: {exc.strerror or exc}") from exc
+    except (OSError, ValueError) as exc:
+        raise InvalidInputError(f"{file} can't be written: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def load(file: Path) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise InvalidInputError(f"{file} can't be read: {exc.strerror or exc}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidInputError(f"{file} is not JSON: {exc}") from exc
     session = {"messages": document} if isinstance(document, list) else document
     if not isinstance(session, dict) or not isinstance(session.get("messages"), list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ VARIABLE = "VLLM_LOCAL_CHAT_HISTORY"
 MAX_ENTRIES = 1000
 _MAX_BYTES = 1 << 20
 _ENTRY = b"\n# "
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def history_file(environment: Mapping[str, str]) -> Path | None:
@@ -26,6 +28,11 @@ def history_file(environment: Mapping[str, str]) -> Path | None:
         return expanded(chosen)
     base = environment.get("XDG_STATE_HOME") or "~/.local/state"
     return expanded(base) / "vllm-local" / "chat_history"
+
+
+def readable(typed: str) -> str:
+    """What was typed, with a mark in place of each byte that is not UTF-8, which Python reads as half a character."""
+    return _HALF.sub("\ufffd", typed)
 
 
 class PrivateHistory(FileHistory):
@@ -55,7 +62,7 @@ class PrivateHistory(FileHistory):
         if not self.is_on or self.problem:
             return
         try:
-            super().store_string(string)
+            super().store_string(readable(string))
         except OSError as exc:
             self._give_up(exc)
 

@@ -16,6 +16,8 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from shared_engine.cli.chat.history import readable
+
 QUOTES = '"""'
 _PLACEHOLDER = "Send a message (/? for help)"
 _HINT = "Ctrl-D or /exit leaves"
@@ -68,7 +70,7 @@ class LineEditor:
         """
         while True:
             try:
-                return unquoted(self._session.prompt())
+                return unquoted(readable(self._session.prompt()))
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
                     note(_HINT)
