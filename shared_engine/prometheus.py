@@ -64,8 +64,9 @@ class RequestsCollector(Collector):
             "time_to_first_token": _histogram("vllm_local_time_to_first_token_seconds", "Of streams."),
             "wait": _histogram("vllm_local_wait_seconds", "Until the engine could be asked: nothing, or a start."),
         }
-        for name, tally in sorted(tallies().items()):
-            stats, labels = tally.stats(), _labels(name)
+        for name, live in sorted(tallies().items()):
+            tally, labels = live.snapshot(), _labels(name)
+            stats = tally.stats()
             outcomes = {"success": stats.successes, "cancelled": stats.cancelled, **stats.errors}
             for outcome, count in outcomes.items():
                 requests.add_metric((*labels, outcome), count)

@@ -35,6 +35,7 @@ from shared_engine import (
     Engine,
     EngineBusyError,
     EngineError,
+    EngineSettings,
     InvalidInputError,
     RateLimitError,
     RequestTimeoutError,
@@ -92,9 +93,16 @@ class Question(BaseModel):
     question: str = Field(min_length=1, max_length=4_000)
 
 
+def embedded_by(config: Config) -> str:
+    """The model that makes vectors; where a server says itself which it has, that server's URL."""
+    given = {name: config.embeddings[name] for name in ("model", "base_url") if name in config.embeddings}
+    settings = EngineSettings(**given)  # which also knows variables, such as VLLM_API_URL
+    return str(settings.model or settings.base_url)
+
+
 def make_app(make_rag: Callable[[Config, Store], Rag], config: Config) -> FastAPI:
     """The app, on one of the two frameworks. Starts no engine: the first document or question does."""
-    store = Store(config.database, str(config.embeddings.get("model") or config.embeddings.get("base_url")))
+    store = Store(config.database, embedded_by(config))
     rag = make_rag(config, store)
     registry = CollectorRegistry()
     registry.register(RequestsCollector())

@@ -24,13 +24,14 @@ from shared_engine.request.client import Answer, refusal
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
 from shared_engine.request.forwarded_answer import NOT_FORWARDED, ForwardedAnswer, is_in_pieces
 from shared_engine.request.http_options import HeaderPairs
-from shared_engine.request.observed import Observed
+from shared_engine.request.observed import OPERATIONS, Observed
 from shared_engine.request.patience import Patience, is_working
 from shared_engine.request.reproducible import held_fields, seed_of
 from shared_engine.request.retry import Retry, is_retryable
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
 from shared_engine.request.streams import ChunkReader
+from shared_engine.request.usage import Told, told_by
 from shared_engine.results import GenerationResult
 from shared_engine.settings import EngineSettings
 
@@ -220,8 +221,8 @@ class Forwarding:
                 raise
             raise connection.client.silent(self._timeout) from exc
 
-    def _checked(self, request: ForwardedRequest, answer: ForwardedAnswer) -> GenerationResult | None:
-        """What an answer has that has come whole; None of other routes.
+    def _checked(self, request: ForwardedRequest, answer: ForwardedAnswer) -> GenerationResult | Told | None:
+        """What an answer has that has come whole: of a text of an engine of ours all of it, else what it cost.
 
         Raises:
             RequestError: it is the server's failure, or was cut off.
@@ -232,14 +233,14 @@ class Forwarding:
             raise refusal(answer.status, CIMultiDict(answer.headers), answer.whole)
         if self._endpoint.sends_done and request.route in _TEXT_ROUTES:
             return parse_result(answer.whole, keeps_additional=False)
-        return None
+        return told_by(answer.whole) if request.route in OPERATIONS else None
 
     def _body(self, request: ForwardedRequest, model: str, adapter: str | None = None) -> tuple[bytes, bool]:
         """The bytes to send, with the engine's own name for its model, or for the adapter that the request names; and
         whether a stream is asked for.
         """
         fields = request.fields
-        is_stream = "stream" in fields and msgspec.json.decode(fields["stream"]) is True
+        is_stream = bytes(fields.get("stream", b"")) == b"true"
         changes = held_fields(request.route, self._held_seed, fields)
         if request.model is not None and request.model in (*self._names, adapter):
             changes["model"] = model
@@ -259,5 +260,5 @@ def _is_no_answer(error: VLLMError) -> bool:
 def _fields(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw]) if body else {}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}

@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shared_engine.request import tracing
-from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, POOLING, RERANK, RERANK_UNREAD
+from shared_engine.request.routes import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MESSAGES,
+    POOLING,
+    RERANK,
+    RERANK_UNREAD,
+    RESPONSES,
+)
 from shared_engine.request.tally import CANCELLED, Entry, tally_of
 from shared_engine.results import GenerationChunk, TokenUsage
 
@@ -17,6 +26,8 @@ if TYPE_CHECKING:
 
 OPERATIONS = {
     CHAT: "chat",
+    RESPONSES: "chat",
+    MESSAGES: "chat",
     COMPLETIONS: "text_completion",
     EMBEDDINGS: "embeddings",
     POOLING: "embeddings",

@@ -108,11 +108,19 @@ class Tally:
 
     def __init__(self) -> None:
         self._pending: deque[Entry] = deque()
-        self.reset()
+        self.begin()
 
     def reset(self) -> None:
         """Begin at zero."""
+        with self._guard:
+            self._clear()
+
+    def begin(self) -> None:
+        """Begin at zero in a process that has no other threads yet, one of which may have held the lock."""
         self._guard = threading.Lock()
+        self._clear()
+
+    def _clear(self) -> None:
         self._pending.clear()
         self._successes = 0
         self._errors: Counter[str] = Counter()
@@ -142,6 +150,12 @@ class Tally:
             self.latency.include(other.latency)
             self.time_to_first_token.include(other.time_to_first_token)
             self.wait.include(other.wait)
+
+    def snapshot(self) -> Tally:
+        """A copy of what has been noted so far, whose numbers belong together."""
+        copy = Tally()
+        copy.include(self)
+        return copy
 
     def stats(self) -> RequestStats:
         """What has been noted so far."""
@@ -207,7 +221,7 @@ def tallies() -> dict[EngineName, Tally]:
 def _reset_in_child() -> None:
     """A forked child has sent nothing yet, and must not wait for a lock that a thread of the parent held."""
     for tally in _tallies.values():
-        tally.reset()
+        tally.begin()
 
 
 os.register_at_fork(after_in_child=_reset_in_child)

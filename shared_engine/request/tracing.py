@@ -82,7 +82,9 @@ class TracedRequest:
         self._headers: dict[str, str] = {}  # ``traceparent`` and what else the app's propagators write
         propagate.inject(self._headers, trace.set_span_in_context(span))
         if self._is_recording:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):  # the server will refuse it
+            with contextlib.suppress(
+                msgspec.DecodeError, UnicodeDecodeError, RecursionError
+            ):  # the server will refuse it
                 self._note_request(msgspec.json.decode(body, type=dict[str, Any]), is_streamed=is_streamed)
 
     def _note_request(self, body: Mapping[str, Any], *, is_streamed: bool) -> None:
@@ -171,10 +173,17 @@ def _input_messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     if messages is None:
         given = body.get("prompt", body.get("input", body.get("query")))
         return [_message("user", text) for text in (given if isinstance(given, list) else [given])]
-    return [_message(message.get("role", ""), message.get("content")) for message in messages]
+    if not isinstance(messages, list):  # the server will refuse it, and what is in it
+        return [_message("", messages)]
+    return [
+        _message(message.get("role", ""), message.get("content"))
+        if isinstance(message, dict)
+        else _message("", message)
+        for message in messages
+    ]
 
 
-def _message(role: str, content: object) -> dict[str, Any]:
+def _message(role: object, content: object) -> dict[str, Any]:
     part = {"type": "text", "content": content}
     return {"role": role, "parts": content if isinstance(content, list) else [part]}
 

@@ -306,6 +306,15 @@ def test_vectors_of_another_model_are_refused(made: Any) -> None:
         made("langchain", embeddings={"base_url": NOBODY, "model": "another"})
 
 
+def test_so_are_those_of_another_server_that_the_environment_names(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_URL", NOBODY)
+    made("langchain", embeddings={})
+    made("langchain", embeddings={})
+    monkeypatch.setenv("VLLM_API_URL", "http://127.0.0.1:7/v1")
+    with pytest.raises(ValueError, match=r"are of http://127\.0\.0\.1:9.*, not of http://127\.0\.0\.1:7"):
+        made("langchain", embeddings={})
+
+
 def test_what_the_environment_says() -> None:
     of = rag_module("config").config_of
     plain = of({})

@@ -124,6 +124,7 @@ class RemoteServer:
         app.router.add_post("/v1/chat/completions", self._recorded)
         app.router.add_post("/v1/completions", self._recorded)
         app.router.add_post("/v1/messages", self._recorded)
+        app.router.add_post("/v1/responses", self._recorded)
         app.router.add_post("/v1/embeddings", self._recorded)
         app.router.add_post("/v1/rerank", self._recorded)
         app.router.add_post("/v2/rerank", self._recorded)

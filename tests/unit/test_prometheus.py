@@ -21,7 +21,9 @@ from shared_engine.gateway.numbers import GatewayCollector
 from shared_engine.gpu import GPUMonitor, alert_counts
 from shared_engine.prometheus import EnginesCollector, GPUsCollector, RequestsCollector
 from shared_engine.request import tally
+from shared_engine.request.tally import EngineName, Entry, Tally
 from shared_engine.runtime.life_stats import EvictionReason, LifeStats
+from shared_engine.stats import RequestStats
 from tests.support.fake_nvml import GIB, A, B, FakeNvml, gpu
 from tests.support.hand_made import MakeEngine
 from tests.support.paths import REPOSITORY
@@ -71,6 +73,26 @@ def test_requests_by_engine_and_outcome(server: RemoteServer, monkeypatch: pytes
     assert value("vllm_local_request_seconds_bucket", le="+Inf") == 3
     assert value("vllm_local_request_seconds_bucket", le="81.92") == 3
     assert value("vllm_local_wait_seconds_count") == 4
+
+
+def test_the_numbers_of_one_scrape_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "_tallies", {})
+    live = tally.tally_of(EngineName("m", "k"))
+    entry = Entry(None, 0.1, 0.1, 0.1, 0, None)
+    live.note(entry)
+    stats = Tally.stats
+
+    def then_another_ends(self: Tally) -> RequestStats:
+        found = stats(self)
+        live.note(entry)
+        stats(live)
+        return found
+
+    monkeypatch.setattr(Tally, "stats", then_another_ends)
+    samples = scraped(RequestsCollector())
+    labels = {"model": "m", "engine_key": "k"}
+    assert samples["vllm_local_requests_total", frozenset({**labels, "outcome": "success"}.items())] == 1
+    assert samples["vllm_local_request_seconds_count", frozenset(labels.items())] == 1
 
 
 def test_the_life_of_each_engine(hand_made: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

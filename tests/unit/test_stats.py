@@ -12,6 +12,7 @@ from aiohttp import web
 
 from shared_engine import ContextLengthError, Engine, EngineStats, RequestError
 from shared_engine.request import lifecycle, retry
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from shared_engine.stats import RequestStats
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -53,6 +54,44 @@ def test_answers_of_every_kind_are_counted_with_their_tokens(server: RemoteServe
     assert (stats.latency.count, stats.time_to_first_token.count, stats.wait.count) == (5, 1, 5)
     assert stats.latency.p50_s is not None
     assert 0 < stats.latency.p50_s < 5
+
+
+@pytest.mark.parametrize(
+    ("route", "answer", "tokens"),
+    [
+        ("/v1/chat/completions", chat_answer(), (3, 1, 0)),
+        (
+            "/v1/embeddings",
+            {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7, "completion_tokens": None}},
+            (7, 0, 0),
+        ),
+        ("/v1/rerank", {"id": "a", "results": [], "usage": {"total_tokens": 9}}, (9, 0, 0)),
+        ("/v1/responses", {"id": "a", "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}}, (5, 2, 0)),
+        ("/v1/messages", {"id": "a", "usage": {"input_tokens": 5, "output_tokens": 2}}, (5, 2, 0)),
+        (
+            "/v1/completions",
+            {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}},
+            (5, 2, 4),
+        ),
+        ("/v1/embeddings", {"data": [], "usage": None}, (0, 0, 0)),
+        ("/v1/embeddings", {"data": [], "usage": "none"}, (0, 0, 0)),
+        ("/v1/rerank", [{"index": 0}], (0, 0, 0)),
+    ],
+)
+async def test_tokens_of_answers_that_are_passed_on_are_counted(
+    server: RemoteServer, engine: Engine, route: str, answer: object, tokens: tuple[int, int, int]
+) -> None:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response(answer)
+
+    server.handler = handler
+    engine.reset_stats()
+    forwarding = Forwarding(engine._requests.endpoint, engine.settings)
+    passed_on = await forwarding.forward(ForwardedRequest("POST", route, (), b'{"model": "served"}'))
+    assert [piece async for piece in passed_on]
+    await engine.aclose()
+    stats = requests_of(engine)
+    assert (stats.successes, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens) == (1, *tokens)
 
 
 def test_counts_of_tokens_and_looks_are_no_requests(engine: Engine) -> None:

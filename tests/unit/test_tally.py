@@ -87,6 +87,29 @@ def test_many_threads_lose_nothing() -> None:
     assert len(tally._pending) == 0
 
 
+def test_a_reset_waits_for_whoever_adds_up_and_keeps_the_lock() -> None:
+    tally = Tally()
+    tally.note(entry())
+    guard = tally._guard
+    with guard:
+        resetting = threading.Thread(target=tally.reset)
+        resetting.start()
+        resetting.join(0.1)
+        assert resetting.is_alive()
+        tally._add_up()  # finds what is pending
+    resetting.join(10)
+    assert tally._guard is guard
+    assert tally.stats() == RequestStats()
+
+
+def test_a_snapshot_has_what_was_noted_by_then() -> None:
+    tally = Tally()
+    tally.note(entry())
+    snapshot = tally.snapshot()
+    tally.note(entry())
+    assert (snapshot.stats().successes, snapshot.latency.count, tally.stats().successes) == (1, 1, 2)
+
+
 def test_a_forked_child_begins_at_zero() -> None:
     name = EngineName("model", "key")
     tally_of(name).note(entry())

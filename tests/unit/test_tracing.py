@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from shared_engine import Engine, RequestError
 from shared_engine.request import retry, tracing
+from shared_engine.request.forwarding import ForwardedRequest, Forwarding
 from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, chat_answer, running_server
 
@@ -149,6 +150,34 @@ def test_prompts_and_answers_only_where_asked(
         assert json.loads(str(attributes["gen_ai.input.messages"])) == [said]
         answered = {"role": "assistant", "parts": [{"type": "text", "content": text}]}
         assert json.loads(str(attributes["gen_ai.output.messages"])) == [answered]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"messages": "hi"}', '{"messages": 5}', '{"messages": ["hi", 5]}', '{"messages": [{"role": 5}]}',
+        '{"messages": {"role": "user"}, "temperature": {}, "stop": [1]}', '{"messages": null}', "[]", "{",
+        '{"messages": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+    ids=lambda body: body[:40],
+)  # fmt: skip
+def test_what_a_client_sends_wrongly_is_the_servers_to_refuse(
+    spans: InMemorySpanExporter, server: RemoteServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    monkeypatch.setenv(tracing.CAPTURE_VARIABLE, "true")
+    server.fails(400)
+    forwarding = Forwarding(engine._requests.endpoint, engine.settings)
+
+    async def refused() -> int:
+        answer = await forwarding.forward(ForwardedRequest("POST", "/v1/chat/completions", (), body.encode()))
+        try:
+            return answer.status
+        finally:
+            await answer.aclose()
+            await engine.aclose()
+
+    assert asyncio.run(refused()) in (400, 500), "the tests' server can't read some of them"
+    assert only(spans).status.status_code is trace.StatusCode.ERROR
 
 
 def test_counts_of_tokens_have_no_span(spans: InMemorySpanExporter, engine: Engine) -> None:

@@ -15,7 +15,8 @@ import msgspec
 from shared_engine.errors import EngineError, RequestError, VLLMError
 from shared_engine.params import AnswerFields, CallParams, ContextFields, GenerationParams
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES
-from shared_engine.results import GenerationResult
+from shared_engine.request.usage import told_by
+from shared_engine.results import GenerationResult, TokenUsage
 
 URLS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, RERANK, "/rerank", "/v2/rerank", "/v1/score", "/score")
 """Which a line in OpenAI's format may ask for."""
@@ -161,20 +162,6 @@ class _OpenAIOutput(msgspec.Struct):
     error: Any
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    """This and the next are the names of /v1/responses."""
-    output_tokens: int | None = None
-
-
-class _Body(msgspec.Struct):
-    id: str | None = None
-    usage: _Usage | None = None
-
-
 class _PlainOutput(msgspec.Struct, kw_only=True):
     id: str
     line: int
@@ -190,30 +177,16 @@ class _PlainOutput(msgspec.Struct, kw_only=True):
 
 def openai_answer(answer_id: str, line: OpenAILine, status: int, body: bytes) -> Answer:
     """What the server answered, of any status; its body as it is."""
-    read = _read_body(body)
+    read = told_by(body)
     if status >= 400:
         request_id = (read and read.id) or ""
         return openai_error(answer_id, line.custom_id, _error_of_server(status, body), status, request_id)
     if read is None:
         return openai_error(answer_id, line.custom_id, error_object("the answer is not JSON", "ServerError", 502), 502)
     response = _Response(status, read.id or answer_id, msgspec.Raw(_on_one_line(body)))
-    usage = read.usage or _Usage()
+    usage = read.usage or TokenUsage()
     output = _OpenAIOutput(answer_id, line.custom_id, response, None)
-    prompt_tokens = usage.prompt_tokens or usage.input_tokens or usage.total_tokens  # vLLM's scores have the total only
-    return Answer(_line(output), False, prompt_tokens or 0, usage.completion_tokens or usage.output_tokens or 0)
-
-
-def _read_body(body: bytes) -> _Body | None:
-    """What is counted of an answer; nothing of one in a form of its own, and None for what is not JSON."""
-    try:
-        body.decode()  # as above
-        try:
-            return msgspec.json.decode(body, type=_Body)
-        except msgspec.ValidationError:
-            msgspec.json.decode(body, type=msgspec.Raw)
-            return _Body()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    return Answer(_line(output), False, usage.prompt_tokens, usage.completion_tokens)
 
 
 def _error_of_server(status: int, body: bytes) -> Any:
