@@ -77,6 +77,7 @@ class Supervisor:
         self._watch = Watch(self._engine)
         self._work = WorkSlot(self._engine.changes.note, self._crash)
         self._exited = asyncio.Event()
+        self._keep_files_at = 0.0
         self._was_terminated = False
         """By a signal: those who wait for the engine have another supervisor started."""
 
@@ -125,9 +126,11 @@ class Supervisor:
         return max(engine.keeper.entered_at + ttl_s, engine.backoff.retry_at)
 
     def _keep_files(self) -> None:
-        """Keep them from whoever removes what is old in /tmp."""
+        """Keep them from whoever removes what is old in /tmp. Not at every change: vLLM's may be thousands."""
         self._engine.keeper.exit_if_not_owned()
-        self._dir.keep_young()
+        if time.monotonic() >= self._keep_files_at:
+            self._dir.keep_young()
+            self._keep_files_at = time.monotonic() + KEEP_FILES_S
 
     async def _close(self) -> None:
         engine = self._engine
