@@ -316,10 +316,10 @@ def test_a_number_means_the_device_that_cuda_gives_it_to(neighbour: Neighbour, f
 def test_a_device_is_the_same_one_by_its_number_and_its_uuid(neighbour: Neighbour, fake_gpus: FakeNvml) -> None:
     other, full = gpu(B, free=1 * GIB), gpu(A, free=1 * GIB)
     fake_gpus.show(other, full)
-    elsewhere, old, last = (neighbour(name, visible_devices=name) for name in ("0", "1", A[:9]))
+    elsewhere, old, last = (neighbour(f"at-{name}", visible_devices=name) for name in ("0", "1", A[:9]))
     assert [hello(each) for each in (elsewhere, old, last)] == [ANSWER] * 3
     assert [each.status().state for each in (elsewhere, old, last)] == [READY, STANDBY, READY]
-    assert f"cuda:{A[:9]} has 1.00 of 80.00 GiB free, 72.00 are needed: evicted 1" in log_of(last)
+    assert f"cuda:{A[:9]} has 1.00 of 80.00 GiB free, 72.00 are needed: evicted at-1" in log_of(last)
     locks = sorted(path.name for path in directory_of(last).path.parent.glob(f"cuda-{A}*.start"))
     assert locks == [f"cuda-{A}.start"]
 
