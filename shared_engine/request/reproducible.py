@@ -44,8 +44,15 @@ def held_fields(route: str, seed: int | None, fields: Mapping[str, msgspec.Raw])
     if route in (RESPONSES, MESSAGES):  # which know no seed
         del fixed["seed"]
     for name, value in fixed.items():
-        _note(name, value, msgspec.json.decode(fields[name]) if name in fields else None)
+        _note(name, value, _read(fields[name]) if name in fields else None)
     return fixed
+
+
+def _read(value: msgspec.Raw) -> object:
+    try:
+        return msgspec.json.decode(value)
+    except msgspec.DecodeError:  # a number that is too large: overruled as well
+        return value
 
 
 def _note(name: str, value: object, *given: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from llama_index.core.llms import ChatMessage
 
@@ -128,6 +129,11 @@ def test_copies_hold_the_constructors_seed_too(server: RemoteServer, copied: Any
     assert held(server) == (0.0, 7)
     copied(llm).invoke("Hello")
     assert held(server) == (0.0, 7)
+
+
+def test_a_number_that_is_too_large_is_overruled_like_any_other() -> None:
+    fields = {"temperature": msgspec.Raw(b"1e999"), "seed": msgspec.Raw(b"1")}
+    assert reproducible.held_fields("/v1/chat/completions", 7, fields) == {"temperature": 0.0, "seed": 7}
 
 
 def test_requests_of_openai_clients_are_held_too(server: RemoteServer) -> None:
