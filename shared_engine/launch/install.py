@@ -250,8 +250,9 @@ def _refuse_what_would_be_lost(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     another, mark = f"name another folder with `{INSTALL_COMMAND} --path DIR`", _mark_of(folder)
-    if mark is None and not _log_of(folder).exists():
-        raise InstallError(f"{folder} holds other files: {another}")
+    is_ours = (folder / "pyvenv.cfg").is_file() and _log_of(folder).exists()  # an install that was interrupted
+    if mark is None and not is_ours:
+        raise InstallError(f"{folder} holds other files: delete it if nobody needs them, or {another}")
     if isinstance(mark, dict) and _can_run(folder):
         what = f"vLLM {mark.get('vllm')} ({mark.get('build')} build)"
         raise InstallError(f"{folder} holds {what}, which engines may run with: delete it first, or {another}")

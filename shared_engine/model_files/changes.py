@@ -30,6 +30,6 @@ def while_unchanged(read: F) -> F:
             changed_at = folder.stat().st_mtime
         except OSError:
             changed_at = time.time()
-        return read(folder, *rest) if time.time() - changed_at < SETTLED_S else kept(folder, changed_at, *rest)
+        return read(folder, *rest) if 0 <= time.time() - changed_at < SETTLED_S else kept(folder, changed_at, *rest)
 
     return cast("F", looked)

@@ -98,8 +98,8 @@ class _Call(Generic[T]):
             self.loop = io_loop()
             if asyncio._get_running_loop() is self.loop:
                 raise EngineError(
-                    "a blocking call was made on the event loop that carries out all of them, as by a logging handler "
-                    "or a __del__ that ran there, and would wait for ever: make it in a thread of its own"
+                    "a blocking call was made on the event loop that runs all blocking calls, as by a logging handler "
+                    "or a __del__ that ran there, and would never return: make it in a thread of its own"
                 )
         except BaseException:
             coroutine.close()

@@ -172,15 +172,17 @@ class _Holding:
             del own["multipleOf"]
             return
         bounds = {name: own[name] for name in _BOUNDS if name in own}
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in bounds.values()):
+        if not all(
+            isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)) for value in bounds.values()
+        ):
             return
         lows = [_BOUNDS[name](value) for name, value in bounds.items() if "inimum" in name]
         highs = [_BOUNDS[name](value) for name, value in bounds.items() if "aximum" in name]
         if not lows or not highs:
             return
-        multiples = range(-(-max(lows) // step) * step, min(highs) + 1, step)
-        if 0 < len(multiples) <= _MOST_MULTIPLES:
-            own["enum"] = list(multiples)
+        first, last = -(-max(lows) // step), min(highs) // step
+        if first <= last < first + _MOST_MULTIPLES:
+            own["enum"] = [number * step for number in range(first, last + 1)]
             for name in ("multipleOf", *bounds):
                 del own[name]
 

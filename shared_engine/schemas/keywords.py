@@ -41,7 +41,8 @@ def malformed(own: Mapping[str, Any], but: Iterable[str] = ()) -> list[str]:
 
 def _is_well_formed(keyword: str, value: Any) -> bool:
     if keyword in _COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return is_whole and not isinstance(value, bool) and value >= 0
     if keyword == "type":
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
     return isinstance(value, _KINDS.get(keyword, object))

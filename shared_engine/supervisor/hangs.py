@@ -58,6 +58,9 @@ def read_activity(metrics: str) -> Activity:
     return Activity(steps, requests, counters(metrics))
 
 
+BUSY_LIMITS = 4
+
+
 class Verdict(Enum):
     FINE = "fine"
     ASK = "ask"  # an engine core does not move, but is not known to have requests: it has none, or is stuck before that
@@ -74,7 +77,7 @@ class HangWatch:
 
     def __init__(self, now: float) -> None:
         self.silent: tuple[str, ...] = ()
-        self._moved_at = now
+        self._moved_at = self._answered_at = now
         self._processes = StallWatch(now)
         self._steps: dict[str, float] = {}
         self._requests: dict[str, float] = {}
@@ -83,7 +86,7 @@ class HangWatch:
 
     def answered(self, now: float) -> None:
         """Those that were silent have answered."""
-        self._moved_at = now
+        self._moved_at = self._answered_at = now
         self._core_moved_at.update(dict.fromkeys(self.silent, now))
 
     def look(
@@ -95,12 +98,13 @@ class HangWatch:
 
         Args:
             are_still: asked where vLLM keeps no statistics: one that has all the requests it takes has none to spare
-                for a prompt of ours, but works.
+                for a prompt of ours, but works. That excuses it for BUSY_LIMITS times ``limit_s``: hangs may spin.
         """
         if activity is None:
             return Verdict.HUNG if now - self._moved_at >= limit_s else Verdict.FINE
         cores = activity.steps.keys() | activity.requests.keys()
-        if not cores and not are_still(self._processes, now, limit_s):
+        is_excused = now - self._answered_at < BUSY_LIMITS * limit_s
+        if not cores and is_excused and not are_still(self._processes, now, limit_s):
             self._moved_at = now
         for core in cores:
             steps, requests = activity.steps.get(core, 0.0), activity.requests.get(core)

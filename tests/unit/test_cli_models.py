@@ -292,13 +292,13 @@ def refusals(tmp_path: Path, hand_made: MakeEngine) -> dict[str, tuple[str, str]
             str(TINY_CHAT),
             f"{TINY_CHAT} is a folder of yours, not from the hub: delete it yourself",
         ),
-        "another folder": (str(tmp_path / "folder"), "is no model from the hub on this disk"),
-        "a way out of the cache": ("../org/other", "is no model from the hub on this disk"),
+        "another folder": (str(tmp_path / "folder"), "is not a model from the hub on this disk"),
+        "a way out of the cache": ("../org/other", "is not a model from the hub on this disk"),
         "an unknown one": (
             "org/none",
-            "'org/none' is no model from the hub on this disk: `vllm-local list` shows those",
+            "'org/none' is not a model from the hub on this disk: `vllm-local list` shows those",
         ),
-        "an empty name": ("", "is no model from the hub on this disk"),
+        "an empty name": ("", "is not a model from the hub on this disk"),
     }
 
 

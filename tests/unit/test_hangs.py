@@ -325,10 +325,20 @@ async def test_without_statistics_an_engine_that_is_full_works_as_long_as_its_pr
     path, detector = str(tmp_path / "s.sock"), HangDetector()
     is_hung = False
     async with await asyncio.start_unix_server(handle, path):
-        until = asyncio.get_running_loop().time() + (1.0 if works else 10.0)
+        until = asyncio.get_running_loop().time() + (0.6 if works else 10.0)
         while not is_hung and asyncio.get_running_loop().time() < until:
             is_hung = await detector.is_hung(path, "model", 0.2, are_still=are_still)
             await asyncio.sleep(0.01)
         await asyncio.wait(handling)
     assert is_hung is not works
     assert bool(prompts) is not works
+
+
+def test_without_statistics_work_excuses_silence_for_a_while_only() -> None:
+    """Many hangs spin."""
+    watch, works = HangWatch(0.0), Activity({}, {}, {})
+    looks = [(now, watch.look(now, works, 10.0, lambda *_: False)) for now in map(float, range(1, 60))]
+    assert {verdict for now, verdict in looks if now < 49} == {Verdict.FINE}
+    assert {verdict for now, verdict in looks if now >= 49} == {Verdict.ASK}
+    watch.answered(60.0)
+    assert watch.look(61.0, works, 10.0, lambda *_: False) is Verdict.FINE

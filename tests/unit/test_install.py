@@ -173,11 +173,16 @@ def test_without_a_cpu_build_of_torch_in_the_index_uv_is_asked(commands: Command
     )
 
 
-def test_a_folder_with_other_files_is_never_cleared(commands: Commands, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").touch()
+@pytest.mark.parametrize("has_log", [False, True])
+def test_a_folder_with_other_files_is_never_cleared(has_log: bool, commands: Commands, tmp_path: Path) -> None:
+    folder = tmp_path / "vllm"
+    folder.mkdir()
+    (folder / "thesis.txt").touch()
+    if has_log:
+        (tmp_path / "vllm.log").touch()
     with pytest.raises(InstallError, match="holds other files"):
-        install("cpu", tmp_path, lambda _: None)
-    assert (tmp_path / "thesis.txt").exists()
+        install("cpu", folder, lambda _: None)
+    assert (folder / "thesis.txt").exists()
     assert not commands.ran
 
 

@@ -46,7 +46,7 @@ def test_a_blocking_call_on_the_loop_itself_is_an_error_and_no_wait_for_ever(cal
     async def calls() -> None:
         call()
 
-    with pytest.raises(EngineError, match="would wait for ever: make it in a thread of its own"):
+    with pytest.raises(EngineError, match="would never return: make it in a thread of its own"):
         run_sync(calls())
     assert run_sync(add(1, 2)) == 3
 

@@ -203,6 +203,8 @@ def test_names_of_a_dict_are_found_behind_a_reference() -> None:
         ({"$ref": 5}, "$ref"),
         ({"type": "integer", "multipleOf": 5, "minimum": 6, "maximum": 9}, "multipleOf"),
         ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": "20"}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 10**20}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 10**400}, "multipleOf"),
         ({"type": {}}, "type"),
         ({"type": ["string", 5]}, "type"),
         ({"type": "string", "pattern": 5}, "pattern"),

@@ -35,7 +35,7 @@ def _check(name: str, model: DiskModel | None) -> None:
     """Before anything is deleted."""
     if model is None:
         raise InvalidInputError(
-            f"{name!r} is no model from the hub on this disk: `vllm-local list` shows those that are"
+            f"{name!r} is not a model from the hub on this disk: `vllm-local list` shows those that are"
         )
     if model.folder == name:
         raise InvalidInputError(f"{name} is a folder of yours, not from the hub: delete it yourself")
