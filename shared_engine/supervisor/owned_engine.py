@@ -155,7 +155,7 @@ class OwnedEngine:
         """Of a start, or a wake, that ended so. An OSError: the machine refuses what it needs, as a full disk does."""
         if isinstance(error, StartFailedError):
             return error.failure
-        return Failure(FailureKind.START, f"the engine did not start: {error}", self.log.tail())
+        return Failure(FailureKind.START, f"the engine did not start: {error or type(error).__name__}", self.log.tail())
 
     def start_timeout_failure(self, limit_s: float, *, goes_on: bool = False) -> Failure:
         """That a caller has waited for ``limit_s`` seconds, and, of a start that goes on, what it was doing."""
