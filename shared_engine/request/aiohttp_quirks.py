@@ -75,6 +75,8 @@ def connector_class() -> type[aiohttp.TCPConnector]:
             return connection
 
         def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+            if not self.keeps:
+                _end(protocol)
             super()._release(key, protocol, should_close=should_close or not self.keeps or are_too_many())
             slot = self._slots.pop(protocol, None)
             if slot is None:
@@ -84,18 +86,30 @@ def connector_class() -> type[aiohttp.TCPConnector]:
             else:
                 slot.give_back()
 
-        def keep_none(self) -> None:
-            """Close what is idle now, and each other connection when its request has ended."""
+        async def keep_none(self) -> None:
+            """Close what is idle now, and each other connection when its request has ended; return when the idle ones
+            are closed: TLS takes some rounds of the loop, which may end next.
+            """
             self.keeps = False
-            for idle in self._conns.values():
-                for protocol, _ in idle:
-                    protocol.close()
+            idle = [protocol for each in self._conns.values() for protocol, _ in each]
             self._conns.clear()
+            closed = [each for protocol in idle if (each := protocol.closed) is not None]
+            for protocol in idle:
+                _end(protocol)
+            await asyncio.gather(*closed, return_exceptions=True)
 
         def __del__(self, *_: Any) -> None:
             """See ``session_class``: aiohttp would close the connections, on a loop that may be the parent's."""
 
     return Noting
+
+
+def _end(protocol: Any) -> None:
+    """As aiohttp closes its sessions: without TLS's shutdown, for whose answer asyncio would wait up to 30 s."""
+    if protocol.transport is not None and protocol.transport.get_extra_info("sslcontext") is not None:
+        protocol.abort()
+    else:
+        protocol.close()
 
 
 @functools.cache

@@ -274,10 +274,10 @@ class HttpClient(Client):
             raise ServerConnectionError(f"{self.where} did not send a valid HTTP answer: {exc}") from exc
 
     async def close(self) -> None:
-        self._connector.keep_none()
+        await self._connector.keep_none()
 
     async def end(self) -> None:
-        if self._connector.keeps:
+        if self._connector.keeps:  # else a request of another object's may still be under way
             await self._session.close()
 
     def hang_up(self) -> None:

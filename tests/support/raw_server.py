@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -87,14 +88,15 @@ class RawServer:
 
 
 @contextmanager
-def raw_server(script: Script) -> Iterator[RawServer]:
+def raw_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[RawServer]:
     """On a free port of this machine, in a thread of its own."""
     raw = RawServer(script)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(raw.handle, "127.0.0.1", 0), loop).result(10)
-    raw.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    starting = asyncio.start_server(raw.handle, "127.0.0.1", 0, ssl=tls)
+    server = asyncio.run_coroutine_threadsafe(starting, loop).result(10)
+    raw.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     async def stop() -> None:
         server.close()

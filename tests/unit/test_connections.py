@@ -248,10 +248,15 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def tls_server(certificates: Path, *, wants_a_certificate: bool = False) -> Iterator[str]:
+def tls_of(certificates: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    return context
+
+
+@contextmanager
+def tls_server(certificates: Path, *, wants_a_certificate: bool = False) -> Iterator[str]:
+    context = tls_of(certificates)
     if wants_a_certificate:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(certificates / "client.pem")
@@ -305,6 +310,41 @@ def test_a_clients_certificate(certificates: Path) -> None:
         assert asked(url, **ours, ssl_certfile=str(certificates / "both.pem")) == "Hi"
         with pytest.raises(RequestError):
             asked(url, **ours)
+
+
+@needs_openssl
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_closing_leaves_no_tls_connection_behind(certificates: Path, is_busy: bool) -> None:
+    """Idle ones are closed when that returns, others soon after their request, whatever the server does."""
+    may_answer, may_go_on = threading.Event(), threading.Event()
+
+    async def script(conversation: Conversation) -> None:
+        await conversation.request()
+        await asyncio.to_thread(may_answer.wait, 10)
+        await conversation.send(ANSWER)
+        may_go_on.wait(10)  # the whole server: it does not answer TLS's shutdown
+
+    with raw_server(script, tls_of(certificates)) as server:
+        options = HttpOptions(ssl_ca_certs=str(certificates / "server.pem"))
+        client = await loop_clients(server.url, options).get()
+        asking = asyncio.create_task(client.request("POST", "/", b"{}"))
+        try:
+            if is_busy:
+                while not client._connector.noted:
+                    await asyncio.sleep(0.01)
+            else:
+                may_answer.set()
+                await asking
+            sockets = [each.get_extra_info("socket") for each in client._connector.noted]
+            await asyncio.wait_for(client.close(), 5)
+            may_answer.set()
+            assert await asking
+            for _ in range(3 * is_busy):  # rounds of the loop, as asyncio.run has at its end
+                await asyncio.sleep(0)
+            assert [each.fileno() for each in sockets] == [-1]
+        finally:
+            may_answer.set()
+            may_go_on.set()
 
 
 @needs_openssl
