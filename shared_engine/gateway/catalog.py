@@ -14,11 +14,12 @@ from shared_engine.errors import VLLMError
 from shared_engine.gateway.capabilities import capabilities_of
 from shared_engine.gateway.config import GatewayConfig, Key, ModelConfig, Target
 from shared_engine.gateway.in_flight import InFlight, InFlightRequest
-from shared_engine.gateway.keeping import hand_on
+from shared_engine.gateway.keeping import Kept, hand_on
 from shared_engine.gateway.limits import Places
 from shared_engine.gateway.own_log import OwnLog
 from shared_engine.gateway.refusals import model_not_found
 from shared_engine.gateway.turns import RouteInTurn, Turns
+from shared_engine.launch.keeping import keep_policy
 from shared_engine.model_files.changes import while_unchanged
 from shared_engine.request.endpoints import endpoint_of
 from shared_engine.request.forwarded_answer import ForwardedAnswer
@@ -44,8 +45,7 @@ class ServedModel:
         turns_given: how often they had to wait, so that another one got room.
         stayed_at: when it was seen last that it did not leave though they waited, in seconds since the epoch.
         takes_turns: it is loaded on this machine, and nowhere else.
-        is_pinned: it is to stay, once it is loaded, until it is unpinned or unloaded.
-        ttl_s: how long it is to stay after its last request, as was said last.
+        kept: how long it is to stay, as was said last.
     """
 
     def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
@@ -56,7 +56,7 @@ class ServedModel:
         self.is_open.set()
         self.turns_given = 0
         self.stayed_at = 0.0
-        self.is_pinned, self.ttl_s = config.settings.pinned, config.settings.idle_ttl_s
+        self.kept = self.declared
         settings = config.settings
         self.takes_turns = settings.modes == ("local",)
         self.endpoint = endpoint_of(settings)
@@ -64,6 +64,11 @@ class ServedModel:
         self.places = Places(config.id, config.fields.concurrency_limit, config.fields.queue_limit)
         self._capabilities: Callable[[Path], list[str] | None] = while_unchanged(lambda _: capabilities_of(settings))
         self._requests = Requests(self.endpoint, settings.timeout, settings.max_retries)
+
+    @property
+    def declared(self) -> Kept:
+        """How long it is to stay, as the configuration says."""
+        return Kept(self.config.settings.pinned, self.config.settings.idle_ttl_s)
 
     @property
     def context_window(self) -> int | None:
@@ -111,7 +116,7 @@ class ServedModel:
         except VLLMError as exc:
             logger.warning("%s is kept as before, not for keep_alive = %g s: %s", self.config.id, seconds, exc)
         else:
-            self.ttl_s = seconds
+            self.kept.ttl_s = seconds
 
     async def pin(self, *, is_pinned: bool) -> None:
         """Keep it, now and after each load, whatever its ``ttl`` and other models' need; or no longer.
@@ -120,7 +125,8 @@ class ServedModel:
             VLLMError: it is not ours to keep.
         """
         await self.endpoint.pin(is_pinned=is_pinned)
-        self.is_pinned, self.ttl_s = is_pinned, math.inf if is_pinned else self.config.settings.idle_ttl_s
+        self.kept.is_pinned = is_pinned
+        self.kept.ttl_s = math.inf if is_pinned else keep_policy(self.config.settings).unpinned().idle_ttl_s
 
     async def is_loaded(self) -> bool:
         """Whether it can be asked without being loaded for it, as far as is known here; a remote one always can."""
@@ -162,8 +168,9 @@ class Catalog:
     def replace(self, config: GatewayConfig) -> None:
         """Serve by another configuration from now on. Requests in flight end as they began.
 
-        A model that stayed as it was is not touched. The engine of one that was changed is kept as that says now; where
-        it is gone, the engine leaves when it is idle.
+        A model that stayed as it was is not touched. The engine of one that was changed is kept as the file says now,
+        or as was said by HTTP where the file says the same of it as before. Where it is gone, the engine leaves when it
+        is idle.
         """
         kept = {id_: model for id_, model in self.models.items() if config.models.get(id_) == model.config}
         replaced = [model for id_, model in self.models.items() if id_ not in kept]
@@ -173,6 +180,8 @@ class Catalog:
         for model in replaced:
             if (new := self.models.get(model.config.id)) is not None:
                 new.is_open = model.is_open  # whose turn it is opens the old one, and the engine may be the same
+                if new.declared == model.declared:
+                    new.kept = model.kept
             task = asyncio.create_task(hand_on(model, lambda: (*self.models.values(),)))
             self._handing_on.add(task)
             task.add_done_callback(self._handing_on.discard)
@@ -256,7 +265,7 @@ class Catalog:
             "max_model_len": model.context_window,
             "status": {"value": state},
             "capabilities": model.capabilities(),
-            "pinned": model.is_pinned,
+            "pinned": model.kept.is_pinned,
             "aliases": [alias for alias in fields.aliases if alias in allowed] if name == id_ else [],
             "requests": {"running": model.places.taken, "waiting": model.places.waiting},
         }

@@ -167,9 +167,8 @@ class LocalEndpoint(EngineEndpoint):
 
     async def pin(self, *, is_pinned: bool) -> None:
         own = keep_policy(self._settings)
-        idle_ttl_s = math.inf if is_pinned else own.idle_ttl_s
-        self._policy = replace(own, pinned=is_pinned, idle_ttl_s=idle_ttl_s)
-        await self.keep(idle_ttl_s=idle_ttl_s, pinned=is_pinned)
+        self._policy = replace(own, pinned=True, idle_ttl_s=math.inf) if is_pinned else own.unpinned()
+        await self.keep(idle_ttl_s=self._policy.idle_ttl_s, pinned=is_pinned)
 
     async def evict(self, timeout: float) -> None:
         with _our_errors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 
@@ -44,6 +44,11 @@ class KeepPolicy:
     pinned: bool = False
     max_loaded_engines: int = 0
     serve_tcp: TcpAddress | None = None
+
+    def unpinned(self) -> KeepPolicy:
+        """As it is without the pin. Where it also had the engine stay for ever, that ends, too."""
+        is_endless = self.pinned and math.isinf(self.idle_ttl_s)
+        return replace(self, pinned=False, idle_ttl_s=KeepPolicy.idle_ttl_s if is_endless else self.idle_ttl_s)
 
     def merged_with(self, other: KeepPolicy) -> KeepPolicy:
         """The longer value of both, field by field; ``other`` came later."""

@@ -189,6 +189,70 @@ def test_a_model_that_was_changed_is_kept_as_the_file_says_now(fake_engine: Make
         wait_until(lambda: engine.status().state is EngineState.STANDBY, 10, "the model to leave")
 
 
+def test_a_model_that_the_file_pins_may_leave_once_it_is_unpinned(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    with serve({"one": kept(engine, pinned=True)}) as gate, gate.client() as client:
+        client.post(CHAT, json=chat("one"))
+        assert (engine.status().idle_ttl_s, engine.status().pinned) == (math.inf, True)
+        client.post(f"{LIFE}/unpin", json={})
+        assert (engine.status().idle_ttl_s, engine.status().pinned) == (1800, False)
+        client.post(f"{LIFE}/unload", json={})
+        client.post(CHAT, json=chat("one"))
+        assert (engine.status().idle_ttl_s, engine.status().pinned) == (1800, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "do", "loaded", "next_load"),
+    [
+        ({"ttl": 60}, "pin", (math.inf, True), (math.inf, True)),
+        ({"pinned": True}, "unpin", (1800, False), (1800, False)),
+        ({"ttl": 60}, "load", (900, False), (60, False)),
+    ],
+)
+def test_what_was_said_by_http_holds_where_the_file_changes_something_else(
+    fake_engine: MakeEngine,
+    serve: Serve,
+    fields: dict[str, Any],
+    do: str,
+    loaded: tuple[float, bool],
+    next_load: tuple[float, bool],
+) -> None:
+    engine = fake_engine()
+
+    def stays() -> tuple[float | None, bool]:
+        return engine.status().idle_ttl_s, engine.status().pinned
+
+    with serve({"one": kept(engine, **fields)}) as gate, gate.client() as client:
+        client.post(CHAT, json=chat("one"))
+        client.post(f"{LIFE}/{do}", json={"model": "one", "keep_alive": 900} if do == "load" else {"model": "one"})
+        assert stays() == loaded
+        for change in ({"description": "two"}, {"max_retries": 1}):
+            told_again(gate, {"one": kept(engine, **fields, **change)})
+            time.sleep(0.6)
+            assert stays() == loaded
+            client.post(CHAT, json=chat("one"))
+            assert stays() == loaded
+        client.post(f"{LIFE}/unload", json={})
+        assert status(client)["pinned"] == next_load[1]
+        client.post(CHAT, json=chat("one"))
+        assert stays() == next_load
+        told_again(gate, {"one": kept(engine, ttl=300)})
+        wait_until(lambda: stays() == (300, False), 10, "it to be told")
+
+
+def test_a_new_ttl_holds_though_a_request_said_the_same_of_an_earlier_load(
+    fake_engine: MakeEngine, serve: Serve
+) -> None:
+    engine = fake_engine()
+    with serve({"one": kept(engine, ttl=0)}) as gate, gate.client() as client:
+        client.post(CHAT, json=chat("one", keep_alive=1800))
+        client.post(f"{LIFE}/unload", json={})
+        client.post(CHAT, json=chat("one"))
+        assert engine.status().idle_ttl_s == math.inf
+        told_again(gate, {"one": kept(engine, ttl=1800)})
+        wait_until(lambda: engine.status().idle_ttl_s == 1800, 10, "it to be told")
+
+
 def test_what_a_models_last_requests_say_does_not_outlive_its_place_in_the_file(
     fake_engine: MakeEngine, serve: Serve
 ) -> None:

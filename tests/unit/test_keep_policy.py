@@ -33,6 +33,14 @@ def test_the_longer_wish_holds_and_the_last_number_of_engines(
     assert one.merged_with(other) == both
 
 
+@pytest.mark.parametrize(
+    ("pinned", "idle_ttl_s", "stays_s"), [(True, INF, 1800), (True, 60, 60), (False, INF, INF), (False, 60, 60)]
+)
+def test_an_engine_that_is_unpinned_may_leave(pinned: bool, idle_ttl_s: float, stays_s: float) -> None:
+    policy = KeepPolicy(pinned=pinned, idle_ttl_s=idle_ttl_s, stall_timeout_s=9)
+    assert policy.unpinned() == KeepPolicy(idle_ttl_s=stays_s, stall_timeout_s=9)
+
+
 def test_an_infinite_wish_survives_the_way_to_the_supervisor() -> None:
     policy = KeepPolicy(idle_ttl_s=INF, standby_ttl_s=INF, start_timeout_s=INF)
     assert decode(encode(EnsureReady(policy, {}))).policy == policy

@@ -155,7 +155,7 @@ class Board:
             "max_model_len": model.context_window,
             "devices": [] if info is None else list(info.devices),
             "memory_bytes": seen.memory[0] if is_loaded else None,
-            "pinned": info.pinned if info is not None and is_loaded else model.is_pinned,
+            "pinned": info.pinned if info is not None and is_loaded else model.kept.is_pinned,
             "preload": fields.preload,
             "start_s": None if info is None else info.start_s,
             "leaves_at": leaves_at,
