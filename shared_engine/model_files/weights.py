@@ -9,6 +9,8 @@ from shared_engine.model_files.folder import read_json
 from shared_engine.model_files.safetensors import tensors_in
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+# As filter_files_not_needed_for_inference in vllm/model_executor/model_loader/weight_utils.py.
+_OF_TRAINING = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def weights_bytes(folder: Path) -> int:
@@ -23,9 +25,13 @@ def parameter_count(folder: Path) -> int | None:
 
 
 def has_weights(folder: Path) -> bool:
-    """False for a model that was downloaded in part: the hub's client has a name for each file that is whole."""
+    """False for a model that was downloaded in part: the hub's client has a name for each file that is whole.
+
+    Of a model that the hub has in several forms, with an index each, one is downloaded.
+    """
     maps = [read_json(index).get("weight_map") for index in folder.glob("*.index.json")]
-    shards = {str(name) for each in maps if isinstance(each, dict) for name in each.values()}
-    if shards:
-        return all((folder / name).is_file() for name in shards)
-    return any(file.suffix in _SUFFIXES for file in folder.iterdir())
+    forms = [set(map(str, each.values())) for each in maps if isinstance(each, dict)]
+    if any(form and all((folder / name).is_file() for name in form) for form in forms):
+        return True
+    names = {file.name for file in folder.iterdir() if file.suffix in _SUFFIXES}
+    return bool(names.difference(_OF_TRAINING, *forms))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shared_engine.errors import RequestError, SettingsError
 from shared_engine.gpu import alert_counts
 from shared_engine.launch.replica_sets import check_replicas
+from shared_engine.machine.home import expanded
 from shared_engine.model_files.folder import inputs
 from shared_engine.model_files.weights import has_weights
 from shared_engine.observe.engine_info import EngineInfo
@@ -158,7 +159,7 @@ class Lifecycle:
 
     async def _afetched(self) -> None:
         """Return when the model's files are on this machine, for which a local engine may have to be started."""
-        if self.settings.is_remote:
+        if self.settings.is_remote or await in_a_thread(expanded(self.settings.model or "").exists):
             return
         folder = await in_a_thread(self.settings.model_folder)
         if folder is None or not await in_a_thread(partial(has_weights, folder)):

@@ -28,6 +28,7 @@ from shared_engine.cli.batch.rows import Input
 from shared_engine.cli.commands.batch import MAX_RETRIES
 from shared_engine.cli.exit_codes import DONE, FAILED, INTERRUPTED, READER_LEFT, SOME_FAILED, USAGE
 from shared_engine.cli.main import main
+from shared_engine.errors import EngineStartError
 from shared_engine.params import GenerationParams
 from shared_engine.request import retry
 from shared_engine.results import Choice, GenerationResult, TokenUsage
@@ -415,7 +416,46 @@ def test_a_model_that_is_not_here_is_fetched_before_its_files_are_looked_at(
     write(folder, *range(1, 12))
     assert main(command) == DONE
     assert (len(lines(folder)), len(set(hows(folder)))) == (11, 1)
-    assert begun == [False, True, True]
+    assert begun == [False, True]
+    assert main([*command, "--temperature", "0.5"]) == FAILED
+    assert main(command) == DONE
+    assert main([*command, "--dry-run", "--sample", "0"]) == DONE
+    assert len(begun) == 2, "what the output says is compared first, and a complete one needs no engine"
+
+
+def test_a_file_of_other_answers_is_refused_before_an_engine_starts(
+    echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert batch(echo) == DONE
+    hub_model(folder, monkeypatch)
+
+    async def starts(_: Engine) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Engine, "awarmup", starts)
+    for more in ([], ["--dry-run", "--sample", "0"]):
+        capsys.readouterr()
+        assert main(["batch", "in.jsonl", "out.jsonl", "--model", "org/name", *more]) == FAILED
+        assert "out.jsonl was written with another model" in capsys.readouterr().err
+
+
+def test_a_start_that_fails_or_is_interrupted_is_told_as_the_rest_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    hub_model(folder, monkeypatch)
+    command = ["batch", "in.jsonl", "out.jsonl", "--model", "org/name", "--json"]
+
+    async def fails(_: Engine) -> None:
+        raise EngineStartError("no vLLM")
+
+    async def is_interrupted(_: Engine) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(TIMEOUT_S)
+
+    for start, code, stopped in ((fails, FAILED, "no vLLM"), (is_interrupted, INTERRUPTED, "interrupted")):
+        monkeypatch.setattr(Engine, "awarmup", start)
+        assert main(command) == code
+        assert json.loads(capsys.readouterr().out)["stopped"] == stopped
 
 
 def test_the_environments_parameters_count_as_well(echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from langchain_vllm_local import VLLMEmbeddings
 from llama_index_vllm_local import VLLMEmbedding
 from shared_engine import ContextLengthError, Engine, InvalidInputError, RequestRejectedError, VLLMError
 from shared_engine.answer_file.vectors import VectorFile
+from shared_engine.model_files.weights import has_weights
 from shared_engine.results import EmbeddingResult, TokenUsage
 from tests.support.choosy_server import LONG, REFUSED, is_choosy, refused, vector_of
 from tests.support.hub import hub_model
@@ -198,6 +199,42 @@ def test_a_model_that_is_not_all_here_is_fetched_before_its_files_are_looked_at(
         file = Engine(model="org/name").embed_file(TEXTS[:count], tmp_path / "vectors")
         assert list(file) == VECTORS[:count]
     assert len(started) == 1, "what is here needs no engine to go on"
+
+
+ONE_OF_TWO_FORMS = {
+    "pytorch_model.bin.index.json": '{"weight_map": {"a": "1.bin", "b": "2.bin"}}',
+    **INDEXED,
+    "2.safetensors": "2",
+}
+MISTRALS_FORM = {"model.safetensors.index.json": '{"weight_map": {"a": "model-1"}}', "consolidated.safetensors": "1"}
+
+
+@pytest.mark.parametrize("files", [ONE_OF_TWO_FORMS, MISTRALS_FORM], ids=["one of two forms", "consolidated"])
+def test_a_model_is_whole_in_one_form(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        assert not has_weights(tmp_path)
+        (tmp_path / name).write_text(text)
+    assert has_weights(tmp_path) is True
+
+
+def test_what_was_left_of_training_is_no_models_weights(tmp_path: Path) -> None:
+    (tmp_path / "training_args.bin").write_text("1")
+    assert not has_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "folder"])
+async def test_a_model_that_is_no_hubs_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    async def starts(_: Engine) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Engine, "awarmup", starts)
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+    else:
+        path.write_text("1")
+    await Engine(model=str(path))._afetched()
 
 
 def test_a_text_that_has_changed_is_named(server: RemoteServer, tmp_path: Path) -> None:

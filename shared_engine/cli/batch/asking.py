@@ -109,6 +109,10 @@ class Asking:
         answering = answering_model(settings, name, engine._defaults.merged(asked.params.given).lora)
         return how_digest({**before, **answering}), how_digest(before)
 
+    def look_again(self) -> None:
+        """The model's files may be here only now: its engine has started."""
+        self.__dict__.pop("hows", None)
+
     def parse(self, row: Row) -> Line:
         """
         Raises:

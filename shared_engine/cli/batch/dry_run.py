@@ -24,7 +24,6 @@ from shared_engine.errors import InvalidInputError, RequestRejectedError
 from shared_engine.request.batches import gather
 from shared_engine.request.bodies import max_tokens_field, prompt_variables
 from shared_engine.request.checks import check_messages, check_text
-from shared_engine.request.io_loop import run_sync
 from shared_engine.request.routes import CHAT, COMPLETIONS, EMBEDDINGS
 
 # A body of OpenAI's is for the server to check; where it can't be read here, it is refused there.
@@ -112,7 +111,7 @@ def estimate(engine: Engine, job: Job, sample: int = SAMPLE) -> Estimate:
         raise InvalidInputError("a dry run reads the input more than once: give a file")
     asking = Asking(engine, job.rows, job.asked)
     survey = Survey(job.rows)
-    answered = _answered(engine, job, asking, survey)
+    answered = _answered(job, asking, survey)
     found = Estimate(rows=survey.rows, answered=sum(map(bool, answered)))
     left = found.rows - found.answered
     step = max(1, left // sample) if sample else 0
@@ -136,10 +135,9 @@ def estimate(engine: Engine, job: Job, sample: int = SAMPLE) -> Estimate:
     return found
 
 
-def _answered(engine: Engine, job: Job, asking: Asking, survey: Survey) -> bytes:
+def _answered(job: Job, asking: Asking, survey: Survey) -> bytes:
     if not Path(job.output).is_file():
         return b""
-    run_sync(engine._afetched())
     output = output_of(job.output, job.rows, asking.hows, survey)
     assert isinstance(output, OutFile)
     output.close()

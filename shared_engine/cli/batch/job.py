@@ -21,7 +21,6 @@ from shared_engine.cli.batch.survey import Survey
 from shared_engine.engine import Engine
 from shared_engine.errors import InvalidInputError, VLLMError
 from shared_engine.request.batches import crew
-from shared_engine.request.io_loop import run_sync
 from shared_engine.request.threads import in_a_thread
 
 HELD_PER_SLOT = 16
@@ -56,8 +55,6 @@ def run_job(engine: Engine, job: Job) -> Counts:
     """
     asking = Asking(engine, job.rows, job.asked)
     survey = Survey(job.rows) if job.rows.is_file else None
-    if survey is not None and survey.rows:
-        run_sync(engine._afetched())  # what the output says of its lines is then the same in the next run
     output = output_of(job.output, job.rows, asking.hows, survey)
     counts = Counts(
         rows=None if survey is None else survey.rows,
@@ -124,6 +121,7 @@ class _Run:
 
     async def _answer_all(self) -> None:
         await self._engine.awarmup()
+        self._asking.look_again()  # what the output says of its lines is then the same in the next run
         began = time.monotonic()
         ticker = asyncio.ensure_future(self._tick())
         try:
