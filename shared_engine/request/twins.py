@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,6 +21,9 @@ from shared_engine.request.io_loop import iterate_sync, run_sync
 S = TypeVar("S")
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_END_S = 30
+"""For what is cancelled to end; a child that was forked meanwhile would wait for ever."""
 
 
 def blocking(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], T]:
@@ -43,12 +47,14 @@ def reporting(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Ca
         if tell is None:
             return run_sync(method(self, *args, **kwargs))
         results: list[T] = []
+        is_over = threading.Event()
 
         async def steps() -> AsyncGenerator[int, None]:
             told: asyncio.Queue[int | None] = asyncio.Queue()
             given: Any = {**kwargs, "on_progress": told.put_nowait}
             task = asyncio.ensure_future(method(self, *args, **given))
             task.add_done_callback(lambda _: told.put_nowait(None))
+            task.add_done_callback(lambda _: is_over.set())
             try:
                 while (count := await told.get()) is not None:
                     yield count
@@ -59,7 +65,12 @@ def reporting(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Ca
 
         with contextlib.closing(iterate_sync(steps())) as counts:
             for count in counts:
-                tell(count)
+                try:
+                    tell(count)
+                except BaseException:
+                    counts.close()
+                    is_over.wait(_END_S)  # it holds what the next call may need, such as a file
+                    raise
         return results[0]
 
     return _named(waiting, method)

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 
 from shared_engine import Engine
-from shared_engine.cli.batch.asking import Asked, Asking
+from shared_engine.cli.batch.asking import MANY_FAULTS, Asked, Asking
 from shared_engine.cli.batch.dry_run import Estimate, estimate
 from shared_engine.cli.batch.job import HELD_PER_SLOT, Job
 from shared_engine.cli.batch.report import Bar, Counts, duration
@@ -529,6 +529,25 @@ def test_an_error_of_ours_is_logged_and_the_lines_own(
     assert len(lines(folder)) == 10
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.getMessage() == "line 3 can't be asked"
+
+
+def test_an_error_of_ours_in_every_line_stops_it(
+    echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Capture
+) -> None:
+    write(folder, *range(1, 101))
+    asked: list[Any] = []
+
+    async def fails(_: Engine, messages: Any, *__: Any, **___: Any) -> Any:
+        asked.append(messages)
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(Engine, "achat", fails)
+    assert batch(echo, "--max-inflight", "1") == FAILED
+    assert (
+        "stopped: the first 16 lines all failed by an error in vllm-local: ZeroDivisionError" in capsys.readouterr().err
+    )
+    assert (len(asked), len(lines(folder))) == (MANY_FAULTS, MANY_FAULTS - 1)
+    assert len([record for record in caplog.records if record.exc_info]) == 1, "one traceback says it all"
 
 
 @pytest.mark.parametrize(

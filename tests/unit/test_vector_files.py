@@ -222,6 +222,14 @@ def test_what_was_left_of_training_is_no_models_weights(tmp_path: Path) -> None:
     assert not has_weights(tmp_path)
 
 
+def test_the_file_is_free_when_progress_has_raised(server: RemoteServer, tmp_path: Path) -> None:
+    is_choosy(server)
+    engine = Engine(base_url=server.url, model="served")
+    with pytest.raises(ZeroDivisionError):
+        engine.embed_file(TEXTS, tmp_path / "vectors", batch_size=1, on_progress=lambda count: count // 0)
+    assert list(engine.embed_file(TEXTS, tmp_path / "vectors")) == VECTORS
+
+
 @pytest.mark.parametrize("name", ["model.gguf", "folder"])
 async def test_a_model_that_is_no_hubs_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     async def starts(_: Engine) -> None:

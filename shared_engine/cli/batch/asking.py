@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _JSON = (("Content-Type", "application/json"),)
 _UNAUTHORIZED = 401
+MANY_FAULTS = 16
+"""Errors of ours in so many rows, and no row without: every other one would meet them."""
 _OF_ALL_ROWS = (AuthenticationError, ServerUnreachableError, SettingsError)
 
 
@@ -88,6 +91,8 @@ class Asking:
     def __init__(self, engine: Engine, rows: Input, asked: Asked) -> None:
         self._engine, self._input, self._asked = engine, rows, asked
         self._forwarding = Forwarding(engine._requests.endpoint, engine.settings)
+        self._faults: Counter[type[Exception]] = Counter()
+        self._can_ask = False
 
     @cached_property
     def hows(self) -> tuple[str, str]:
@@ -140,14 +145,34 @@ class Asking:
             return invalid_answer(answer_id, row.number, row.text, self._input.unit, exc)
         try:
             if isinstance(line, OpenAILine):
-                return await self._forward(answer_id, line)
-            return await self._generate(answer_id, row, line)
+                answer = await self._forward(answer_id, line)
+            else:
+                answer = await self._generate(answer_id, row, line)
+            self._can_ask = True
         except Exception as exc:
             if ends_batch(exc):
                 raise
-            if not isinstance(exc, VLLMError):  # an error of ours: one row is no reason to lose the others
-                logger.exception("%s %d can't be asked", self._input.unit, row.number)
-            return failed_answer(answer_id, row.number, row.text, line, exc)
+            if isinstance(exc, VLLMError):
+                self._can_ask = True
+            else:
+                self._note_fault(row, exc)
+            answer = failed_answer(answer_id, row.number, row.text, line, exc)
+        return answer
+
+    def _note_fault(self, row: Row, error: Exception) -> None:
+        """One row is no reason to lose the others.
+
+        Raises:
+            VLLMError: all rows have failed this way.
+        """
+        self._faults[type(error)] += 1
+        if self._faults[type(error)] == 1:  # of a million rows the output has the rest
+            logger.error("%s %d can't be asked", self._input.unit, row.number, exc_info=error)
+        if not self._can_ask and self._faults.total() >= MANY_FAULTS:
+            raise VLLMError(
+                f"the first {MANY_FAULTS} {self._input.unit}s all failed by an error in vllm-local: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     async def _forward(self, answer_id: str, line: OpenAILine) -> Answer:
         answer = await self._forwarding.forward(ForwardedRequest("POST", line.url, _JSON, line.body))
