@@ -120,7 +120,7 @@ class Routes:
 
     async def ready(self, _: Request) -> Response:
         if not self._catalog.is_preloaded:
-            told = "models with preload are not loaded yet"
+            told = "models with preload are not loaded yet; see /v1/models"
             raise RefusedError(503, told, "not_ready", retry_after_s=RETRY_AFTER_S)
         return JSONResponse({"status": "ready"})
 
@@ -147,7 +147,8 @@ class Routes:
         model, target = self._catalog.find(asked.model, _key(request))
         settings = model.config.settings
         if is_of_an_answer(request.method, request.scope["path"]) and not await model.is_loaded():
-            told = f"{request.scope['path']!r:.200}: {model.config.id} is not loaded, and has no answer to look up"
+            told = f"{model.config.id} is not loaded, and its answers left with it: ask again"
+            told = f"{request.scope['path']!r:.200}: {told}"
             raise RefusedError(404, told, "not_loaded")
         forwarded, is_stream = asked.forwarded(target, settings.model if settings.is_remote else None)
         return PassedOn(

@@ -95,8 +95,9 @@ async def asked_of(request: Request, max_bytes: int) -> Asked:
 
 
 def is_of_an_answer(method: str, path: str) -> bool:
-    """Of what is passed on: it is about an answer that the model has given, and that a model which is loaded for it
-    does not have.
+    """Whether a request is about an answer that the model gave earlier.
+
+    Such answers leave memory with their model, so no model is loaded to look for one.
     """
     return method != "POST" or _CANCEL.fullmatch(path) is not None
 

@@ -128,7 +128,8 @@ class _Fetching:
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             # Why is for the log: a client could look around in this network with it. A query has secrets at times.
             logger.info("nothing was fetched from %s: %s", url.raw_host, exc)
-            raise RefusedError(400, f"{text[:_SHOWN]!r} could not be fetched", "media_not_fetched") from None
+            told = f"{text[:_SHOWN]!r} could not be fetched: the gateway's log says why; or send it as data:"
+            raise RefusedError(400, told, "media_not_fetched") from None
         encoded = base64.b64encode(data).decode()
         for medium in media:
             medium.put(kind, encoded)

@@ -109,8 +109,9 @@ def host_of(value: str) -> str:
 
 
 def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None:
-    """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding). Those of loopback are
-    nobody's own.
+    """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding).
+
+    Names of loopback pass: nobody can have them lead elsewhere.
 
     Raises:
         RefusedError: it is called by a name that is not its.

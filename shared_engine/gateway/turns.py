@@ -168,8 +168,10 @@ class _Turn:
             info = await _look(model)
             if model.is_used:
                 used_at = self._closed[model] = time.monotonic()
-            if (info is not None and info.pinned) or time.monotonic() - used_at > LEAVE_S:
-                self._reopen(model)
+            if info is not None and info.pinned:
+                self._reopen(model, "it is pinned")
+            elif time.monotonic() - used_at > LEAVE_S:
+                self._reopen(model, f"it did not leave within {LEAVE_S:g} s")
             else:
                 is_leaving = True
         return is_leaving
@@ -183,7 +185,8 @@ class _Turn:
             if found is None:
                 return False
             self._close(found[0])
-        while any(each.is_used for each in self._closed):
+        while used := [each for each in self._closed if each.is_used]:
+            self._closed.update(dict.fromkeys(used, time.monotonic()))
             if not await self._has_waited():
                 return False
         return True
@@ -215,8 +218,8 @@ class _Turn:
         model.is_open.clear()
         self._closed[model] = time.monotonic()
 
-    def _reopen(self, model: ServedModel) -> None:
-        logger.info("%s gets new requests again: it is pinned, or other programs use it", model.config.id)
+    def _reopen(self, model: ServedModel, why: str) -> None:
+        logger.info("%s gets new requests again: %s", model.config.id, why)
         del self._closed[model]
         model.stayed_at = time.time()
         model.is_open.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import select
 import socket
@@ -14,6 +15,7 @@ from shared_engine.machine.proc import open_process
 CONNECT_TIMEOUT_S = 1.0
 
 
+@functools.lru_cache(maxsize=16)  # the gateway asks for each request, nearly always the same
 def is_loopback(host: str) -> bool:
     """Of an address, or a name: only programs of this machine reach it."""
     with contextlib.suppress(ValueError):

@@ -277,6 +277,7 @@ def test_a_preloaded_model_is_loaded_before_the_gateway_is_ready(
     with serve({"one": entry(engine, preload=True)}) as gate, gate.client() as client:
         early = client.get("/ready")
         assert (early.status_code, early.json()["error"]["code"]) == (503, "not_ready")
+        assert early.json()["error"]["message"] == "models with preload are not loaded yet; see /v1/models"
         assert "one" not in early.json()["error"]["message"]  # which needs no key
         wait_until(lambda: client.get("/ready").status_code == 200, 20, "the gateway to be ready")
         assert engine.is_ready()

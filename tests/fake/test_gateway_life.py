@@ -307,6 +307,9 @@ def test_what_is_about_an_answer_loads_no_model(fake_engine: MakeEngine, serve: 
         for method, path in asked:
             refused = client.request(method, path)
             assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_loaded")
+            assert refused.json()["error"]["message"].endswith(
+                "one is not loaded, and its answers left with it: ask again"
+            )
         assert engine.status().state is EngineState.STOPPED
         engine.warmup()
         answers = [client.request(method, path) for method, path in asked]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -75,6 +77,14 @@ def test_the_host_that_is_named(host: str, allowed: list[str], is_loopback: bool
     with pytest.raises(RefusedError) as caught:
         check_host(host, allowed, is_loopback=is_loopback)
     assert caught.value.status == 403
+
+
+def test_an_address_that_is_named_with_each_request_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Mock(wraps=ipaddress.ip_address)
+    monkeypatch.setattr(ipaddress, "ip_address", read)
+    for _ in range(3):
+        check_host("127.7.7.7:8000", [], is_loopback=True)
+    read.assert_called_once_with("127.7.7.7")
 
 
 @pytest.mark.parametrize(

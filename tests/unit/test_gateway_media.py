@@ -25,6 +25,7 @@ from tests.support.remote_server import RemoteServer, running_app, running_serve
 CHAT = "/v1/chat/completions"
 PICTURE = bytes(range(256))
 DATA = base64.b64encode(PICTURE).decode()
+REMEDY = ": the gateway's log says why; or send it as data:"
 HERE = "127.0.0.0/8"
 """Where the tests' servers are."""
 
@@ -287,9 +288,9 @@ async def test_an_address_that_is_not_public_is_not_connected_to(
     hosts = ("127.0.0.1", "localhost", "2130706433", "127.1", "0x7f000001", "[::ffff:127.0.0.1]", "img.example.com")
     for host in hosts:
         url = f"http://{host}:{port}/a.png?secret"
-        assert await told(url, rules("*")) == (400, "media_not_fetched", f"{url!r} could not be fetched")
+        assert await told(url, rules("*")) == (400, "media_not_fetched", f"{url!r} could not be fetched{REMEDY}")
     closed = await told("http://127.0.0.1:1/", rules("127.0.0.1", media_networks=[HERE]))
-    assert closed == (400, "media_not_fetched", "'http://127.0.0.1:1/' could not be fetched")
+    assert closed == (400, "media_not_fetched", f"'http://127.0.0.1:1/' could not be fetched{REMEDY}")
     assert pictures.asked == []
     assert "127.0.0.1 is not a public address; see media_networks" in caplog.text
     assert "secret" not in caplog.text
@@ -344,7 +345,7 @@ async def test_a_redirect_is_checked_like_its_url(pictures: Pictures, caplog: py
         "http://[",
     ):
         url = f"{pictures.url}/to-?url={target}"
-        assert await told(url, here) == (400, "media_not_fetched", f"{url[:100]!r} could not be fetched")
+        assert await told(url, here) == (400, "media_not_fetched", f"{url[:100]!r} could not be fetched{REMEDY}")
     assert "it redirects to localhost; see media_domains" in caplog.text
     assert all(path.startswith("/to-") for path in pictures.asked)
     wider = rules("*", media_networks=["127.0.0.1/32"])
@@ -366,7 +367,7 @@ async def test_the_log_says_why_nothing_was_fetched_and_the_client_is_not_told(
     caplog.set_level("INFO")
     url = f"{pictures.url}/{name}"
     found = await told(url, rules("127.0.0.1", media_networks=[HERE]))
-    assert found == (400, "media_not_fetched", f"{url!r} could not be fetched")
+    assert found == (400, "media_not_fetched", f"{url!r} could not be fetched{REMEDY}")
     assert why in caplog.text
 
 

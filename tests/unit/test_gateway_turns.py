@@ -310,6 +310,28 @@ async def test_a_model_that_is_pinned_when_it_was_to_leave_stays_and_the_next_on
     await long
 
 
+async def test_a_model_that_has_only_just_answered_its_last_request_has_time_to_leave(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LEAVE_S", 0.3)
+    caplog.set_level("INFO")
+    world, device = World(turn_s=0), Device(queues=False)
+    slow, other = world.model("slow", device), world.model("other", device)
+    long = asyncio.create_task(world.ask(slow, 0.5))
+    await until(lambda: slow.leases == 1)
+    waiting = asyncio.create_task(world.ask(other))
+    await until(lambda: not slow.is_open.is_set())
+    device.queues = True
+    slow.leases += 1  # the engine takes a moment to be idle
+    await long
+    await until(lambda: other.is_queued)
+    await asyncio.sleep(0.05)
+    assert "slow gets new requests again" not in caplog.text
+    await until(lambda: "slow gets new requests again: it did not leave within 0.3 s" in caplog.text)
+    slow.leases -= 1
+    await asyncio.wait_for(waiting, 1)
+
+
 async def test_a_load_for_which_no_room_is_made_in_time_holds_nobody_longer() -> None:
     world, device = World(turn_s=0), Device(queues=False)
     slow, other = world.model("slow", device), world.model("other", device)

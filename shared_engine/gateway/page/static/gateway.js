@@ -15,8 +15,9 @@ export function useKey(value) {
   keys.dispatchEvent(new Event("key"));
 }
 
-/** Resolves with the next change of the key. */
-export const nextKey = () => new Promise((resolve) => keys.addEventListener("key", resolve, { once: true }));
+/** Resolves with the next change of the key; `signal` ends the listening. */
+export const nextKey = (signal) =>
+  new Promise((resolve) => keys.addEventListener("key", resolve, { once: true, signal }));
 
 export const address = (path) => new URL(path.replace(/^\//, ""), HOME);
 

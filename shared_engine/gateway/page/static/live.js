@@ -57,7 +57,9 @@ export async function follow() {
     }
     if (!ended.signal.aborted) {
       const pause = AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)];
-      await Promise.race([new Promise((resolve) => setTimeout(resolve, pause)), nextKey()]);
+      const waited = new AbortController();
+      await Promise.race([new Promise((resolve) => setTimeout(resolve, pause)), nextKey(waited.signal)]);
+      waited.abort();
       failures += 1;
     }
   }
