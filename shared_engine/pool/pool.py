@@ -180,6 +180,15 @@ class Pool:
         member.lacks = {name: until for name, until in member.lacks.items() if until > now}
         member.lacks[model] = now + LACKS_S
 
+    def forget_lack(self, model: str) -> bool:
+        """Where all lack a model, which may have come since: believe no longer the one that said so first. False where
+        none has said it.
+        """
+        lacking = [each for each in self.members.values() if not each.is_draining and model in each.lacks]
+        if lacking:
+            del min(lacking, key=lambda each: (each.out_until, each.lacks[model])).lacks[model]
+        return bool(lacking)
+
     def answered(self, member: Member) -> None:
         """A request has ended, or has an answer: the member is well."""
         if member.faults:

@@ -22,7 +22,7 @@ from shared_engine.errors import (
     VLLMError,
 )
 from shared_engine.observe.engine_info import EngineInfo
-from shared_engine.pool.pool import Fault, Member
+from shared_engine.pool.pool import Fault, Member, Pool
 from shared_engine.request.affinity import affinity_key
 from shared_engine.request.client import Client
 from shared_engine.request.endpoint import AnotherModelError, Connection, Endpoint, Route
@@ -199,16 +199,22 @@ class FleetRequest(Route):
             try:
                 inner = await self._owner.connect(member.name, headers)
             except BaseException as exc:
-                if isinstance(exc, VLLMError):
-                    self._note(member, exc)
+                noted = self._refused_by(member, exc) if isinstance(exc, VLLMError) else exc
                 with self._members.guard:
                     self._members.pool.ended(member)
-                raise
+                if noted is exc:
+                    raise
+                raise noted from exc
             if inner is not None:
                 return self._connection(member, inner)
             with self._members.guard:
                 self._members.pool.ended(member)
                 self._members.gone(member)
+
+    def _refused_by(self, member: Member, error: VLLMError) -> VLLMError:
+        """As ``_note``: a member that does not list its models is not asked for one by name."""
+        lacks_model = bool(self._model) and self._owner.lacks_models and isinstance(error, ModelNotFoundError)
+        return self._note(member, error, lacks_model=lacks_model)
 
     def _connection(self, member: Member, inner: Connection) -> FleetConnection:
         endpoint = self._owner.endpoint_of(member.name)
@@ -228,6 +234,8 @@ class FleetRequest(Route):
                 returns_at = self._members.pool.returns_at(now, self._model, self._tried)
             if returns_at is None and self._tried:
                 self._tried, self._is_first_round = set(), False
+            elif returns_at is None and not self._said and self._asks_again():
+                continue
             elif returns_at is None:
                 await self._owner.wait_for_one(self._model, self._said)
             else:
@@ -235,6 +243,11 @@ class FleetRequest(Route):
                 member = self._choice(max(returns_at, time.monotonic()))
                 if member is not None:
                     return member
+
+    def _asks_again(self) -> bool:
+        """Whether the members only lack the model, as far as is known: one of them is asked whether it still does."""
+        with self._members.guard:
+            return self._members.pool.forget_lack(self._model)
 
     def _choice(self, now: float) -> Member | None:
         with self._members.guard:
@@ -264,7 +277,10 @@ class FleetRequest(Route):
             pool = self._members.pool
             if lacks_model:
                 pool.lack(member, self._model, now)
-                error = error if isinstance(error, AnotherModelError) else AnotherModelError(*error.args)
+                if pool.returns_at(now, self._model) is None:
+                    error = none_serves(pool, self._model, words)
+                elif not isinstance(error, AnotherModelError):
+                    error = AnotherModelError(*error.args)
             elif isinstance(error, EngineStoppedError):
                 self._members.gone(member)
             elif fault is None:
@@ -287,6 +303,12 @@ class FleetRequest(Route):
         others = [f"{name}: {words}" for name, words in self._said.items() if name != self._last]
         if others and isinstance(error, RequestError | EngineError):
             error.args = (f"{error.message} (also tried: {'; '.join(others)})", *error.args[1:])
+
+
+def none_serves(pool: Pool, model: str, words: str = "") -> ModelNotFoundError:
+    """The error of a model that all members lack, with what the last one said."""
+    names = ", ".join(member.name for member in pool.members.values() if not member.is_draining)
+    return ModelNotFoundError(f"none of {names} serves {model!r}" + (words and f": {words}"), 404)
 
 
 def fault_of(error: VLLMError) -> Fault | None:

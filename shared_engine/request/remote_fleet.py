@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from shared_engine.errors import EngineError, ModelNotFoundError, RequestError
+from shared_engine.errors import EngineError, RequestError
 from shared_engine.observe.engine_info import EngineInfo
 from shared_engine.request.endpoint import Connection
 from shared_engine.request.fleet import Fleet, fleet_of
-from shared_engine.request.fleet_endpoint import FleetEndpoint
+from shared_engine.request.fleet_endpoint import FleetEndpoint, none_serves
 from shared_engine.request.remote import RemoteEndpoint
 from shared_engine.request.tally import EngineName
 from shared_engine.runtime.record import EngineState
@@ -62,8 +62,7 @@ class RemoteFleet(FleetEndpoint):
             raise RequestError("the fleet has no server left: add one")
         if all(member.is_draining for member in members):
             raise RequestError("all servers of the fleet are being drained: add one")
-        names = ", ".join(member.name for member in members if not member.is_draining)
-        raise ModelNotFoundError(f"none of {names} serves {model!r}", 404)
+        raise none_serves(self.fleet.pool, model)
 
     async def load_adapter(self, name: str, path: str, connection: Connection) -> None:  # noqa: ARG002
         """On all servers."""

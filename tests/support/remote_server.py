@@ -47,6 +47,7 @@ class RemoteServer:
         self.aborted = threading.Event()
         self.counts_tokens = True
         self.models: list[dict[str, Any]] = [{"id": "served", "max_model_len": 2048}]
+        self.lists_models = True
         self.handler: Handler = self.answer
         self.metrics: Handler = no_such_route
 
@@ -110,6 +111,8 @@ class RemoteServer:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self.looks.append((request.path, dict(request.headers)))
+        if not self.lists_models:
+            raise web.HTTPNotFound
         return web.json_response({"data": self.models})
 
     async def _health(self, request: web.Request) -> web.StreamResponse:

@@ -366,6 +366,49 @@ def test_a_model_that_a_client_names_goes_to_those_that_serve_it(servers: list[R
     assert counts(servers) == [1, 1, 12]
 
 
+@pytest.mark.parametrize("way", ["engine", "openai"])
+def test_a_model_that_all_servers_lacked_is_asked_for_again_without_a_wait(
+    servers: list[RemoteServer], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an adapter that is loaded there meanwhile; one server is asked each time."""
+    openai = pytest.importorskip("openai")
+    monkeypatch.setattr(retry, "FIRST_WAIT_WHERE_REFUSED_S", 60)
+    lacks_embeddings(servers)
+    engine = fleet_of(servers)
+    with engine.openai_client() as client:
+        ask_for = MISSED["other model" if way == "engine" else "openai other model"]
+        for total in (3, 4, 5):
+            with pytest.raises((ModelNotFoundError, openai.NotFoundError), match=r"`typo` does not exist"):
+                ask_for(engine, client)
+            assert sum(counts(servers)) == total
+        for server in servers:
+            named(server)
+        for _ in range(4):
+            ask_for(engine, client)
+    assert sum(counts(servers)) == 9
+
+
+@pytest.mark.parametrize("way", ["engine", "openai"])
+def test_a_server_that_does_not_list_its_models_is_passed_over_by_who_names_one(
+    servers: list[RemoteServer], way: str
+) -> None:
+    pytest.importorskip("openai")
+    servers[0].lists_models = servers[1].lists_models = False
+    engine = Engine(base_url=[server.url for server in servers])
+    with engine.openai_client() as client:
+        for number in range(6):
+            if way == "engine":
+                engine.chat(ask(f"question {number}"), model="served")
+            else:
+                messages: Any = ask(f"question {number}")
+                client.chat.completions.create(model="served", messages=messages)
+    assert counts(servers) == [0, 0, 6]
+    assert [len(server.looks) for server in servers] == [1, 1, 1]
+    servers[2].lists_models = False
+    with pytest.raises(ModelNotFoundError, match=r"does not list its models: name one"):
+        Engine(base_url=[servers[0].url, servers[2].url]).chat(HELLO, model="served")
+
+
 @pytest.mark.slow
 def test_a_deadline_holds_over_all_servers(servers: list[RemoteServer]) -> None:
     async def never(_: web.Request) -> web.StreamResponse:
