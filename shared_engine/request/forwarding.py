@@ -31,7 +31,7 @@ from shared_engine.request.retry import Retry, is_retryable
 from shared_engine.request.routes import CHAT, COMPLETIONS
 from shared_engine.request.sending import say_waiting
 from shared_engine.request.streams import ChunkReader
-from shared_engine.request.usage import Told, told_by
+from shared_engine.request.usage import Told, told_by_ends
 from shared_engine.results import GenerationResult
 from shared_engine.settings import EngineSettings
 
@@ -233,7 +233,7 @@ class Forwarding:
             raise refusal(answer.status, CIMultiDict(answer.headers), answer.whole)
         if self._endpoint.sends_done and request.route in _TEXT_ROUTES:
             return parse_result(answer.whole, keeps_additional=False)
-        return told_by(answer.whole) if request.route in OPERATIONS else None
+        return told_by_ends(answer.whole) if request.route in OPERATIONS else None
 
     def _body(self, request: ForwardedRequest, model: str, adapter: str | None = None) -> tuple[bytes, bool]:
         """The bytes to send, with the engine's own name for its model, or for the adapter that the request names; and
