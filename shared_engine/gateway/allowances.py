@@ -19,7 +19,7 @@ _ENDS = re.compile(rf"/api/v1/inference/(unload|requests/[^/]+/cancel)|{RESPONSE
 
 
 def is_counted(method: str, path: str) -> bool:
-    """True of what may have something done, by a model at least; a look at the gateway itself is none."""
+    """True of a request that may start work, such as one to a model; False of one that only looks at the gateway."""
     return bool(_PASSED.match(path)) if method in _READS else not _ENDS.fullmatch(path)
 
 
