@@ -77,7 +77,7 @@ class Engine(Batches, PoolingRequests, AdapterLoading):
     def __init__(self, settings: EngineSettings | None = None, **fields: Any) -> None:
         super().__init__(settings, **fields)
         self._refused: Trait | None = None
-        self._local_tokenizer = LocalTokenizer(self.settings)
+        self._local_tokenizer = LocalTokenizer(self.settings, self._is_up)
         self._budget = ContextBudget(
             self.settings, self._local_tokenizer, lambda: self._requests, lambda: self.context_window
         )
@@ -160,10 +160,11 @@ class Engine(Batches, PoolingRequests, AdapterLoading):
 
         They are counted here, without an engine, by the tokenizer and the chat template that vLLM's own Python
         exports: once for each model, which takes as long as an import of vLLM (some 10 seconds), then from a file in
-        the user's cache. The server counts, and a local engine is started for it, where that is not all there is to a
-        prompt (images, slow tokenizers, mistral-common, code that comes with the model); for a model that was not
-        downloaded yet; and without the packages ``tokenizers`` and ``jinja2``, which come with the extras
-        ``langchain`` and ``llama-index``. With ``base_url`` the server always counts. The log (INFO) says why.
+        the user's cache; meanwhile the engine counts if it runs. The server counts, and a local engine is started for
+        it, where that is not all there is to a prompt (images, slow tokenizers, mistral-common, code that comes with
+        the model); for a model that was not downloaded yet; and without the packages ``tokenizers`` and ``jinja2``,
+        which come with the extras ``langchain`` and ``llama-index``. With ``base_url`` the server always counts. The
+        log (INFO) says why.
 
         Args:
             text: a prompt as for ``agenerate``, or messages as for ``achat``.
@@ -381,6 +382,9 @@ class Engine(Batches, PoolingRequests, AdapterLoading):
         if continue_final_message:
             return request, None
         return request, self._local_tokenizer.chat_tokens(text, tools, chat_template_kwargs or {})
+
+    def _is_up(self) -> bool:
+        return self._requests.endpoint.is_up()
 
     def _tokens_here(self, text: str, *, add_special_tokens: bool = True) -> list[int] | None:
         return self._local_tokenizer.tokens(text, add_special_tokens=add_special_tokens)

@@ -31,6 +31,7 @@ if __name__ == "__main__":  # run by path: see launcher.py
     package.__path__ = [os.path.dirname(here)]
     sys.modules["shared_engine"] = package
 
+from shared_engine.launcher.process import die_with_parent
 from shared_engine.vllm_versions import release_of
 
 # What tokenizers split by, normalize, or treat in ways of their own.
@@ -76,6 +77,7 @@ VARIABLES: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True, "thinking
 
 
 def main() -> None:
+    die_with_parent()
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # vLLM may print
     json.dump(export(sys.argv[1:]), answer)

@@ -40,6 +40,7 @@ MAX_LOADED = 4  # a large vocabulary takes some 100 MB
 _loaded: dict[TokenizerSource, ModelTokens] = {}
 _refused: dict[TokenizerSource, str] = {}
 _lock = threading.Lock()  # threads share one export
+_begun: dict[TokenizerSource, threading.Thread] = {}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class ModelTokens:
 def _new_lock() -> None:
     global _lock
     _lock = threading.Lock()
+    _begun.clear()  # a child has none of its parent's threads
 
 
 os.register_at_fork(after_in_child=_new_lock)  # another thread may have held it
@@ -76,6 +78,28 @@ def exported_tokenizer(source: TokenizerSource) -> ModelTokens:
         with held(_lock):
             known = _known(source) or _load_and_remember(source)
     return known
+
+
+def tokenizer_if_exported(source: TokenizerSource) -> ModelTokens | None:
+    """The same, but for the waiting: None where vLLM has yet to export it, which a thread then sees to."""
+    known = _known(source)
+    if known is not None or (source not in _begun and _kept(source.key) is not None):
+        return known or exported_tokenizer(source)
+    thread = threading.Thread(target=_export_aside, args=(source,), name="tokenizer export", daemon=True)
+    if _begun.setdefault(source, thread) is thread:
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the app is ending: the next one who asks may have better luck
+            del _begun[source]
+    return None
+
+
+def _export_aside(source: TokenizerSource) -> None:
+    try:
+        with contextlib.suppress(ServerOnlyError):  # remembered: who asks next is told
+            exported_tokenizer(source)
+    finally:
+        del _begun[source]
 
 
 def _known(source: TokenizerSource) -> ModelTokens | None:

@@ -63,6 +63,7 @@ TOOLS = [
 @pytest.fixture(scope="module")
 def engine(tiny_chat: dict[str, Any]) -> Engine:
     made = Engine(**tiny_chat)
+    made.count_tokens("")  # vLLM has exported the tokenizer when it returns; with an engine that runs, only later
     made.warmup()
     return made
 

@@ -20,6 +20,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from shared_engine import Engine, EngineSettings, InvalidInputError
+from shared_engine.launcher import TOKENIZER_EXPORTER
+from shared_engine.machine.proc import is_alive
 from shared_engine.request.bodies import tokenize_request
 from shared_engine.token_count import exported
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
@@ -28,6 +30,7 @@ from tests.support.interpreters import EXPORT, REFUSE, make_exporter, make_inter
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
 from tests.support.small_tokenizers import TEXT, make_folder, tokenizer_of
+from tests.support.waiting import wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -350,6 +353,80 @@ def test_the_oldest_files_are_removed(
     tokens(folders[1], python)  # the older one is used
     tokens(folders[2], python)
     assert {file.name for file in cache.iterdir()} == {key(folder, python) for folder in folders[1:]}
+
+
+# ---- while vLLM exports
+
+
+@pytest.fixture
+def exporting(tmp_path: Path) -> Path:
+    """The file that ends the export of ``slow_python``."""
+    return tmp_path / "may end"
+
+
+@pytest.fixture
+def slow_python(tmp_path: Path, exporting: Path) -> str:
+    waiting = f"while not os.path.exists({str(exporting)!r}): time.sleep(0.01)"
+    return make_exporter(tmp_path / "slow", f"{waiting}\n{EXPORT}")
+
+
+def test_an_engine_that_runs_is_asked_meanwhile(model: Path, slow_python: str, exporting: Path) -> None:
+    local = LocalTokenizer(EngineSettings(model=str(model), python=slow_python), is_up=lambda: True)
+    another = LocalTokenizer(EngineSettings(model=str(model), python=slow_python), is_up=lambda: True)
+    for each in (local, another, local):
+        assert each.tokens(TEXT, add_special_tokens=True) is None
+        assert each.chat_tokens(HELLO, None, {}) is None
+    exporting.touch()
+    wait_until(lambda: local.tokens(TEXT, add_special_tokens=True) is not None, 20, "the export")
+    assert local.tokens(TEXT, add_special_tokens=True) == ids("gemma")
+    assert runs_of(slow_python) == 1
+
+
+def test_places_of_tokens_are_waited_for_since_no_engine_says_them(
+    model: Path, slow_python: str, exporting: Path
+) -> None:
+    local = LocalTokenizer(EngineSettings(model=str(model), python=slow_python), is_up=lambda: True)
+    assert local.tokens(TEXT, add_special_tokens=True) is None
+    exporting.touch()
+    encoding = local.encoding(TEXT, add_special_tokens=True)
+    assert encoding is not None
+    assert encoding.ids == ids("gemma")
+    assert runs_of(slow_python) == 1
+
+
+def test_what_is_on_disk_is_used_at_once(model: Path, python: str) -> None:
+    assert tokens(model, python) == ids("gemma")
+    forget()
+    local = LocalTokenizer(EngineSettings(model=str(model), python=python), is_up=lambda: True)
+    assert local.tokens(TEXT, add_special_tokens=True) == ids("gemma")
+    assert runs_of(python) == 1
+
+
+def test_a_refusal_is_asked_for_once(tmp_path: Path, model: Path) -> None:
+    python = make_exporter(tmp_path / "refusing", REFUSE)
+    local = LocalTokenizer(EngineSettings(model=str(model), python=python), is_up=lambda: True)
+    assert local.tokens(TEXT, add_special_tokens=True) is None
+    wait_until(lambda: bool(exported._refused), 20, "the refusal")
+    assert local.tokens(TEXT, add_special_tokens=True) is None
+    assert runs_of(python) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not end a process with its parent")
+def test_an_exporter_ends_with_its_app(tmp_path: Path) -> None:
+    fake = tmp_path / "vllm" / "engine"
+    fake.mkdir(parents=True)
+    for folder in (fake, fake.parent):
+        (folder / "__init__.py").touch()
+    note = tmp_path / "pid"
+    (fake / "arg_utils.py").write_text(
+        f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    app = f"import subprocess; subprocess.Popen([{sys.executable!r}, {str(TOKENIZER_EXPORTER)!r}])\ninput()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", app], stdin=subprocess.PIPE, env=environment) as process:
+        wait_until(lambda: note.exists() and bool(note.read_text()), 20, "the exporter's start")
+        process.kill()
+    wait_until(lambda: not is_alive(int(note.read_text())), 20, "the exporter's end")
 
 
 # ---- at the same time
