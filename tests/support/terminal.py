@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,6 +80,10 @@ class Terminal:
     def wait_for(self, text: str, timeout_s: float = TIMEOUT_S, *, times: int = 1) -> None:
         """Return when ``text`` has been shown so many times since the start."""
         self._wait(lambda: self.text.count(text) >= times, timeout_s, f"{text!r} was not shown {times} times")
+
+    def wait_for_match(self, pattern: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Return when what is shown matches the regular expression somewhere."""
+        self._wait(lambda: re.search(pattern, self.text) is not None, timeout_s, f"{pattern!r} was not shown")
 
     def wait_for_prompt(self, timeout_s: float = TIMEOUT_S) -> None:
         """Return when the last line that is not the toolbar's is an empty prompt."""
