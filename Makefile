@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Three at once, though two cores are enough: those on the fake vLLM mostly wait. See tests/conftest.py.
 PYTEST := -m pytest -n 3 --dist loadgroup
 
-.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-commands bench-first-minutes bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-fake quick-adapters test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-typed-events bench-commands bench-first-minutes bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -42,6 +42,7 @@ help:
 	@echo "make bench-fleet-cache prefix caches of three real servers by who chooses the server; and the model of fleets beside them"
 	@echo "make bench-fleet-scaling   throughput of 1 to 12 servers that keep time, 3 minutes"
 	@echo "make bench-imports     what importing and constructing cost"
+	@echo "make bench-typed-events  what a chunk costs in stream_events(version=\"v3\")"
 	@echo "make bench-commands    what the vllm-local command costs before it does anything"
 	@echo "make bench-first-minutes   a new user's steps from nothing to a LangChain program, beside vllm serve; ROUNDS=2, 10 minutes each"
 	@echo "make bench-direct      vLLM in the app's own Python: direct, local and vllm.LLM side by side, 4 minutes"
@@ -283,6 +284,9 @@ bench-lifecycle: .venv/dev install
 
 bench-imports: .venv/dev
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/imports.py
+
+bench-typed-events: .venv/dev
+	@$(CLEAN_ENV) $(BIN)/python benchmarks/typed_events.py
 
 bench-commands: .venv/dev
 	@$(CLEAN_ENV) $(BIN)/python benchmarks/commands.py

@@ -43,7 +43,7 @@ def to_chat_chunk(chunk: GenerationChunk) -> ChatGenerationChunk:
     message = AIMessageChunk(
         content=chunk.text,
         additional_kwargs=_additional_kwargs(chunk.reasoning),
-        response_metadata=_chunk_metadata(chunk),
+        response_metadata=chunk_metadata(chunk),
         tool_call_chunks=to_tool_call_chunks(chunk.tool_calls),
         usage_metadata=None if chunk.usage is None else to_usage_metadata(chunk.usage),
         chunk_position=None if chunk.usage is None else "last",
@@ -77,7 +77,7 @@ def _to_generations(result: GenerationResult) -> list[Generation]:
 
 def to_text_chunk(chunk: GenerationChunk) -> TextChunk:
     """A piece of an answer. The usage comes with the last one."""
-    info: dict[str, Any] = {**_chunk_metadata(chunk), **(_generation_info(chunk) or {})}
+    info: dict[str, Any] = {**chunk_metadata(chunk), **(_generation_info(chunk) or {})}
     if chunk.usage is not None:
         info["usage_metadata"] = to_usage_metadata(chunk.usage)
     return TextChunk(text=chunk.text, generation_info=info)
@@ -127,7 +127,8 @@ def _response_metadata(choice: Choice | GenerationChunk, answer: GenerationResul
     }
 
 
-def _chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
+def chunk_metadata(chunk: GenerationChunk) -> dict[str, Any]:
+    """What a piece adds to the answer's response_metadata, but for log probabilities; those are on each."""
     # LangChain concatenates the text of equal keys, so these must be on one chunk only: the last one.
     if chunk.finish_reason is None:
         more = {"additional_fields": chunk.additional_fields, "raw": chunk.raw}

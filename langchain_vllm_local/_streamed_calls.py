@@ -32,12 +32,7 @@ class StreamedCalls:
         what stands for them unless they were cut off, as ``to_tool_calls`` does.
         """
         for delta in chunk.tool_calls:
-            before = self._calls.get(delta.index, ToolCall(name="", arguments=""))
-            self._calls[delta.index] = ToolCall(
-                id=before.id or delta.id,
-                name=before.name or delta.name or "",
-                arguments=before.arguments + (delta.arguments or ""),
-            )
+            self._calls[delta.index] = self._calls.get(delta.index, ToolCall()).extended(delta)
         if chunk.finish_reason is None or not self._calls:
             return chunk
         return replace(chunk, tool_calls=(*chunk.tool_calls, *self._ends(chunk.finish_reason in CUT_OFF)))

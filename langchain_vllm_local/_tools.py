@@ -55,6 +55,10 @@ def to_tool_calls(
     valid: list[LangChainToolCall] = []
     invalid: list[InvalidToolCall] = []
     for call in calls:
+        if not call.arguments and finish_reason in CUT_OFF:
+            error = "the answer was cut off before its arguments"
+            invalid.append(invalid_tool_call(name=call.name, args="", id=call.id, error=error))
+            continue
         try:
             valid.append(tool_call(name=call.name, args=arguments_of(call.arguments), id=call.id))
         except ValueError as exc:

@@ -1,9 +1,9 @@
-"""ChatVLLM: the shared engine as a LangChain chat model. Four methods over one request and one way back."""
+"""ChatVLLM: the shared engine as a LangChain chat model. Six methods over one request and one way back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from langchain_vllm_local._answers import to_chat_chunk, to_chat_result
 from langchain_vllm_local._batches import ChatBatches
+from langchain_vllm_local._block_events import AnswerEvents, message_id
 from langchain_vllm_local._capabilities import Capabilities
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._language_model import LanguageModel
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from langchain_core.language_models.base import LangSmithParams
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import ChatGenerationChunk, ChatResult
+    from langchain_protocol.protocol import MessagesData
 
     from shared_engine.params import GenerationParams
-    from shared_engine.results import GenerationResult
+    from shared_engine.results import GenerationChunk, GenerationResult
 
 
 class _Request(TypedDict):
@@ -99,7 +101,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._ls_params("chat", stop, kwargs)
 
-    # ---- the four ways to ask
+    # ---- the ways to ask
 
     def _streaming_disabled(self, **kwargs: Any) -> bool:
         # Where a graph streams the tokens of an invoke ("messages"), several answers still come, each whole.
@@ -138,15 +140,13 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        with langchain_errors():
-            request = self._request(messages, stop, kwargs, stream=True)
-            with self._media_errors(messages, request), closing(self.engine.stream_chat(**request)) as pieces:
-                calls = StreamedCalls()
-                for piece in pieces:
-                    chunk = to_chat_chunk(calls.checked(piece))
-                    if run_manager is not None:
-                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
+        calls = StreamedCalls()
+        with closing(self._pieces(messages, stop, kwargs)) as pieces:
+            for piece in pieces:
+                chunk = to_chat_chunk(calls.checked(piece))
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     async def _astream(
         self,
@@ -155,18 +155,63 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        calls = StreamedCalls()
+        async with aclosing(self._apieces(messages, stop, kwargs)) as pieces:
+            async for piece in pieces:
+                chunk = to_chat_chunk(calls.checked(piece))
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    # Core looks for these two by name, and calls them in place of the two above for ``stream_events(version="v3")``.
+
+    def _stream_chat_model_events(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Generator[MessagesData, None, None]:
+        events = AnswerEvents(message_id(run_manager))
+        with closing(self._pieces(messages, stop, kwargs)) as pieces:
+            for piece in pieces:
+                yield from events.of(piece)
+        yield from events.end()
+
+    async def _astream_chat_model_events(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[MessagesData, None]:
+        events = AnswerEvents(message_id(run_manager))
+        async with aclosing(self._apieces(messages, stop, kwargs)) as pieces:
+            async for piece in pieces:
+                for event in events.of(piece):
+                    yield event
+        for event in events.end():
+            yield event
+
+    def _pieces(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> Generator[GenerationChunk, None, None]:
+        with langchain_errors():
+            request = self._request(messages, stop, kwargs, stream=True)
+            with self._media_errors(messages, request), closing(self.engine.stream_chat(**request)) as pieces:
+                yield from pieces
+
+    async def _apieces(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]
+    ) -> AsyncGenerator[GenerationChunk, None]:
         with langchain_errors():
             request = await self._arequest(messages, stop, kwargs, stream=True)
             with self._media_errors(messages, request):
-                calls = StreamedCalls()
                 async with aclosing(self.engine.astream_chat(**request)) as pieces:
                     async for piece in pieces:
-                        chunk = to_chat_chunk(calls.checked(piece))
-                        if run_manager is not None:
-                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                        yield chunk
+                        yield piece
 
-    # ---- a request: made once, sent in one of four ways
+    # ---- a request: made once, sent in one of these ways
 
     def _request(
         self,

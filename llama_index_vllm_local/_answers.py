@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import (
 )  # fmt: skip
 
 from llama_index_vllm_local._tools import openai_tool_call
-from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall, ToolCallDelta
+from shared_engine.results import Choice, GenerationChunk, GenerationResult, TokenUsage, ToolCall
 
 _USAGE_DETAILS = {"cached_tokens": "prompt_tokens_details", "reasoning_tokens": "completion_tokens_details"}
 
@@ -167,7 +167,7 @@ class StreamedAnswer:
         elif chunk.additional_fields:
             self._additional_fields = chunk.additional_fields
         for delta in chunk.tool_calls:
-            self._calls[delta.index] = _extended(self._calls.get(delta.index), delta)
+            self._calls[delta.index] = self._calls.get(delta.index, ToolCall()).extended(delta)
         self._choice = Choice(
             text=before.text + chunk.text,
             finish_reason=chunk.finish_reason or before.finish_reason,
@@ -193,12 +193,3 @@ class StreamedAnswer:
                 **_lowered(self._lowered_to),
             },
         }
-
-
-def _extended(call: ToolCall | None, delta: ToolCallDelta) -> ToolCall:
-    before = call or ToolCall(name="", arguments="")
-    return ToolCall(
-        id=before.id or delta.id,
-        name=before.name or delta.name or "",
-        arguments=before.arguments + (delta.arguments or ""),
-    )

@@ -30,14 +30,6 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A function the model wants called. ``arguments`` is JSON text as the model wrote it, valid or not."""
-
-    name: str
-    arguments: str
-    id: str | None = None
-
-
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of a streamed tool call; pieces with the same ``index`` belong together."""
 
@@ -45,6 +37,22 @@ class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     name: str | None = None
     arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A function the model wants called. ``arguments`` is JSON text as the model wrote it, valid or not."""
+
+    name: str = ""
+    arguments: str = ""
+    id: str | None = None
+
+    def extended(self, delta: ToolCallDelta) -> ToolCall:
+        """The call as it is with one more of its pieces; ``ToolCall()`` is the call before its first."""
+        return ToolCall(
+            id=self.id or delta.id,
+            name=self.name or delta.name or "",
+            arguments=self.arguments + (delta.arguments or ""),
+        )
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

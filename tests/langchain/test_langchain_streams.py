@@ -57,6 +57,20 @@ async def test_closing_an_asynchronous_stream_closes_that_of_the_engine(source: 
     assert source.closed
 
 
+def test_closing_typed_events_closes_the_stream_of_the_engine(source: Source) -> None:
+    events = CHAT._stream_chat_model_events([HumanMessage("Hi")])
+    assert next(events)["event"] == "message-start"
+    events.close()
+    assert source.closed
+
+
+async def test_closing_asynchronous_typed_events_closes_the_stream_of_the_engine(source: Source) -> None:
+    events = CHAT._astream_chat_model_events([HumanMessage("Hi")])
+    assert (await anext(events))["event"] == "message-start"
+    await events.aclose()
+    assert source.closed
+
+
 # ---- through LangChain's core, which closes nothing: the last reference to our generator does
 
 

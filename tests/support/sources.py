@@ -20,6 +20,10 @@ class Source:
         self.closed = False
         self._pieces = [GenerationChunk(text=piece) for piece in pieces]
 
+    def gives(self, pieces: Sequence[GenerationChunk]) -> None:
+        """Give these instead."""
+        self._pieces = [*pieces]
+
     def chunks(self, *_: Any, **__: Any) -> Generator[GenerationChunk, None, None]:
         try:
             yield from self._pieces
