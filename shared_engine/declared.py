@@ -9,6 +9,7 @@ import ast
 import inspect
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
@@ -77,6 +78,7 @@ def declared(model: type[BaseModel]) -> dict[str, Setting]:
     return {name: each for name, each in settings if isinstance(each, Setting)}
 
 
+@cache
 def docstrings(module: ModuleType) -> dict[str, str]:
     """Of the fields of all classes in ``module``, by name."""
     found = {}

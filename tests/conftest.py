@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folders = Path(str(item.path)).relative_to(REPOSITORY / "tests").parts
         uses = set(_fixtures_of(item))
+        if {"langchain", "llama_index"} & {*folders}:
+            item.add_marker(pytest.mark.framework)
         if "fake" in folders:
             item.add_marker(pytest.mark.fault)
             item.add_marker(pytest.mark.xdist_group("fault"))

@@ -33,7 +33,6 @@ def line_of(engine: Engine) -> str:
     return line
 
 
-@pytest.mark.smoke
 def test_what_is_loaded_is_the_engine_of_apps_with_equal_settings(fake_engine: MakeEngine) -> None:
     engine = fake_engine(idle_ttl_s=50)
     words, variables = loading(engine)

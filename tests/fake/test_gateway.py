@@ -40,7 +40,6 @@ def in_flight(gate: Gateway, model: str) -> tuple[int, int]:
     return told["running"], told["waiting"]
 
 
-@pytest.mark.smoke
 def test_each_of_two_models_is_started_by_the_first_request_that_names_it(
     fake_engine: MakeEngine, serve: Callable[..., Any]
 ) -> None:

@@ -42,7 +42,6 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line[6:])
 
 
-@pytest.mark.smoke
 def test_a_model_is_loaded_shown_and_unloaded(fake_engine: MakeEngine, serve: Serve) -> None:
     engine = fake_engine({"start_delay_s": 0.3})
     models = {"one": entry(engine, aliases=["uno"], concurrency_limit=8, queue_limit=32)}

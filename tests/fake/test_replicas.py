@@ -158,7 +158,6 @@ def test_both_leave_when_nobody_asks_and_the_first_comes_back_alone(fake_engine:
     assert states(lazy) == [READY, STANDBY]
 
 
-@pytest.mark.smoke
 def test_all_start_with_the_first_request_and_share_what_comes(fake_engine: MakeEngine) -> None:
     engine = fake_engine({"start_delay_s": 0.2}, replicas=3, start="all")
     engine.warmup()

@@ -196,6 +196,7 @@ def test_another_model_stands_in_for_it(server: RemoteServer, llm: ChatVLLM) -> 
     assert fallen.invoke("Who?") == ANNA
 
 
+@pytest.mark.slow
 def test_an_agents_structured_answer_that_was_cut_off_is_an_error(server: RemoteServer, llm: ChatVLLM) -> None:
     answers(server, CUT)
     with pytest.raises(StructuredOutputValidationError):

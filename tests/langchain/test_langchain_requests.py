@@ -260,6 +260,7 @@ class Crowd:
         return web.json_response(chat_answer(text))
 
 
+@pytest.mark.slow
 def test_batch_has_all_inputs_in_flight_and_keeps_their_order(server: RemoteServer) -> None:
     server.handler = crowd = Crowd(expected=40)
     questions = [str(index) for index in range(40)]
@@ -274,6 +275,7 @@ async def test_abatch_has_all_inputs_in_flight_and_keeps_their_order(server: Rem
     assert crowd.most == 40
 
 
+@pytest.mark.slow
 def test_batch_keeps_to_the_callers_limit_and_the_engines(server: RemoteServer) -> None:
     server.handler = crowd = Crowd(expected=3)
     chat(server).batch(["a"] * 12, config={"max_concurrency": 3})
@@ -308,6 +310,7 @@ class Starts(BaseCallbackHandler):
             self.seen.append((tags, messages[0][0].content))
 
 
+@pytest.mark.slow
 def test_each_input_of_a_batch_has_its_own_config(server: RemoteServer) -> None:
     starts = Starts()
     configs = [RunnableConfig(tags=[f"tag {index}"], callbacks=[starts]) for index in range(3)]

@@ -113,6 +113,7 @@ async def test_leaving_the_loop_over_an_asynchronous_stream_has_the_event_loop_c
 # ---- local files
 
 
+@pytest.mark.slow
 async def test_the_event_loop_goes_on_while_a_local_file_is_read(
     server: RemoteServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

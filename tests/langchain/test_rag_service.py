@@ -101,6 +101,7 @@ async def test_an_answer_comes_with_its_sources_and_what_it_took(
     assert PARKING not in said
 
 
+@pytest.mark.slow
 @each_framework
 async def test_a_document_is_put_replaced_and_removed(made: Any, framework: str) -> None:
     async with asking(made(framework, chunk_characters=60)) as client:
@@ -289,6 +290,7 @@ def test_each_error_has_a_status_of_its_kind() -> None:
 # ---- what runs it
 
 
+@pytest.mark.slow
 async def test_health_shows_the_engines_and_metrics_the_tokens(made: Any, server: RemoteServer) -> None:
     async with asking(made("langchain")) as client:
         await with_documents(client)

@@ -29,6 +29,7 @@ class TestChatVLLM(ChatModelUnitTests):
             {"model": "org/name", "api_key": "key", "temperature": 0.25},
         )
 
+    @pytest.mark.slow
     @pytest.mark.xfail(
         strict=True,
         reason="langchain-core loads no class outside its own list (load/mapping.py) unless the caller names it; "

@@ -36,6 +36,7 @@ def test_chunks_have_at_most_so_many_tokens_and_add_up(settings: dict[str, Any])
     assert splitter.split_text("") == []
 
 
+@pytest.mark.slow
 def test_every_class_has_one_on_its_own_engine(settings: dict[str, Any]) -> None:
     for kind in (ChatVLLM, VLLM, VLLMEmbeddings, VLLMRerank):
         made = kind(**settings)

@@ -59,6 +59,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 # ---- on a server that answers as told
 
 
+@pytest.mark.slow
 def test_all_are_in_flight_at_once_and_come_back_in_order(remote: VLLM, server: RemoteServer, way: Way) -> None:
     waiting: list[asyncio.Event] = []
 

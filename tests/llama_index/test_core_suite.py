@@ -198,6 +198,7 @@ def get_weather(city: str) -> str:
 ACTION = 'Thought: I need a tool.\nAction: get_weather\nAction Input: {"city": "Paris"}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predict", ["predict_and_call", "apredict_and_call"])
 def test_a_model_that_calls_no_functions_is_asked_in_words(
     server: RemoteServer, monkeypatch: pytest.MonkeyPatch, predict: str

@@ -277,6 +277,7 @@ def two_agents(llm: VLLM, streaming: bool, **first: Any) -> AgentWorkflow:
     return AgentWorkflow(agents=[clerk, mathematician], root_agent="clerk")
 
 
+@pytest.mark.slow
 @whole_and_streamed
 async def test_one_agent_hands_over_to_another(server: RemoteServer, remote: VLLM, streaming: bool) -> None:
     """tiny_chat can call handoff, but not with the name of an agent."""

@@ -104,6 +104,7 @@ def test_the_room_follows_what_is_assigned() -> None:
     assert llm.metadata.num_output == 5
 
 
+@pytest.mark.slow
 def test_a_filled_prompt_leaves_a_thinking_model_its_thought(
     server: RemoteServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

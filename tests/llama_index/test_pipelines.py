@@ -137,6 +137,7 @@ def test_a_model_comes_back_from_the_dict_of_what_holds_it(remote: VLLM) -> None
 # ---- ingestion: many nodes at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SummaryExtractor, KeywordExtractor])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_extractors_keep_as_many_in_flight_as_they_are_told(

@@ -38,6 +38,7 @@ def text_of(chunk: GenerationChunk) -> str:
     return chunk.text
 
 
+@pytest.mark.slow
 def test_a_stream_gives_a_response_for_each_piece(source: Source) -> None:
     stream = ResponseStream(source.chunks(), text_of)
     assert next(stream) == "a"
@@ -46,6 +47,7 @@ def test_a_stream_gives_a_response_for_each_piece(source: Source) -> None:
     assert list(stream) == []
 
 
+@pytest.mark.slow
 def test_leaving_the_loop_closes_the_source_though_the_stream_is_still_held(source: Source) -> None:
     stream = ResponseStream(source.chunks(), text_of)
     for _ in stream:
@@ -53,6 +55,7 @@ def test_leaving_the_loop_closes_the_source_though_the_stream_is_still_held(sour
     assert source.closed
 
 
+@pytest.mark.slow
 def test_closing_the_stream_closes_the_source(source: Source) -> None:
     stream = ResponseStream(source.chunks(), text_of)
     next(stream)
@@ -60,6 +63,7 @@ def test_closing_the_stream_closes_the_source(source: Source) -> None:
     assert source.closed
 
 
+@pytest.mark.slow
 async def test_an_async_stream_gives_a_response_for_each_piece(source: Source) -> None:
     stream = AsyncResponseStream(source.achunks(), text_of)
     assert await anext(stream) == "a"
@@ -68,6 +72,7 @@ async def test_an_async_stream_gives_a_response_for_each_piece(source: Source) -
     assert [text async for text in stream] == []
 
 
+@pytest.mark.slow
 async def test_leaving_the_async_loop_closes_the_source_though_the_stream_is_still_held(source: Source) -> None:
     stream = AsyncResponseStream(source.achunks(), text_of)
     async for _ in stream:
@@ -75,6 +80,7 @@ async def test_leaving_the_async_loop_closes_the_source_though_the_stream_is_sti
     await source.is_closed_soon()
 
 
+@pytest.mark.slow
 async def test_closing_the_async_stream_closes_the_source(source: Source) -> None:
     stream = AsyncResponseStream(source.achunks(), text_of)
     await anext(stream)
@@ -110,6 +116,7 @@ ASYNC: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", SYNC.values(), ids=SYNC)
 def test_closing_a_stream_of_an_endpoint_closes_that_of_the_engine(engine: Source, ask: Any) -> None:
     stream = ask()
@@ -118,6 +125,7 @@ def test_closing_a_stream_of_an_endpoint_closes_that_of_the_engine(engine: Sourc
     assert engine.closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", SYNC.values(), ids=SYNC)
 def test_leaving_the_loop_over_an_endpoint_closes_the_stream_of_the_engine(engine: Source, ask: Any) -> None:
     for _ in ask():

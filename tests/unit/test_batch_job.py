@@ -156,6 +156,7 @@ def test_prompts_go_through_the_chat_template_unless_raw(echo: Echo, folder: Pat
     assert batch(echo, "--raw", "--system", "Be brief.") == USAGE
 
 
+@pytest.mark.slow
 def test_a_line_of_openais_goes_through_and_takes_no_parameters(echo: Echo, folder: Path, capsys: Capture) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "seed": 3, "model": "default"}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -378,6 +379,7 @@ def test_another_adapter_of_the_same_name_is_noticed(echo: Echo, folder: Path, m
     assert how(adapter) != before
 
 
+@pytest.mark.slow
 def test_a_file_of_an_earlier_release_goes_on_as_it_was_compared_then(
     echo: Echo, folder: Path, capsys: Capture
 ) -> None:
@@ -393,6 +395,7 @@ def test_a_file_of_an_earlier_release_goes_on_as_it_was_compared_then(
     assert batch(echo, "--dtype", "float16") == DONE
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_here_is_fetched_before_its_files_are_looked_at(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +426,7 @@ def test_a_model_that_is_not_here_is_fetched_before_its_files_are_looked_at(
     assert len(begun) == 2, "what the output says is compared first, and a complete one needs no engine"
 
 
+@pytest.mark.slow
 def test_a_file_of_other_answers_is_refused_before_an_engine_starts(
     echo: Echo, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -467,6 +471,7 @@ def test_the_environments_parameters_count_as_well(echo: Echo, folder: Path, mon
 # ---- errors
 
 
+@pytest.mark.slow
 def test_an_error_takes_its_rows_place_and_is_asked_again_when_told(echo: Echo, folder: Path, capsys: Capture) -> None:
     echo.refused |= {"3", "8"}
     assert batch(echo) == SOME_FAILED
@@ -781,6 +786,7 @@ def test_a_dry_run_counts_what_is_to_be_asked_again(echo: Echo, folder: Path, ca
     assert (folder / "out.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_out_what_is_answered(echo: Echo, folder: Path, capsys: Capture) -> None:
     assert batch(echo) == DONE
     path = folder / "out.jsonl"

@@ -63,6 +63,7 @@ def test_a_compiler_without_the_limit_is_left_alone() -> None:
     allow_few_blanks(ModuleType("xgrammar.compiler"))
 
 
+@pytest.mark.slow
 def test_a_process_that_vllm_spawned_limits_it_with_the_import(tmp_path: Path) -> None:
     (tmp_path / "xgrammar").mkdir()
     (tmp_path / "xgrammar/__init__.py").write_text("")

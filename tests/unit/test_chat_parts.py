@@ -71,6 +71,7 @@ https://example.org/a-word-that-is-longer-than-the-terminal-is-wide
 The end"""
 
 
+@pytest.mark.slow
 def test_markdown_is_shown_as_it_is_meant() -> None:
     lines = [line.rstrip() for line in shown(DOCUMENT).splitlines()]
     table = lines[15 : lines.index("| grep x")]  # rich's own, with more or fewer empty lines around it
@@ -106,6 +107,7 @@ def test_the_pieces_that_a_text_comes_in_make_no_difference(pieces: int) -> None
     assert shown(DOCUMENT, pieces=pieces) == shown(DOCUMENT)
 
 
+@pytest.mark.slow
 @given(text=st.text("ab1`*#~-_\\\t \n漢", max_size=80), pieces=st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_nothing_that_was_written_is_lost(text: str, pieces: int) -> None:

@@ -176,6 +176,7 @@ def test_the_version_is_told(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"vllm-local {shared_engine.__version__}\n"
 
 
+@pytest.mark.slow
 def test_another_name_of_a_command_is_as_good(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["unload", KEY[:4]]) == 0
@@ -250,6 +251,7 @@ def test_ctrl_c_while_the_command_imports_makes_no_traceback(root: Path, module:
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
+@pytest.mark.slow
 def test_a_command_in_the_background_does_not_heed_ctrl_c(root: Path) -> None:
     command = f"trap '' INT; exec {sys.executable} -m shared_engine.cli status --watch 0.1"
     watch = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
@@ -264,6 +266,7 @@ def test_a_command_in_the_background_does_not_heed_ctrl_c(root: Path) -> None:
         watch.communicate()
 
 
+@pytest.mark.slow
 def test_what_an_encoding_lacks_is_replaced(hand_made: MakeEngine) -> None:
     hand_made()
     tree = start("status", "--tree", PYTHONIOENCODING="ascii")
@@ -291,6 +294,7 @@ def test_colours_are_for_terminals_that_show_them(
     os.close(ours)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
 def test_output_that_cannot_be_written_is_told() -> None:
     with open("/dev/full", "w") as full:
@@ -299,6 +303,7 @@ def test_output_that_cannot_be_written_is_told() -> None:
     assert (command.returncode, errors) == (1, "vllm-local: the output: No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this kernel has no /dev/full")
 @pytest.mark.parametrize(("arguments", "code"), [(["logs", "--nope"], 2), (["logs", "nobody"], 1)])
 def test_a_complaint_that_cannot_be_written_changes_no_exit_code(arguments: list[str], code: int) -> None:
@@ -323,6 +328,7 @@ def test_status_of_nothing(root: Path, hand_made: MakeEngine, capsys: Capture) -
     assert "tiny_chat  01234567  stopped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEngine, capsys: Capture) -> None:
     hand_made(state_since=time.time() - 125, pinned=True)
     failure = Failure(FailureKind.START, "the engine did not start: " + 30 * "no memory " + "\nsecond line")
@@ -347,6 +353,7 @@ def test_status_shows_a_line_for_each_living_or_failed_engine(hand_made: MakeEng
     assert all(len(line) <= 100 and line.startswith("  ") for line in error)
 
 
+@pytest.mark.slow
 def test_status_says_in_which_flags_engines_of_one_model_differ(hand_made: MakeEngine, capsys: Capture) -> None:
     flags = ("--model", "/models/tiny_chat", "--seed", "0")
     write_spec(hand_made(), *flags, "--max-model-len", "512", "--enforce-eager")
@@ -374,6 +381,7 @@ def test_status_of_a_runtime_directory_that_is_a_file(
     assert f"the runtime directory {tmp_path}/file is a file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_status_tells_how_far_a_start_is(hand_made: MakeEngine, capsys: Capture) -> None:
     hand_made(state=EngineState.STARTING, progress=Progress(StartPhase.WEIGHTS, 3, 8))
     assert main(["status", "tiny_chat"]) == 0
@@ -400,6 +408,7 @@ def test_the_table_stays_within_100_columns(capsys: Capture) -> None:
     assert tree == ["  1 supervisor (1M)", "  └─ 2 server (123.0G, 141.0G GPU)"]
 
 
+@pytest.mark.slow
 def test_json_is_a_list_of_objects(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["status", "--json"]) == 0
@@ -408,6 +417,7 @@ def test_json_is_a_list_of_objects(hand_made: MakeEngine, capsys: Capture) -> No
     assert engine["log_file"] == str(made.directory.log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["status"], ["logs"], ["stop"], ["evict"]])
 def test_an_unknown_name_lists_what_there_is(hand_made: MakeEngine, capsys: Capture, arguments: list[str]) -> None:
     hand_made()
@@ -426,6 +436,7 @@ def test_an_ambiguous_name_lists_whom_it_may_mean(hand_made: MakeEngine, capsys:
     assert OTHER_KEY in error
 
 
+@pytest.mark.slow
 def test_watch_prints_frames_until_interrupted(hand_made: MakeEngine) -> None:
     hand_made()
     watch = start("status", "--watch", "0.1")
@@ -437,6 +448,7 @@ def test_watch_prints_frames_until_interrupted(hand_made: MakeEngine) -> None:
     assert (watch.returncode, errors) == (0, "")
 
 
+@pytest.mark.slow
 def test_watch_as_json_is_one_line_each_time(hand_made: MakeEngine) -> None:
     hand_made()
     watch = start("status", "--watch", "0.1", "--json")
@@ -447,6 +459,7 @@ def test_watch_as_json_is_one_line_each_time(hand_made: MakeEngine) -> None:
     assert [frame[0]["key"] for frame in frames] == [KEY, KEY]
 
 
+@pytest.mark.slow
 def test_watch_redraws_on_a_terminal_as_much_as_fits(hand_made: MakeEngine) -> None:
     hand_made()
     hand_made(OTHER_KEY, model="org/other")
@@ -471,6 +484,7 @@ def test_watch_redraws_on_a_terminal_as_much_as_fits(hand_made: MakeEngine) -> N
     assert watch.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["status", "--watch", "0.1"], ["logs", "-f"]])
 def test_a_reader_that_leaves_makes_no_traceback(hand_made: MakeEngine, arguments: list[str]) -> None:
     made = hand_made()
@@ -491,6 +505,7 @@ def test_a_reader_that_leaves_makes_no_traceback(hand_made: MakeEngine, argument
 # ---- logs
 
 
+@pytest.mark.slow
 def test_logs_of_the_only_engine_alive(hand_made: MakeEngine, capsys: Capture) -> None:
     hand_made(OTHER_KEY, supervisor=None).directory.log.write_text("the other\n")
     made = hand_made()
@@ -505,6 +520,7 @@ def test_logs_of_the_only_engine_alive(hand_made: MakeEngine, capsys: Capture) -
     assert capsys.readouterr().out == "the other\n"
 
 
+@pytest.mark.slow
 def test_logs_in_json(hand_made: MakeEngine, capsys: Capture) -> None:
     line = "(EngineCore pid=7) WARNING 11-29 03:36:23 [x.py:1] one"
     hand_made().directory.log.write_text(f"INFO: old\n{line}\r\nTraceback (most recent call last):\nand")
@@ -516,6 +532,7 @@ def test_logs_in_json(hand_made: MakeEngine, capsys: Capture) -> None:
     assert three["message"] == "and"
 
 
+@pytest.mark.slow
 def test_following_logs_in_json_shows_each_line_when_it_is_whole(hand_made: MakeEngine) -> None:
     made = hand_made()
     logs = start("logs", "-f", "--json")
@@ -535,6 +552,7 @@ def test_logs_without_any_engine(root: Path, capsys: Capture) -> None:
     assert "no engines found in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_following_waits_for_the_log_and_ends_quietly(hand_made: MakeEngine) -> None:
     made = hand_made()
     logs = start("logs", "-f")
@@ -550,6 +568,7 @@ def test_following_waits_for_the_log_and_ends_quietly(hand_made: MakeEngine) -> 
     assert (logs.returncode, rest, errors) == (130, "", "")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_the_log_as_it_is(hand_made: MakeEngine) -> None:
     hand_made().directory.log.write_bytes(b"\x1b[32mgreen\x1b[0m\n")
     ours, theirs = pty.openpty()
@@ -577,6 +596,7 @@ def test_control_characters_are_taken_out(text: str, plain: str) -> None:
 # ---- stop, evict
 
 
+@pytest.mark.slow
 def test_stop_asks_the_supervisor_and_returns_when_it_is_gone(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["stop"]) == 0
@@ -588,6 +608,7 @@ def test_stop_asks_the_supervisor_and_returns_when_it_is_gone(hand_made: MakeEng
     assert capsys.readouterr().out == "no engine is alive\n"
 
 
+@pytest.mark.slow
 def test_evict_leaves_the_supervisor(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made()
     assert main(["evict", KEY[:4]]) == 0
@@ -595,6 +616,7 @@ def test_evict_leaves_the_supervisor(hand_made: MakeEngine, capsys: Capture) -> 
     assert "evicted in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsys: Capture) -> None:
     made = [hand_made(), hand_made(OTHER_KEY)]
     assert main(["stop"]) == 1
@@ -603,6 +625,7 @@ def test_several_engines_are_stopped_by_name_or_all(hand_made: MakeEngine, capsy
     assert [engine.asked()[0] for engine in made] == [Shutdown(), Shutdown()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["stop", "evict"])
 def test_an_engine_that_has_failed_is_not_meant_by_the_only_one(
     hand_made: MakeEngine, capsys: Capture, command: str
@@ -615,6 +638,7 @@ def test_an_engine_that_has_failed_is_not_meant_by_the_only_one(
     assert main([command, "tiny_chat"]) == 0  # of this name there is still one that can be ended
 
 
+@pytest.mark.slow
 def test_how_an_end_went_is_told_to_programs_too(hand_made: MakeEngine, capsys: Capture) -> None:
     assert main(["evict", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
@@ -626,6 +650,7 @@ def test_how_an_end_went_is_told_to_programs_too(hand_made: MakeEngine, capsys: 
     assert told[KEY]["message"].startswith("tiny_chat (01234567) stopped in ")
 
 
+@pytest.mark.slow
 def test_a_busy_engine_is_exit_code_3_and_names_who_holds_it(hand_made: MakeEngine, capsys: Capture) -> None:
     made = hand_made(supervisor="busy")
     lease = Lease(made.directory.lease)
@@ -641,6 +666,7 @@ def test_a_busy_engine_is_exit_code_3_and_names_who_holds_it(hand_made: MakeEngi
     assert main(["stop", "--force"]) == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_waiting_for_a_busy_engine(hand_made: MakeEngine) -> None:
     made = hand_made(supervisor="busy")
     stop = start("stop")

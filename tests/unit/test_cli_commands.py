@@ -125,6 +125,7 @@ def test_ps_has_a_line_for_each_loaded_model() -> None:
     assert len(second) <= 100
 
 
+@pytest.mark.slow
 def test_ps_leaves_out_what_is_not_loaded(hand_made: MakeEngine, capsys: Capture) -> None:
     assert main(["ps"]) == 0
     assert capsys.readouterr().out == "no model is loaded\n"
@@ -141,6 +142,7 @@ def test_ps_leaves_out_what_is_not_loaded(hand_made: MakeEngine, capsys: Capture
     assert "stopped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_a_gpu_its_own_memory_counts(hand_made: MakeEngine, fake_gpus: FakeNvml, capsys: Capture) -> None:
     made = hand_made(devices=("cuda:0",), idle_ttl_s=600.0)
     fake_gpus.show(gpu(A, total=80 * GIB), f"process {made.child_pid} {20 * GIB}")

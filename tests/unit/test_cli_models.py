@@ -235,6 +235,7 @@ def test_list_of_nothing(capsys: Capture) -> None:
     assert capsys.readouterr().out == "no models on this disk; `vllm-local pull MODEL` fetches one\n"
 
 
+@pytest.mark.slow
 def test_list_has_models_of_the_cache_and_folders_of_engines(
     tmp_path: Path, hand_made: MakeEngine, capsys: Capture
 ) -> None:
@@ -302,6 +303,7 @@ def refusals(tmp_path: Path, hand_made: MakeEngine) -> dict[str, tuple[str, str]
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

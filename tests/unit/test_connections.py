@@ -66,6 +66,7 @@ def test_a_connection_that_the_server_has_closed_is_not_the_requests_fault(strea
         assert server.connections == 5
 
 
+@pytest.mark.slow
 def test_many_connections_that_were_all_closed_meanwhile() -> None:
     """Each request may meet one closed connection after the other."""
 
@@ -301,6 +302,7 @@ def test_a_certificate_that_is_not_checked_is_warned_of_once(
         ]
 
 
+@pytest.mark.slow
 @needs_openssl
 def test_a_clients_certificate(certificates: Path) -> None:
     ours = {"ssl_ca_certs": str(certificates / "server.pem")}

@@ -256,6 +256,7 @@ def conversation(letters: list[str]) -> list[dict[str, Any]]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_each_template_takes_any_conversation_in_its_form_and_shows_all_of_it(family: str) -> None:
     refused = refused_by(TEMPLATES[family], {})

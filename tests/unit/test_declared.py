@@ -34,6 +34,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 OF_THE_CALL = {name for kind in (AnswerFields, CallParams, ContextFields, SchemaFields) for name in kind.model_fields}
 
 
+@pytest.mark.slow
 def test_the_page_of_settings_is_what_the_declarations_say() -> None:
     """``python docs/settings_page.py > docs/settings.md`` writes it."""
     command = [sys.executable, "docs/settings_page.py"]

@@ -102,6 +102,7 @@ def seconds(text: str) -> int:
 # ---- each file against its format
 
 
+@pytest.mark.slow
 def test_the_dockerfile_has_nothing_that_hadolint_finds() -> None:
     done = subprocess.run([TOOLS / "hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -204,6 +205,7 @@ def test_what_the_images_copy_is_there_and_is_sent() -> None:
     assert needed <= set(copied)
 
 
+@pytest.mark.slow
 def test_nothing_else_is_sent_to_a_build() -> None:
     done = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -360,6 +362,7 @@ def test_compose_lets_everybody_finish() -> None:
         assert seconds(service["stop_grace_period"]) > FINISH_S, name
 
 
+@pytest.mark.slow
 def test_the_gateways_container_is_one_that_its_image_and_its_file_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from shared_engine.gateway.config import read_config  # which needs yaml
     from shared_engine.gateway.listening import Listening
@@ -477,6 +480,7 @@ def test_services_lead_to_pods_and_selectors_to_their_labels(path: Path) -> None
     assert claimed == {each["metadata"]["name"] for each in found if each["kind"] == "PersistentVolumeClaim"}
 
 
+@pytest.mark.slow
 def test_the_fleets_name_is_a_headless_service() -> None:
     (url,) = [variables(container)["VLLM_API_URL"] for name, container, _ in containers() if name == "fleet/vllm-app"]
     parts = urlsplit(url)

@@ -221,6 +221,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 words = words[end + 1 :]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_pages_is_one_that_the_parser_takes() -> None:
     wrong = []
     found = list(commands())

@@ -201,6 +201,7 @@ def test_every_cause_of_a_failed_start_has_its_remedy() -> None:
         assert f"| `{beginning}` |" in page, beginning
 
 
+@pytest.mark.slow
 def test_the_page_of_answer_types_is_as_they_are_tested() -> None:
     """``python docs/structured_page.py > docs/structured.md`` writes it."""
     command = [sys.executable, "-c", "import runpy; runpy.run_path('docs/structured_page.py', run_name='__main__')"]
@@ -222,6 +223,7 @@ def test_every_field_of_the_json_is_described() -> None:
     assert sorted(described) == sorted(shared_engine.EngineInfo(state=shared_engine.EngineState.READY).to_json())
 
 
+@pytest.mark.slow
 def test_every_public_name_is_documented() -> None:
     pages = "\n".join(page.read_text() for page in PAGES)
     assert [name for name in shared_engine.__all__ if not re.search(rf"\b{name}\b", pages)] == []

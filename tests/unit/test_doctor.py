@@ -70,6 +70,7 @@ def findings(model: str | None = None, *, smoke: bool = False) -> dict[str, Find
 # ---- checks
 
 
+@pytest.mark.slow
 def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
     found = findings()
     assert list(found) == [
@@ -90,6 +91,7 @@ def test_all_is_well_but_for_what_the_machine_lacks(fake_python: str) -> None:
     assert all(finding.remedy for finding in found.values() if finding.outcome is not Outcome.OK)
 
 
+@pytest.mark.slow
 def test_a_machine_that_can_not_compile_is_told_so(fake_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = findings()["compiler"]
@@ -107,6 +109,7 @@ def test_without_vllm_it_fails_and_starts_nothing(capsys: Capture, monkeypatch: 
     assert "FAIL  smoke test         not done: no engine can start" in out
 
 
+@pytest.mark.slow
 def test_what_is_to_be_done_about_a_runtime_directory_depends_on_its_fault(
     fake_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +126,7 @@ def test_what_is_to_be_done_about_a_runtime_directory_depends_on_its_fault(
         assert "set VLLM_LOCAL_RUNTIME_DIR" in findings()["runtime directory"].remedy
 
 
+@pytest.mark.slow
 def test_json_is_a_list_of_findings(fake_python: str, capsys: Capture) -> None:
     assert main(["doctor", "--no-smoke", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -308,6 +312,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the smoke test
 
 
+@pytest.mark.slow
 def test_the_smoke_test_starts_an_engine_and_ends_it(
     fake_python: str, own_machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_living_engine_is_told_of_with_its_processes(hand_made: MakeEngine) ->
     assert engine.log_file == str(made.directory.log)
 
 
+@pytest.mark.slow
 def test_a_start_under_way_says_how_far_it_is(hand_made: MakeEngine) -> None:
     hand_made(state=EngineState.STARTING, progress=Progress(StartPhase.WEIGHTS, 3, 8, since=time.time()))
     engine = the_engine()
@@ -87,6 +88,7 @@ def test_an_engine_whose_supervisor_is_gone_is_stopped_whatever_its_record_says(
     assert not engine.is_worth_a_line
 
 
+@pytest.mark.slow
 def test_a_record_of_another_boot_speaks_of_nothing_alive(hand_made: MakeEngine) -> None:
     hand_made(boot_id="another")
     assert the_engine().state is EngineState.STOPPED
@@ -100,6 +102,7 @@ def test_a_failure_is_worth_a_line_for_a_while(hand_made: MakeEngine, ago_s: flo
     assert the_engine().last_error == "no memory\nmore of it"
 
 
+@pytest.mark.slow
 def test_the_living_come_first_then_the_last_used(hand_made: MakeEngine) -> None:
     now = time.time()
     hand_made("a" * 16, supervisor=None, state_since=now - 1)
@@ -108,6 +111,7 @@ def test_the_living_come_first_then_the_last_used(hand_made: MakeEngine) -> None
     assert [(engine.key or "")[0] for engine in find_engines()] == ["b", "a", "c"]
 
 
+@pytest.mark.slow
 def test_their_order_does_not_change_while_nobody_asks(hand_made: MakeEngine) -> None:
     """Supervisors renew the times of their files again and again."""
     began = time.time() - 100
@@ -120,6 +124,7 @@ def test_their_order_does_not_change_while_nobody_asks(hand_made: MakeEngine) ->
     assert find_engines()[1].last_used == pytest.approx(time.time() - 30, abs=2)
 
 
+@pytest.mark.slow
 def test_one_in_use_comes_before_those_that_were(hand_made: MakeEngine) -> None:
     hand_made("a" * 16)
     made = hand_made("b" * 16, state_since=time.time() - 100)
@@ -145,6 +150,7 @@ def test_a_folder_of_somebody_else_is_not_believed(hand_made: MakeEngine, monkey
     assert find_engines() == []
 
 
+@pytest.mark.slow
 def test_json_has_stable_names(hand_made: MakeEngine) -> None:
     hand_made()
     data = json.loads(json.dumps(the_engine().to_json()))
@@ -225,6 +231,7 @@ def test_several_engines_as_one_stay_as_long_as_the_last_of_them() -> None:
 # ---- leases
 
 
+@pytest.mark.slow
 def test_leases_are_counted_by_process(hand_made: MakeEngine) -> None:
     made = hand_made()
     lease = Lease(made.directory.lease)
@@ -252,6 +259,7 @@ def test_leases_are_counted_by_process(hand_made: MakeEngine) -> None:
     assert engine.idle_for_s == pytest.approx(0, abs=5)
 
 
+@pytest.mark.slow
 def test_a_forked_child_shares_its_parents_lease(hand_made: MakeEngine) -> None:
     fd = open_lease_file(hand_made().directory.lease)
     assert try_lock(fd, fcntl.LOCK_SH)
@@ -262,6 +270,7 @@ def test_a_forked_child_shares_its_parents_lease(hand_made: MakeEngine) -> None:
     os.close(fd)
 
 
+@pytest.mark.slow
 def test_an_eviction_is_no_lease(hand_made: MakeEngine) -> None:
     fd = open_lease_file(hand_made().directory.lease)
     assert try_lock(fd, fcntl.LOCK_EX)
@@ -269,6 +278,7 @@ def test_an_eviction_is_no_lease(hand_made: MakeEngine) -> None:
     os.close(fd)
 
 
+@pytest.mark.slow
 def test_idle_counts_from_the_last_request_or_from_the_start_after_it(hand_made: MakeEngine) -> None:
     made = hand_made(state_since=time.time() - 10)
     made.directory.lease.write_bytes(stamp(time.monotonic() - 4))
@@ -312,6 +322,7 @@ def test_looking_disturbs_nobody(hand_made: MakeEngine) -> None:
 # ---- GPU memory
 
 
+@pytest.mark.slow
 def test_gpu_memory_is_summed_over_gpus(hand_made: MakeEngine, fake_gpus: FakeNvml) -> None:
     made = hand_made()
     pid = made.child_pid
@@ -324,6 +335,7 @@ def test_gpu_memory_is_summed_over_gpus(hand_made: MakeEngine, fake_gpus: FakeNv
     assert [each.gpu_memory_bytes for each in engine.processes.walk()] == [None, 1024 << 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [[], ["init 9"], [gpu(A)], ["lost"]])
 def test_without_gpus_their_memory_is_not_known(hand_made: MakeEngine, fake_gpus: FakeNvml, machine: list[str]) -> None:
     hand_made()

@@ -277,6 +277,7 @@ def test_a_server_that_takes_fewer_texts_at_once_gets_fewer(
     assert len(server.requests) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, RequestRejectedError), (401, AuthenticationError), (404, RequestRejectedError), (500, ServerError)],

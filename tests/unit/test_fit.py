@@ -227,6 +227,7 @@ def cuda_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
         end_engines(root)
 
 
+@pytest.mark.slow
 def test_an_app_is_told_at_once_and_nothing_is_started_or_left(
     cuda_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +242,7 @@ def test_an_app_is_told_at_once_and_nothing_is_started_or_left(
     assert not log.parent.parent.exists(), "no runtime directory, so no supervisor"
 
 
+@pytest.mark.slow
 def test_an_engine_that_has_a_supervisor_is_not_looked_at_again(
     cuda_python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def answers(engine: Engine, count: int) -> Counter[str]:
 # ---- who gets what
 
 
+@pytest.mark.slow
 def test_requests_are_shared_and_a_conversation_stays_with_one_server(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers)
     assert len(answers(engine, 60)) == 3
@@ -126,6 +127,7 @@ def counts_changed(servers: list[RemoteServer], before: list[int] = [0, 0, 0]) -
     return changed
 
 
+@pytest.mark.slow
 def test_a_batch_goes_by_completion_so_that_a_slow_server_gets_less(servers: list[RemoteServer]) -> None:
     async def slowly(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.25)
@@ -141,6 +143,7 @@ def test_a_batch_goes_by_completion_so_that_a_slow_server_gets_less(servers: lis
     assert {member.in_flight for member in engine.status().members} == {0}
 
 
+@pytest.mark.slow
 def test_weights_share_the_requests(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers[:2], member_weights=[3, 1])
     for _ in range(80):
@@ -356,6 +359,7 @@ def test_a_route_or_another_model_that_no_server_has_costs_the_fleets_own_model_
     assert not any("served" in member.lacks for member in engine.fleet.pool.members.values())
 
 
+@pytest.mark.slow
 def test_a_model_that_a_client_names_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> None:
     pytest.importorskip("openai")
     lacks_embeddings(servers[:2])
@@ -470,6 +474,7 @@ def test_what_is_no_member_is_told(servers: list[RemoteServer]) -> None:
         Engine(base_url=servers[0].url, model="m").fleet.add("http://x")
 
 
+@pytest.mark.slow
 def test_each_server_has_its_own_key_user_and_password(servers: list[RemoteServer]) -> None:
     answers(fleet_of(servers, api_key=["a", "b", "c"]), 30)
     assert [server.requests[0][0]["Authorization"] for server in servers] == ["Bearer a", "Bearer b", "Bearer c"]
@@ -550,6 +555,7 @@ def test_stats_tell_of_each_and_add_up(servers: list[RemoteServer]) -> None:
     assert engine.stats().requests.requests == 0
 
 
+@pytest.mark.slow
 def test_many_that_fail_with_a_server_send_it_out_no_longer_than_one(servers: list[RemoteServer]) -> None:
     async def break_together(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.3)
@@ -566,6 +572,7 @@ def test_many_that_fail_with_a_server_send_it_out_no_longer_than_one(servers: li
     assert member.out_s == 1.0
 
 
+@pytest.mark.slow
 def test_threads_loops_and_forks_keep_their_counts(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers)
     for server in servers:
@@ -595,6 +602,7 @@ async def several(engine: Engine) -> Counter[str]:
 # ---- lists that are elsewhere
 
 
+@pytest.mark.slow
 def test_a_file_that_is_watched_lists_the_servers(
     servers: list[RemoteServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ import threading
 import warnings
 from typing import Any
 
+import pytest
+
 import shared_engine
 
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
@@ -28,6 +30,7 @@ def locks() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_no_lock_that_a_thread_of_the_parent_holds_is_held_in_a_forked_child() -> None:
     for module in pkgutil.walk_packages(shared_engine.__path__, "shared_engine."):
         if module.name.startswith("shared_engine.request.") or module.name == "shared_engine.direct.host":

@@ -63,6 +63,7 @@ st.register_type_strategy(Mapping, st.dictionaries(st.text(), st.text(), max_siz
 messages = st.one_of(*map(st.from_type, KINDS))
 
 
+@pytest.mark.slow
 @few
 @given(messages)
 def test_any_message_survives_the_line(message: Any) -> None:

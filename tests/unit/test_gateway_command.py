@@ -45,6 +45,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_can_not_be_served_is_told_before_anything_listens(
     file: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

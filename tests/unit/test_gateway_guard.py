@@ -178,6 +178,7 @@ def test_the_key_that_is_given(headers: dict[str, str], name: str | None) -> Non
     assert not any(secret in caught.value.message for secret in (ALICE, BOB))
 
 
+@pytest.mark.slow
 async def test_every_route_but_two_and_the_pages_files_wants_a_key(tmp_path: Path, server: RemoteServer) -> None:
     configured = config(tmp_path, server, api_keys=KEYS)
     app = gateway_app(Catalog(configured), is_loopback=True)
@@ -224,6 +225,7 @@ async def seen_by(client: httpx.AsyncClient) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_what_is_shown_to_a_key_has_the_names_that_it_opens_and_no_others(
     tmp_path: Path, server: RemoteServer
 ) -> None:

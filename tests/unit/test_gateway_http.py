@@ -449,6 +449,7 @@ def test_an_answer_in_two_pieces_does_not_wait_for_the_first_to_be_confirmed() -
         assert sock.proto == socket.IPPROTO_TCP
 
 
+@pytest.mark.slow
 def test_one_request_after_another_on_one_connection(address: tuple[str, int]) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{address[1]}", trust_env=False) as client:
         for _ in range(20):

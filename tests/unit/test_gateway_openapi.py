@@ -89,6 +89,7 @@ async def test_another_machines_model_is_not_this_ones_to_keep(tmp_path: Path, w
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "remote_model")
 
 
+@pytest.mark.slow
 async def test_no_secret_is_in_any_answer_or_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of all that can be asked, well or badly, by a key that may do everything."""
     caplog.set_level("DEBUG")

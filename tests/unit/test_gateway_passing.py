@@ -68,6 +68,7 @@ def last_event(folder: Path, handler: Any, route: str) -> tuple[str, str]:
     return name, data
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_looked_at_while_it_is_downloaded_is_told_as_it_is_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

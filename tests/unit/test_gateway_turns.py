@@ -279,6 +279,7 @@ async def test_a_model_that_another_program_uses_keeps_its_turn_and_the_next_one
     assert device.loads.count("held") == 1
 
 
+@pytest.mark.slow
 async def test_a_model_that_can_not_leave_is_asked_for_a_turn_at_a_time() -> None:
     world, device = World(turn_s=0.2), Device()
     held, other = world.model("held", device), world.model("other", device)

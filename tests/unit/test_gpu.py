@@ -38,6 +38,7 @@ MIG = [gpu(B, mig=True), instance("MIG-1111"), "process 7 77", instance("MIG-122
 # ---- what the library says
 
 
+@pytest.mark.slow
 def test_all_that_the_driver_tells_of_a_gpu(fake_gpus: FakeNvml) -> None:
     fake_gpus.show(gpu(A, total=80 * GIB, free=60 * GIB, used=19 * GIB), "process 4711 1000", "process 4712 -1")
     assert find_gpus() == (

@@ -70,6 +70,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     return commands
 
 
+@pytest.mark.slow
 def test_it_makes_checks_and_remembers_the_environment(commands: Commands, own_data_dir: Path) -> None:
     said: list[str] = []
     python = install("cpu", None, said.append)
@@ -80,11 +81,13 @@ def test_it_makes_checks_and_remembers_the_environment(commands: Commands, own_d
     assert any("making an environment" in line for line in said)
 
 
+@pytest.mark.slow
 def test_torch_packages_that_do_not_fit_are_removed(commands: Commands) -> None:
     install("cpu", None, lambda _: None)  # this interpreter has no torchvision: importing it fails
     assert any("uninstall --yes torchvision torchaudio torchcodec" in line for line in commands.ran)
 
 
+@pytest.mark.slow
 def test_the_second_time_is_a_look_at_a_file(commands: Commands) -> None:
     install("cpu", None, lambda _: None)
     commands.ran.clear()
@@ -94,6 +97,7 @@ def test_the_second_time_is_a_look_at_a_file(commands: Commands) -> None:
     assert "already" in said[0]
 
 
+@pytest.mark.slow
 def test_an_install_that_was_cut_off_is_made_anew(commands: Commands, tmp_path: Path) -> None:
     commands.fails = REQUIREMENT["cpu"]
     with pytest.raises(InstallError):
@@ -115,6 +119,7 @@ def earlier(folder: Path, version: str) -> str:
     return str(python)
 
 
+@pytest.mark.slow
 def test_another_version_of_vllm_leaves_the_one_before_alone(commands: Commands, own_data_dir: Path) -> None:
     old, said = earlier(own_data_dir / "engine-cpu", "0.1.0"), list[str]()
     commands.fails = REQUIREMENT["cpu"]
@@ -139,6 +144,7 @@ def test_an_environment_of_an_earlier_release_with_the_same_vllm_is_used(
     assert not commands.ran
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_another_version_is_not_cleared(commands: Commands, tmp_path: Path) -> None:
     python = earlier(tmp_path / "env", "0.1.0")
     with pytest.raises(
@@ -158,12 +164,14 @@ def test_an_environment_that_somebody_else_has_made_is_not_cleared(commands: Com
     assert not commands.ran
 
 
+@pytest.mark.slow
 def test_a_note_of_the_default_that_can_not_be_read_is_written_again(commands: Commands, own_data_dir: Path) -> None:
     own_data_dir.mkdir(parents=True)
     default_file().write_text("{")
     assert install("cpu", None, lambda _: None) == remembered_default()
 
 
+@pytest.mark.slow
 def test_without_a_cpu_build_of_torch_in_the_index_uv_is_asked(commands: Commands, tmp_path: Path) -> None:
     commands.fails = f"off {REQUIREMENT['cpu']}"
     commands.output = "ERROR: No matching distribution found for torch==2.13.0+cpu"
@@ -186,6 +194,7 @@ def test_a_folder_with_other_files_is_never_cleared(has_log: bool, commands: Com
     assert not commands.ran
 
 
+@pytest.mark.slow
 def test_two_at_once_wait_for_each_other(commands: Commands, tmp_path: Path) -> None:
     threads = [threading.Thread(target=install, args=("cpu", tmp_path / "env", lambda _: None)) for _ in range(4)]
     for thread in threads:
@@ -212,6 +221,7 @@ def test_what_takes_minutes_shows_that_it_goes_on(tmp_path: Path, monkeypatch: p
     assert re.fullmatch(r"  \d+ s: Downloading numpy-2\.4\.6 \(1\.7 MB\)", said[-1])
 
 
+@pytest.mark.slow
 def test_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["install", "--cpu", "--path", str(tmp_path / "env")]) == 0
     told = capsys.readouterr().out
@@ -225,6 +235,7 @@ def test_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str]
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "build", "why"),
     [
@@ -256,6 +267,7 @@ def test_the_build_that_fits_is_told_with_its_reason(
     assert "CUDA_VISIBLE_DEVICES" not in seen, "of one shell; the environment is for all apps"
 
 
+@pytest.mark.slow
 def test_a_cuda_build_that_will_not_run_here_is_made_all_the_same(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +278,7 @@ def test_a_cuda_build_that_will_not_run_here_is_made_all_the_same(
     assert f"engine-cuda-{VLLM_VERSION}/bin/python" in told
 
 
+@pytest.mark.slow
 def test_the_default_that_every_install_sets_is_told(commands: Commands, tmp_path: Path) -> None:
     said: list[str] = []
     python = install("cpu", tmp_path / "elsewhere", said.append)
@@ -315,6 +328,7 @@ def test_the_places_that_pip_looks_at_are_named_without_passwords(
         install("cuda", tmp_path / "env", lambda _: None)
 
 
+@pytest.mark.slow
 def test_cpu_builds_of_torch_are_ruled_out_for_the_cuda_build(commands: Commands, tmp_path: Path) -> None:
     install("cuda", tmp_path / "env", lambda _: None)
     constraints = tmp_path / "env" / "constraints.txt"

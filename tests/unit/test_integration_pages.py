@@ -89,6 +89,7 @@ SHOWN = {
 """Beginnings of lines that a page's code prints here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", SHOWN)
 def test_the_code_of_a_page_runs(page: str, server: RemoteServer, capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(block.code for block in blocks_of(FOLDER / page) if block.language == "python")
@@ -103,6 +104,7 @@ def test_the_code_of_a_page_runs(page: str, server: RemoteServer, capsys: pytest
         assert any(line.startswith(beginning) for line in lines), (beginning, lines)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning:inspect")
 def test_the_code_of_the_notebook_runs(server: RemoteServer, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [source for cell in code_cells(read(NOTEBOOK)) if (source := source_of(cell))[0] not in "%!"]

@@ -72,12 +72,19 @@ ADAPTERS = sorted(
     path for name in ("langchain", "llama_index") for path in (REPOSITORY / f"{name}_vllm_local").glob("*.py")
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
-each_module = pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
 
 def room(module: Path) -> str:
     """The folder, or the public module, that a file is, or belongs to."""
     return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+each_room = pytest.mark.parametrize("name", sorted({room(module) for module in MODULES}))
+
+
+def imported_by(name: str) -> dict[str, set[str]]:
+    """Dotted names of all that the modules of a room import, by module."""
+    return {str(module.relative_to(PACKAGE)): imported(module) for module in MODULES if room(module) == name}
 
 
 @functools.cache
@@ -100,16 +107,18 @@ def test_every_folder_has_its_place_and_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(folder.read_text())), folder
 
 
-@each_module
-def test_imports_point_down(module: Path) -> None:
-    own = {name.split(".")[1] for name in imported(module) if name.startswith("shared_engine.")}
-    allowed = set(ORDER[ORDER.index(room(module)) :])
-    assert own <= allowed, f"{module} imports {own - allowed}"
+@each_room
+def test_imports_point_down(name: str) -> None:
+    above = set(ORDER[: ORDER.index(name)])
+    for module, names in imported_by(name).items():
+        own = {each.split(".")[1] for each in names if each.startswith("shared_engine.")}
+        assert not own & above, module
 
 
-@each_module
-def test_the_engine_knows_no_framework(module: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(module)} & {"langchain_core", "llama_index", "langchain"}
+@each_room
+def test_the_engine_knows_no_framework(name: str) -> None:
+    for module, names in imported_by(name).items():
+        assert not {each.split(".")[0] for each in names} & {"langchain_core", "llama_index", "langchain"}, module
 
 
 @pytest.mark.parametrize("module", ADAPTERS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -118,11 +127,12 @@ def test_an_adapter_imports_only_what_is_public_or_made_for_adapters(module: Pat
     assert ours - set(shared_engine.__all__) <= FOR_ADAPTERS
 
 
-@each_module
-def test_what_runs_beside_an_engine_needs_no_packages(module: Path) -> None:
-    if room(module) in STANDARD_LIBRARY_ONLY:
-        foreign = {name.split(".")[0] for name in imported(module)} - set(sys.stdlib_module_names) - {"shared_engine"}
-        assert foreign <= ({"vllm", "uvloop", "torch", "huggingface_hub"} if room(module) == "launcher" else set())
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_what_runs_beside_an_engine_needs_no_packages(name: str) -> None:
+    allowed = {"vllm", "uvloop", "torch", "huggingface_hub"} if name == "launcher" else set()
+    for module, names in imported_by(name).items():
+        foreign = {each.split(".")[0] for each in names} - set(sys.stdlib_module_names) - {"shared_engine"}
+        assert foreign <= allowed, module
 
 
 def test_public_names() -> None:

@@ -111,6 +111,7 @@ def test_each_line_comes_once_however_many_want_it(log: Path, caplog: pytest.Log
     assert messages(caplog) == ["one", "two", "three"]
 
 
+@pytest.mark.slow
 def test_it_ends_with_those_who_want_it(log: Path) -> None:
     wanted = Wanted()
     forward_log(log, "tiny", wanted)
@@ -195,6 +196,7 @@ with log.open("a") as file:
 """
 
 
+@pytest.mark.slow
 def test_the_last_lines_come_at_exit_and_without_any_configuration(log: Path) -> None:
     """On stderr, as nobody else would hear them."""
     command = [sys.executable, "-c", AT_EXIT, str(log)]

@@ -66,6 +66,7 @@ def ask_by(way: str, engine: Engine) -> None:
 # ---- what is counted
 
 
+@pytest.mark.slow
 def test_its_requests_are_counted_with_the_engines(server: RemoteServer) -> None:
     engine = Engine(base_url=server.url, model="counted")
     client = engine.openai_client(max_retries=0)
@@ -214,6 +215,7 @@ async def test_a_cancelled_call_ends_its_request(server: RemoteServer) -> None:
     assert await asyncio.to_thread(server.aborted.wait, 5)
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_dropped_gives_its_lease_back(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     endpoint = LeasedEndpoint(server.url)
@@ -419,6 +421,7 @@ def test_a_redirect_says_what_to_write_in_base_url(server: RemoteServer, client:
         ask(client)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_dropped_in_mid_stream_leaves_no_request(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     texts = stream(Engine(base_url=server.url).openai_client())

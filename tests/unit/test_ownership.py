@@ -30,6 +30,7 @@ server.kill()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "is_lost"),
     [

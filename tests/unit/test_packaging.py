@@ -9,6 +9,8 @@ import sys
 import tomllib
 from typing import TypeGuard
 
+import pytest
+
 import langchain_vllm_local
 import llama_index_vllm_local
 import shared_engine
@@ -43,6 +45,7 @@ def test_links_to_the_project_name_its_home() -> None:
     assert all(url.startswith(HOME) for url in [*linked, *PROJECT["urls"].values()])
 
 
+@pytest.mark.slow
 def test_type_checkers_of_users_see_which_fields_have_defaults() -> None:
     """They know pydantic by PEP 681 alone, which takes no positional default; our plugin does."""
     packages = ("shared_engine", "langchain_vllm_local", "llama_index_vllm_local")

@@ -364,6 +364,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_leaves_the_parents_bar_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     of_parent, of_child = Terminal(monkeypatch), Terminal(monkeypatch)
     fd = of_child.stderr.fileno()
@@ -381,6 +382,7 @@ def test_a_forked_child_leaves_the_parents_bar_alone(monkeypatch: pytest.MonkeyP
     of_child.close()
 
 
+@pytest.mark.slow
 def test_tqdm_is_imported_only_to_draw() -> None:
     script = """
 import asyncio, sys, shared_engine

@@ -95,6 +95,7 @@ def test_the_numbers_of_one_scrape_belong_together(monkeypatch: pytest.MonkeyPat
     assert samples["vllm_local_request_seconds_count", frozenset(labels.items())] == 1
 
 
+@pytest.mark.slow
 def test_the_life_of_each_engine(hand_made: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     life = (
         LifeStats().started({"weights": 2.5, "import": 6.0}, is_return=False).started({"weights": 1.5}, is_return=True)
@@ -117,6 +118,7 @@ def test_the_life_of_each_engine(hand_made: MakeEngine, monkeypatch: pytest.Monk
     assert value("vllm_local_engine_leases") == 0
 
 
+@pytest.mark.slow
 def test_without_the_package_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['prometheus_client'] = None; import shared_engine.prometheus"
     done = subprocess.run(
@@ -166,6 +168,7 @@ def test_gpus_and_the_alerts_of_their_monitors(fake_gpus: FakeNvml) -> None:
     assert scraped(GPUsCollector()) == {}
 
 
+@pytest.mark.slow
 def test_the_page_lists_all_metrics() -> None:
     of_the_gateway = GatewayCollector(Catalog(GatewayConfig({}, {}, FileFields(models={}))))
     found = {

@@ -66,6 +66,7 @@ def test_a_failed_answer_has_words(status: int, body: bytes) -> None:
         assert error.message
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(encodable, max_size=5), st.lists(st.integers(1, 30), max_size=40), st.sampled_from([b"\n", b"\r\n"]))
 def test_events_are_the_same_however_the_bytes_are_cut(values: list[str], cuts: list[int], end: bytes) -> None:
@@ -80,6 +81,7 @@ def test_events_are_the_same_however_the_bytes_are_cut(values: list[str], cuts: 
     assert events == sent
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(encodable, min_size=1, max_size=3), st.integers(0, 10**6), st.sampled_from(["stop", "length", None]))
 def test_what_a_server_says_comes_through(contents: list[str], tokens: int, finish_reason: str | None) -> None:
@@ -101,6 +103,7 @@ def test_what_a_server_says_comes_through(contents: list[str], tokens: int, fini
 # ---- to the wire
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": encodable}), min_size=1, max_size=4))
 def test_a_conversation_is_sent_as_it_is(messages: list[dict[str, str]]) -> None:
@@ -117,6 +120,7 @@ def test_a_prompt_is_sent_as_it_is(prompt: str, max_tokens: int, temperature: fl
     assert (body["prompt"], body["max_tokens"], body["temperature"]) == (prompt, max_tokens, temperature)
 
 
+@pytest.mark.slow
 @few
 @given(json_values)
 def test_any_input_is_accepted_or_refused_by_us(value: Any) -> None:
@@ -125,6 +129,7 @@ def test_any_input_is_accepted_or_refused_by_us(value: Any) -> None:
             check(value)
 
 
+@pytest.mark.slow
 @few
 @given(st.dictionaries(texts, json_values, max_size=2), json_values, texts)
 def test_any_message_is_sent_or_refused_by_us(message: dict[str, Any], content: Any, text: str) -> None:
@@ -136,6 +141,7 @@ def test_any_message_is_sent_or_refused_by_us(message: dict[str, Any], content: 
 # ---- settings
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(sorted(EngineSettings.model_fields)), json_values)
 def test_any_setting_is_accepted_or_refused_by_us(name: str, value: Any) -> None:
@@ -149,6 +155,7 @@ def test_any_setting_is_accepted_or_refused_by_us(name: str, value: Any) -> None
         assert again == settings
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(sorted(GenerationParams.model_fields)), json_values)
 def test_any_parameter_is_accepted_or_refused_by_us(name: str, value: Any) -> None:

@@ -242,6 +242,7 @@ def test_what_is_no_schema_is_left_as_it_is() -> None:
     assert bounded(schema, 5, 5)["x-kind"] == remarks["x-kind"]
 
 
+@pytest.mark.slow
 def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):

@@ -261,6 +261,7 @@ async def begun_stream(url: str) -> tuple[LeasedEndpoint, AsyncGenerator[Generat
     return endpoint, stream, client
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_closed_holds_no_lease_and_the_server_sees_it(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     async with without_garbage_collection():
@@ -271,6 +272,7 @@ async def test_a_stream_that_is_closed_holds_no_lease_and_the_server_sees_it(ser
     await client.close()
 
 
+@pytest.mark.slow
 async def test_a_stream_whose_task_is_cancelled_holds_no_lease_and_the_server_sees_it(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     async with without_garbage_collection():

@@ -68,6 +68,7 @@ async def holder_of(root: Path, *devices: str) -> str | None:
         return str(exc)
 
 
+@pytest.mark.slow
 async def test_one_start_excludes_others_and_names_itself(tmp_path: Path, hold: Hold) -> None:
     holder = hold("Qwen3-4B", "cuda:0", "cuda:1")
     assert await holder_of(tmp_path, "cuda:1") == "Qwen3-4B"
@@ -77,6 +78,7 @@ async def test_one_start_excludes_others_and_names_itself(tmp_path: Path, hold: 
     assert await holder_of(tmp_path, "cuda:0", "cuda:1") is None
 
 
+@pytest.mark.slow
 async def test_a_killed_process_loses_the_lock(tmp_path: Path, hold: Hold) -> None:
     holder = hold("a", "cpu")
     assert await holder_of(tmp_path, "cpu") == "a"
@@ -85,12 +87,14 @@ async def test_a_killed_process_loses_the_lock(tmp_path: Path, hold: Hold) -> No
         pass
 
 
+@pytest.mark.slow
 async def test_a_shorter_name_replaces_a_longer_one(tmp_path: Path, hold: Hold) -> None:
     hold("a-very-long-name", "cpu").communicate()
     hold("b", "cpu")
     assert await holder_of(tmp_path, "cpu") == "b"
 
 
+@pytest.mark.slow
 async def test_who_waits_for_several_devices_holds_none_of_them(tmp_path: Path, hold: Hold) -> None:
     holder = hold("a", "cuda:1")
     told = asyncio.Event()

@@ -71,6 +71,7 @@ def test_what_ended_how_is_counted_once() -> None:
     assert tally.stats() == RequestStats()
 
 
+@pytest.mark.slow
 def test_many_threads_lose_nothing() -> None:
     tally, each = Tally(), 5 * MAX_PENDING
 

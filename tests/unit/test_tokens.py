@@ -251,6 +251,7 @@ def other_packages(model: Path, python: str) -> None:
     (Path(python).parent.parent / "lib/python3.11/site-packages/transformers-9.dist-info").mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [changed_file, new_file, other_packages])
 def test_what_changed_is_exported_again(model: Path, python: str, change: Callable[[Path, str], None]) -> None:
     assert tokens(model, python) == ids("gemma")
@@ -292,6 +293,7 @@ def test_only_what_may_decide_a_tokenizer_tells_sources_apart(
     assert len(keys) == len(other) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"half"])
 def test_a_damaged_file_is_made_again(model: Path, python: str, cache: Path, damage: bytes) -> None:
     tokens(model, python)
@@ -318,6 +320,7 @@ def open_to_others(cache: Path) -> None:
     cache.chmod(0o777)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [a_file, a_link, open_to_others])
 def test_a_folder_that_can_not_be_used_costs_only_the_cache(
     model: Path, python: str, cache: Path, make: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -339,6 +342,7 @@ def test_a_full_disk_costs_only_the_cache(model: Path, python: str, monkeypatch:
     assert tokens(model, python) == ids("gemma")
 
 
+@pytest.mark.slow
 def test_the_oldest_files_are_removed(
     tmp_path: Path, python: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +436,7 @@ def test_an_exporter_ends_with_its_app(tmp_path: Path) -> None:
 # ---- at the same time
 
 
+@pytest.mark.slow
 def test_threads_share_one_export(model: Path, python: str) -> None:
     texts = [TEXT * count for count in range(1, 33)]
     with ThreadPoolExecutor(16) as pool:
@@ -464,6 +469,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert run(code) == str(len(ids("gemma", "Hello there")))
 
 
+@pytest.mark.slow
 def test_only_a_few_tokenizers_stay_in_memory(tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
     monkeypatch.setattr(exported, "MAX_LOADED", 2)
@@ -510,6 +516,7 @@ def test_bad_input_is_refused_before_anything_starts(python: str, what: Any, too
     assert runs_of(python) == 0
 
 
+@pytest.mark.slow
 async def test_a_text_that_has_no_tokens_is_refused(python: str) -> None:
     engine = Engine(model=str(TINY_CHAT), python=python)
     for text, match in (("a lone \ud800", "JSON"), (5, "must be a string")):

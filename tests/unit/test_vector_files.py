@@ -47,6 +47,7 @@ def asked_for(asked: list[Sequence[str]]) -> int:
     return sum(map(len, asked))
 
 
+@pytest.mark.slow
 def test_the_vectors_are_those_of_embed_and_are_asked_for_once(server: RemoteServer, tmp_path: Path) -> None:
     asked = is_choosy(server)
     engine = Engine(base_url=server.url, model="served")
@@ -222,6 +223,7 @@ def test_what_was_left_of_training_is_no_models_weights(tmp_path: Path) -> None:
     assert not has_weights(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_file_is_free_when_progress_has_raised(server: RemoteServer, tmp_path: Path) -> None:
     is_choosy(server)
     engine = Engine(base_url=server.url, model="served")

@@ -143,6 +143,7 @@ async def test_a_batch_finds_what_a_large_server_takes(server: RemoteServer, bat
     assert queue.most > GUESS * 1.5
 
 
+@pytest.mark.slow
 async def test_a_server_without_metrics_is_asked_for_them_once(server: RemoteServer) -> None:
     queue = Queue(16, 0.05)
     server.handler = queue.answer
@@ -151,6 +152,7 @@ async def test_a_server_without_metrics_is_asked_for_them_once(server: RemoteSer
     assert [path for path, _ in server.looks].count("/metrics") <= 1
 
 
+@pytest.mark.slow
 async def test_a_small_batch_looks_at_nothing(server: RemoteServer) -> None:
     assert await engine_batch(server.url, GUESS) == GUESS
     assert "/metrics" not in [path for path, _ in server.looks]
