@@ -195,6 +195,7 @@ async def test_a_failure_is_langchains_too_whichever_way_it_was_asked(
         await asyncio.to_thread(lambda: list(llm.stream("Hi")))
 
 
+@pytest.mark.slow
 def test_with_retry_tries_again_what_may_pass(server: RemoteServer) -> None:
     server.fails(500, times=1)
     llm = chat(server).with_retry(

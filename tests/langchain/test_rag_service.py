@@ -129,6 +129,7 @@ async def test_the_other_framework_goes_on_with_the_same_documents_and_counts(ma
         assert (await client.get("/health")).json()["answers"] == 2
 
 
+@pytest.mark.slow
 @each_framework
 @pytest.mark.parametrize("after", ["nothing", "a word"])
 def test_a_client_that_leaves_ends_its_request_in_the_server(

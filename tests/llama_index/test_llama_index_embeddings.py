@@ -177,6 +177,7 @@ async def test_progress_is_shown_in_texts_on_demand(server: RemoteServer, capfd:
     assert set(re.findall(r"\d/(\d)", shown)) == {"5"}  # LlamaIndex's own would be of 3 batches
 
 
+@pytest.mark.slow
 async def test_progress_never_runs_ahead_of_the_vectors(
     server: RemoteServer, capfd: pytest.CaptureFixture[str]
 ) -> None:

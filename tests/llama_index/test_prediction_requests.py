@@ -71,6 +71,7 @@ ON_A_LOOP: dict[str, Callable[[VLLM], Coroutine[Any, Any, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", ON_A_LOOP)
 async def test_a_server_that_is_slow_to_say_what_it_serves_does_not_hold_up_the_loop(

@@ -144,6 +144,7 @@ def test_a_server_that_does_not_say_its_limit(server: RemoteServer) -> None:
     assert len(server.looks) == 1
 
 
+@pytest.mark.slow
 def test_a_forked_child_asks_for_itself(server: RemoteServer, monkeypatch: pytest.MonkeyPatch) -> None:
     stays = asyncio.Event()
 

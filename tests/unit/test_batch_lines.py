@@ -331,6 +331,7 @@ def test_a_table_that_cant_be_used_is_told(tmp_path: Path, text: bytes, words: s
         rows(path)
 
 
+@pytest.mark.slow
 def test_an_input_that_is_not_there_is_told(tmp_path: Path) -> None:
     for name in ("in.jsonl", "in.csv", "in.parquet"):
         with pytest.raises(InvalidInputError, match=r"in\.\w+ can't be read: No such file|needs the package pyarrow"):

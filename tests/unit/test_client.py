@@ -76,6 +76,7 @@ async def test_a_connection_is_used_again_but_not_after_a_servers_failure(
         await client.close()
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
     """As LlamaIndex's asyncio_run does in a notebook: it closes the loop, but not the generators that run on it."""
 
@@ -102,6 +103,7 @@ def test_a_loop_that_was_closed_with_its_connections_leaves_none_open() -> None:
     gc.collect()  # says what was dropped while it was open
 
 
+@pytest.mark.slow
 async def test_closing_keeps_no_connection_and_ends_no_request() -> None:
     async with server_that_says("200 OK", in_pieces=True) as (url, requests_of):
         before = open_sockets()
@@ -213,6 +215,7 @@ def test_the_systems_words_stand_for_asyncios(error: OSError, why: str) -> None:
     assert why_not(error) == why
 
 
+@pytest.mark.slow
 async def test_a_connection_takes_no_longer_than_a_silence_may() -> None:
     """A listening socket whose queue is full lets nobody know: as a host whose cable is pulled."""
     with socket.socket() as listening, socket.socket() as first:

@@ -116,6 +116,7 @@ def slow_server() -> Iterator[RemoteServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed_by", ["server", "client"])
 async def test_a_slot_is_given_back_once_its_file_is_closed(
     slow_server: RemoteServer, monkeypatch: pytest.MonkeyPatch, closed_by: str

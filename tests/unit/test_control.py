@@ -117,6 +117,7 @@ async def test_a_supervisor_that_ends_in_the_middle_gives_no_reply(
     assert await asking is None
 
 
+@pytest.mark.slow
 async def test_a_supervisor_that_says_nothing_is_not_waited_for(
     directory: RuntimeDir, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_calls_timeout_ends_it_whatever_it_waits_for(server: RemoteServer, way
     assert server.aborted.wait(5), "the server still works"
 
 
+@pytest.mark.slow
 def test_langchains_own_name_of_it_is_taken(server: RemoteServer) -> None:
     server.streams(then="hang")
     with pytest.raises(TimeoutError, match=r"timeout of 0\.2 s is over"):
@@ -171,6 +172,7 @@ def test_one_long_step_is_work(server: RemoteServer) -> None:
     assert Engine(base_url=server.url, timeout=0.2, max_retries=0).chat(HELLO).text == "Hi"
 
 
+@pytest.mark.slow
 def test_a_server_without_metrics_is_not_waited_for(server: RemoteServer) -> None:
     server.streams(then="hang")
     with pytest.raises(RequestTimeoutError, match=r"sent nothing for timeout = 0\.2 s"):

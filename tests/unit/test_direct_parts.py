@@ -97,6 +97,7 @@ async def is_seen_to_hang(steps: Steps, *, moves: bool = False, has_requests: bo
     return False
 
 
+@pytest.mark.slow
 async def test_requests_that_run_without_a_step_are_a_hang() -> None:
     assert await is_seen_to_hang(Steps(running=1))
 
@@ -114,6 +115,7 @@ async def test_a_request_that_never_reached_an_engine_that_answers_is_none() -> 
     assert steps.asked
 
 
+@pytest.mark.slow
 async def test_a_request_that_never_reached_an_engine_that_is_stopped_is_one() -> None:
     steps = Steps(running=0)
     steps.answers = False
@@ -133,6 +135,7 @@ def test_a_function_is_replaced_wherever_it_was_imported_by_name(monkeypatch: py
     assert modules["vllm.a"].__dict__["kept"] is print
 
 
+@pytest.mark.slow
 async def test_ending_an_engine_by_force_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         """Stands for an engine whose processes take a while to be gone."""

@@ -198,6 +198,7 @@ async def test_who_leaves_ends_the_request(tmp_path: Path) -> None:
     assert connection_budget._budget._taken == taken
 
 
+@pytest.mark.slow
 async def test_an_engine_waits_for_who_does_not_read_and_is_not_called_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_timed_until_its_first_words_and_its_end(tmp_path: Path) -> None:
     from new_user import NewUser
 

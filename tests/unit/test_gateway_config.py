@@ -146,7 +146,7 @@ def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, s
         ("models:\n  a:\n    metadata: {since: !!timestamp soon}", "line 3: this can't be read as timestamp"),
         ('models:\n  a:\n    model: "\\UFFFFFFFF"', "line 3: is not YAML"),
         pytest.param("%YAML " + "9" * 5000 + ".1\n---\nmodels:", "line 1: is not YAML", id="version"),
-        pytest.param("models: " + "[" * 5000, "is nested too deeply", id="deep"),
+        pytest.param("models: " + "[" * 5000, "is nested too deeply", id="deep", marks=pytest.mark.slow),
         ("models:\n  a:\n    model: ${env.NONE}", "line 3: ${env.NONE}: the environment variable NONE is not set"),
         (
             A + "    concurrencyLimit: 3",

@@ -496,6 +496,7 @@ async def test_places_are_given_in_the_order_of_asking() -> None:
     assert (places.taken, places.waiting) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_what_a_request_names_is_not_fetched_before_it_has_a_place(tmp_path: Path, server: RemoteServer) -> None:
     fetched = asyncio.Event()
 

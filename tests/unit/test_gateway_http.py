@@ -234,6 +234,7 @@ def test_what_can_not_be_read_is_not_answered_before_or_in_place_of_what_was_ask
         assert b"chatcmpl-1" in found
 
 
+@pytest.mark.slow
 def test_a_client_of_http_1_0_gets_an_answer_without_chunks_that_ends_with_its_connection(tmp_path: Path) -> None:
     body = b'{"model": "a", "messages": [], "stream": true}'
     asked = head("POST", CHAT, JSON, f"Content-Length: {len(body)}").replace(b"HTTP/1.1", b"HTTP/1.0") + body
@@ -261,6 +262,7 @@ def asked(path: str, body: bytes) -> bytes:
     return posted(path, body).replace(b"Connection: close", b"A: b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "count"),
     [
@@ -339,6 +341,7 @@ def test_where_no_more_connections_fit_the_one_that_was_idle_longest_leaves(
             until(each, b'"ok"}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"zz\r\n", b"5\r\nabcdefgh", b"\x00\r\n"])
 def test_what_follows_a_refusal_is_not_answered_and_no_fault(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
@@ -386,6 +389,7 @@ def test_a_client_that_takes_nothing_is_not_kept(
         assert left.wait(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\n", WHOLE])
 def test_who_sends_no_request_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(connections, "HEAD_S", 0.1)
@@ -398,6 +402,7 @@ def test_who_sends_no_request_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mo
             pass
 
 
+@pytest.mark.slow
 def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "BODY_S", 0.1)
     with running_gateway(tmp_path) as address, socket.create_connection(address, timeout=5) as connection:

@@ -21,6 +21,7 @@ MESSAGES = "/v1/messages"
 REFUSED = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too\nlarge"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("route", "status", "body", "name", "expected"),
     [
@@ -42,6 +43,7 @@ def test_an_answer_in_one_piece_after_a_comment_is_one_event_that_its_clients_re
     assert (found, json.loads(data)) == (name, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("route", "name"), [(MESSAGES, "event: error\n"), (CHAT, "")])
 def test_an_error_that_is_no_json_after_a_comment_is_told_in_form(tmp_path: Path, route: str, name: str) -> None:
     async def late(request: web.Request) -> web.StreamResponse:

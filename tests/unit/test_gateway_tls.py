@@ -67,6 +67,7 @@ def test_tls(tmp_path: Path, by_tls: Listening) -> None:
     assert "Traceback" not in gate.told()
 
 
+@pytest.mark.slow
 def test_connections_that_never_begin_tls_keep_nobody_out(
     tmp_path: Path, by_tls: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_connections_that_never_begin_tls_keep_nobody_out(
             assert is_ended(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
 def test_who_does_not_begin_tls_is_not_kept(
     tmp_path: Path, by_tls: Listening, monkeypatch: pytest.MonkeyPatch, sent: bytes

@@ -206,6 +206,7 @@ async def test_a_busy_model_gives_way_and_comes_back(queues: bool) -> None:
     assert all(model.is_open.is_set() for model in world.models)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", [True, False])
 async def test_busy_models_are_loaded_one_after_the_other_and_none_waits_for_more_than_the_others_turns(
     queues: bool,
@@ -222,6 +223,7 @@ async def test_busy_models_are_loaded_one_after_the_other_and_none_waits_for_mor
     assert longest < 2 * (turn_s + LOAD_S + 0.005) + LOAD_S + 0.3
 
 
+@pytest.mark.slow
 async def test_a_model_stays_for_its_turn_once_it_is_loaded() -> None:
     world, device = World(turn_s=0.3), Device()
     busy, other = world.model("busy", device), world.model("other", device)
@@ -295,6 +297,7 @@ async def test_a_model_that_can_not_leave_is_asked_for_a_turn_at_a_time() -> Non
         await asyncio.wait_for(waiting, 2)
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_pinned_when_it_was_to_leave_stays_and_the_next_one_leaves() -> None:
     world, device = World(turn_s=0), Device(room=2)
     pinned, free, other = (world.model(name, device) for name in ("pinned", "free", "other"))
@@ -311,6 +314,7 @@ async def test_a_model_that_is_pinned_when_it_was_to_leave_stays_and_the_next_on
     await long
 
 
+@pytest.mark.slow
 async def test_a_model_that_has_only_just_answered_its_last_request_has_time_to_leave(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -333,6 +337,7 @@ async def test_a_model_that_has_only_just_answered_its_last_request_has_time_to_
     await asyncio.wait_for(waiting, 1)
 
 
+@pytest.mark.slow
 async def test_a_load_for_which_no_room_is_made_in_time_holds_nobody_longer() -> None:
     world, device = World(turn_s=0), Device(queues=False)
     slow, other = world.model("slow", device), world.model("other", device)
@@ -385,6 +390,7 @@ async def test_a_request_whose_model_has_left_just_then_waits_for_its_turn(queue
     assert busy.turns_given == 1
 
 
+@pytest.mark.slow
 async def test_requests_in_flight_are_not_cut_short_by_a_turn() -> None:
     world, device = World(turn_s=0), Device()
     slow, other = world.model("slow", device), world.model("other", device)

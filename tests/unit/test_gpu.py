@@ -304,6 +304,7 @@ def test_memory_of_a_process_is_summed_over_gpus_and_instances(fake_gpus: FakeNv
     assert found == {pid: pid for pid in range(100, 160)}
 
 
+@pytest.mark.slow
 async def test_memory_of_processes_that_have_ended_is_waited_for(fake_gpus: FakeNvml) -> None:
     held = [gpu(A), "process 4711 1000", "process 4712 1000"]
     fake_gpus.show(*held)

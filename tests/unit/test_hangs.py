@@ -229,6 +229,7 @@ def of_two_cores(steps: int) -> bytes:
     ).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_core_that_is_silent_while_another_works_is_asked_by_its_number(tmp_path: Path, answers: bool) -> None:
     """What vLLM has sent to a core that stands still is in no metric: only that core can tell."""
@@ -299,6 +300,7 @@ async def test_a_process_that_was_stopped_hangs_though_the_others_work(tmp_path:
     assert asyncio.get_running_loop().time() - began < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 async def test_without_statistics_an_engine_that_is_full_works_as_long_as_its_processes_do(
     tmp_path: Path, works: bool

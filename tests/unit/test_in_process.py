@@ -164,6 +164,7 @@ def test_every_loop_has_its_own_client(host: AppHost) -> None:
     assert first is not second
 
 
+@pytest.mark.slow
 async def test_nothing_is_kept_of_a_host_that_has_ended_while_the_loop_goes_on() -> None:
     host = AppHost()
     assert await client_of(host).request("GET", "/x")

@@ -211,6 +211,7 @@ def test_a_command_that_fails_is_shown_with_the_end_of_its_output(tmp_path: Path
         assert part in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_takes_minutes_shows_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install_module, "SILENCE_S", 0.2)
     wheel = "numpy-2.4.6-cp311-cp311-manylinux_2_28_x86_64.whl"

@@ -120,6 +120,7 @@ def test_it_ends_with_those_who_want_it(log: Path) -> None:
     wait_until(lambda: threads() == [], 10, "the end of the thread")
 
 
+@pytest.mark.slow
 def test_lines_go_on_across_a_rotation(log: Path, caplog: pytest.LogCaptureFixture) -> None:
     wanted = Wanted()
     forward_log(log, "tiny", wanted)
@@ -163,6 +164,7 @@ def test_who_can_have_no_thread_or_file_does_without(
     stop_forwarding(log, wanted)
 
 
+@pytest.mark.slow
 def test_a_forked_child_forwards_from_its_own_request_on(log: Path, caplog: pytest.LogCaptureFixture) -> None:
     wanted = Wanted()
     forward_log(log, "tiny", wanted)

@@ -395,6 +395,7 @@ def test_a_stream_that_is_cut_off_before_its_beginning_is_asked_for_again(server
     server.handler = well
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_timeout_of_the_call_is_one_of_openais(server: RemoteServer, client: openai.OpenAI, is_stream: bool) -> None:
     server.streams(then="hang")
@@ -404,6 +405,7 @@ def test_a_timeout_of_the_call_is_one_of_openais(server: RemoteServer, client: o
     assert len(server.requests) == 1, "a timeout is not tried again: it would take as long once more"
 
 
+@pytest.mark.slow
 def test_the_silence_of_a_stream_is_limited_by_the_engines_timeout(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     texts = stream(Engine(base_url=server.url, timeout=0.2).openai_client())

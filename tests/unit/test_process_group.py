@@ -77,6 +77,7 @@ def test_a_group_that_listens_ends_at_once(run: Run) -> None:
     assert end(process, 10) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", [("SIG_IGN", "SIG_IGN"), ("SIG_DFL", "SIG_IGN")], ids=["both", "the_child"])
 def test_a_group_that_ignores_sigterm_is_killed_when_its_time_is_over(run: Run, who: tuple[str, str]) -> None:
     assert 0.3 <= end(run(TWO.format(*who)), 0.3) < 5

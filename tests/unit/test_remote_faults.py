@@ -101,6 +101,7 @@ def test_a_stream_cut_in_the_middle_is_an_error_after_what_came(server: RemoteSe
     assert len(server.requests) == (1 if got else 3), "what has reached the caller is never asked for again"
 
 
+@pytest.mark.slow
 def test_an_aborted_answer_is_never_taken_for_a_whole_one(server: RemoteServer) -> None:
     async def aborted(request: object) -> object:
         from aiohttp import web
@@ -113,6 +114,7 @@ def test_an_aborted_answer_is_never_taken_for_a_whole_one(server: RemoteServer) 
     assert len(server.requests) == 3
 
 
+@pytest.mark.slow
 def test_silence_is_a_timeout_that_names_the_setting(server: RemoteServer) -> None:
     server.streams("a", then="hang")
     with pytest.raises(RequestTimeoutError, match=r"timeout = 0\.3 s"):
@@ -234,6 +236,7 @@ def test_a_stream_left_open_at_the_end_of_its_loop_is_closed_quietly(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 def test_a_server_that_was_started_with_another_model_is_asked_for_that() -> None:
     """By whoever named none: the first one of the server is meant."""
     with running_server() as server:

@@ -102,6 +102,7 @@ ANSWER = json.dumps(chat_answer()).encode()
 MODELS = b'{"data": [{"id": "model-1", "max_model_len": 2048}]}'
 
 
+@pytest.mark.slow
 async def test_a_retry_sends_the_same_bytes() -> None:
     client = ScriptedClient(ServerConnectionError("cut"), ServerConnectionError("cut"), ANSWER)
     endpoint = LeasedEndpoint(client)

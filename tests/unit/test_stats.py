@@ -132,6 +132,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_one_left_early_is_cancelled(
     assert (stats.requests, stats.successes, stats.cancelled, sum(stats.errors.values())) == (2, 0, 1, 1)
 
 
+@pytest.mark.slow
 async def test_a_cancelled_call_is_counted_as_such(server: RemoteServer, engine: Engine) -> None:
     async def slowly(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(1)

@@ -196,6 +196,7 @@ class Work:
         return item
 
 
+@pytest.mark.slow
 async def test_tasks_follow_a_limit_that_changes() -> None:
     work = Work()
     assert await gather(range(400), work.do, work.limit, False) == list(range(400))
