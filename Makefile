@@ -10,7 +10,7 @@ CLEAN_ENV := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(foreach name,$(filte
 # Three at once, though two cores are enough: those on the fake vLLM mostly wait. See tests/conftest.py.
 PYTEST := -m pytest -n 3 --dist loadgroup
 
-.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-others test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-typed-events bench-commands bench-first-minutes bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
+.PHONY: help demo dist test test-api test-wheels test-newest quick-unit-1 quick-unit-2 quick-adapters quick-fake test-oldest test-long test-faults test-versions test-cuda test-routers test-ray test-clients test-modes test-others vllm check lint types format bench bench-compare bench-growth bench-lifecycle bench-faults bench-neighbours bench-soak bench-fleet bench-fleet-cache bench-fleet-scaling bench-imports bench-typed-events bench-commands bench-first-minutes bench-direct bench-batch-file bench-gateway bench-gateway-chaos test-batch-kills bench-gpu install clean
 
 help:
 	@echo "make demo    a LangChain chain and a LlamaIndex RAG pipeline on real vLLM, from nothing"
@@ -186,11 +186,10 @@ types: .venv/dev
 	@echo "== types"
 	@$(BIN)/mypy
 
-# Side by side: tests also wait. Processes without xdist, which alone would take a sixth of the processor time. Few of
-# them: each imports both frameworks. By folder, less what another has: pytest looks into a folder again for each file
-# of it that is named.
+# Side by side: tests also wait. Processes without xdist, which alone would take a sixth of the processor time. A folder
+# less what another process has, not its files: pytest looks into the folder again for each file that is named.
 check:
-	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target quick-unit-1 quick-unit-2 quick-others types lint
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target quick-unit-1 quick-unit-2 quick-adapters quick-fake types lint
 
 # Without what takes longer than about a tenth of a second, which is marked slow; the last lines name what should be.
 # Plugins that came with other packages, and do something before and after each test, are left out.
@@ -205,9 +204,14 @@ quick-unit-2: .venv/dev
 	@echo "== tests without an engine, part 2 of 2"
 	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/unit --ignore-glob="tests/unit/test_[a-f]*.py"
 
-quick-others: .venv/dev
-	@echo "== tests of the adapters without an engine, and some on the fake vLLM"
-	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/fake tests/langchain tests/llama_index
+quick-adapters: .venv/dev
+	@echo "== tests of the adapters without an engine"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) tests/langchain tests/llama_index
+
+# Only the files that have some: without the others neither framework is imported.
+quick-fake: .venv/dev
+	@echo "== some tests on the fake vLLM"
+	@$(CLEAN_ENV) $(BIN)/python $(QUICK) $(shell grep -l mark.smoke tests/fake/*.py)
 
 # While vLLM is installed, all else is, and what needs no engine runs. The last line is pytest's summary.
 test:
