@@ -48,7 +48,7 @@ def test_a_remote_servers_window_is_filled_and_kept_from_the_first_line(
     lengths = words_sent(server)
     assert max(lengths) <= WINDOW - llm.metadata.num_output
     assert lengths[0] > WINDOW * 0.4
-    assert len(lengths) > 4
+    assert len(lengths) > 1
     assert [route for route, _ in server.looks] == ["/v1/models"]
 
 

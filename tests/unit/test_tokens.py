@@ -407,6 +407,7 @@ def test_what_is_on_disk_is_used_at_once(model: Path, python: str) -> None:
 
 
 def test_a_refusal_is_asked_for_once(tmp_path: Path, model: Path) -> None:
+    forget()
     python = make_exporter(tmp_path / "refusing", REFUSE)
     local = LocalTokenizer(EngineSettings(model=str(model), python=python), is_up=lambda: True)
     assert local.tokens(TEXT, add_special_tokens=True) is None
