@@ -30,7 +30,7 @@ from tests.wheels.rows import ENGINES, OF_DEVELOPERS
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PASSED = Path(__file__).with_name("passed.txt")
 TESTS = ("tests/unit", "tests/langchain", "tests/llama_index")
-WITHOUT_VLLM = "not (engine or fault or slow)"
+WITHOUT_VLLM = "not (engine or fault) and (framework or not slow)"
 FORM = "{:<26} {:<16} {:<10} {:<10} {}"
 SHOWN = 30
 
