@@ -62,6 +62,9 @@ class DirectEndpoint(EngineEndpoint):
     def key(self) -> str:
         return "" if self._spec is None else self._spec.key
 
+    def is_up(self) -> bool:
+        return self._spec is not None and direct_engine(self._spec).state is EngineState.READY
+
     async def acquire(self, headers: HeaderPairs = ()) -> Connection:
         self.leave_out(headers)
         if concurrent.futures.thread._shutdown:

@@ -148,6 +148,9 @@ class FallbackEndpoint(Endpoint):
     def counted_together(self) -> list[EngineName]:
         return self._current.counted_together()
 
+    def is_up(self) -> bool:
+        return self._current.is_up()
+
     async def member_endpoints(self) -> dict[str, Endpoint]:
         return await self._current.member_endpoints()
 

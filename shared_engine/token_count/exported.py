@@ -81,9 +81,11 @@ def exported_tokenizer(source: TokenizerSource) -> ModelTokens:
 
 
 def tokenizer_if_exported(source: TokenizerSource) -> ModelTokens | None:
-    """The same, but for the waiting: None where vLLM has yet to export it, which a thread then sees to."""
+    """The same, but for the waiting: None where vLLM has yet to export it, or exports another one just now. A thread
+    then sees to it.
+    """
     known = _known(source)
-    if known is not None or (source not in _begun and _kept(source.key) is not None):
+    if known is not None or (not _lock.locked() and _kept(source.key) is not None):
         return known or exported_tokenizer(source)
     thread = threading.Thread(target=_export_aside, args=(source,), name="tokenizer export", daemon=True)
     if _begun.setdefault(source, thread) is thread:

@@ -83,21 +83,19 @@ class LocalTokenizer:
             may_be_asked: a server can answer the same question.
         """
         until, known = self._known
-        if time.monotonic() <= until:
+        if time.monotonic() <= until or self._settings.is_remote:
             return known
         may_wait = not (may_be_asked and self._is_up())
-        known = None if self._settings.is_remote else self._find(may_wait=may_wait)
-        if known is not None or may_wait:
-            self._known = (time.monotonic() + KEPT_S, known)
-        return known
-
-    def _find(self, *, may_wait: bool) -> ModelTokens | None:
         try:
             source = source_of(self._settings)
-            return exported_tokenizer(source) if may_wait else tokenizer_if_exported(source)
+            known = exported_tokenizer(source) if may_wait else tokenizer_if_exported(source)
+            if known is None:
+                return None  # the next call asks again
         except ServerOnlyError as exc:
             _say_once(str(self._settings.model), "tokens", str(exc))
-            return None
+            known = None
+        self._known = (time.monotonic() + KEPT_S, known)
+        return known
 
 
 def _encoding(tokenizer: Tokenizer, text: str, add_special_tokens: bool, *, needs_offsets: bool) -> Encoding | None:

@@ -21,6 +21,7 @@ from shared_engine.launcher.replacing import replace_everywhere
 from shared_engine.request import direct
 from shared_engine.request.direct import DirectEndpoint
 from shared_engine.runtime.directory import ROOT_VARIABLE
+from shared_engine.runtime.record import EngineState
 from tests.support.paths import REPOSITORY
 
 MAKE_AND_DIE = """
@@ -158,6 +159,16 @@ async def test_ending_an_engine_by_force_does_not_hold_up_the_loop(monkeypatch: 
         turns += 1
     ending.result()
     assert turns > 10
+
+
+def test_it_is_up_when_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, a count of tokens would start it."""
+    endpoint, engine = DirectEndpoint(EngineSettings(model="m", mode="direct")), types.SimpleNamespace()
+    assert not endpoint.is_up()
+    monkeypatch.setattr(direct, "direct_engine", lambda _: engine)
+    monkeypatch.setattr(endpoint, "_spec", object())
+    for engine.state in EngineState:
+        assert endpoint.is_up() == (engine.state is EngineState.READY)
 
 
 def test_a_child_has_no_variable_of_ours_but_those_that_vllm_reads(root: Path) -> None:

@@ -23,9 +23,9 @@ from shared_engine import Engine, EngineSettings, InvalidInputError
 from shared_engine.launcher import TOKENIZER_EXPORTER
 from shared_engine.machine.proc import is_alive
 from shared_engine.request.bodies import tokenize_request
-from shared_engine.token_count import exported
+from shared_engine.token_count import exported, local_tokenizer
 from shared_engine.token_count.local_tokenizer import LocalTokenizer
-from shared_engine.token_count.source import source_of
+from shared_engine.token_count.source import ServerOnlyError, TokenizerSource, source_of
 from tests.support.interpreters import EXPORT, REFUSE, make_exporter, make_interpreter, runs_of
 from tests.support.paths import REPOSITORY, TINY_CHAT
 from tests.support.remote_server import running_server
@@ -91,6 +91,12 @@ def test_nothing_is_started(runtime_root: Path, model: Path, python: str) -> Non
     before = set(runtime_root.iterdir())
     Engine(model=str(model), python=python, seed=987654).count_tokens(TEXT)
     assert set(runtime_root.iterdir()) == before
+
+
+@pytest.mark.parametrize("mode", ["local", "auto"])
+def test_no_engine_is_started_for_a_count_wherever_it_would_run(model: Path, python: str, mode: Any) -> None:
+    assert Engine(model=str(model), python=python, mode=mode).count_tokens(TEXT) == len(ids("gemma"))
+    assert runs_of(python) == 1
 
 
 def test_truncation_and_padding_do_not_count(tmp_path: Path, python: str) -> None:
@@ -414,6 +420,44 @@ def test_a_refusal_is_asked_for_once(tmp_path: Path, model: Path) -> None:
     wait_until(lambda: bool(exported._refused), 20, "the refusal")
     assert local.tokens(TEXT, add_special_tokens=True) is None
     assert runs_of(python) == 1
+
+
+def test_what_only_an_engine_knows_is_looked_for_once_a_second_at_most(
+    model: Path, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are counted before they are sent, and to look reads folders."""
+    looks: list[EngineSettings] = []
+
+    def source(settings: EngineSettings) -> TokenizerSource:
+        looks.append(settings)
+        raise ServerOnlyError("it was not downloaded yet")
+
+    monkeypatch.setattr(local_tokenizer, "source_of", source)
+    local = LocalTokenizer(EngineSettings(model=str(model), python=python), is_up=lambda: True)
+    monkeypatch.setattr(local_tokenizer, "KEPT_S", 60.0)
+    for _ in range(3):
+        assert local.tokens(TEXT, add_special_tokens=True) is None
+    assert len(looks) == 1
+
+
+def test_another_model_does_not_wait_for_the_export(
+    tmp_path: Path, model: Path, python: str, slow_python: str, exporting: Path
+) -> None:
+    other = make_folder(tmp_path / "other", "llama3")
+    tokens(other, python)
+    forget()
+    exports, is_kept = (
+        LocalTokenizer(EngineSettings(model=str(path), python=each), is_up=lambda: True)
+        for path, each in ((model, slow_python), (other, python))
+    )
+    assert exports.tokens(TEXT, add_special_tokens=True) is None
+    wait_until(lambda: runs_of(slow_python) == 1, 20, "the export")
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert pool.submit(is_kept.tokens, TEXT, add_special_tokens=True).result(timeout=10) is None
+        finally:
+            exporting.touch()
+    wait_until(lambda: is_kept.tokens(TEXT, add_special_tokens=True) == ids("llama3"), 20, "the other's turn")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not end a process with its parent")
