@@ -7,8 +7,10 @@ the last chunk are lost, no block is finished before the whole answer is, and ea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, BaseRunManager
+from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
 from langchain_core.utils.utils import LC_ID_PREFIX
 
 from langchain_vllm_local._answers import chunk_metadata, to_usage_metadata
@@ -17,13 +19,28 @@ from langchain_vllm_local._tools import to_tool_calls
 from shared_engine.results import GenerationChunk, TokenUsage, ToolCall, ToolCallDelta
 
 if TYPE_CHECKING:
-    from langchain_core.callbacks import BaseRunManager
     from langchain_protocol.protocol import MessagesData
+
+
+Run = TypeVar("Run", bound=BaseRunManager)
 
 
 def message_id(run_manager: BaseRunManager | None) -> str:
     """Of the message that a stream becomes, as core names it; empty outside of a run."""
     return "" if run_manager is None else f"{LC_ID_PREFIX}-{run_manager.run_id}"
+
+
+def listening_to_chunks(run_manager: Run | None) -> Run | None:
+    """The run, if a callback of it wants to hear of chunks, as tracers do: they are made for it only. What streams by
+    events has no use for them, as its class says.
+    """
+    handlers = () if run_manager is None else run_manager.handlers
+    return run_manager if any(_hears_of_chunks(handler) for handler in handlers) else None
+
+
+def _hears_of_chunks(handler: BaseCallbackHandler) -> bool:
+    ignoring = (BaseCallbackHandler.on_llm_new_token, AsyncCallbackHandler.on_llm_new_token)
+    return type(handler).on_llm_new_token not in ignoring and not isinstance(handler, _V2StreamingCallbackHandler)
 
 
 class AnswerEvents:
@@ -58,7 +75,8 @@ class AnswerEvents:
         for delta in chunk.tool_calls:
             yield from self._piece_of_call(delta)
         if chunk.finish_reason or chunk.logprobs or chunk.additional_fields or chunk.raw:
-            _add_up(self._metadata, {**chunk_metadata(chunk), "logprobs": chunk.logprobs})
+            logprobs = {} if chunk.logprobs is None else {"logprobs": chunk.logprobs}
+            _add_up(self._metadata, chunk_metadata(chunk) | logprobs)
         self._usage = chunk.usage or self._usage
 
     def end(self) -> Iterator[MessagesData]:
@@ -145,5 +163,5 @@ def _add_up(whole: dict[str, Any], part: dict[str, Any]) -> None:
         elif isinstance(value, dict):
             whole[name] = before = whole.get(name) or {}
             _add_up(before, value)
-        elif value is not None:
+        elif value is not None or name not in whole:
             whole[name] = value

@@ -146,11 +146,31 @@ def _content(piece: _Piece, is_asked: bool) -> str | list[dict[str, Any]]:
 
 def _sent_blocks(piece: _Piece) -> list[tuple[str, str | dict[Any, Any]]]:
     """The blocks that the content is made of, each with its position."""
-    return [
+    blocks = [
         (f"{piece.position}.content[{index}]", block)
         for index, block in enumerate(piece.message.content)
         if not _is_sent_elsewhere(piece.message, block)
     ]
+    return _with_joined_texts(blocks) if isinstance(piece.message, AIMessage) else blocks
+
+
+def _with_joined_texts(blocks: list[tuple[str, str | dict[Any, Any]]]) -> list[tuple[str, str | dict[Any, Any]]]:
+    """Texts of an answer, between which were thoughts and calls, as the one that they are. vLLM would put line breaks
+    between them.
+    """
+    joined: list[tuple[str, str | dict[Any, Any]]] = []
+    for position, block in blocks:
+        before, text = _text_of(joined[-1][1]) if joined else None, _text_of(block)
+        if before is None or text is None:
+            joined.append((position, block))
+        else:
+            joined[-1] = (joined[-1][0], {"type": "text", "text": before + text})
+    return joined
+
+
+def _text_of(block: str | dict[Any, Any]) -> str | None:
+    text = block if isinstance(block, str) else block.get("text") if block.get("type") == "text" else None
+    return text if isinstance(text, str) else None
 
 
 def _part(block: str | dict[Any, Any], position: str, reads_files: bool, is_asked: bool) -> dict[str, Any]:

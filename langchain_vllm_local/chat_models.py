@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from langchain_vllm_local._answers import to_chat_chunk, to_chat_result
 from langchain_vllm_local._batches import ChatBatches
-from langchain_vllm_local._block_events import AnswerEvents, message_id
+from langchain_vllm_local._block_events import AnswerEvents, listening_to_chunks, message_id
 from langchain_vllm_local._capabilities import Capabilities
 from langchain_vllm_local._errors import langchain_errors
 from langchain_vllm_local._language_model import LanguageModel
@@ -165,6 +165,15 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
 
     # Core looks for these two by name, and calls them in place of the two above for ``stream_events(version="v3")``.
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        # A class with chunks of its own has events of its own, or those that core makes of its chunks.
+        for chunks in ("_stream", "_astream"):
+            events = f"{chunks}_chat_model_events"
+            if not _is_ours(cls, chunks) and _is_ours(cls, events):
+                setattr(cls, events, None)
+
     def _stream_chat_model_events(
         self,
         messages: list[BaseMessage],
@@ -172,9 +181,13 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Generator[MessagesData, None, None]:
-        events = AnswerEvents(message_id(run_manager))
+        events, calls = AnswerEvents(message_id(run_manager)), StreamedCalls()
+        listening = listening_to_chunks(run_manager)
         with closing(self._pieces(messages, stop, kwargs)) as pieces:
             for piece in pieces:
+                if listening is not None:
+                    chunk = to_chat_chunk(calls.checked(piece))
+                    listening.on_llm_new_token(chunk.text, chunk=chunk)
                 yield from events.of(piece)
         yield from events.end()
 
@@ -185,9 +198,13 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[MessagesData, None]:
-        events = AnswerEvents(message_id(run_manager))
+        events, calls = AnswerEvents(message_id(run_manager)), StreamedCalls()
+        listening = listening_to_chunks(run_manager)
         async with aclosing(self._apieces(messages, stop, kwargs)) as pieces:
             async for piece in pieces:
+                if listening is not None:
+                    chunk = to_chat_chunk(calls.checked(piece))
+                    await listening.on_llm_new_token(chunk.text, chunk=chunk)
                 for event in events.of(piece):
                     yield event
         for event in events.end():
@@ -270,6 +287,10 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
                     chat_template_kwargs=template_variables(request["params"]),
                     response_format=asked_form(request["params"]),
                 )
+
+
+def _is_ours(cls: type[ChatVLLM], method: str) -> bool:
+    return getattr(cls, method) is getattr(ChatVLLM, method)
 
 
 def _to_chat_result(result: GenerationResult, request: _Request) -> ChatResult:

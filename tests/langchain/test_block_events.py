@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import reduce
 from itertools import chain
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.language_models._compat_bridge import chunks_to_events
 from langchain_core.language_models.chat_model_stream import ChatModelStream
 from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
+from langchain_core.tracers.base import BaseTracer
+from langchain_core.tracers.schemas import Run
 from langchain_tests.utils.stream_lifecycle import assert_valid_event_stream
 
-from langchain_vllm_local import ChatVLLM
+from langchain_vllm_local import ChatVLLM, chat_models
 from langchain_vllm_local._answers import to_chat_chunk
 from langchain_vllm_local._block_events import AnswerEvents
 from langchain_vllm_local._streamed_calls import StreamedCalls
@@ -94,7 +100,7 @@ ANSWERS = {
     "malformed": [*called(0, '{"a": oops}'), *ended("tool_calls")],
     "facts at the end": [
         *said("So"),
-        *ended("length", stop_reason="x", max_tokens_lowered_to=3, additional_fields={"a": 1}),
+        *ended("length", stop_reason="x", max_tokens_lowered_to=3, additional_fields={"a": {"b": None}, "c": None}),
     ],
 }  # fmt: skip
 
@@ -200,3 +206,102 @@ def test_an_agent_is_told_of_malformed_arguments() -> None:
     (invalid,) = message.invalid_tool_calls
     assert invalid["error"] is not None
     assert "not valid JSON" in invalid["error"]
+
+
+# ---- who else hears of the answer
+
+
+class Tokens(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.chunks: list[Any] = []
+
+    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
+        assert chunk.text == token
+        self.chunks.append(chunk)
+
+
+class Runs(BaseTracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[Run] = []
+
+    def _persist_run(self, run: Run) -> None:
+        self.ended.append(run)
+
+
+@pytest.mark.filterwarnings("ignore:The method .* is in beta")
+async def test_callbacks_and_tracers_hear_of_each_chunk_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangSmith knows by it when the first token came."""
+    answer = ANSWERS["cut off"]
+    source = Source()
+    source.gives(answer)
+    source.is_the_engine(monkeypatch)
+    llm = ChatVLLM(model="org/name")
+    tokens, runs = Tokens(), Runs()
+    message = llm.stream_events("Hi", version="v3", config={"callbacks": [tokens, runs]}).output
+    await (await llm.astream_events("Hi", version="v3", config={"callbacks": [tokens, runs]})).output
+    assert len(tokens.chunks) == 2 * len(answer)
+    assert "".join(chunk.text for chunk in tokens.chunks) == message.text * 2
+    whole = reduce(lambda left, right: left + right, (chunk.message for chunk in tokens.chunks[: len(answer)]))
+    assert len(whole.invalid_tool_calls) == 1
+    for run in runs.ended:
+        assert [event["name"] for event in run.events] == ["start", *["new_token"] * len(answer), "end"]
+
+
+class Streams(BaseCallbackHandler, _V2StreamingCallbackHandler):
+    """As LangGraph's: its method does nothing."""
+
+    def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+
+def test_no_chunk_is_made_that_nobody_hears_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    source.gives(ANSWERS["text"])
+    source.is_the_engine(monkeypatch)
+    monkeypatch.setattr(chat_models, "to_chat_chunk", lambda _: pytest.fail("a chunk"))
+    llm = ChatVLLM(model="org/name")
+    assert llm.invoke("Hi", {"callbacks": [Streams(), UsageMetadataCallbackHandler()]}).text == "Hello"
+
+
+# ---- classes made of ours
+
+
+class Loud(ChatVLLM):
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        for chunk in super()._stream(*args, **kwargs):
+            yield ChatGenerationChunk(message=chunk.message.model_copy(update={"content": chunk.text.upper()}))
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        async for chunk in super()._astream(*args, **kwargs):
+            yield ChatGenerationChunk(message=chunk.message.model_copy(update={"content": chunk.text.upper()}))
+
+
+class Louder(Loud):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:The method .* is in beta")
+@pytest.mark.parametrize("made", [Loud, Louder])
+async def test_a_class_that_changes_the_chunks_changes_the_events(
+    made: type[ChatVLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source()
+    source.gives(ANSWERS["text"])
+    source.is_the_engine(monkeypatch)
+    llm = made(model="org/name")
+    assert llm.stream_events("Hi", version="v3").output.text == "HELLO"
+    assert (await (await llm.astream_events("Hi", version="v3")).output).text == "HELLO"
+
+
+class Own(Loud):
+    def _stream_chat_model_events(self, *args: Any, **kwargs: Any) -> Any:
+        return ChatVLLM._stream_chat_model_events(self, *args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:The method .* is in beta")
+def test_a_class_may_have_events_of_its_own_beside_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    source.gives(ANSWERS["text"])
+    source.is_the_engine(monkeypatch)
+    assert Own(model="org/name").stream_events("Hi", version="v3").output.text == "Hello"

@@ -98,6 +98,26 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
             AIMessage([{"type": "reasoning", "reasoning": "2+2"}, {"type": "text", "text": "4"}]),
             {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning": "2+2"},
         ),
+        (
+            AIMessage(
+                [
+                    {"type": "text", "text": "two"},
+                    {"type": "reasoning", "reasoning": "2+2"},
+                    {"type": "text", "text": " and two"},
+                    CALL,
+                    " is four",
+                    IMAGE,
+                    {"type": "text", "text": "!"},
+                ],
+                tool_calls=[CALL],
+            ),
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "two and two is four"}, IMAGE, {"type": "text", "text": "!"}],
+                "reasoning": "2+2",
+                "tool_calls": [SENT_CALL],
+            },
+        ),
         (FunctionMessage("5", name="add"), {"role": "tool", "content": "5", "name": "add"}),
         (
             AIMessage("", additional_kwargs={"function_call": {"name": "add", "arguments": '{"a": 2}'}}),
