@@ -6,11 +6,11 @@ the last chunk are lost, no block is finished before the whole answer is, and ea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, BaseRunManager
-from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
 from langchain_core.utils.utils import LC_ID_PREFIX
 
 from langchain_vllm_local._answers import chunk_metadata, to_usage_metadata
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 
 Run = TypeVar("Run", bound=BaseRunManager)
+
+_STREAMING_BY_EVENTS: tuple[type, ...] = ()
+with contextlib.suppress(ImportError):  # a private class: without it, chunks are made that nobody needs
+    from langchain_core.tracers._streaming import _V2StreamingCallbackHandler
+
+    _STREAMING_BY_EVENTS = (_V2StreamingCallbackHandler,)
 
 
 def message_id(run_manager: BaseRunManager | None) -> str:
@@ -40,7 +46,7 @@ def listening_to_chunks(run_manager: Run | None) -> Run | None:
 
 def _hears_of_chunks(handler: BaseCallbackHandler) -> bool:
     ignoring = (BaseCallbackHandler.on_llm_new_token, AsyncCallbackHandler.on_llm_new_token)
-    return type(handler).on_llm_new_token not in ignoring and not isinstance(handler, _V2StreamingCallbackHandler)
+    return type(handler).on_llm_new_token not in ignoring and not isinstance(handler, _STREAMING_BY_EVENTS)
 
 
 class AnswerEvents:
