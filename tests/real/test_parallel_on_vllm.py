@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from shared_engine import Engine, EngineDiedError, EngineState
+from shared_engine.machine.processor import is_slow_in_bfloat16
 from shared_engine.observe.processes import ProcessNode
 from shared_engine.request.io_loop import run_sync
 from tests.real.conftest import MakeEngine
@@ -190,6 +191,8 @@ def test_several_api_servers_are_one_engine(split: Engine) -> None:
 def test_a_model_that_is_split_answers_alike_and_leaves_no_shared_memory(split: Engine) -> None:
     assert split.chat(HELLO, **SHORT).text == SHORT_ANSWER
     files = shared_memory_of(split)
-    assert [file for file in files if "-cpushm_" in file]
+    assert files
+    # Without AVX-512, vLLM's build has no shared memory for what the workers tell each other, only for their requests.
+    assert is_slow_in_bfloat16() or any("-cpushm_" in file for file in files)
     assert "vLLM's Worker_TP1 was killed by SIGKILL" in killed(split, "Worker_TP1")
     assert not [file for file in files if os.path.exists(file)]
