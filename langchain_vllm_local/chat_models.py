@@ -165,15 +165,6 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
 
     # Core looks for these two by name, and calls them in place of the two above for ``stream_events(version="v3")``.
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        # A class with chunks of its own has events of its own, or those that core makes of its chunks.
-        for chunks in ("_stream", "_astream"):
-            events = f"{chunks}_chat_model_events"
-            if not _is_ours(cls, chunks) and _is_ours(cls, events):
-                setattr(cls, events, None)
-
     def _stream_chat_model_events(
         self,
         messages: list[BaseMessage],
@@ -209,6 +200,15 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
                     yield event
         for event in events.end():
             yield event
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        # A class with chunks of its own has events of its own, or those that core makes of its chunks.
+        for chunks in ("_stream", "_astream"):
+            events = f"{chunks}_chat_model_events"
+            if not _is_ours(cls, chunks) and _is_ours(cls, events):
+                setattr(cls, events, None)
 
     def _pieces(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any]

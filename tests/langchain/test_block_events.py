@@ -23,6 +23,7 @@ from langchain_vllm_local._answers import to_chat_chunk
 from langchain_vllm_local._block_events import AnswerEvents
 from langchain_vllm_local._streamed_calls import StreamedCalls
 from shared_engine.results import GenerationChunk, TokenUsage, ToolCallDelta
+from tests.langchain.token_callbacks import Tokens
 from tests.support.sources import Source
 
 USAGE = TokenUsage(prompt_tokens=7, completion_tokens=5, cached_tokens=3, reasoning_tokens=2)
@@ -209,15 +210,6 @@ def test_an_agent_is_told_of_malformed_arguments() -> None:
 
 
 # ---- who else hears of the answer
-
-
-class Tokens(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.chunks: list[Any] = []
-
-    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
-        assert chunk.text == token
-        self.chunks.append(chunk)
 
 
 class Runs(BaseTracer):

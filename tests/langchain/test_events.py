@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, get_usage_metadata_callback
+from langchain_core.callbacks import BaseCallbackHandler, get_usage_metadata_callback
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -23,6 +23,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableConfig, RunnableLambda
 
 from langchain_vllm_local import VLLM, ChatVLLM
+from tests.langchain.token_callbacks import AsyncTokens, Tokens
 from tests.langchain.ways import BATCHES, ONE_BY_ONE, Way, abatch, batch
 from tests.support.waiting import wait_until
 
@@ -83,24 +84,6 @@ async def test_typed_events_of_a_bound_model(llm: ChatVLLM) -> None:
     assert len(texts) > 1
     assert "".join(texts) == stream.output.text == (await bound.ainvoke("Hello")).text
     assert stream.output.usage_metadata["output_tokens"] == 6
-
-
-class Tokens(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.chunks: list[Any] = []
-
-    def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
-        assert chunk.text == token
-        self.chunks.append(chunk)
-
-
-class AsyncTokens(AsyncCallbackHandler):
-    def __init__(self) -> None:
-        self.chunks: list[Any] = []
-
-    async def on_llm_new_token(self, token: Any, *, chunk: Any = None, **kwargs: Any) -> None:
-        assert chunk.text == token
-        self.chunks.append(chunk)
 
 
 async def test_callbacks_see_every_chunk_that_is_streamed(llm: ChatVLLM) -> None:
