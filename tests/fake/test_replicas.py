@@ -162,7 +162,7 @@ def test_all_start_with_the_first_request_and_share_what_comes(fake_engine: Make
     engine = fake_engine({"start_delay_s": 0.2}, replicas=3, start="all")
     engine.warmup()
     assert states(engine) == [READY] * 3
-    ask(engine, 30)
+    ask(engine, 60)
     assert all(shares(engine)), shares(engine)
 
 
@@ -437,7 +437,7 @@ def test_another_objects_wishes_reach_each_engine(fake_engine: MakeEngine) -> No
     engine = fake_engine(replicas=2, start="all")
     engine.warmup()
     pinned = Engine(**{**engine.settings.model_dump(exclude_unset=True), "pinned": True})
-    ask(pinned, 20)
+    ask(pinned, 60)
     assert [member.pinned for member in engine.status().members] == [True, True]
 
 

@@ -35,6 +35,9 @@ from tests.support.remote_server import RemoteServer, chat_answer, running_serve
 HELLO = [{"role": "user", "content": "Hello"}]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens
 
+ENOUGH = 60
+"""Conversations, of which each of three servers is the preferred one of some. Which is chance, as their ports are."""
+
 
 def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
@@ -85,7 +88,7 @@ def answers(engine: Engine, count: int) -> Counter[str]:
 @pytest.mark.slow
 def test_requests_are_shared_and_a_conversation_stays_with_one_server(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers)
-    assert len(answers(engine, 60)) == 3
+    assert len(answers(engine, ENOUGH)) == 3
     conversation = [{"role": "system", "content": "Be brief."}, *ask("What is the capital of France?")]
     homes = set()
     for _ in range(8):
@@ -93,14 +96,14 @@ def test_requests_are_shared_and_a_conversation_stays_with_one_server(servers: l
         homes.add(text)
         conversation += [{"role": "assistant", "content": text}, *ask("And of Spain?")]
     assert len(homes) == 1
-    other = {engine.chat([conversation[0], *ask(f"Question {number}")]).text for number in range(30)}
+    other = {engine.chat([conversation[0], *ask(f"Question {number}")]).text for number in range(ENOUGH)}
     assert len(other) == 3, "the same system message is no conversation"
 
 
 def test_a_session_stays_with_one_server_whatever_it_asks(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers)
     assert len({engine.chat(ask(f"question {number}"), session="a").text for number in range(12)}) == 1
-    homes = {engine.generate("x", session=f"session {number}") and counts_changed(servers) for number in range(30)}
+    homes = {engine.generate("x", session=f"session {number}") and counts_changed(servers) for number in range(ENOUGH)}
     assert len(homes) == 3
     assert all("session" not in body for server in servers for _, body in server.requests)
 
@@ -300,7 +303,7 @@ def test_a_server_that_comes_back_gets_requests_again(servers: list[RemoteServer
     before = counts(servers)[0]
     assert before <= 1
     time.sleep(1.1)
-    answers(engine, 20)
+    answers(engine, ENOUGH)
     assert counts(servers)[0] > before
 
 
@@ -311,7 +314,7 @@ def test_a_model_goes_to_those_that_serve_it(servers: list[RemoteServer]) -> Non
 
     servers[0].handler = servers[1].handler = lacks
     engine = fleet_of(servers)
-    assert set(answers(engine, 12)) == {servers[2].url}
+    assert set(answers(engine, ENOUGH)) == {servers[2].url}
     assert counts(servers)[:2] == [1, 1], "each is asked once"
     servers[2].handler = lacks
     with pytest.raises(ModelNotFoundError, match=r"none of http.* serves 'served'"):
@@ -364,10 +367,10 @@ def test_a_model_that_a_client_names_goes_to_those_that_serve_it(servers: list[R
     pytest.importorskip("openai")
     lacks_embeddings(servers[:2])
     with fleet_of(servers).openai_client() as client:
-        talks: list[Any] = [ask(f"question {number}") for number in range(12)]
+        talks: list[Any] = [ask(f"question {number}") for number in range(ENOUGH)]
         asked = [client.chat.completions.create(model="typo", messages=messages) for messages in talks]
     assert {answer.choices[0].message.content for answer in asked} == {servers[2].url}
-    assert counts(servers) == [1, 1, 12]
+    assert counts(servers) == [1, 1, ENOUGH]
 
 
 @pytest.mark.parametrize("way", ["engine", "openai"])
@@ -400,13 +403,13 @@ def test_a_server_that_does_not_list_its_models_is_passed_over_by_who_names_one(
     servers[0].lists_models = servers[1].lists_models = False
     engine = Engine(base_url=[server.url for server in servers])
     with engine.openai_client() as client:
-        for number in range(6):
+        for number in range(ENOUGH):
             if way == "engine":
                 engine.chat(ask(f"question {number}"), model="served")
             else:
                 messages: Any = ask(f"question {number}")
                 client.chat.completions.create(model="served", messages=messages)
-    assert counts(servers) == [0, 0, 6]
+    assert counts(servers) == [0, 0, ENOUGH]
     assert [len(server.looks) for server in servers] == [1, 1, 1]
     servers[2].lists_models = False
     with pytest.raises(ModelNotFoundError, match=r"does not list its models: name one"):
@@ -433,7 +436,7 @@ def test_a_deadline_holds_over_all_servers(servers: list[RemoteServer]) -> None:
 def test_members_come_are_drained_and_go(servers: list[RemoteServer]) -> None:
     engine = fleet_of(servers[:2])
     engine.fleet.add(f"{servers[2].url}/v1", api_key="third")
-    assert len(answers(engine, 30)) == 3
+    assert len(answers(engine, ENOUGH)) == 3
     assert servers[2].requests[0][0]["Authorization"] == "Bearer third"
     assert "Authorization" not in servers[0].requests[0][0]
     servers[0].streams("Hello", then="hang")
@@ -476,11 +479,11 @@ def test_what_is_no_member_is_told(servers: list[RemoteServer]) -> None:
 
 @pytest.mark.slow
 def test_each_server_has_its_own_key_user_and_password(servers: list[RemoteServer]) -> None:
-    answers(fleet_of(servers, api_key=["a", "b", "c"]), 30)
+    answers(fleet_of(servers, api_key=["a", "b", "c"]), ENOUGH)
     assert [server.requests[0][0]["Authorization"] for server in servers] == ["Bearer a", "Bearer b", "Bearer c"]
     urls = [server.url.replace("//", f"//user{number}:word@") for number, server in enumerate(servers)]
     engine = Engine(base_url=",".join(urls), model="other")
-    answers(engine, 30)
+    answers(engine, ENOUGH)
     assert {server.requests[-1][0]["Authorization"].split()[0] for server in servers} == {"Basic"}
     assert len({server.requests[-1][0]["Authorization"] for server in servers}) == 3
     assert "word" not in repr(engine) + repr(engine.settings) + str(pickle.dumps(engine))
@@ -565,8 +568,8 @@ def test_many_that_fail_with_a_server_send_it_out_no_longer_than_one(servers: li
 
     servers[0].handler = break_together
     engine = fleet_of(servers[:2])
-    with ThreadPoolExecutor(30) as pool:
-        list(pool.map(lambda number: engine.chat(ask(f"question {number}")), range(30)))
+    with ThreadPoolExecutor(ENOUGH) as pool:
+        list(pool.map(lambda number: engine.chat(ask(f"question {number}")), range(ENOUGH)))
     member = engine.fleet.pool.members[servers[0].url]
     assert member.faults > 5
     assert member.out_s == 1.0
@@ -610,12 +613,12 @@ def test_a_file_that_is_watched_lists_the_servers(
     file = tmp_path / "servers"
     file.write_text(f"# ours\n{servers[0].url}/v1\n\n{servers[1].url} 2  # the large one\n")
     engine = Engine(base_url=f"file://{file}", model="served", api_key="secret")
-    assert set(answers(engine, 20)) == {servers[0].url, servers[1].url}
+    assert set(answers(engine, ENOUGH)) == {servers[0].url, servers[1].url}
     assert servers[0].requests[0][0]["Authorization"] == "Bearer secret"
     file.write_text(f"{servers[1].url} 2\n{servers[2].url}\n")
-    assert set(answers(engine, 20)) == {servers[1].url, servers[2].url}
+    assert set(answers(engine, ENOUGH)) == {servers[1].url, servers[2].url}
     file.write_text("http//broken\n")
-    assert set(answers(engine, 20)) == {servers[1].url, servers[2].url}, "what it had stays"
+    assert set(answers(engine, ENOUGH)) == {servers[1].url, servers[2].url}, "what it had stays"
     assert "the fleet keeps its servers" in caplog.text
     assert "line 1: 'http//broken'" in caplog.text
     file.unlink()

@@ -93,8 +93,9 @@ def test_a_server_that_says_when_to_come_again_gets_nothing_of_an_openai_clients
     servers[0].fails(429, headers={"Retry-After": "30"})
     engine = engine_of(servers)
     client: Any = engine.openai_client()
-    for number in range(4):
+    for number in range(64):  # each server is the preferred one of about half
         client.chat.completions.create(model="served", messages=[{"role": "user", "content": f"question {number}"}])
+    assert len(servers[0].requests) == 1
     busy = engine.fleet.pool.members[servers[0].url]
     assert busy.out_until - time.monotonic() > 20
 
