@@ -425,7 +425,7 @@ def is_waiting_for_its_turn(engine: Engine) -> bool:
 
 
 def test_a_neighbour_of_an_older_release_stays_and_harms_nobody(neighbour: Neighbour, in_background: Any) -> None:
-    new = neighbour("new", max_loaded_engines=1, start_timeout_s=3)
+    new = neighbour("new", max_loaded_engines=1)
     hello(old := neighbour("old"))
     control = directory_of(old).control_socket
     control.rename(control.with_name("hidden"))
