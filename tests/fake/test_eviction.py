@@ -69,6 +69,14 @@ def in_background() -> Iterator[Callable[[Engine], Future[str]]]:
         yield lambda engine: pool.submit(hello, engine)
 
 
+@pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """A file that holds starts up: see ``held_by``."""
+    file = tmp_path / "held"
+    file.touch()
+    return file
+
+
 def says(engine: Engine, words: str) -> Callable[[], bool]:
     """Whether the start waits for something, in these words."""
     return lambda: words in str(engine.status().progress or "")
@@ -77,8 +85,10 @@ def says(engine: Engine, words: str) -> Callable[[], bool]:
 # ---- turns
 
 
-def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(neighbour: Neighbour, tmp_path: Path) -> None:
-    one, two = (neighbour(name, {"start_delay_s": 0.6}) for name in ("one", "two"))
+def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(
+    neighbour: Neighbour, tmp_path: Path, held: Path
+) -> None:
+    one, two = (neighbour(name, {"held_by": str(held)}) for name in ("one", "two"))
     with calls(one, two) as waiting:
         wait_until(
             lambda: (
@@ -87,6 +97,7 @@ def test_starts_on_one_device_take_turns_and_say_who_is_waited_for(neighbour: Ne
             10,
             "one to wait for the other",
         )
+        held.unlink()
     assert [each.result() for each in waiting] == [ANSWER] * 2
     assert [event for event, *_ in journal(tmp_path / "journal")] == ["begin", "ready"] * 2
     assert one.status().state is two.status().state is READY, "there is memory for both"
@@ -100,11 +111,13 @@ def test_a_failed_start_ends_its_turn(neighbour: Neighbour) -> None:
     assert isinstance(failed.result(), EngineStartError)
 
 
-def test_engines_on_different_devices_neither_wait_nor_leave(neighbour: Neighbour, tmp_path: Path) -> None:
-    one = neighbour("one", {"start_delay_s": 0.8}, visible_devices="GPU-a")
-    two = neighbour("two", {"start_delay_s": 0.8}, visible_devices="GPU-b", max_loaded_engines=1)
+def test_engines_on_different_devices_neither_wait_nor_leave(neighbour: Neighbour, tmp_path: Path, held: Path) -> None:
+    one = neighbour("one", {"held_by": str(held)}, visible_devices="GPU-a")
+    two = neighbour("two", {"held_by": str(held)}, visible_devices="GPU-b", max_loaded_engines=1)
+    noted = tmp_path / "journal"
     with calls(one, two):
-        pass
+        wait_until(lambda: noted.exists() and len(journal(noted)) == 2, 20, "both to begin")
+        held.unlink()
     assert [event for event, *_ in journal(tmp_path / "journal")] == ["begin", "begin", "ready", "ready"]
     assert one.status().state is two.status().state is READY
 
@@ -408,14 +421,17 @@ def test_a_neighbour_whose_supervisor_was_killed_holds_no_place(neighbour: Neigh
     assert dead.status().state is EngineState.STOPPED
 
 
-def test_a_launcher_killed_while_it_waits_for_its_turn_is_replaced(neighbour: Neighbour, in_background: Any) -> None:
-    first = neighbour("first", {"start_delay_s": 1.5})
+def test_a_launcher_killed_while_it_waits_for_its_turn_is_replaced(
+    neighbour: Neighbour, in_background: Any, held: Path
+) -> None:
+    first = neighbour("first", {"held_by": str(held)})
     second = neighbour("second")
     answers = [in_background(first)]
     wait_until(lambda: first.status().server_pid is not None, 10, "the first to have the turn")
     answers.append(in_background(second))
     wait_until(lambda: is_waiting_for_its_turn(second), 10, "the second to wait")
     os.kill(all_processes(second)[1], signal.SIGKILL)
+    held.unlink()
     assert [answer.result(20) for answer in answers] == [ANSWER] * 2
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -315,13 +316,17 @@ def test_what_is_about_an_answer_loads_no_model(fake_engine: MakeEngine, serve: 
         assert all(each.status_code in (404, 405) and "not_loaded" not in each.text for each in answers)  # vLLM's own
 
 
-def test_a_request_that_waits_can_be_cancelled_and_its_load_goes_on(fake_engine: MakeEngine, serve: Serve) -> None:
-    engine = fake_engine({"start_delay_s": 1.0})
+def test_a_request_that_waits_can_be_cancelled_and_its_load_goes_on(
+    fake_engine: MakeEngine, serve: Serve, tmp_path: Path
+) -> None:
+    (held := tmp_path / "held").touch()
+    engine = fake_engine({"held_by": str(held)})
     with serve({"one": entry(engine)}) as gate, gate.client() as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, CHAT, json=chat("one"))
         wait_until(lambda: len(in_flight(client)) == 1, 10, "a request to wait")
         client.post(f"{LIFE}/requests/{in_flight(client)[0]['id']}/cancel")
         assert waiting.result().status_code == 499
+        held.unlink()
         wait_until(engine.is_ready, 10, "the load to end")
 
 

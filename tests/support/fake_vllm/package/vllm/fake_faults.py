@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 # Not faults: they hold in every start, whatever ``once`` says.
-_SHAPE = ("start_delay_s", "weights", "token_delay_s", "queues_above", "memory", "journal", "spawn_core", "leftovers")
+_SHAPE = (
+    "start_delay_s",
+    "held_by",
+    "weights",
+    "token_delay_s",
+    "queues_above",
+    "memory",
+    "journal",
+    "spawn_core",
+    "leftovers",
+)
 SHARED_MEMORY = "/dev/shm/psm_fake"
 
 core_orders = 0
@@ -28,6 +38,8 @@ class Faults:
 
     start_delay_s: float = 0.0
     """How long the start takes, spread over the loading of the weights."""
+    held_by: str | None = None
+    """A file: the start goes no further than its weights while it exists."""
     weights: int = 1
     """Checkpoint shards that the log tells of."""
     token_delay_s: float = 0.0

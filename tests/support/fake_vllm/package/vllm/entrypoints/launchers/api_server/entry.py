@@ -57,6 +57,8 @@ def load(args: argparse.Namespace, faults: Faults, memory: Memory, core: int) ->
             take_memory(faults, memory, core)
             faults.reach("weights")
         time.sleep(faults.start_delay_s / (faults.weights + 1))
+    while faults.held_by is not None and os.path.exists(faults.held_by):
+        time.sleep(0.02)
     say("")
     log("default_loader.py:501", "Loading weights took 0.03 seconds", core)
     log("kv_cache_utils.py:2327", f"{'CPU' if is_cpu_build() else 'GPU'} KV cache size: 262,144 tokens", core)
