@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from shared_engine.conversations.surrogates import readable_text
 from shared_engine.conversations.traits import Message
 
 MOST_CHARACTERS_A_TOKEN = 4
@@ -34,7 +35,7 @@ def _is_result(message: object) -> bool:
 
 def _readable(content: Any) -> Any:
     if isinstance(content, str):
-        return _unicode(content)
+        return readable_text(content)
     if isinstance(content, list) and all(map(_is_part, content)):
         return [_unicode_part(part) for part in content]
     if content is None:
@@ -44,19 +45,10 @@ def _readable(content: Any) -> Any:
     return json.dumps(to_jsonable_python(content, fallback=str), ensure_ascii=False)
 
 
-def _unicode(text: str) -> str:
-    """The text; what is no Unicode in it, as in names of files that are none, as its number."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="backslashreplace").decode()
-    return text
-
-
 def _unicode_part(part: Any) -> Any:
     if isinstance(part, str):
-        return _unicode(part)
-    return {**part, "text": _unicode(part["text"])} if _text(part) else part
+        return readable_text(part)
+    return {**part, "text": readable_text(part["text"])} if _text(part) else part
 
 
 def _is_part(part: object) -> bool:

@@ -200,6 +200,7 @@ def parse_result(data: bytes, *, keeps_raw: bool = False, keeps_additional: bool
     Raises:
         RequestError: it is an error in an answer's place, or not a whole answer.
     """
+    data = dialects.without_half_pairs(data)
     answer = decode_answer(data)
     if not answer.choices:
         raise ServerError(f"the server's answer has no choices: {data[:200]!r}")

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from shared_engine.conversations.reshaping import reshaped
+from shared_engine.conversations.surrogates import without_surrogates
 from shared_engine.conversations.traits import NONE, Trait, text_of, traits_of
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import (
@@ -94,9 +95,29 @@ def encode(body: Mapping[str, Any]) -> bytes:
         InvalidInputError: something in it has no JSON form.
     """
     try:
-        return msgspec.json.encode(body)
+        return _encoder.encode(body)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(f"the request can't be written as JSON: {exc}") from exc
+
+
+def _plain(value: Any) -> Any:
+    """What openai's client takes too: a string, number or mapping of a class of its own, as LangChain's
+    ``message.text`` is; and numbers and arrays of numpy and torch.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def without_traits(request: Request, refused: Trait) -> Request:
@@ -119,7 +140,13 @@ def request_of(path: str, body: Mapping[str, Any], params: CallParams = _AS_SET,
         InvalidInputError: something in the body has no JSON form; names the field, and of messages and tools which.
     """
     try:
-        encoded = encode(body)
+        try:
+            encoded = encode(body)
+        except InvalidInputError as exc:
+            if not isinstance(exc.__cause__, UnicodeEncodeError) or "messages" not in body:
+                raise
+            body = {**body, "messages": without_surrogates(body["messages"])}
+            encoded = encode(body)
     except InvalidInputError as exc:
         raise InvalidInputError(f"{_unwritable(body)}: {exc}") from exc
     if b"null" in encoded and (position := _not_finite(body)) is not None:  # as which infinity is written
@@ -149,6 +176,8 @@ def _unwritable(body: Mapping[str, Any]) -> str:
 
 def _not_finite(value: Any, position: str = "") -> str | None:
     """Where in the body an infinite number, or a NaN, stands."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, float):
         return None if math.isfinite(value) else position
     if isinstance(value, Mapping):

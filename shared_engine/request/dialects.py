@@ -145,6 +145,18 @@ def _usage_of(value: Any) -> dict[str, Any] | None:
     }
 
 
+_ESCAPES = re.compile(
+    rb"""\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)""", re.DOTALL
+)
+
+
+def without_half_pairs(data: bytes) -> bytes:
+    """JSON; half of an escaped surrogate pair, as servers send it that cut a text by UTF-16, is U+FFFD."""
+    if b"\\ud" not in data and b"\\uD" not in data:
+        return data
+    return _ESCAPES.sub(lambda found: found[0] if found[1] is None else rb"\ufffd", data)
+
+
 def with_nan(data: bytes) -> Any:
     """JSON with NaN and Infinity in it, as Python's own json writes them, which is not JSON; None where it is not."""
     if not any(mark in data for mark in (b"NaN", b"Infinity")):

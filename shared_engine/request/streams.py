@@ -26,7 +26,7 @@ from shared_engine.request.answers import (
     usage_of,
     without_false_zero,
 )
-from shared_engine.request.dialects import ends_calls_silently, reason_of
+from shared_engine.request.dialects import ends_calls_silently, reason_of, without_half_pairs
 from shared_engine.results import GenerationChunk, ToolCallDelta
 
 
@@ -133,6 +133,7 @@ class ChunkReader:
         data = self._part + b"\n" + event if self._part else event
         if not data:
             return None
+        data = without_half_pairs(data)
         try:
             answer = decode_answer(data)
         except ServerConnectionError:
