@@ -100,7 +100,8 @@ Prints score and document, the best first. The model is a cross-encoder with one
     "bench": """\
 Sends prompts of random words, PARALLEL at once, and measures: the time to the first token (median), the tokens of all answers in a second, and those of
 each from its first token on (median). It is a look at one machine, with one shape of requests, on an engine that others may use at the same
-time; the first request is not counted. [NOTES](../benchmarks/NOTES.md) has measurements to rely on.""",
+time; the first request is not counted. `-` (null) is the speed of a server whose streams do not say how many tokens they had.
+[NOTES](../benchmarks/NOTES.md) has measurements to rely on.""",
     "config": """\
 Shows every [setting](settings.md), its value, and where that came from: an option, a variable, a [file](#config-files), or the default. Secrets are
 hidden. It checks the values as an engine would, and names variables that seem to be meant for a setting and are read by none.""",
@@ -195,7 +196,7 @@ may write, or that belongs to another user, is refused. Settings can name progra
 | 1 | failed; the reason is on stderr |
 | 2 | wrong usage: an option, a setting or the input must be corrected |
 | 3 | busy: requests were in flight for all of `--timeout`; stderr names the processes |
-| 4 | `batch`: all is answered, some of it by an error |
+| 4 | `batch`, `embed`, `rerank`: all is answered, some of it by an error |
 | 130 | interrupted with Ctrl-C (leaving `status --watch` that way is 0) |
 | 141 | the reader of the output closed it, as in `vllm-local status \\| head -1` |
 

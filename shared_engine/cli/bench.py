@@ -18,18 +18,21 @@ _WORDS = ("river", "stone", "light", "seven", "paper", "north", "green", "cloud"
 
 @dataclass(frozen=True)
 class Answer:
-    """One request: when it was sent, when its first and its last token came (monotonic), and its tokens."""
+    """One request: when it was sent, when its first and its last token came (monotonic), and its tokens.
+
+    None: the server does not say how many.
+    """
 
     sent_at: float
     first_at: float
     ended_at: float
-    prompt_tokens: int
-    tokens: int
+    prompt_tokens: int | None
+    tokens: int | None
 
 
 @dataclass(frozen=True)
 class Level:
-    """What so many requests at once have come to.
+    """What so many requests at once have come to. None where tokens are not counted, or came in one piece.
 
     Attributes:
         first_token_s: median of the time from a request to its first token.
@@ -41,10 +44,10 @@ class Level:
 
     parallel: int
     first_token_s: float
-    tokens_per_s: float
-    tokens_per_s_each: float
+    tokens_per_s: float | None
+    tokens_per_s_each: float | None
     requests: int
-    prompt_tokens: int
+    prompt_tokens: int | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,7 +73,7 @@ def prompt_of(words: int) -> str:
 async def _ask(engine: Engine, prompt: str, max_tokens: int) -> Answer:
     sent_at = time.monotonic()
     first_at = 0.0
-    prompt_tokens = tokens = 0
+    prompt_tokens = tokens = None
     async for chunk in engine.astream_generate(prompt, max_tokens=max_tokens, ignore_eos=True, temperature=1.0):
         if not first_at and (chunk.text or chunk.finish_reason):
             first_at = time.monotonic()
@@ -82,12 +85,18 @@ async def _ask(engine: Engine, prompt: str, max_tokens: int) -> Answer:
 
 def summed(parallel: int, answers: Sequence[Answer], took_s: float) -> Level:
     """The numbers of one level."""
-    rates = [(each.tokens - 1) / (each.ended_at - each.first_at) for each in answers if each.ended_at > each.first_at]
+    counts = [each.tokens for each in answers if each.tokens is not None]
+    rates = [
+        (each.tokens - 1) / (each.ended_at - each.first_at)
+        for each in answers
+        if each.tokens and each.ended_at > each.first_at
+    ]
+    prompts = [each.prompt_tokens for each in answers if each.prompt_tokens is not None]
     return Level(
         parallel=parallel,
         first_token_s=median(each.first_at - each.sent_at for each in answers),
-        tokens_per_s=sum(each.tokens for each in answers) / took_s,
-        tokens_per_s_each=median(rates) if rates else 0.0,
+        tokens_per_s=sum(counts) / took_s if len(counts) == len(answers) else None,
+        tokens_per_s_each=median(rates) if rates else None,
         requests=len(answers),
-        prompt_tokens=int(median(each.prompt_tokens for each in answers)),
+        prompt_tokens=int(median(prompts)) if prompts else None,
     )

@@ -29,6 +29,8 @@ _PASSED_HEADERS = (
     "accept", "content-type", "user-agent", "x-request-id", SESSION_HEADER, "traceparent", "tracestate",
     "anthropic-version", "anthropic-beta",
 )  # fmt: skip
+_TOLD_ONLY = "user-agent"
+"""It changes no answer: one that can't be passed on is left out."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,15 @@ def passed_headers(request: Request) -> tuple[tuple[str, str], ...]:
         RefusedError: one has characters in it that have no place in a header.
     """
     sent = sent_headers(request)
-    headers = tuple((name, sent[name]) for name in _PASSED_HEADERS if name in sent)
-    for name, value in headers:
-        if not _HEADER.fullmatch(value):
+    headers: list[tuple[str, str]] = []
+    for name in _PASSED_HEADERS:
+        if name not in sent:
+            continue
+        if _HEADER.fullmatch(sent[name]):
+            headers.append((name, sent[name]))
+        elif name != _TOLD_ONLY:
             raise RefusedError(400, f"the header {name} has characters in it that are not passed on", "invalid_header")
-    return headers
+    return tuple(headers)
 
 
 async def decoded(request: Request, max_bytes: int, kind: type[T]) -> T:

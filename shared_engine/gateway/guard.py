@@ -57,7 +57,7 @@ class Guard:
         answer = self._app
         try:
             check_head(scope)
-            check_host(headers.get("host", ""), config.fields.allowed_hosts, is_loopback=self._is_loopback)
+            check_host(headers.get("host"), config.fields.allowed_hosts, is_loopback=self._is_loopback)
             if not is_named:
                 check_page(scope["method"], scope["path"], headers)
             if is_named and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
@@ -108,15 +108,16 @@ def host_of(value: str) -> str:
     return value.partition(":")[0].lower().rstrip(".")
 
 
-def check_host(value: str, allowed: Sequence[str], *, is_loopback: bool) -> None:
+def check_host(value: str | None, allowed: Sequence[str], *, is_loopback: bool) -> None:
     """Refuse a page in a browser that reaches this address by a name of its own (DNS rebinding).
 
-    Names of loopback pass: nobody can have them lead elsewhere.
+    Names of loopback pass: nobody can have them lead elsewhere. So does a request without a Host, which is HTTP/1.0: no
+    browser sends one, HAProxy's health check does.
 
     Raises:
         RefusedError: it is called by a name that is not its.
     """
-    if not is_loopback and not allowed:
+    if value is None or (not is_loopback and not allowed):
         return
     name = host_of(value)
     if not (is_loopback and sockets.is_loopback(name)) and name not in map(str.lower, allowed):

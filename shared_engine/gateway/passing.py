@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 
 import msgspec
+from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 
 from shared_engine.errors import VLLMError
@@ -21,6 +22,7 @@ from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
 from shared_engine.gateway.refusals import SHUT_DOWN, RefusedError, error_event, refusal_of
 from shared_engine.gateway.translation import Translation
+from shared_engine.request.client import refusal
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
 from shared_engine.request.refusals import error_from_response
@@ -122,9 +124,9 @@ class PassedOn:
         except (RefusedError, VLLMError) as exc:
             if comments is not None:
                 await comments.end()
-            refusal = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
-            logger.info("%s %s: %d, %s", name, self._request.route, refusal.status, refusal.message)
-            await client.refuse(refusal)
+            refused = exc if isinstance(exc, RefusedError) else refusal_of(exc, name)
+            logger.info("%s %s: %d, %s", name, self._request.route, refused.status, refused.message)
+            await client.refuse(refused)
         finally:
             if comments is not None:
                 await comments.end()
@@ -222,8 +224,9 @@ async def _translated(
 ) -> None:
     _check_key(answer)
     if answer.status >= 400:
-        error = error_from_response(answer.status, answer.whole or b"")
-        error.retry_after_s = BUSY_AGAIN_S if answer.status in _BUSY else None
+        error = refusal(answer.status, CIMultiDict(answer.headers), answer.whole or b"")
+        if error.retry_after_s is None and answer.status in _BUSY:
+            error.retry_after_s = BUSY_AGAIN_S
         raise error
     translation.begin(answer)
     if answer.whole is None:

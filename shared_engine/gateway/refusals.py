@@ -38,6 +38,7 @@ class RefusedError(Exception):
 
     Attributes:
         code: for programs, such as ``model_not_found``.
+        param: what of the request it is about, in OpenAI's form.
         retry_after_s: when trying again may help.
         should_retry: False where that can't help, though the status may look like it.
     """
@@ -51,11 +52,13 @@ class RefusedError(Exception):
         retry_after_s: float | None = None,
         should_retry: bool | None = None,
         headers: dict[str, str] | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
+        self.param = param
         self._headers = dict(headers or {})
         if retry_after_s is not None:
             self._headers["Retry-After"] = str(math.ceil(retry_after_s))
@@ -70,7 +73,7 @@ class RefusedError(Exception):
             kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
             return json.dumps({"type": "error", "error": {"type": kind, "message": self.message}}).encode()
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
     def event(self, route: str = "") -> bytes:
@@ -127,6 +130,8 @@ def refusal_of(error: VLLMError, model: str) -> RefusedError:
         )
     if isinstance(error, ServerError):
         return RefusedError(502, message, "upstream_error")  # whose answer nobody understands
+    if isinstance(error, RequestError) and error.status is not None and error.status >= 300:
+        return RefusedError(502, message, "upstream_error", should_retry=False)  # a redirect, which is not followed
     if isinstance(error, InvalidInputError):
         return RefusedError(400, message, "invalid_request")
     return RefusedError(500, message, "internal_error")

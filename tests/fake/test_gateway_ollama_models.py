@@ -70,6 +70,17 @@ def test_a_model_is_loaded_kept_shown_and_sent_away(fake_engine: MakeEngine, tmp
         wait_until(lambda: engine.status().state is not EngineState.READY, 20, "the model to leave")
 
 
+@pytest.mark.parametrize(("ttl_s", "keep_alive"), [(60, "200000000h"), (60, 9e11), (1e13, None)])
+def test_a_time_after_the_year_9999_is_shown_as_never(
+    fake_engine: MakeEngine, tmp_path: Path, ttl_s: float, keep_alive: Any
+) -> None:
+    with before(fake_engine(idle_ttl_s=ttl_s), tmp_path) as (_, client):
+        client.chat("one", MESSAGES, keep_alive=keep_alive)
+        (shown,) = client.ps().models
+        assert isinstance(shown.expires_at, datetime)
+        assert 2200 < shown.expires_at.year < 2400
+
+
 def test_what_becomes_of_an_engine_is_told(fake_engine: MakeEngine, tmp_path: Path) -> None:
     with before(fake_engine({"exit_at": "start", "exit_code": 1}), tmp_path) as (_, client):
         with pytest.raises(ollama.ResponseError) as caught:

@@ -297,7 +297,21 @@ def test_the_numbers_of_a_level() -> None:
 
 
 def test_an_answer_in_one_piece_has_no_rate() -> None:
-    assert summed(1, [Answer(0.0, 1.0, 1.0, 1, 1)], 1.0).tokens_per_s_each == 0.0
+    level = summed(1, [Answer(0.0, 1.0, 1.0, 1, 1)], 1.0)
+    assert (level.tokens_per_s, level.tokens_per_s_each) == (1.0, None)
+
+
+def test_a_server_that_counts_no_tokens_has_no_speed(server: RemoteServer, capsys: Capture) -> None:
+    server.streams("a", "b")
+    command = ["bench", "-", "--base-url", server.url, "--parallel", "1", "--rounds", "1"]
+    assert main([*command, "--json"]) == 0
+    (level,) = json.loads(capsys.readouterr().out)["levels"]
+    assert (level["tokens_per_s"], level["tokens_per_s_each"], level["prompt_tokens"]) == (None, None, None)
+    assert level["first_token_s"] > 0
+    assert main(command) == 0
+    _, line, last = capsys.readouterr().out.splitlines()
+    assert line.split()[-2:] == ["-", "-"]
+    assert last == "answers of 64 tokens, which the server does not count"
 
 
 def test_no_two_prompts_are_equal() -> None:

@@ -151,6 +151,20 @@ async def test_a_refusal_of_one_is_that_of_all_and_names_it(client: httpx.AsyncC
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        ("/generate", {"prompts": ["a", 7]}, "prompts[1]"),
+        ("/chat", {"conversations": [HELLO, [{"content": "a"}]]}, "conversations[1]"),
+        ("/generate", {"prompts": ["a"], "params": {"n": 0}}, None),
+    ],
+)
+async def test_what_is_refused_before_it_is_sent_has_its_place_too(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], place: str | None
+) -> None:
+    assert (await client.post(path, json=body)).json()["error"]["param"] == place
+
+
+@pytest.mark.parametrize(
     ("path", "body", "why"),
     [
         (GENERATE, {}, "prompt or messages"),

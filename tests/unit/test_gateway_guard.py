@@ -60,17 +60,17 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
     ("host", "allowed", "is_loopback", "passes"),
     [
         ("127.0.0.1:8000", [], True, True), ("localhost", [], True, True), ("[::1]:8000", [], True, True),
-        ("LOCALHOST:1", [], True, True), ("localhost.", [], True, True), ("", [], True, False),
+        ("LOCALHOST:1", [], True, True), ("localhost.", [], True, True), ("", [], True, False), (None, [], True, True),
         ("evil.com", [], True, False), ("127.0.0.1.evil.com", [], True, False), ("localhost@evil.com", [], True, False),
         ("127.0.0.2:8000", [], True, True), ("app.localhost:8000", [], True, True), ("[::2]", [], True, False),
         ("10.0.0.1", [], True, False), ("0.0.0.0", [], True, False), ("localhost.evil.com", [], True, False),
         ("notlocalhost", [], True, False),
         ("gate.lan:8000", ["gate.lan"], True, True), ("localhost", ["gate.lan"], True, True),
         ("anything", [], False, True), ("anything", ["gate.lan"], False, False),
-        ("Gate.lan", ["gate.lan"], False, True),
+        ("Gate.lan", ["gate.lan"], False, True), (None, ["gate.lan"], False, True),
     ],
 )  # fmt: skip
-def test_the_host_that_is_named(host: str, allowed: list[str], is_loopback: bool, passes: bool) -> None:
+def test_the_host_that_is_named(host: str | None, allowed: list[str], is_loopback: bool, passes: bool) -> None:
     if passes:
         check_host(host, allowed, is_loopback=is_loopback)
         return

@@ -87,6 +87,8 @@ def posted(path: str, body: bytes, *lines: str) -> bytes:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 403}),
         (b"GET /health\r\n\r\n", {400}),
         (b"GET /health HTTP/1.1\r\n\r\n", {400}),
+        (b"GET /health HTTP/1.0\r\n\r\n", {200}),  # as HAProxy's httpchk asks
+        (b"GET /health HTTP/1.0\r\nHost: evil.com\r\n\r\n", {403}),
         (head("GET", "/health", "Host: evil.com"), {400}),
         (head("GET", "/health", host="Host: evil.com"), {403}),
         (head("GET", "http://evil.com/health"), {400}),

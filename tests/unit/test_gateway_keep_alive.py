@@ -18,6 +18,8 @@ from shared_engine.gateway.refusals import RefusedError
         ("-1", math.inf), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("300ms", 0.3), ("24h", 86400), ("0s", 0),
         ("-1m", math.inf), ("-1s", math.inf), ("1m0.5s", 60.5), ("100us", 1e-4), ("100µs", 1e-4),
         (" 5m ", 300), (".5s", 0.5), (10**400, math.inf), ("9" * 400, math.inf),
+        (9e11, math.inf), ("900000000000", math.inf), ("200000000h", math.inf), ("9" * 400 + "h", math.inf),
+        ("876000h", 100 * 365 * 86400),
     ],
 )  # fmt: skip
 def test_what_is_meant(value: Any, seconds: float | None) -> None:

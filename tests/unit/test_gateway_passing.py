@@ -14,8 +14,9 @@ import pytest
 from aiohttp import web
 
 from shared_engine.gateway.config import read_config
+from tests.support.callers import HELLO
 from tests.support.gateways import CHAT, asking, running_gateway
-from tests.support.remote_server import chat_answer
+from tests.support.remote_server import chat_answer, running_server
 
 MESSAGES = "/v1/messages"
 REFUSED = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too\nlarge"}}
@@ -68,6 +69,62 @@ def last_event(folder: Path, handler: Any, route: str) -> tuple[str, str]:
     assert found
     assert "\n" not in data
     return name, data
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (CHAT, {"messages": HELLO}),
+        ("/api/chat", {"messages": HELLO}),
+        ("/api/chat", {"messages": HELLO, "stream": False}),
+        ("/api/v1/inference/generate", {"messages": HELLO}),
+        ("/api/v1/inference/generate", {"messages": HELLO, "stream": True}),
+        ("/generate", {"prompts": ["Hello"]}),
+    ],
+)
+async def test_when_to_ask_again_is_told_as_the_models_server_says_it(
+    tmp_path: Path, route: str, body: dict[str, Any]
+) -> None:
+    with running_server() as far:
+        file = tmp_path / "models.yaml"
+        file.write_text(json.dumps({"models": {"a": {"base_url": far.url, "max_retries": 0}}}))
+        async with asking(read_config(file)) as client:
+            for headers in ({"Retry-After": "7", "x-should-retry": "false"}, {}):
+                far.fails(429, headers=headers)
+                answer = await client.post(route, json={"model": "a", **body})
+                told = {name: answer.headers.get(name) for name in ("Retry-After", "x-should-retry")}
+                assert answer.status_code == 429
+                assert told == {"Retry-After": "1", "x-should-retry": None, **headers}
+
+
+@pytest.mark.parametrize("route", [CHAT, "/api/chat"])
+async def test_a_server_that_redirects_is_at_fault_not_the_gateway(tmp_path: Path, route: str) -> None:
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("http://elsewhere.example/v1")
+
+    with running_server() as far:
+        far.handler = redirect
+        file = tmp_path / "models.yaml"
+        file.write_text(json.dumps({"models": {"a": {"base_url": far.url, "max_retries": 0}}}))
+        async with asking(read_config(file)) as client:
+            answer = await client.post(route, json={"model": "a", "messages": HELLO})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (502, "false")
+    assert "redirects to http://elsewhere.example/v1" in answer.text
+
+
+@pytest.mark.parametrize("route", [CHAT, "/api/chat", "/generate"])
+async def test_a_header_that_only_tells_who_asks_refuses_no_request(tmp_path: Path, route: str) -> None:
+    body = {"model": "a", **({"prompts": ["Hello"]} if route == "/generate" else {"messages": HELLO, "stream": False})}
+    with running_server() as far:
+        file = tmp_path / "models.yaml"
+        file.write_text(json.dumps({"models": {"a": {"base_url": far.url, "max_retries": 0}}}))
+        async with asking(read_config(file)) as client:
+            for name, statuses in ((b"User-Agent", {200}), (b"traceparent", {400})):
+                header = (name, "App/1 (Z\u00fcrich)".encode())
+                answer = await client.post(route, json=body, headers=[header])
+                assert answer.status_code in statuses
+            ((headers, _),) = far.requests
+            assert "App/1" not in str(headers)
 
 
 @pytest.mark.slow

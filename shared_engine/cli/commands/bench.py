@@ -55,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(as_json({**told, "levels": [level.to_json() for level in levels]}))
     else:
         print("\n".join(bench_table(levels)))
-        print(f"prompts of {levels[0].prompt_tokens} tokens, answers of {arguments.max_tokens}")
+        prompt_tokens = levels[0].prompt_tokens
+        if prompt_tokens is None:
+            print(f"answers of {arguments.max_tokens} tokens, which the server does not count")
+        else:
+            print(f"prompts of {prompt_tokens} tokens, answers of {arguments.max_tokens}")
     return DONE
 
 
@@ -79,9 +83,13 @@ def bench_table(levels: Sequence[Level]) -> list[str]:
         (
             str(level.parallel),
             f"{1000 * level.first_token_s:.0f} ms",
-            f"{level.tokens_per_s:.0f}",
-            f"{level.tokens_per_s_each:.0f}",
+            _rate(level.tokens_per_s),
+            _rate(level.tokens_per_s_each),
         )
         for level in levels
     ]
     return table([HEAD, *rows], numbers=range(len(HEAD)))
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:.0f}"

@@ -103,7 +103,7 @@ class _Generation:
     ) -> Any:
         if len(items) > MAX_ITEMS:
             raise RefusedError(413, f"{name} has {len(items)} items, and may have {MAX_ITEMS}", "too_many_items")
-        bodies = [_understood(lambda: made(item), f"{name}[{at}]: ") for at, item in enumerate(items)]  # noqa: B023
+        bodies = [_understood(lambda: made(item), f"{name}[{at}]") for at, item in enumerate(items)]  # noqa: B023
         keep_alive_of(keep_alive)
         if not items:
             return JSONResponse([])
@@ -148,16 +148,19 @@ class _Generation:
         return await decoded(request, self._catalog.config.fields.max_body_bytes, kind)
 
 
-def _understood(make: Callable[[], Any], place: str = "") -> Any:
+def _understood(make: Callable[[], Any], place: str | None = None) -> Any:
     """
+    Args:
+        place: what is made, where it is one of many.
+
     Raises:
         RefusedError: something in it is not as it should be; says what.
     """
     try:
         return make()
     except InvalidInputError as exc:
-        raise _refused(f"{place}{exc}") from None
+        raise _refused(str(exc) if place is None else f"{place}: {exc}", place) from None
 
 
-def _refused(why: str) -> RefusedError:
-    return RefusedError(400, why, "invalid_request")
+def _refused(why: str, place: str | None = None) -> RefusedError:
+    return RefusedError(400, why, "invalid_request", param=place)

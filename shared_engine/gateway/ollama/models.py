@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_engine.gateway.catalog import ServedModel
+from shared_engine.gateway.keep_alive import NEVER_S
 from shared_engine.gateway.ollama.answers import rfc3339
 from shared_engine.model_files.changes import while_unchanged
 from shared_engine.model_files.folder import chat_template, read_json
@@ -17,8 +18,6 @@ from shared_engine.model_files.quantization import quantization_of
 from shared_engine.model_files.weights import parameter_count, weights_bytes
 from shared_engine.observe.engine_info import EngineInfo
 
-NEVER_S = 292 * 365 * 86400
-"""What Ollama makes of "never leaves": as long as Go can count in nanoseconds."""
 _CAPABILITIES = {
     "chat": "completion",
     "completions": "completion",
@@ -95,15 +94,15 @@ class Shown:
     def process(self, info: EngineInfo) -> dict[str, Any]:
         """In ``/api/ps``."""
         memory, gpu_memory = info.memory_bytes or 0, info.gpu_memory_bytes or 0
-        leaves_at = info.leaves_at
+        latest, leaves_at = time.time() + NEVER_S, info.leaves_at
         if leaves_at is None:  # while requests run, and of one that stays
             ttl_s = info.idle_ttl_s
-            leaves_at = time.time() + min(NEVER_S, NEVER_S if info.pinned or ttl_s is None else ttl_s)
+            leaves_at = latest if info.pinned or ttl_s is None else time.time() + ttl_s
         return {
             **self._head(),
             "size": gpu_memory or memory or self._files.size,
             "size_vram": gpu_memory,
-            "expires_at": rfc3339(leaves_at),
+            "expires_at": rfc3339(min(leaves_at, latest)),  # a program may have said any number
             "context_length": self._model.context_window or 0,
         }
 
