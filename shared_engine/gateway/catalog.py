@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class ServedModel:
 
     Attributes:
         in_flight: the requests of all models.
+        requests: so many came while it was served, and have not ended.
+        places: how many run at once; of a model that was changed, the same as before.
         is_open: its requests may begin: it is no other model's turn (turns.py).
         turns_given: how often they had to wait, so that another one got room.
         stayed_at: when it was seen last that it did not leave though they waited, in seconds since the epoch.
@@ -51,6 +54,7 @@ class ServedModel:
     def __init__(self, config: ModelConfig, in_flight: InFlight, turns: Turns) -> None:
         self.config = config
         self.in_flight = in_flight
+        self.requests = 0
         self._turns = turns
         self.is_open = asyncio.Event()
         self.is_open.set()
@@ -83,6 +87,16 @@ class ServedModel:
     def is_used(self) -> bool:
         """Requests from here run on it."""
         return any(each.model == self.config.id and not each.is_waiting for each in self.in_flight)
+
+    @contextlib.contextmanager
+    def listed(self, request: InFlightRequest) -> Iterator[None]:
+        """In the list of all, until it ends."""
+        self.requests += 1
+        try:
+            with self.in_flight.listed(request):
+                yield
+        finally:
+            self.requests -= 1
 
     async def answer(self, request: ForwardedRequest, listed: InFlightRequest) -> ForwardedAnswer:
         """To a request, once the model is loaded, and as ``Forwarding.forward``.
@@ -161,9 +175,8 @@ class Catalog:
         self.unloads_at_end = False
         self._turns = Turns(lambda: (*self.models.values(),), lambda: self.config.fields.turn_s)
         self.models = {id_: self._served(model) for id_, model in config.models.items()}
-        self._replaced: list[ServedModel] = []
         self._preloads: dict[str, asyncio.Task[None]] = {}
-        self._handing_on: set[asyncio.Task[None]] = set()
+        self._handing_on: dict[asyncio.Task[None], ServedModel] = {}
 
     def replace(self, config: GatewayConfig) -> None:
         """Serve by another configuration from now on. Requests in flight end as they began.
@@ -176,15 +189,16 @@ class Catalog:
         replaced = [model for id_, model in self.models.items() if id_ not in kept]
         self.models = {id_: kept.get(id_) or self._served(model) for id_, model in config.models.items()}
         self.config = config
-        self._replaced += replaced
         for model in replaced:
             if (new := self.models.get(model.config.id)) is not None:
                 new.is_open = model.is_open  # whose turn it is opens the old one, and the engine may be the same
+                new.places = model.places
+                new.places.limit_to(new.config.fields.concurrency_limit, new.config.fields.queue_limit)
                 if new.declared == model.declared:
                     new.kept = model.kept
             task = asyncio.create_task(hand_on(model, lambda: (*self.models.values(),)))
-            self._handing_on.add(task)
-            task.add_done_callback(self._handing_on.discard)
+            self._handing_on[task] = model
+            task.add_done_callback(lambda done: self._handing_on.pop(done, None))
         for id_, task in list(self._preloads.items()):
             if id_ not in kept:
                 task.cancel()
@@ -234,13 +248,15 @@ class Catalog:
         return [self._entry(name, model, states[model], allowed) for name, model in shown]
 
     def shown(self, key: Key | None) -> list[tuple[str, ServedModel]]:
-        """Models and LoRA adapters that the key opens and that are listed, each with its model."""
+        """Models and LoRA adapters that the key opens and that are listed, each with its model. What it opens by an
+        alias only has that name.
+        """
         allowed = self.allowed(key)
         return [
             (name, model)
             for model in self.models.values()
             if not model.config.fields.unlisted
-            for name in (model.config.id, *model.config.adapters)
+            for name in _own_names(model.config, allowed)
             if name in allowed
         ]
 
@@ -289,14 +305,18 @@ class Catalog:
 
     async def close(self) -> None:
         """End what is done here, and close the connections. Engines stay, as their settings say."""
-        tasks = (*self._preloads.values(), *self._handing_on)
+        tasks, replaced = (*self._preloads.values(), *self._handing_on), (*self._handing_on.values(),)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.unloads_at_end:
             await asyncio.gather(*map(_unloaded, self.models.values()))
-        for model in (*self.models.values(), *self._replaced):
+        for model in (*self.models.values(), *replaced):
             await model.endpoint.close()
+
+
+def _own_names(model: ModelConfig, allowed: Sequence[str]) -> tuple[str, ...]:
+    return (*((model.id,) if model.id in allowed else model.fields.aliases), *model.adapters)
 
 
 async def _unloaded(model: ServedModel) -> None:

@@ -48,7 +48,7 @@ async def hand_on(old: ServedModel, models: Callable[[], Iterable[ServedModel]])
         models: those that are.
     """
     await _hand_on_pin(old, models())
-    while old.places.taken or old.places.waiting:
+    while old.requests:
         await asyncio.sleep(LOOK_S)
     others = [(model, await _engines(model)) for model in models()]
     for key, engine in (await _engines(old)).items():

@@ -82,7 +82,7 @@ class PassedOn:
         self._listed.answering = asyncio.current_task()
         client = _Client(send, scope["path"], self._stream_type)
         end_at_departure = scope.get("extensions", {}).get(END_AT_DEPARTURE)
-        with self._model.in_flight.listed(self._listed):
+        with self._model.listed(self._listed):
             try:
                 if end_at_departure is not None:
                     end_at_departure()

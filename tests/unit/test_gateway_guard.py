@@ -247,7 +247,7 @@ async def test_what_is_shown_to_a_key_has_the_names_that_it_opens_and_no_others(
     assert told == {
         "all": {"listed": ["a", "b"], "status": [("a", []), ("b", ["b:cold"])], "tags": ["a", "b"], "metrics": 200},
         "model": {"listed": ["b"], "status": [("b", ["b:cold"])], "tags": ["b"], "metrics": 403},
-        "alias": {"listed": [], "status": [("b:cold", [])], "tags": [], "metrics": 403},
+        "alias": {"listed": ["b:cold"], "status": [("b:cold", [])], "tags": ["b:cold"], "metrics": 403},
         "root": {"listed": ["a"], "status": [("a", [])], "tags": ["a"], "metrics": 200},
     }
 
@@ -534,3 +534,68 @@ async def test_nobody_waits_for_a_place_for_ever() -> None:
         await places.take(0.01)
     places.give_back()
     assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_other_limits_hold_from_the_next_place_on() -> None:
+    places = Places("m", 1, 5)
+    await places.take(10)
+    tasks = [asyncio.create_task(places.take(10)) for _ in range(4)]
+    await asyncio.sleep(0)
+    places.limit_to(3, 5)
+    await asyncio.sleep(0)
+    assert (places.taken, places.waiting) == (3, 2)
+    places.limit_to(1, 2)
+    with pytest.raises(RefusedError, match=r"1 requests at once, and 2 wait"):
+        await places.take(10)
+    for left in (2, 1):
+        places.give_back()
+        assert (places.taken, places.waiting) == (left, 2)
+    for _ in range(3):
+        places.give_back()
+    await asyncio.gather(*tasks)
+    assert (places.taken, places.waiting) == (0, 0)
+
+
+async def test_who_is_given_a_place_as_it_leaves_gives_it_back() -> None:
+    places = Places("m", 1, 5)
+    await places.take(10)
+    leaving, next_one = (asyncio.create_task(places.take(10)) for _ in range(2))
+    await asyncio.sleep(0)
+    places.give_back()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await next_one
+    assert (places.taken, places.waiting) == (1, 0)
+
+
+async def test_a_model_that_is_changed_has_no_more_requests_at_once(tmp_path: Path, server: RemoteServer) -> None:
+    """However often the file is read again while they run."""
+
+    def configured(description: str) -> GatewayConfig:
+        models = {"a": {"base_url": server.url, "concurrency_limit": 1, "description": description}}
+        file = tmp_path / "models.yaml"
+        file.write_text(json.dumps({"models": models}))
+        return read_config(file)
+
+    server.streams("Hi", then="hang")
+    catalog = Catalog(configured("0"))
+    transport = httpx.ASGITransport(gateway_app(catalog, is_loopback=True))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        tasks = []
+        for number in range(1, 4):
+            tasks.append(asyncio.create_task(client.post(CHAT, json={"model": "a", "messages": HELLO, "stream": True})))
+            while len([*catalog.in_flight]) < number:
+                await asyncio.sleep(0.01)
+            catalog.replace(configured(str(number)))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(server.requests) == 1
+        assert (catalog.models["a"].places.taken, catalog.models["a"].places.waiting) == (1, 2)
+        assert len(catalog._handing_on) == 3
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while catalog._handing_on:  # what was replaced is forgotten once its requests have ended
+            await asyncio.sleep(0.01)
+    await catalog.close()
