@@ -46,7 +46,7 @@ def to_openai_part(block: str | Block, position: str, *, reads_files: bool = Tru
     """
     if isinstance(block, str):
         return {"type": "text", "text": block}
-    block = _unwrapped(block)
+    block = unwrapped(block)
     kind = block.get("type") or next((name for name in _MEDIA_URLS if name in block), None)
     if kind == "text":
         return {"type": "text", "text": block.get("text", "")}
@@ -68,14 +68,14 @@ def names_file(block: object) -> bool:
     """Whether the block names a file of this machine."""
     if not isinstance(block, Mapping):
         return False
-    block = _unwrapped(block)
+    block = unwrapped(block)
     return block.get("type") in _DATA and _file_place(_fields(block)) is not None
 
 
-def _unwrapped(block: Block) -> Block:
+def unwrapped(block: Block) -> Block:
     """Core puts a block that it does not know into one of type ``non_standard``."""
     inside = block.get("value") if block.get("type") == "non_standard" else None
-    return _unwrapped(inside) if isinstance(inside, Mapping) else block
+    return unwrapped(inside) if isinstance(inside, Mapping) else block
 
 
 # ---- OpenAI's and vLLM's blocks

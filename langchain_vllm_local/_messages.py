@@ -18,16 +18,13 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_vllm_local._answer_blocks import call_of, is_call, is_thought, thought_of
 from langchain_vllm_local._blocks import names_file, to_openai_part
 from langchain_vllm_local._tools import openai_tool_call
 from shared_engine.adapting.media_errors import Wording
 from shared_engine.adapting.other_blocks import block_as_text
 from shared_engine.adapting.tools import is_stand_in, sent_arguments, without_stand_in
 from shared_engine.errors import InvalidInputError
-
-# Blocks of an answer that the message carries a second time, as tool_calls.
-_TOOL_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
-_REASONING_BLOCKS = ("reasoning", "thinking")
 
 
 class _Piece(NamedTuple):
@@ -190,9 +187,9 @@ def _is_sent_elsewhere(message: BaseMessage, block: object) -> bool:
         return _is_result(block)
     if not isinstance(message, AIMessage):
         return False
-    if block.get("type") in _REASONING_BLOCKS:
+    if is_thought(block):
         return True
-    return block.get("type") in _TOOL_CALL_BLOCKS if _names_calls(message) else _is_call(block)
+    return is_call(block) if _names_calls(message) else call_of(block) is not None
 
 
 def _names_calls(message: AIMessage) -> bool:
@@ -202,11 +199,6 @@ def _names_calls(message: AIMessage) -> bool:
 def _is_result(block: object) -> TypeGuard[dict[str, Any]]:
     """A result of a tool, as Anthropic has it."""
     return isinstance(block, dict) and block.get("type") == "tool_result"
-
-
-def _is_call(block: object) -> TypeGuard[dict[str, Any]]:
-    """A call of a tool, as Anthropic has it. Its class names the calls in ``tool_calls`` too; a history may not."""
-    return isinstance(block, dict) and block.get("type") == "tool_use" and bool(block.get("name"))
 
 
 def _answer_fields(message: AIMessage, position: str) -> dict[str, Any]:
@@ -222,13 +214,20 @@ def _answer_fields(message: AIMessage, position: str) -> dict[str, Any]:
 
 
 def _calls(message: AIMessage, position: str) -> list[dict[str, Any]]:
-    """The calls that could be made, and those that could not; a stand-in is there as what it stands for."""
+    """The calls that could be made, and those that could not; a stand-in is there as what it stands for, also where
+    other programs have left only that.
+    """
     if not _names_calls(message):
         return list(_unnamed_calls(message, position))
+    invalid = {call["id"] for call in message.invalid_tool_calls}
     made = [
-        openai_tool_call(call["id"], call["name"], sent_arguments(call["args"], f"{position}.tool_calls[{index}]"))
+        openai_tool_call(
+            call["id"],
+            without_stand_in(call["name"]),
+            sent_arguments(call["args"], f"{position}.tool_calls[{index}]"),
+        )
         for index, call in enumerate(message.tool_calls)
-        if not is_stand_in(call["name"])
+        if not (is_stand_in(call["name"]) and call["id"] in invalid)
     ]
     ids = {call["id"] for call in made}
     return made + [
@@ -239,18 +238,17 @@ def _calls(message: AIMessage, position: str) -> list[dict[str, Any]]:
 
 
 def _unnamed_calls(message: AIMessage, position: str) -> Iterator[dict[str, Any]]:
-    """Calls that are not in ``tool_calls``: of OpenAI's first form of tools, and Anthropic's blocks."""
+    """Calls that are not in ``tool_calls``: of OpenAI's first form of tools, and blocks of other providers' answers."""
     older = message.additional_kwargs.get("function_call")
     if isinstance(older, Mapping):
         yield openai_tool_call(None, str(older.get("name")), sent_arguments(older.get("arguments") or "", position))
         return
     for index, block in enumerate(message.content if isinstance(message.content, list) else ()):
-        if _is_call(block):
-            arguments = sent_arguments(block.get("input") or {}, f"{position}.content[{index}]")
-            yield openai_tool_call(block.get("id"), str(block["name"]), arguments)
+        call = call_of(block)
+        if call is not None:
+            arguments = sent_arguments(call.arguments, f"{position}.content[{index}]")
+            yield openai_tool_call(call.call_id, call.name, arguments)
 
 
 def _thoughts(content: str | list[str | dict[Any, Any]]) -> Iterable[str]:
-    for block in content if isinstance(content, list) else ():
-        if isinstance(block, dict) and block.get("type") in _REASONING_BLOCKS:
-            yield str(block.get(block["type"]) or "")
+    return (thought_of(block) for block in content if is_thought(block)) if isinstance(content, list) else ()

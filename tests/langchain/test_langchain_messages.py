@@ -76,6 +76,14 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
                 "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
             },
         ),
+        (  # the same, where another program has left the stand-in only
+            AIMessage("", tool_calls=[{"name": "add__malformed_arguments", "args": {}, "id": "c2"}]),
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{}"}}],
+            },
+        ),
         (
             ToolMessage("no such tool", tool_call_id="c2", name="add__malformed_arguments"),
             {"role": "tool", "content": "no such tool", "tool_call_id": "c2", "name": "add"},
@@ -200,3 +208,67 @@ def test_a_result_alone_leaves_no_message_of_the_users(block: dict[str, Any], co
 def test_what_stands_beside_a_result_and_can_not_be_sent_is_named() -> None:
     with pytest.raises(InvalidInputError, match=r"messages\[1\].content\[1\] .* 'file'"):
         to_openai_messages([HumanMessage("Hi"), HumanMessage([result("5"), {"type": "file", "base64": "AA=="}])])
+
+
+# ---- answers of other providers
+
+
+TEXT = {"type": "text", "text": "b"}
+ARGUMENTS = '{"a": 2, "stadt": "Köln"}'
+OF_RESPONSES = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "add", "arguments": ARGUMENTS}
+OF_GOOGLE = {"type": "function_call", "id": "c1", "name": "add", "args": CALL["args"]}
+OF_BEDROCK = {"toolUse": {"toolUseId": "c1", "name": "add", "input": CALL["args"]}}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        CALL,
+        OF_RESPONSES,
+        {"type": "custom_tool_call", "id": "ctc_1", "call_id": "c1", "name": "add", "input": "2 in Köln"},
+        OF_GOOGLE,
+        {"type": "function_call_signature", "signature": "s", "index": 0},
+        {"type": "tool_use", "id": "c1", "name": "add", "input": CALL["args"]},
+        {"type": "input_json_delta", "partial_json": ARGUMENTS, "index": 1},
+        OF_BEDROCK,
+        {"type": "non_standard", "value": {"type": "input_json_delta", "partial_json": ARGUMENTS}},
+    ],
+)
+def test_a_call_that_stands_in_a_block_too_is_sent_once(block: dict[str, Any]) -> None:
+    (sent,) = to_openai_messages([AIMessage([block, TEXT], tool_calls=[CALL])])
+    assert sent == {"role": "assistant", "content": [TEXT], "tool_calls": [SENT_CALL]}
+
+
+@pytest.mark.parametrize("block", [CALL, OF_RESPONSES, OF_GOOGLE, OF_BEDROCK])
+def test_a_call_in_a_block_alone_is_one(block: dict[str, Any]) -> None:
+    (sent,) = to_openai_messages([AIMessage([block])])
+    assert sent == {"role": "assistant", "content": None, "tool_calls": [SENT_CALL]}
+
+
+def test_what_a_providers_own_tools_did_is_told_in_words() -> None:
+    (sent,) = to_openai_messages([AIMessage([{"type": "web_search_call", "status": "completed"}], tool_calls=[CALL])])
+    assert sent["content"] == [{"type": "text", "text": '[web_search_call: {"status": "completed"}]'}]
+
+
+@pytest.mark.parametrize(
+    ("block", "reasoning"),
+    [
+        ({"type": "reasoning_content", "reasoning_content": {"text": "2+2", "signature": "s"}}, "2+2"),
+        ({"type": "reasoning_content", "reasoning_content": {"redacted_content": "QUJD"}}, None),
+        ({"reasoningContent": {"reasoningText": {"text": "2+2", "signature": "s"}}}, "2+2"),
+        ({"type": "thinking", "thinking": "2+2", "signature": "s"}, "2+2"),
+        ({"type": "thinking", "thinking": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2"}]}, "2+2"),
+        ({"type": "redacted_thinking", "data": "QUJD"}, None),
+        ({"type": "reasoning", "id": "rs_1", "summary": []}, None),
+        (
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in ("2+2", "So 4")]},
+            "2+2\n\nSo 4",
+        ),
+        ({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "2+2"}]}, "2+2"),
+        ({"type": "non_standard", "value": {"type": "redacted_thinking", "data": "QUJD"}}, None),
+    ],
+)
+def test_a_thought_is_sent_as_one(block: dict[str, Any], reasoning: str | None) -> None:
+    (sent,) = to_openai_messages([AIMessage([block, TEXT])])
+    thought = {"reasoning": reasoning} if reasoning else {}
+    assert sent == {"role": "assistant", "content": [TEXT], **thought}
