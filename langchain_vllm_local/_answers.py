@@ -5,7 +5,7 @@ Shared by the sync, async, whole and streamed methods, so that all of them give 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,10 @@ from shared_engine.results import Choice, GenerationChunk, GenerationResult, Tok
 
 
 def to_chat_result(result: GenerationResult) -> ChatResult:
-    """A whole answer. The usage, of all ``n`` choices together, is on the first one: so that it adds up."""
+    """A whole answer. The usage, of all ``n`` choices together, is on the first one: so that it adds up.
+
+    Core copies ``llm_output`` into the metadata of an answer with one choice.
+    """
     generations = []
     for position, choice in enumerate(result.choices):
         calls, invalid_calls = to_tool_calls(choice.tool_calls, choice.finish_reason)
@@ -35,7 +38,18 @@ def to_chat_result(result: GenerationResult) -> ChatResult:
             usage_metadata=to_usage_metadata(result.usage) if position == 0 else None,
         )
         generations.append(ChatGeneration(message=message, generation_info=_generation_info(choice)))
-    return ChatResult(generations=generations)
+    return ChatResult(generations=generations, llm_output=_llm_output([result]))
+
+
+def combined_llm_output(outputs: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """That of several answers; those that were streamed, or cached, have none."""
+    known = [output for output in outputs if output]
+    usages = [output["token_usage"] for output in known if output.get("token_usage")]
+    names = [output["model_name"] for output in known if output.get("model_name")]
+    return {
+        "token_usage": {name: sum(usage[name] for usage in usages) for name in (usages[0] if usages else ())},
+        **({"model_name": names[0]} if names else {}),
+    }
 
 
 def to_chat_chunk(chunk: GenerationChunk) -> ChatGenerationChunk:
@@ -57,10 +71,7 @@ def to_chat_chunk(chunk: GenerationChunk) -> ChatGenerationChunk:
 def to_llm_result(results: Sequence[GenerationResult]) -> LLMResult:
     """Whole answers, in order of the prompts, with the usage of each and of all together."""
     generations = [_to_generations(result) for result in results]
-    output: dict[str, Any] = {"token_usage": _token_usage([result.usage for result in results])}
-    if results:
-        output["model_name"] = results[0].model
-    return LLMResult(generations=generations, llm_output=output)
+    return LLMResult(generations=generations, llm_output=_llm_output(results))
 
 
 def _to_generations(result: GenerationResult) -> list[Generation]:
@@ -107,6 +118,13 @@ def _token_usage(usages: Sequence[TokenUsage]) -> dict[str, int]:
 
 
 # ---- what both have
+
+
+def _llm_output(results: Sequence[GenerationResult]) -> dict[str, Any]:
+    output: dict[str, Any] = {"token_usage": _token_usage([result.usage for result in results])}
+    if results:
+        output["model_name"] = results[0].model
+    return output
 
 
 def _additional_kwargs(reasoning: str | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import RunnableConfig, get_config_list, merge_configs
 
+from langchain_vllm_local._answers import combined_llm_output
 from shared_engine.adapting.batches import all_in_tasks, in_tasks, in_threads
 
 Output_co = TypeVar("Output_co", covariant=True)
@@ -197,6 +198,9 @@ class ChatBatches(Batches[AIMessage], BaseChatModel):
 
         with self.engine.concurrency(len(messages)) as limit:
             return self._in_one(await all_in_tasks(answer, len(messages), limit, return_exceptions=True))
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None], /) -> dict[str, Any]:
+        return combined_llm_output(llm_outputs)
 
     def _in_one(self, outcomes: Sequence[LLMResult | Exception]) -> LLMResult:
         results = [_result_of(outcome) for outcome in outcomes]

@@ -1,4 +1,5 @@
-"""What ChatVLLM and VLLM share beyond the engine: defaults of requests, parameters of calls, and what traces show.
+"""What ChatVLLM and VLLM share beyond the engine: defaults of requests, parameters of calls, tokens of texts, and what
+traces show.
 
 Knows nothing of messages or results.
 """
@@ -6,7 +7,7 @@ Knows nothing of messages or results.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from langchain_core.language_models.base import LangSmithParams
@@ -19,6 +20,10 @@ from shared_engine.declared import UNSET, Alias
 from shared_engine.errors import InvalidInputError
 from shared_engine.params import GenerationParams, merge_parameters
 from shared_engine.settings import SECRET, EngineFields
+
+if TYPE_CHECKING:
+    from langchain_core.runnables.base import RunnableSerializable
+    from langchain_core.runnables.utils import AnyConfigurableField
 
 # Other names that LangChain's models give to the same things.
 _ALIASES = {**LangChainModel._aliases, "max_completion_tokens": "max_tokens", "stop_sequences": "stop"}
@@ -34,13 +39,22 @@ class LanguageModel(LangChainModel, GenerationModel):
     if TYPE_CHECKING:  # of _ALIASES
         max_completion_tokens: Alias[int | None] = UNSET
         stop_sequences: Alias[str | list[str] | None] = UNSET
+        custom_get_token_ids: Callable[[str], list[int]] | None = None  # core's
 
+    _aliases: ClassVar[Mapping[str, str]] = _ALIASES
     _request_fields: ClassVar[tuple[str, ...]] = (*GenerationModel._request_fields, "n")
 
     @model_validator(mode="before")
     @classmethod
     def _replace_aliases(cls, values: Any) -> Any:
         return with_own_names(values) if isinstance(values, Mapping) else values
+
+    def configurable_fields(self, **kwargs: AnyConfigurableField) -> RunnableSerializable[Any, Any]:
+        """See RunnableSerializable. LangChain's other names for a field are taken, too."""
+        with langchain_errors():
+            fields = with_own_names(kwargs)
+        configurable: RunnableSerializable[Any, Any] = super().configurable_fields(**fields)  # type: ignore[misc]
+        return configurable
 
     # ---- one request
 
@@ -55,12 +69,32 @@ class LanguageModel(LangChainModel, GenerationModel):
         """
         given = with_own_names(call)
         given.pop("stream", None)  # core's own switch between invoke and stream
+        given.pop("stream_usage", None)  # ChatOpenAI's; the usage always comes
+        options = given.get("stream_options")
+        if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
+            del given["stream_options"]
         if stop is not None:
             given["stop"] = list(stop) if not isinstance(stop, str) else stop
         params = GenerationParams(**merge_parameters(self._request_defaults(), given))
         if stream and (params.n or 1) > 1:
             raise InvalidInputError(f"n = {params.n}: one answer can be streamed; for more use invoke or generate")
         return params
+
+    # ---- tokens
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of a text, exactly; without an engine where vLLM exports the tokenizer (Engine.count_tokens)."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        with langchain_errors():
+            return self.engine.count_tokens(text)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself: without special ones, which ``get_num_tokens`` counts (Engine.tokenize)."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        with langchain_errors():
+            return self.engine.tokenize(text)
 
     # ---- what traces, caches and files show
 
@@ -84,9 +118,9 @@ class LanguageModel(LangChainModel, GenerationModel):
             "ls_model_name": given.get("model", self.model),
             "ls_temperature": given.get("temperature", self.temperature),
             "ls_max_tokens": given.get("max_tokens", self.max_tokens),
-            "ls_stop": [stops] if isinstance(stops, str) else stops,
+            "ls_stop": [stops] if isinstance(stops, str) else stops or None,
         }
-        return cast("LangSmithParams", {name: value for name, value in params.items() if value not in (None, [])})
+        return cast("LangSmithParams", {name: value for name, value in params.items() if value is not None})
 
 
 def with_own_names(values: Mapping[str, Any]) -> dict[str, Any]:

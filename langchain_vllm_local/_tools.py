@@ -30,7 +30,7 @@ def to_openai_tool_choice(
     Raises:
         InvalidInputError: it names no tool of ``tools``; names the nearest.
     """
-    if choice is None or choice is False:
+    if not choice:  # "" too, as ChatOpenAI has it
         return None
     if choice is True:
         return "required"

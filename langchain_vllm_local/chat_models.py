@@ -8,6 +8,7 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import HumanMessage
 from pydantic import ConfigDict
 
 from langchain_vllm_local._answers import to_chat_chunk, to_chat_result
@@ -267,17 +268,20 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
 
     # ---- tokens
 
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text, exactly; without an engine where vLLM exports the tokenizer (Engine.count_tokens)."""
-        if self.custom_get_token_ids is not None:
-            return super().get_num_tokens(text)
-        with langchain_errors():
-            return self.engine.count_tokens(text)
-
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of a conversation with the chat template, and tools, around it: ``input_tokens`` of the same request,
-        exactly. The server counts, and a local engine is started for it.
+        exactly (Engine.count_tokens).
+
+        Without messages it is what the tools add to one; without tools, too, it is 0, and no server is asked.
         """
+        if messages:
+            return self._count_tokens(messages, tools)
+        if not tools:
+            return 0
+        any_message = [HumanMessage("Hi")]
+        return self._count_tokens(any_message, tools) - self._count_tokens(any_message, None)
+
+    def _count_tokens(self, messages: Sequence[BaseMessage], tools: Sequence[Any] | None) -> int:
         with langchain_errors():
             request = self._request(messages, None, {"tools": tools} if tools else {})
             with self._media_errors(messages, request):

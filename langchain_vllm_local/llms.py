@@ -160,15 +160,6 @@ class VLLM(LanguageModel, Batches[str], BaseLLM):
             )
         return await BaseLLM.abatch(self, list(inputs), config, **kwargs)
 
-    # ---- tokens
-
-    def get_num_tokens(self, text: str) -> int:
-        """Tokens of a text, exactly; without an engine where vLLM exports the tokenizer (Engine.count_tokens)."""
-        if self.custom_get_token_ids is not None:
-            return super().get_num_tokens(text)
-        with langchain_errors():
-            return self.engine.count_tokens(text)
-
 
 def _has_run_id(config: RunnableConfig | list[RunnableConfig] | None) -> bool:
     return any("run_id" in each for each in (config if isinstance(config, list) else [config or {}]))

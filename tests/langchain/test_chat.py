@@ -192,6 +192,7 @@ def test_tokens_are_counted_as_a_request_costs(
     never_started = ChatVLLM(**{**tiny_chat, "max_model_len": 2000})
     assert 0 < never_started.get_num_tokens("You are brief.") < counted
     assert never_started.engine.status().starts == 0
+    assert (llm.get_num_tokens_from_messages([], tools) > 0) is bool(tools)
 
 
 # ---- concurrency

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from aiohttp import web
 from langchain_core import exceptions as core
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage, trim_messages
 from langchain_core.runnables import RunnableConfig
 
 from langchain_vllm_local import VLLM, ChatVLLM
@@ -73,6 +74,26 @@ def test_an_empty_stop_and_none_take_a_default_away(server: RemoteServer) -> Non
 def test_bound_parameters_are_sent(server: RemoteServer) -> None:
     chat(server).bind(temperature=0.25, stop=["x"], top_logprobs=2).invoke("Hi")
     assert sent(server) == {"temperature": 0.25, "stop": ["x"], "logprobs": True, "top_logprobs": 2}
+
+
+@pytest.mark.parametrize("kind", [ChatVLLM, VLLM])
+def test_numpys_numbers_are_numbers(server: RemoteServer, kind: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    llm = kind(base_url=server.url)
+    given = {"temperature": numpy.float64(0.5), "max_tokens": numpy.int64(3)}
+    llm.bind(**given).invoke("Hi")
+    llm.batch(["Hi"], **given)
+    assert [(body["temperature"], body["max_tokens"]) for _, body in server.requests] == [(0.5, 3)] * 2
+
+
+@pytest.mark.parametrize("options", [{"stream_usage": True}, {"stream_options": {"include_usage": True}}])
+def test_the_usage_may_be_asked_for_though_it_always_comes(server: RemoteServer, options: dict[str, Any]) -> None:
+    server.streams("Hi")
+    assert chat(server).bind(**options).invoke("Hi", stream=True).text == "Hi"
+    assert "".join(chunk.text for chunk in chat(server).stream("Hi", **options)) == "Hi"
+    assert [body["stream_options"] for _, body in server.requests] == [{"include_usage": True}] * 2
+    with pytest.raises(InvalidInputError, match="unknown parameter 'stream_options'"):
+        chat(server).invoke("Hi", stream_options={"continuous_usage_stats": True})
 
 
 @pytest.mark.parametrize(
@@ -361,3 +382,73 @@ def test_a_tool_without_parameters_goes_out_with_an_empty_schema(server: RemoteS
     """vLLM takes it as it is, vllm-router does not."""
     chat(server).bind_tools([{"type": "function", "function": {"name": "get_time"}}]).invoke("What time is it?")
     assert sent(server)["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
+# ---- usage, as ChatOpenAI has it beside usage_metadata
+
+
+class Ends(BaseCallbackHandler):
+    """The llm_output that older callbacks read."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, Any] | None] = []
+
+    def on_llm_end(self, response: Any, **_: Any) -> None:
+        self.outputs.append(response.llm_output)
+
+
+def usage(answers: int) -> dict[str, int]:
+    return {"prompt_tokens": 3 * answers, "completion_tokens": answers, "total_tokens": 4 * answers}
+
+
+async def test_a_whole_answers_usage_is_in_its_metadata_and_in_llm_output(server: RemoteServer) -> None:
+    ends = Ends()
+    llm = chat(server, callbacks=[ends])
+    for answer in (llm.invoke("Hi"), await llm.ainvoke("Hi")):
+        assert (answer.response_metadata["token_usage"], answer.response_metadata["model_name"]) == (usage(1), "served")
+    assert ends.outputs == [{"token_usage": usage(1), "model_name": "served"}] * 2
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+async def test_llm_output_of_several_conversations_adds_up(server: RemoteServer, answers: int) -> None:
+    ends = Ends()
+    llm = chat(server, callbacks=[ends])
+    conversations: list[Any] = [[HumanMessage("Hi")]] * answers
+    for result in (llm.generate(conversations), await llm.agenerate(conversations)):
+        assert result.llm_output == {"token_usage": usage(answers), "model_name": "served"}
+    assert ends.outputs == [{"token_usage": usage(1), "model_name": "served"}] * 2 * answers
+
+
+def test_streamed_answers_have_no_llm_output(server: RemoteServer) -> None:
+    server.streams("Hi")
+    llm = chat(server, streaming=True)
+    assert llm.generate([[HumanMessage("Hi")]]).llm_output == {"token_usage": {}}
+    assert "token_usage" not in llm.invoke("Hi").response_metadata
+
+
+# ---- tokens
+
+
+@pytest.mark.parametrize("kind", [ChatVLLM, VLLM])
+def test_token_ids_are_the_models(server: RemoteServer, kind: Any) -> None:
+    assert kind(base_url=server.url).get_token_ids("one two three") == [0, 1, 2]
+    own = kind(base_url=server.url, custom_get_token_ids=lambda text: [len(text)])
+    assert (own.get_token_ids("one"), own.get_num_tokens("one")) == ([3], 1)
+
+
+def test_no_messages_have_no_tokens_and_no_server_is_asked(server: RemoteServer) -> None:
+    assert chat(server).get_num_tokens_from_messages([]) == 0
+    assert server.looks == []
+
+
+def test_tools_without_messages_are_what_they_add(server: RemoteServer) -> None:
+    assert chat(server).get_num_tokens_from_messages([], tools=[add]) == 0  # this server shows tools to nobody
+    assert [path for path, _ in server.looks if "tokenize" in path] == ["/tokenize"] * 2
+
+
+@pytest.mark.parametrize("strategy", ["last", "first"])
+def test_a_message_too_long_by_itself_is_trimmed(server: RemoteServer, strategy: Any) -> None:
+    long = HumanMessage("one two three four five")
+    trim = partial(trim_messages, [long], strategy=strategy, allow_partial=True, token_counter=chat(server))
+    assert trim(max_tokens=3) == []
+    assert trim(max_tokens=7) == [long]

@@ -63,6 +63,7 @@ NAMED = {"type": "function", "function": {"name": "add"}}
     ("given", "sent"),
     [
         (None, None),
+        ("", None),
         (False, None),
         (True, "required"),
         ("auto", "auto"),

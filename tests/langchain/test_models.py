@@ -17,7 +17,7 @@ from langchain_core.runnables import ConfigurableField
 
 import langchain_vllm_local
 from langchain_vllm_local import VLLM, ChatVLLM
-from shared_engine import SettingsError
+from shared_engine import InvalidInputError, SettingsError
 from shared_engine.settings import ENVIRONMENT, EngineFields
 from tests.support.parameters import SAMPLES
 from tests.support.paths import TINY_CHAT
@@ -166,6 +166,19 @@ def test_configurable_fields_make_a_checked_variant(model_class: Model, monkeypa
     assert (variant.temperature, variant.model, variant.streaming) == (0.75, "org/name", None)
     with pytest.raises(SettingsError, match="temperature = -1"):
         runnable.with_config(configurable={"temperature": -1}).prepare()
+
+
+@both
+def test_configurable_fields_may_have_langchains_names(model_class: Model) -> None:
+    runnable = model_class(base_url="http://127.0.0.1:1", model="one").configurable_fields(
+        model_name=ConfigurableField(id="llm"), max_completion_tokens=ConfigurableField(id="length")
+    )
+    variant, _ = runnable.with_config(configurable={"llm": "two", "length": 5}).prepare()
+    assert (variant.model, variant.max_tokens) == ("two", 5)
+    with pytest.raises(InvalidInputError, match="two names of model"):
+        model_class(model="one").configurable_fields(
+            model=ConfigurableField(id="a"), model_name=ConfigurableField(id="b")
+        )
 
 
 # ---- what others see
