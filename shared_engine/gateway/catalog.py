@@ -121,9 +121,12 @@ class ServedModel:
     async def keep_alive(self, seconds: float | None) -> None:
         """Keep it for so long after the end of its last request, until its next load; None changes nothing.
 
-        A model's server that is not ours keeps it as it likes.
+        A model's server that is not ours keeps it as it likes. One that is pinned may stay for longer, not leave
+        earlier: that is for admins alone.
         """
         if seconds is None or self.config.settings.is_remote:
+            return
+        if self.kept.is_pinned and seconds < self.kept.ttl_s:
             return
         try:
             await self.endpoint.keep(idle_ttl_s=seconds)

@@ -22,6 +22,7 @@ from shared_engine.gateway.fetching import inlined
 from shared_engine.gateway.in_flight import CANCELLED, InFlightRequest
 from shared_engine.gateway.refusals import SHUT_DOWN, RefusedError, error_event, refusal_of
 from shared_engine.gateway.translation import Translation
+from shared_engine.gateway.whole_events import WholeEvents
 from shared_engine.request.client import refusal
 from shared_engine.request.forwarded_answer import ForwardedAnswer
 from shared_engine.request.forwarding import ForwardedRequest
@@ -276,7 +277,19 @@ async def _pass_on(answer: ForwardedAnswer, client: _Client, listed: InFlightReq
             names = {name for name, _ in _OF_STREAMS}
             headers = [pair for pair in headers if pair[0] not in names] + list(_OF_STREAMS)
         await client.begin(answer.status, headers, kind)
-        async for piece in answer:
-            listed.saw(piece)
-            await client.send(piece)
+        await _in_pieces(answer, client, listed, WholeEvents() if kind == _EVENTS else None)
     await client.end()
+
+
+async def _in_pieces(
+    answer: ForwardedAnswer, client: _Client, listed: InFlightRequest, events: WholeEvents | None
+) -> None:
+    """What is left of an event when this fails, or is cancelled, is not sent."""
+    async for piece in answer:
+        listed.saw(piece)
+        if events is None:
+            await client.send(piece)
+        elif ended := events.ended(piece):
+            await client.send(ended)
+    if events is not None and (rest := events.rest()):
+        await client.send(rest)

@@ -77,9 +77,10 @@ class RefusedError(Exception):
         return json.dumps({"error": error}).encode()
 
     def event(self, route: str = "") -> bytes:
-        """As the last one of a stream, whatever was cut off before it."""
-        if is_ollamas(route):  # whose lines are whole
+        """As the last one of a stream."""
+        if is_ollamas(route):
             return self.body(route) + b"\n"
+        # What was sent is whole events (whole_events.py), but for one that was too long to be held back.
         return b"\n\n" + error_event(self.body(route), route)
 
     def response(self, route: str = "") -> Response:

@@ -148,6 +148,43 @@ def test_a_pinned_model_stays_until_it_is_unpinned(fake_engine: MakeEngine, serv
         assert client.post(f"{LIFE}/unload", json={}).json()["state"] == "standby"
 
 
+@pytest.mark.parametrize("is_admin", [False, True])
+@pytest.mark.parametrize("by", ["file", "http"])
+def test_no_request_has_a_pinned_model_leave(fake_engine: MakeEngine, serve: Serve, by: str, is_admin: bool) -> None:
+    engine = fake_engine()
+    keys: list[dict[str, Any]] = [
+        {"name": "root", "key": "roots-secret", "admin": True},
+        {"name": "bob", "key": "bobs-secret", "models": ["one"]},
+    ]
+    fields = {"pinned": True} if by == "file" else {"ttl": 60}
+    with (
+        serve({"one": kept(engine, **fields)}, api_keys=keys) as gate,
+        gate.client(headers={"x-api-key": "roots-secret"}) as root,
+        gate.client(headers={"x-api-key": "roots-secret" if is_admin else "bobs-secret"}) as client,
+    ):
+        if by == "http":
+            root.post(f"{LIFE}/pin", json={})
+        for path, body in (
+            (CHAT, chat("one", keep_alive=0)),
+            (CHAT, chat("one", keep_alive="5m")),
+            ("/api/generate", {"model": "one", "keep_alive": 0}),
+            (f"{LIFE}/load", {"model": "one", "keep_alive": 0}),
+        ):
+            assert client.post(path, json=body).status_code == 200
+            assert (engine.status().idle_ttl_s, engine.status().pinned) == (math.inf, True)
+        root.post(f"{LIFE}/unpin", json={})
+        client.post(CHAT, json=chat("one", keep_alive=0))
+        wait_until(lambda: engine.status().state is EngineState.STANDBY, 10, "the model to leave")
+
+
+def test_a_request_may_have_a_pinned_model_stay_for_longer_than_its_ttl(fake_engine: MakeEngine, serve: Serve) -> None:
+    engine = fake_engine()
+    with serve({"one": kept(engine, pinned=True, ttl=60)}) as gate, gate.client() as client:
+        for keep_alive, ttl_s in ((10, 60), ("5m", 300), (0, 300)):
+            client.post(CHAT, json=chat("one", keep_alive=keep_alive))
+            assert (engine.status().idle_ttl_s, engine.status().pinned) == (ttl_s, True)
+
+
 def kept(engine: Engine, **fields: Any) -> dict[str, Any]:
     """Of models.yaml: this engine, kept so."""
     return {name: value for name, value in entry(engine).items() if name != "idle_ttl_s"} | fields

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from tests.support.gateways import CHAT, asking, running_gateway
 from tests.support.remote_server import chat_answer, running_server
 
 MESSAGES = "/v1/messages"
+MESSAGE: Any = HELLO
 REFUSED = {"type": "error", "error": {"type": "invalid_request_error", "message": "max_tokens: too\nlarge"}}
 
 
@@ -95,6 +97,31 @@ async def test_when_to_ask_again_is_told_as_the_models_server_says_it(
                 told = {name: answer.headers.get(name) for name in ("Retry-After", "x-should-retry")}
                 assert answer.status_code == 429
                 assert told == {"Retry-After": "1", "x-should-retry": None, **headers}
+
+
+@pytest.mark.parametrize("begun", [b"", b"da", b"data: ", b'data: {"id"', b'data: {"id": 1}\n'])
+def test_a_stream_that_is_cut_within_an_event_ends_with_the_error_for_openais_client(
+    tmp_path: Path, begun: bytes
+) -> None:
+    choice = {"index": 0, "delta": {"content": "hi"}, "finish_reason": None}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n" + begun)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    with (
+        running_gateway(tmp_path, cut) as (host, port),
+        openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="x", max_retries=0) as client,
+    ):
+        stream = client.chat.completions.create(model="a", messages=MESSAGE, stream=True)
+        assert next(stream).choices[0].delta.content == "hi"
+        with pytest.raises(openai.APIError, match="a: "):
+            next(stream)
 
 
 @pytest.mark.parametrize("route", [CHAT, "/api/chat"])

@@ -1,11 +1,11 @@
-"""A stream of events (SSE) that goes on until its client or the gateway leaves."""
+"""A stream of events (SSE) that goes on until its client or the gateway leaves, or it may no longer be read."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -25,11 +25,19 @@ class EventStream:
     Args:
         events: each as its bytes. One that is there at once is sent even while the gateway leaves.
         leaving: set when the gateway is to leave, which waits for its answers.
+        may_read: asked before each event and comment; once it is false, the stream ends.
         comment_interval_s: seconds without an event until a comment, so that no proxy cuts the connection.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], leaving: asyncio.Event, comment_interval_s: float) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        leaving: asyncio.Event,
+        may_read: Callable[[], bool],
+        comment_interval_s: float,
+    ) -> None:
         self._events = events
+        self._may_read = may_read
         self._leaving = leaving
         self._interval_s = comment_interval_s
 
@@ -52,6 +60,8 @@ class EventStream:
             while True:
                 next_ = next_ or asyncio.create_task(anext(self._events, b""))
                 await asyncio.wait([next_, *ends], timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+                if not self._may_read():
+                    break
                 has_ended = any(task.done() for task in ends)
                 body = b"" if has_ended else b": waiting\n\n"
                 if next_.done():

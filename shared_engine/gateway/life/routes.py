@@ -160,11 +160,17 @@ class _Life:
     # ---- events and logs
 
     async def events(self, request: Request) -> Any:
-        return EventStream(
-            self._events(request, await self._now(request)),
-            self._catalog.leaving,
-            self._catalog.config.fields.comment_interval_s,
-        )
+        return self._stream(request, self._events(request, await self._now(request)))
+
+    def _stream(self, request: Request, events: AsyncIterator[bytes]) -> EventStream:
+        """It ends when the configuration no longer has the key that asked, as it was then."""
+        key, catalog = _key(request), self._catalog
+
+        def may_read() -> bool:
+            keys = catalog.config.keys
+            return key in keys if key is not None else not keys
+
+        return EventStream(events, catalog.leaving, may_read, catalog.config.fields.comment_interval_s)
 
     async def _now(self, request: Request) -> dict[str, Any]:
         return {
@@ -197,11 +203,7 @@ class _Life:
             lines, following = [] if is_followed else await last_lines(file, count), follow(file, count)
         if not is_followed:
             return JSONResponse({"lines": lines})
-        return EventStream(
-            (event(line) async for line in following),
-            self._catalog.leaving,
-            self._catalog.config.fields.comment_interval_s,
-        )
+        return self._stream(request, (event(line) async for line in following))
 
     # ---- the end
 
