@@ -5,7 +5,7 @@ Shared by the sync, async, whole and streamed methods, so that all of them give 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -63,6 +63,30 @@ def to_chat_chunk(chunk: GenerationChunk) -> ChatGenerationChunk:
         chunk_position=None if chunk.usage is None else "last",
     )
     return ChatGenerationChunk(message=message, generation_info=_generation_info(chunk))
+
+
+def with_standard_blocks(chunk: ChatGenerationChunk, made: Container[int]) -> ChatGenerationChunk:
+    """With blocks for content, as ``output_version="v1"`` has it. Of core's own a call would be added up with the text
+    or thought of the same index, and what stands for a malformed call would be there twice.
+
+    Args:
+        made: indexes of the calls that the model made.
+    """
+    message = chunk.message
+    assert isinstance(message, AIMessageChunk)
+    reasoning = message.additional_kwargs.get("reasoning_content")
+    content: list[Any] = [
+        *([{"type": "reasoning", "reasoning": reasoning}] if reasoning else ()),
+        *([{"type": "text", "text": message.content}] if message.content else ()),
+        *(
+            {**call, "type": "tool_call_chunk", "index": f"lc_tc_{call['index']}"}  # core's merge knows "lc_"
+            for call in message.tool_call_chunks
+            if call["index"] in made
+        ),
+    ]
+    metadata = {**message.response_metadata, "output_version": "v1"}
+    message = message.model_copy(update={"content": content, "response_metadata": metadata})
+    return ChatGenerationChunk(message=message, generation_info=chunk.generation_info)
 
 
 # ---- of a text model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from langchain_core.utils.json import parse_partial_json
 from msgspec.structs import replace
@@ -26,6 +26,11 @@ class StreamedCalls:
 
     def __init__(self) -> None:
         self._calls: dict[int, ToolCall] = {}
+
+    @property
+    def made(self) -> Container[int]:
+        """Indexes of the calls that the model has made so far."""
+        return self._calls.keys()
 
     def checked(self, chunk: GenerationChunk) -> GenerationChunk:
         """The chunk; the one that ends the stream makes calls invalid whose arguments are not a JSON object, and adds

@@ -11,7 +11,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from pydantic import ConfigDict
 
-from langchain_vllm_local._answers import to_chat_chunk, to_chat_result
+from langchain_vllm_local._answers import to_chat_chunk, to_chat_result, with_standard_blocks
 from langchain_vllm_local._batches import ChatBatches
 from langchain_vllm_local._block_events import AnswerEvents, listening_to_chunks, message_id
 from langchain_vllm_local._capabilities import Capabilities
@@ -144,7 +144,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         calls = StreamedCalls()
         with closing(self._pieces(messages, stop, kwargs)) as pieces:
             for piece in pieces:
-                chunk = to_chat_chunk(calls.checked(piece))
+                chunk = self._chunk(piece, calls)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -159,7 +159,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         calls = StreamedCalls()
         async with aclosing(self._apieces(messages, stop, kwargs)) as pieces:
             async for piece in pieces:
-                chunk = to_chat_chunk(calls.checked(piece))
+                chunk = self._chunk(piece, calls)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -178,7 +178,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         with closing(self._pieces(messages, stop, kwargs)) as pieces:
             for piece in pieces:
                 if listening is not None:
-                    chunk = to_chat_chunk(calls.checked(piece))
+                    chunk = self._chunk(piece, calls)
                     listening.on_llm_new_token(chunk.text, chunk=chunk)
                 yield from events.of(piece)
         yield from events.end()
@@ -195,7 +195,7 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
         async with aclosing(self._apieces(messages, stop, kwargs)) as pieces:
             async for piece in pieces:
                 if listening is not None:
-                    chunk = to_chat_chunk(calls.checked(piece))
+                    chunk = self._chunk(piece, calls)
                     await listening.on_llm_new_token(chunk.text, chunk=chunk)
                 for event in events.of(piece):
                     yield event
@@ -228,6 +228,10 @@ class ChatVLLM(Capabilities, LanguageModel, ChatModel, ChatBatches, ToolCalling,
                 async with aclosing(self.engine.astream_chat(**request)) as pieces:
                     async for piece in pieces:
                         yield piece
+
+    def _chunk(self, piece: GenerationChunk, calls: StreamedCalls) -> ChatGenerationChunk:
+        chunk = to_chat_chunk(calls.checked(piece))
+        return with_standard_blocks(chunk, calls.made) if self.output_version == "v1" else chunk
 
     # ---- a request: made once, sent in one of these ways
 

@@ -8,9 +8,11 @@ from functools import reduce
 import pytest
 from langchain_core.messages import AIMessageChunk
 
+from langchain_vllm_local import ChatVLLM
 from langchain_vllm_local._answers import to_chat_chunk
 from langchain_vllm_local._streamed_calls import StreamedCalls
 from shared_engine.results import GenerationChunk, TokenUsage, ToolCallDelta
+from tests.support.sources import Source
 
 CUT = [
     "",
@@ -89,3 +91,48 @@ def test_whole_arguments_are_not_touched(arguments: str, finish_reason: str) -> 
 
 def test_a_call_without_arguments_can_be_made() -> None:
     assert [call["args"] for call in streamed("", "tool_calls").tool_calls] == [{}, {"b": 1}]
+
+
+CALLED = (ToolCallDelta(index=0, id="1", name="add", arguments='{"a": 1}'), ToolCallDelta(index=1, id="2", name="sub"))
+BLOCKS = {
+    "thought, text and calls": (
+        [
+            GenerationChunk(reasoning="Hm", text="So"),
+            GenerationChunk(tool_calls=CALLED),
+            GenerationChunk(tool_calls=(ToolCallDelta(index=1, arguments='{"b": 2}'),)),
+        ],
+        [
+            {"type": "reasoning", "reasoning": "Hm", "index": 0},
+            {"type": "text", "text": "So", "index": 1},
+            {"type": "tool_call", "name": "add", "args": {"a": 1}, "id": "1"},
+            {"type": "tool_call", "name": "sub", "args": {"b": 2}, "id": "2"},
+        ],
+    ),
+    "a malformed call": (
+        [
+            GenerationChunk(tool_calls=CALLED),
+            GenerationChunk(tool_calls=(ToolCallDelta(index=1, arguments="{oops"),)),
+        ],
+        [
+            {"type": "tool_call", "name": "add", "args": {"a": 1}, "id": "1"},
+            {"type": "tool_call", "name": "sub__malformed_arguments", "args": {}, "id": "2"},
+        ],
+    ),
+    "arguments that are null": (
+        [GenerationChunk(tool_calls=(ToolCallDelta(index=0, id="1", name="add", arguments="null"),))],
+        [{"type": "tool_call", "name": "add", "args": {}, "id": "1"}],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+async def test_standard_blocks_have_each_call_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks, blocks = BLOCKS[kind]
+    source = Source()
+    source.gives([*chunks, GenerationChunk(finish_reason="tool_calls"), GenerationChunk(usage=TokenUsage())])
+    source.is_the_engine(monkeypatch)
+    llm = ChatVLLM(model="org/name", output_version="v1")
+    for pieces in (list(llm.stream("Hi")), [piece async for piece in llm.astream("Hi")]):
+        message = reduce(lambda left, right: left + right, pieces)
+        assert message.content == message.content_blocks == blocks
+        assert [call["id"] for call in message.tool_calls] == [call["id"] for call in blocks if "id" in call]
