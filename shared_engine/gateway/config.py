@@ -31,6 +31,9 @@ _NOT_FROM_ENVIRONMENT = (
     "default_query", "proxy_auth", "replicas", "gpu_ids", "lora_adapters", "serve_tcp",
 )  # fmt: skip
 _MIN_KEY = 8
+_KEY = re.compile(rf"[!-~]{{{_MIN_KEY},}}")
+_LIKE_A_KEY = f"{_MIN_KEY} or more letters, digits and signs of ASCII, without blanks"
+_OF_A_SHELL = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _TIMES = ("ttl", "idle_ttl_s")
 
 
@@ -243,26 +246,41 @@ class _Check:
         keys: list[Key] = []
         for index, each in enumerate(declared):
             place = ("api_keys", index)
-            secret = each.key.get_secret_value() if each.key is not None else self._in_file(each.key_file or "", place)
+            secret = self._in_file(each, place) if each.key is None else self._given_key(each, place)
             for model in each.models or ():
                 if model not in names:
                     self._say(f"the key {each.name!r} names a model that is not there: {model!r}", *place, "models")
-            if any(each.name == other.name or secret == other.secret for other in keys):
+            if any(each.name == other.name or (secret and secret == other.secret) for other in keys):
                 self._say(f"the key {each.name!r}, or its name, stands there twice", *place)
             models = None if each.models is None else frozenset(each.models)
             keys.append(Key(each.name, secret, models, each.requests_per_minute, each.concurrency_limit, each.admin))
         return tuple(keys)
 
-    def _in_file(self, file: str, place: Place) -> str:
+    def _given_key(self, key: ApiKey, place: Place) -> str:
+        """Without the end of its line, which secrets of Kubernetes often have; nothing where it is wrong."""
+        secret = "" if key.key is None else key.key.get_secret_value().strip()
+        if _OF_A_SHELL.fullmatch(secret):
+            self._say(
+                f"the key {key.name!r} begins with $, as a shell's variable does: write ${{env.NAME}}", *place, "key"
+            )
+        elif _KEY.fullmatch(secret):
+            return secret
+        else:
+            self._say(f"the key {key.name!r} must be {_LIKE_A_KEY}", *place, "key")
+        return ""
+
+    def _in_file(self, key: ApiKey, place: Place) -> str:
+        file = key.key_file or ""
         path = expanded(with_paths(file, self._folder))
         try:
             secret = path.read_text().strip()
         except (OSError, UnicodeDecodeError):
             self._say(f"key_file = {file!r} can't be read", *place, "key_file")
             return ""
-        if len(secret) < _MIN_KEY or not secret.isprintable() or " " in secret:
-            self._say(f"key_file = {file!r} must hold one key, of {_MIN_KEY} characters or more", *place, "key_file")
-        return secret
+        if _KEY.fullmatch(secret):
+            return secret
+        self._say(f"key_file = {file!r} must hold one key, of {_LIKE_A_KEY}", *place, "key_file")
+        return ""
 
 
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

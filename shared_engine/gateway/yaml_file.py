@@ -12,7 +12,7 @@ import yaml
 from shared_engine.errors import SettingsError
 
 Place = tuple[str | int, ...]
-_VARIABLE = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\{(?:env\.([A-Za-z_][A-Za-z0-9_]*)\})?")
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -47,10 +47,11 @@ class Document:
 
 
 def read_yaml(name: str, text: str, environment: Mapping[str, str]) -> Document:
-    """All of a file; ``${env.NAME}`` in a text is the variable's value.
+    """All of a file; ``${env.NAME}`` in a text is the variable's value, in which a ``${`` means nothing.
 
     Raises:
-        SettingsError: it is not YAML, says a name twice, or names a variable that is not set; with the line.
+        SettingsError: it is not YAML, says a name twice, names a variable that is not set, or has another ``${``; with
+            the line.
     """
     return _Reader(name, environment).read(text)
 
@@ -124,7 +125,9 @@ class _Reader:
             return value
         raise self._error(node, f"{node.tag} is not used here")
 
-    def _variable(self, node: Any, name: str) -> str:
+    def _variable(self, node: Any, name: str | None) -> str:
+        if name is None:  # passed on, a mistyped variable would be the API key itself
+            raise self._error(node, "what begins with ${ must be ${env.NAME}, the variable NAME of the environment")
         if name not in self._environment:
             raise self._error(node, f"${{env.{name}}}: the environment variable {name} is not set")
         return self._environment[name]

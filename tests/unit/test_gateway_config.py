@@ -148,6 +148,11 @@ def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, s
         pytest.param("%YAML " + "9" * 5000 + ".1\n---\nmodels:", "line 1: is not YAML", id="version"),
         pytest.param("models: " + "[" * 5000, "is nested too deeply", id="deep", marks=pytest.mark.slow),
         ("models:\n  a:\n    model: ${env.NONE}", "line 3: ${env.NONE}: the environment variable NONE is not set"),
+        ("models:\n  a:\n    model: x${NONE}", "line 3: what begins with ${ must be ${env.NAME}"),
+        ('models:\n  a:\n    model: "${ env.X }"', "line 3: what begins with ${ must be ${env.NAME}"),
+        ("models:\n  a:\n    model: ${env.X-1}", "line 3: what begins with ${ must be ${env.NAME}"),
+        ("models:\n  a:\n    model: ${env.X", "line 3: what begins with ${ must be ${env.NAME}"),
+        ("models:\n  a${X}: {}", "line 2: what begins with ${ must be ${env.NAME}"),
         (
             A + "    concurrencyLimit: 3",
             "line 4: unknown setting 'concurrencyLimit'; did you mean 'concurrency_limit'?",
@@ -211,6 +216,42 @@ def test_a_key_is_in_no_message(tmp_path: Path) -> None:
     )
     assert len(lines) == 3
     assert not any(word in line for line in lines for word in ("hunter2", "swordfish"))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("'${HUNTER2}'", "what begins with ${ must be ${env.NAME}, the variable NAME of the environment"),
+        ("${ env.HUNTER2 }", "what begins with ${ must be ${env.NAME}"),
+        ("$HUNTER2_LONG", "the key 'me' begins with $, as a shell's variable does: write ${env.NAME}"),
+        ("hunter2-hünter2", "the key 'me' must be 8 or more letters, digits and signs of ASCII, without blanks"),
+        ("hunter2 hunter2", "the key 'me' must be 8 or more"),
+        ('"hunter2\\n"', "the key 'me' must be 8 or more"),
+        ('"hunter2\\0hunter2"', "the key 'me' must be 8 or more"),
+        ("${env.SPLIT}", "the key 'me' must be 8 or more"),
+    ],
+)
+def test_what_can_not_be_a_key_is_refused_and_not_shown(tmp_path: Path, key: str, said: str) -> None:
+    (line,) = wrong(tmp_path, f"{KEYS}- name: me\n  key: {key}", SPLIT="hunter2\nhunter2")
+    assert f"line 4: {said}" in line
+    assert "hunter2" not in line.lower()
+
+
+def test_a_key_ends_before_the_end_of_its_line(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from-a-file\r\n")
+    text = "- {name: a, key: '${env.K8S}'}\n- {name: b, key_file: ./key}\n- name: c\n  key: |\n    in-a-block\n"
+    config = read(tmp_path, KEYS + text, K8S="from-a-secret\n")
+    assert [key.secret for key in config.keys] == ["from-a-secret", "from-a-file", "in-a-block"]
+
+
+def test_a_variable_may_have_in_it_what_begins_one(tmp_path: Path) -> None:
+    config = read(tmp_path, KEYS + "- {name: me, key: '${env.KEY}'}", KEY="pa${env.KEY}ss")
+    assert config.keys[0].secret == "pa${env.KEY}ss"
+
+
+def test_keys_that_are_wrong_are_not_said_to_be_the_same(tmp_path: Path) -> None:
+    lines = wrong(tmp_path, KEYS + "- {name: a, key: 'bad key one'}\n- {name: b, key_file: ./none}")
+    assert ["twice" in line for line in lines] == [False, False]
 
 
 def test_a_secret_of_a_server_is_in_no_message(tmp_path: Path) -> None:
