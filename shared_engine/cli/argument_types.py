@@ -21,6 +21,13 @@ def count(text: str, least: int = 0) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Without this, the system's resolver would take 99999 for 34463."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port, 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def json_object(text: str) -> dict[str, Any]:
     with contextlib.suppress(json.JSONDecodeError):
         value = json.loads(text)

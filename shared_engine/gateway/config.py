@@ -144,12 +144,10 @@ class _Check:
             raise SettingsError(f"{self._document.name}: must have models: with a name for each")
         fields = self._declared(FileFields, values, ())
         found = [] if fields is None else [self._model(name, each) for name, each in fields.models.items()]
-        found += [
-            self._given(model_id(model), {"model": Given(model, "MODEL")}, ModelFields(), f"MODEL {model}")
-            for model in more
-        ]
         models = {model.id: model for model in found if model is not None}
         names = self._names(models)
+        for model in more:
+            self._add(model, models, names)
         keys = () if fields is None else self._keys(fields.api_keys, names)
         if fields is not None and not fields.models and not more:
             self._say("there is no model", "models")
@@ -205,6 +203,19 @@ class _Check:
             given["idle_ttl_s"] = Given(fields.ttl or math.inf, where)
         model = self._given(name, given, fields or ModelFields(), f"{self._document.where(*place)}: models.{name}")
         return None if unknown or fields is None else model
+
+    def _add(self, given: str, models: dict[str, ModelConfig], names: dict[str, Target]) -> None:
+        """A model beside those of the file: a name that is taken is never taken over."""
+        id_, where = model_id(given), f"MODEL {given}"
+        if id_ in names:
+            there = f"{id_!r} is a name of {names[id_].model!r} already"
+            remedy = f"give it another one in a config file: models: {{another: {{model: {given}}}}}"
+            self._problems[f"{where}: {there}; {remedy}"] = None
+            return
+        model = self._given(id_, {"model": Given(given, "MODEL")}, ModelFields(), where)
+        if model is not None:
+            models[id_] = model
+            names[id_] = Target(id_)
 
     def _place(self, model: str, setting: str) -> Place:
         own: Place = ("models", model, setting)

@@ -74,11 +74,22 @@ def test_a_socket_that_it_is_started_with_is_held_to_the_same() -> None:
         listening_socket(sock.detach())
 
 
-@pytest.mark.parametrize("words", [[], ["a", "--tls-key", "x"]])
-def test_wrong_usage_is_told(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "there is nothing to serve"),
+        (["a", "--tls-key", "x"], "--tls-key goes with --tls-cert"),
+        (["a", "--watch"], "--watch goes with --config FILE"),
+        *(
+            (["a", "--port", port], f"argument --port: must be a port, 0 to 65535, got '{port}'")
+            for port in ("-1", "65536", "99999", "80a", "8000.0", "")
+        ),
+    ],
+)
+def test_wrong_usage_is_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["serve", *words])
-    assert left.value.code == USAGE
+    assert (left.value.code, told in capsys.readouterr().err) == (USAGE, True)
 
 
 @pytest.mark.slow

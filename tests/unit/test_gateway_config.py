@@ -282,6 +282,21 @@ def test_models_without_a_file() -> None:
         config_of(["./nothing"])
 
 
+def test_no_model_takes_the_name_of_another(tmp_path: Path) -> None:
+    first, second = (tmp_path / name / "m" for name in ("x", "y"))
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    told = f"MODEL {second}: 'm' is a name of '%s' already; give it another one in a config file: models: {{another:"
+    with pytest.raises(SettingsError, match=re.escape(told % "m")):
+        config_of([str(first), str(second)])
+    for entry, name in ("m: {model: org/a}", "m"), ("a: {model: org/a, aliases: [m]}", "a"):
+        (tmp_path / "models.yaml").write_text(f"models: {{{entry}}}")
+        with pytest.raises(SettingsError, match=re.escape(told % name)):
+            read_config(tmp_path / "models.yaml", [str(second)])
+        assert list(read_config(tmp_path / "models.yaml", ["org/m"]).models) == [name, "org/m"]
+
+
 def test_equal_files_are_equal_models(tmp_path: Path) -> None:
     """What did not change is kept when a file is read again."""
     first, second = (read(tmp_path, "models: {a: {model: org/a, aliases: [b]}, c: {model: org/c}}") for _ in range(2))

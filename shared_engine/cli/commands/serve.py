@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 from pathlib import Path
 
-from shared_engine.cli.argument_types import seconds
+from shared_engine.cli.argument_types import port, seconds
 from shared_engine.cli.disk_models import model_named
 from shared_engine.cli.exit_codes import DONE
 from shared_engine.errors import SettingsError
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="read FILE again when it changes; SIGHUP always does that")
     text = "address to listen on (default 127.0.0.1); one of other machines needs api_keys in FILE"
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any that is free")
+    parser.add_argument("--port", type=port, default=8000, metavar="N", help="default 8000; 0: any that is free")
     text = "let everybody ask who reaches the address"
     parser.add_argument("--allow-unauthenticated", action="store_true", help=text)
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate (PEM), for https")
@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not arguments.config and not arguments.models:
         arguments.usage_error("there is nothing to serve: give MODEL, or --config FILE")
+    if arguments.watch and not arguments.config:
+        arguments.usage_error("--watch goes with --config FILE")
     if arguments.tls_key and not arguments.tls_cert:
         arguments.usage_error("--tls-key goes with --tls-cert")
     models = [model_named(model, None) for model in arguments.models]
