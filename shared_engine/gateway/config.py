@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from shared_engine.config_files import Given, check_owner, with_paths
 from shared_engine.declared import Decides
@@ -35,6 +35,7 @@ _KEY = re.compile(rf"[!-~]{{{_MIN_KEY},}}")
 _LIKE_A_KEY = f"{_MIN_KEY} or more letters, digits and signs of ASCII, without blanks"
 _OF_A_SHELL = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _TIMES = ("ttl", "idle_ttl_s")
+_TRUTH = TypeAdapter(bool)
 
 
 @dataclass(frozen=True)
@@ -298,9 +299,17 @@ def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     """A model's entry over the defaults. Who pins a model, and does not say how long it stays, has it stay."""
     says_time = any(name in own for name in _TIMES)
     pins = own if "pinned" in own else defaults
-    if pins.get("pinned") is True and not says_time and not any(name in pins for name in _TIMES):
+    if _is_true(pins.get("pinned")) and not says_time and not any(name in pins for name in _TIMES):
         own, says_time = {**own, "ttl": 0}, True
     return {name: value for name, value in defaults.items() if not (says_time and name in _TIMES)} | dict(own)
+
+
+def _is_true(value: Any) -> bool:
+    """As the settings read it, from ``"true"`` of a variable too; what is neither they refuse."""
+    try:
+        return _TRUTH.validate_python(value)
+    except ValidationError:
+        return False
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -11,8 +12,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Params = dict[Annotated[str, Field(min_length=1)], Any]
 Domain = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]+)$")]
-# Named by the gateway itself, or what a request is about.
-_NOT_TO_SET = ("model", "messages", "prompt", "input")
+# Named by the gateway itself, or what a request is about, or what decides how its client reads the answer.
+_NOT_TO_SET = ("model", "messages", "prompt", "input", "stream", "stream_options")
+_ORIGIN = re.compile(
+    r"(?!http://.*:80$|https://.*:443$)"  # which browsers leave out
+    r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://[^/?#*\s]*"  # an extension's, or a desktop app's
+)
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 def _by_name(value: Any) -> Any:
@@ -26,7 +33,16 @@ def _nothing(value: Any) -> Any:
     return {} if value is None else value
 
 
-SetParams = Annotated[Params, BeforeValidator(_nothing)]
+def _settable(params: dict[str, Any]) -> dict[str, Any]:
+    for name in _NOT_TO_SET:
+        if name in params:
+            raise ValueError(f"{name!r} is the request's own and can't be set for it")
+    if "keep_alive" in params:
+        raise ValueError("'keep_alive' is not for the model's server: say ttl beside set_params")
+    return params
+
+
+SetParams = Annotated[Params, BeforeValidator(_nothing), AfterValidator(_settable)]
 
 
 def _network(value: str) -> str:
@@ -34,7 +50,29 @@ def _network(value: str) -> str:
     return value
 
 
+def _origin(value: str) -> str:
+    """It is compared as a whole with what a browser sends."""
+    if value in ("*", "null"):  # a page without an origin is one that any page can have made
+        raise ValueError("would let every web page ask: name the origins, such as https://app.example.com")
+    if not _ORIGIN.fullmatch(value):
+        told = "in small letters, without its scheme's usual port, and with nothing after it, not even a slash"
+        raise ValueError(f"must be an origin as browsers send it, such as https://app.example.com: {told}")
+    return value
+
+
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        try:
+            ipaddress.IPv6Address(value)
+        except ValueError:
+            told = "must be a name or address alone, such as gw.example.com: without a scheme, a port, or *"
+            raise ValueError(told) from None
+    return value
+
+
 Network = Annotated[str, AfterValidator(_network)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Host = Annotated[str, AfterValidator(_host)]
 
 
 class _Declared(BaseModel):
@@ -73,7 +111,7 @@ class ModelFields(_Declared):
     """Other names: a list; or by name what is set in requests that use it, beside ``set_params``:
     ``{"qwen:low": {"chat_template_kwargs": {"enable_thinking": false}}}``."""
     set_params: SetParams = Field(default_factory=dict)
-    """What every request has, whatever it says itself: ``{"temperature": 0.2}``."""
+    """What every request has, whatever it says itself: ``{"temperature": 0.2}``. Not whether it is a stream."""
     ttl: Annotated[float | None, Field(ge=0)] = None
     """Seconds after the end of the last request until the model leaves memory, as ``idle_ttl_s``; 0: never."""
     preload: bool = False
@@ -93,10 +131,6 @@ class ModelFields(_Declared):
 
     @model_validator(mode="after")
     def _check(self) -> ModelFields:
-        for params in (self.set_params, *self.aliases.values()):
-            for name in _NOT_TO_SET:
-                if name in params:
-                    raise ValueError(f"{name!r} is the request's own and can't be set for it")
         try:
             json.dumps([self.set_params, self.metadata, self.aliases], allow_nan=False)
         except ValueError:
@@ -113,11 +147,11 @@ class FileFields(_Declared):
     """What holds for each model that does not say otherwise."""
     api_keys: tuple[ApiKey, ...] = ()
     """Who may ask. Without any: everybody who reaches the address."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names besides localhost by which the gateway may be called on a loopback address, as behind a proxy; on other
-    addresses, if given, the only ones."""
-    cors_origins: tuple[str, ...] = ()
-    """Web pages that may ask: ``["https://app.example.com"]``."""
+    allowed_hosts: tuple[Host, ...] = ()
+    """Names (or addresses) without a port, besides localhost, by which the gateway may be called on a loopback address,
+    as behind a proxy; on other addresses, if given, the only ones."""
+    cors_origins: tuple[Origin, ...] = ()
+    """Web pages that may ask, each by its origin as browsers send it: ``["https://app.example.com"]``."""
     media_domains: tuple[Domain, ...] = ()
     """Hosts from which images, audio and video are fetched by URL: ``img.example.com``, ``*.example.com``, ``*`` (all).
     Default: none; what is sent as data always works."""

@@ -101,6 +101,12 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
         ("{ttl: 600}", "{pinned: true}", math.inf),
         ("{idle_ttl_s: 600}", "{pinned: true}", math.inf),
         ("{pinned: true}", "{}", math.inf),
+        ("{}", '{pinned: "true"}', math.inf),
+        ("{}", "{pinned: 1}", math.inf),
+        ("{}", '{pinned: "${env.YES}"}', math.inf),
+        ('{pinned: "${env.YES}", ttl: 600}', "{}", 600),
+        ("{ttl: 600}", '{pinned: "false"}', 600),
+        ("{pinned: true}", '{pinned: "no"}', 1800),
         ("{pinned: true, ttl: 600}", "{}", 600),
         ("{ttl: 600}", "{pinned: true, ttl: 60}", 60),
         ("{}", "{pinned: true, idle_ttl_s: 60}", 60),
@@ -111,7 +117,7 @@ def test_all_that_may_stand_in_a_file(tmp_path: Path) -> None:
 )
 def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, stays_s: float, tmp_path: Path) -> None:
     model = f"{own[:-1]}, model: org/a}}".replace("{, ", "{")
-    config = read(tmp_path, f"defaults: {defaults}\nmodels:\n  a: {model}\n")
+    config = read(tmp_path, f"defaults: {defaults}\nmodels:\n  a: {model}\n", YES="true")
     assert config.models["a"].settings.idle_ttl_s == stays_s
 
 
@@ -164,7 +170,21 @@ def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, s
         (A + "    queue_limit: -1", "line 4: models.a.queue_limit = -1: Input should be greater"),
         (A + "    ttl: 5\n    idle_ttl_s: 5", "line 4: ttl and idle_ttl_s are the same"),
         (A + "    mode: direct", "models.a: mode: a gateway's engines are processes of their own"),
-        (A + "    set_params: {model: b}", "'model' is the request's own"),
+        (
+            A + "    set_params: {model: b}",
+            "line 4: models.a.set_params = {'model': 'b'}: 'model' is the request's own",
+        ),
+        (
+            A + "    set_params: {stream: true}",
+            "line 4: models.a.set_params = {'stream': True}: 'stream' is the request's",
+        ),
+        (A + "    set_params: {stream_options: {include_usage: true}}", "'stream_options' is the request's own"),
+        (A + "    aliases: {b: {stream: false}}", "line 4: models.a.aliases.b = {'stream': False}: 'stream' is the"),
+        (
+            A + "    set_params: {keep_alive: 0}",
+            "'keep_alive' is not for the model's server: say ttl beside set_params",
+        ),
+        ("defaults: {set_params: {keep_alive: 0}}\nmodels: {a: {model: org/a}}", "'keep_alive' is not for the model's"),
         (A + "    metadata: {a: [.nan]}", "models.a: set_params, aliases and metadata are JSON"),
         ("models:\n  a:", "line 2: models.a: no model: pass model="),
         (
@@ -197,6 +217,51 @@ def test_a_pinned_model_stays_unless_it_says_how_long(defaults: str, own: str, s
 )
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     assert any(said in line for line in wrong(tmp_path, text)), wrong(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.com/", "https://app.example.com/page", "app.example.com", "localhost:3000",
+        "https://App.example.com", "HTTPS://app.example.com", "https://app.example.com:443", "http://localhost:80",
+        "https://*.example.com", "https://me@app.example.com", "https://münchen.de", "http://::1:3000", "https://",
+        "http://localhost:*", "chrome-extension://*", "",
+    ],
+)  # fmt: skip
+def test_an_origin_that_no_browser_sends_is_refused(tmp_path: Path, origin: str) -> None:
+    (line,) = wrong(tmp_path, f"{A}cors_origins:\n- '{origin}'")
+    said = (
+        f"line 5: cors_origins.0 = {origin!r}: must be an origin as browsers send it, such as https://app.example.com"
+    )
+    assert said in line
+
+
+@pytest.mark.parametrize("origin", ["*", "null"])
+def test_pages_are_not_let_in_all_at_once(tmp_path: Path, origin: str) -> None:
+    (line,) = wrong(tmp_path, f"{A}cors_origins: ['{origin}']")
+    assert f"line 4: cors_origins.0 = '{origin}': would let every web page ask: name the origins, such as" in line
+
+
+def test_origins_that_browsers_send(tmp_path: Path) -> None:
+    origins = (
+        "https://app.example.com", "http://localhost", "http://localhost:3000", "http://[::1]:8080",
+        "https://localhost:80", "http://192.168.1.5", "https://xn--mnchen-3ya.de", "chrome-extension://abcdefgh",
+        "moz-extension://0e1b-4c", "app://obsidian.md", "tauri://localhost", "file://",
+    )  # fmt: skip
+    assert read(tmp_path, f"{A}cors_origins: {json.dumps(origins)}").fields.cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "host", ["gw.example.com:8000", "http://gw.example.com", "*", "*.example.com", "[::1]", "gw.", "gw/", "münchen", ""]
+)
+def test_a_host_that_no_request_names_is_refused(tmp_path: Path, host: str) -> None:
+    (line,) = wrong(tmp_path, f"{A}allowed_hosts:\n- '{host}'")
+    assert f"line 5: allowed_hosts.0 = {host!r}: must be a name or address alone, such as gw.example.com" in line
+
+
+def test_hosts_that_requests_name(tmp_path: Path) -> None:
+    hosts = ("gw.example.com", "GW", "my_host", "10.0.0.1", "::1", "xn--mnchen-3ya.de")
+    assert read(tmp_path, f"{A}allowed_hosts: {json.dumps(hosts)}").fields.allowed_hosts == hosts
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
