@@ -5,8 +5,10 @@ Knows nothing of what is asked of the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import SecretStr
 
 from langchain_vllm_local._errors import langchain_errors
 from shared_engine.adapting.framework_model import EngineModel
@@ -23,10 +25,17 @@ PROVIDER = "vllm"
 class LangChainModel(EngineModel):
     """An object of LangChain whose requests go to a shared engine; mixed into LangChain's base classes."""
 
-    _aliases: ClassVar[Mapping[str, str]] = {"model_name": "model", "request_timeout": "timeout"}
+    _aliases: ClassVar[Mapping[str, str]] = {
+        "model_name": "model",
+        "request_timeout": "timeout",
+        "openai_api_base": "base_url",
+        "openai_api_key": "api_key",
+    }
     if TYPE_CHECKING:
         model_name: PathText = UNSET
         request_timeout: Alias[float | None] = UNSET
+        openai_api_base: Alias[str | Sequence[str] | None] = UNSET
+        openai_api_key: Alias[str | SecretStr | Sequence[str | SecretStr] | None] = UNSET
     else:
 
         @property

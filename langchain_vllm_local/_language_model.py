@@ -39,6 +39,7 @@ class LanguageModel(LangChainModel, GenerationModel):
     if TYPE_CHECKING:  # of _ALIASES
         max_completion_tokens: Alias[int | None] = UNSET
         stop_sequences: Alias[str | list[str] | None] = UNSET
+        stream_usage: Alias[bool | None] = UNSET
         custom_get_token_ids: Callable[[str], list[int]] | None = None  # core's
 
     _aliases: ClassVar[Mapping[str, str]] = _ALIASES
@@ -69,7 +70,6 @@ class LanguageModel(LangChainModel, GenerationModel):
         """
         given = with_own_names(call)
         given.pop("stream", None)  # core's own switch between invoke and stream
-        given.pop("stream_usage", None)  # ChatOpenAI's; the usage always comes
         options = given.get("stream_options")
         if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
             del given["stream_options"]
@@ -130,6 +130,7 @@ def with_own_names(values: Mapping[str, Any]) -> dict[str, Any]:
         InvalidInputError: a value is given under two names.
     """
     named = without_aliases(values, _ALIASES)
+    named.pop("stream_usage", None)  # ChatOpenAI's; the usage always comes
     alternatives = named.pop("top_logprobs", None)
     if alternatives is not None and named.get("logprobs") is not False:
         named["logprobs"] = alternatives

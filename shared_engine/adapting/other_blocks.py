@@ -54,7 +54,7 @@ def block_as_text(block: object) -> str:
     if str(_first(fields, _MIME_TYPES)).startswith("text/") and _is_plain(block):
         given.append(fields.get("data"))
     text = "\n".join(part for value in given for part in _texts(value))
-    rest = {name: value for name, value in fields.items() if name not in _LEFT_OUT and value not in (None, "", [], {})}
+    rest = {name: value for name, value in fields.items() if name not in _LEFT_OUT and not _is_empty(value)}
     described = note(
         str(kind),
         name=_first(fields, _NAMES),
@@ -64,6 +64,10 @@ def block_as_text(block: object) -> str:
         is_shown=bool(text or rest),
     )
     return f"{described}\n{text}" if text else described
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def _is_plain(block: Mapping[Any, Any]) -> bool:

@@ -77,10 +77,12 @@ def test_defaults_for_models_that_generate_are_of_no_concern(
         ("query_instruction", "query_prefix", "query: "),
         ("embed_instruction", "document_prefix", "passage: "),
         ("batch_size", "chunk_size", 8),
+        ("openai_api_base", "base_url", "http://127.0.0.1:2"),
     ],
 )
 def test_langchains_names_stand_for_ours(alias: str, name: str, value: Any) -> None:
-    model = VLLMEmbeddings(**{"mode": "remote", "base_url": "http://127.0.0.1:1", alias: value})
+    server = {} if name == "base_url" else {"base_url": "http://127.0.0.1:1"}
+    model = VLLMEmbeddings(**{"mode": "remote", **server, alias: value})
     assert getattr(model, name) == value
 
 

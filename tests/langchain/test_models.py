@@ -62,6 +62,17 @@ def test_langchains_names_stand_for_ours(model_class: Model, alias: str, name: s
 
 
 @both
+def test_the_lines_of_langchains_page_on_vllm_are_taken(model_class: Model) -> None:
+    """Its names of server and key, and a switch that has nothing to do."""
+    model = model_class(
+        model="m", openai_api_base="http://127.0.0.1:1/v1", openai_api_key="sk-secret", stream_usage=True
+    )
+    assert model.base_url == "http://127.0.0.1:1"
+    assert model.api_key.get_secret_value() == "sk-secret"
+    assert "sk-secret" not in repr(model)
+
+
+@both
 @pytest.mark.parametrize(
     ("given", "message"),
     [

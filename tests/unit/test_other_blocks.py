@@ -89,3 +89,9 @@ def test_what_is_unknown_is_told_in_part() -> None:
     said = block_as_text({"type": "x", "values": list(range(10_000))})
     assert said.startswith('[x: {"values": [0, 1, 2')
     assert len(said) == len("[x: ]") + MAX_REST
+
+
+def test_arrays_are_told_too() -> None:
+    import numpy as np
+
+    assert block_as_text({"type": "thing", "pixels": np.array([1, 2])}) == '[thing: {"pixels": "[1 2]"}]'
