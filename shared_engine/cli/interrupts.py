@@ -9,16 +9,24 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_is_program = False
+"""Whether this process is the command: not so in a test."""
 _is_ours = False
-"""Whether this process is the command, and Ctrl-C is meant for it: not so in the background, nor in a test."""
+"""And Ctrl-C is meant for it: not so in the background."""
 
 
 def end_at_once() -> None:
     """From now on; for the command's first module."""
-    global _is_ours
+    global _is_program, _is_ours
+    _is_program = True
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _is_ours = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def is_program() -> bool:
+    """Whether nothing but the command is in this process, so that its end is the process's."""
+    return _is_program
 
 
 def raise_again() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -46,14 +45,6 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
         is_loopback: it is reached on an address of this machine alone.
     """
     routes = Routes(catalog)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with catalog.log.heard():
-            catalog.preload()
-            yield
-            await catalog.close()
-
     app = Starlette(
         routes=[
             Route("/health", routes.health),
@@ -73,7 +64,6 @@ def gateway_app(catalog: Catalog, *, is_loopback: bool) -> Starlette:
             Middleware(FirstLook, answer=routes.pass_on),
         ],
         exception_handlers={RefusedError: _refused, HTTPException: _not_there, Exception: _failed},
-        lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a path with another end is another path
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -429,6 +430,33 @@ def test_it_is_shut_down_as_by_sigterm(fake_engine: MakeEngine, serve: Serve, un
         assert listening.result().endswith("\n\n")
         assert gate.process.wait(10) == 0
     assert engine.is_ready() is not unload
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_models_are_unloaded_at_the_end_whatever_signals_come(
+    fake_engine: MakeEngine, serve: Serve, signals: int
+) -> None:
+    busy, idle = fake_engine({"token_delay_s": 0.1 if signals == 1 else 2.0}), fake_engine()
+    busy.warmup()
+    idle.warmup()
+    with (
+        serve({"one": entry(busy), "two": entry(idle)}) as gate,
+        gate.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(client.post, CHAT, json=chat("one", stream=True))
+        wait_until(lambda: status(client)["requests"]["running"] == 1, 10, "a request to run")
+        client.post("/shutdown", json={"unload": True})
+        wait_until(lambda: "leaving" in gate.told(), 10, "it to begin to leave")
+        for _ in range(signals):
+            gate.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        last = running.result().text.split("data: ")[-1]
+        assert last == "[DONE]\n\n" if signals == 1 else json.loads(last)["error"]["code"] == "shutting_down"
+        assert gate.process.wait(10) == 0
+        assert "Traceback" not in gate.told()
+    assert not busy.is_ready()
+    assert not idle.is_ready()
 
 
 def test_a_key_for_an_adapter_is_shown_that_one_in_the_place_of_its_model(

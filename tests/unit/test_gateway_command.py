@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
 
-from shared_engine.cli.exit_codes import FAILED, USAGE
+from shared_engine.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 from shared_engine.cli.main import main
 from shared_engine.errors import SettingsError
-from shared_engine.gateway.config import config_of
+from shared_engine.gateway.config import GatewayConfig, config_of, read_config
 from shared_engine.gateway.listening import Listening, listening_socket
-from tests.support.gateways import gateway
+from shared_engine.gateway.watched_file import WatchedFile
+from tests.support.command import COMMAND
+from tests.support.gateways import LEAVE_S, gateway
+from tests.support.paths import REPOSITORY
 from tests.support.remote_server import RemoteServer, running_server
+from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 KEY = "a-key-that-nobody-sees"
@@ -124,7 +129,143 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, server: RemoteServer, n
             with pytest.raises(subprocess.TimeoutExpired):
                 gate.process.wait(0.5)
             assert gate.end(number) == 0
+            assert error_at_the_end(lines) == "shutting_down"
         assert server.aborted.wait(10)
+        assert "Traceback" not in gate.told()
+
+
+def error_at_the_end(lines: Iterator[str]) -> Any:
+    """Of a stream, its code."""
+    return json.loads([line for line in lines if line][-1].removeprefix("data: "))["error"]["code"]
+
+
+@pytest.mark.slow
+def test_the_first_signal_after_shutdown_leaves_requests_their_time(tmp_path: Path, server: RemoteServer) -> None:
+    server.streams("a", "b", then="hang")
+    body: dict[str, Any] = {"model": "a", "messages": [], "stream": True}
+    with gateway({"models": {"a": {"base_url": server.url}}}, tmp_path) as gate, gate.client() as client:
+        with client.stream("POST", CHAT, json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            assert client.post("/shutdown").status_code == 202
+            wait_until(lambda: "leaving" in gate.told(), LEAVE_S, "it to begin to leave")
+            gate.process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                gate.process.wait(0.5)
+            assert gate.end() == 0
+            assert error_at_the_end(lines) == "shutting_down"
+        assert "Traceback" not in gate.told()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_it_heeds_signals_once_it_says_what_it_serves(
+    tmp_path: Path, server: RemoteServer, number: signal.Signals
+) -> None:
+    with gateway({"models": {"a": {"base_url": server.url}}}, tmp_path) as gate:
+        gate.process.send_signal(number)
+        if number is signal.SIGHUP:
+            wait_until(lambda: "was read again" in gate.told(), LEAVE_S, "it to read its configuration again")
+            assert gate.end() == 0
+        else:
+            assert gate.process.wait(LEAVE_S) == 0
+        assert "Traceback" not in gate.told()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_that_come_until_its_end_do_not_change_it(
+    tmp_path: Path, server: RemoteServer, number: signal.Signals
+) -> None:
+    with gateway({"models": {"a": {"base_url": server.url}}}, tmp_path) as gate:
+        until = time.monotonic() + LEAVE_S
+        while gate.process.poll() is None and time.monotonic() < until:
+            gate.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                gate.process.wait(0.01)
+        assert gate.process.poll() == 0
+        assert "Traceback" not in gate.told()
+
+
+def can_be_written(pipe: Path, opened: list[int]) -> bool:
+    """Open it, if somebody reads it."""
+    with suppress(OSError):
+        opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    return bool(opened)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[tuple[subprocess.Popen[str], BinaryIO]]:
+    """A gateway in the middle of reading its configuration, and where to write that."""
+    os.mkfifo(file, 0o600)
+    words = [*COMMAND, "serve", "--config", str(file), "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        try:
+            opened: list[int] = []
+            wait_until(lambda: can_be_written(file, opened), LEAVE_S, "it to open its configuration")
+            with os.fdopen(opened[0], "wb") as written:
+                yield process, written
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, 0, ""),
+        (signal.SIGINT, INTERRUPTED, "vllm-local: interrupted; engines stay, as their settings say\n"),
+    ],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_while_it_reads_its_configuration_ends_it(
+    tmp_path: Path, number: signal.Signals, code: int, told: str
+) -> None:
+    with reading(tmp_path / "models.yaml") as (process, _):
+        for _ in range(10):  # Python misses one between its last look and the read that waits
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+                break
+        assert process.communicate(timeout=LEAVE_S) == ("", told)
+        assert process.returncode == code
+
+
+@pytest.mark.slow
+def test_sighup_while_it_reads_its_configuration_has_it_read_again(tmp_path: Path, server: RemoteServer) -> None:
+    file = tmp_path / "models.yaml"
+    entry = {"base_url": server.url}
+    with reading(file) as (process, written):
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGUSR2)
+        written.write(json.dumps({"models": {"a": entry}}).encode())
+        written.close()
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "it has ended"
+        file.write_text(json.dumps({"models": {"a": {**entry, "aliases": ["new"]}}}))
+        url = line.split("/v1 ")[0]
+        wait_until(
+            lambda: httpx.get(f"{url}/v1/models/new", trust_env=False).status_code == 200, LEAVE_S, "the new name"
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LEAVE_S) == 0
+
+
+def test_a_change_while_it_starts_is_seen(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str, _: Any) -> GatewayConfig:
+        config = read_config(path)
+        Path(path).write_text("models: {b: {model: org/b}}")
+        return config
+
+    async def serve(_: Any, __: Any, ___: Any, ____: Any, watched: WatchedFile, *_____: Any) -> None:
+        raise SettingsError(f"{watched.has_changed()}, {watched.has_changed()}")
+
+    monkeypatch.setattr("shared_engine.gateway.config.read_config", read)
+    monkeypatch.setattr("shared_engine.gateway.server.serve", serve)
+    assert said(capsys, "--config", file, "--watch", "--port", "0") == (USAGE, "vllm-local: True, False\n")
 
 
 @pytest.mark.slow
@@ -140,9 +281,7 @@ def test_a_drain_that_takes_too_long_is_ended(tmp_path: Path, server: RemoteServ
         began = time.monotonic()
         assert gate.end() == 0
         assert time.monotonic() - began >= 1
-        assert (
-            json.loads([line for line in lines if line][-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
-        )
+        assert error_at_the_end(lines) == "shutting_down"
     assert "Traceback" not in gate.told()
 
 

@@ -17,9 +17,11 @@ import httpx
 import pytest
 
 from shared_engine.gateway import server as server_module
+from shared_engine.gateway.catalog import Catalog
 from shared_engine.gateway.config import GatewayConfig, read_config
 from shared_engine.gateway.listening import bound
-from shared_engine.gateway.server import serve
+from shared_engine.gateway.server import serve, server_of
+from shared_engine.gateway.watched_file import WatchedFile
 from tests.support.gateways import LEAVE_S, ON_A_FREE_PORT, Gateway, gateway
 from tests.support.processes import any_exists
 from tests.support.remote_server import RemoteServer, running_server
@@ -256,7 +258,7 @@ async def test_a_file_that_can_not_be_read_for_any_reason_is_read_at_its_next_ch
                 await asyncio.sleep(0.01)
 
     (sock,) = bound(ON_A_FREE_PORT)
-    serving = asyncio.create_task(serve(config, ON_A_FREE_PORT, [sock], read, file))
+    serving = asyncio.create_task(serve(config, ON_A_FREE_PORT, [sock], read, WatchedFile(file)))
     try:
         await heard("READY=1")
         for told in ("stays as it was: ZeroDivisionError('a mistake')", "was read again: 1 models"):
@@ -268,3 +270,21 @@ async def test_a_file_that_can_not_be_read_for_any_reason_is_read_at_its_next_ch
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         sock.close()
+
+
+async def test_what_can_not_be_closed_keeps_it_no_longer_than_is_told(
+    tmp_path: Path, server: RemoteServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang(_: Catalog) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Catalog, "close", hang)
+    monkeypatch.setattr(server_module, "CLOSE_S", 0.1)
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"a": {"base_url": server.url}}}))
+    (sock,) = bound(ON_A_FREE_PORT)
+    gate = server_of(Catalog(read_config(file)), ON_A_FREE_PORT)
+    gate.heed_signal()
+    async with asyncio.timeout(LEAVE_S):
+        await gate.serve([sock])
+    assert "not all was closed, or unloaded, after 0.1 s" in caplog.text

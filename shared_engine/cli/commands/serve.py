@@ -10,7 +10,9 @@ from pathlib import Path
 
 from shared_engine.cli.argument_types import port, seconds
 from shared_engine.cli.disk_models import model_named
+from shared_engine.cli.early_signals import EarlySignals
 from shared_engine.cli.exit_codes import DONE
+from shared_engine.cli.interrupts import importing
 from shared_engine.errors import SettingsError
 from shared_engine.logs import setup
 from shared_engine.machine.home import expanded
@@ -44,11 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(f"serve needs {', '.join(missing)}: pip install 'vllm-local[gateway]'")
-    import uvloop
+    with EarlySignals() as signals:
+        return _serve(arguments, signals)
 
-    from shared_engine.gateway.config import GatewayConfig, config_of, read_config
-    from shared_engine.gateway.listening import Listening, Start, bound, url_of
-    from shared_engine.gateway.server import serve
+
+def _serve(arguments: argparse.Namespace, signals: EarlySignals) -> int:
+    with importing():
+        import uvloop
+
+        from shared_engine.gateway.config import GatewayConfig, config_of, read_config
+        from shared_engine.gateway.listening import Listening, Start, bound, url_of
+        from shared_engine.gateway.server import serve
+        from shared_engine.gateway.watched_file import WatchedFile
 
     if not arguments.config and not arguments.models:
         arguments.usage_error("there is nothing to serve: give MODEL, or --config FILE")
@@ -66,14 +75,19 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.host, arguments.port, arguments.drain, arguments.tls_cert, arguments.tls_key,
         arguments.allow_unauthenticated, start.sockets,
     )  # fmt: skip
+    # Before it is read: a change from here on counts.
+    watched = WatchedFile(expanded(Path(arguments.config))) if arguments.config and arguments.watch else None
     config = read()
     listening.check(config)
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in bound(listening)]
         setup()
         urls = ", ".join(f"{url_of(listening, sock)}/v1" for sock in sockets)
-        print(f"{urls} serves {', '.join(config.models)}", flush=True)
-        watched = expanded(Path(arguments.config)) if arguments.config and arguments.watch else None
+
+        def started() -> None:
+            print(f"{urls} serves {', '.join(config.models)}", flush=True)
+
+        again = read if arguments.config else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, listening, sockets, read if arguments.config else None, watched, start.ready))
+            runner.run(serve(config, listening, sockets, again, watched, start.ready, started, signals.has_hung_up))
     return DONE
