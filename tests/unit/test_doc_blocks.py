@@ -260,7 +260,7 @@ OF_A_CALL = {"n", "response_format", "lora", "with_structured_output"}
 """Not of each constructor."""
 SAID = {
     "from-chatopenai": ("model", "base_url", "api_key", "stop", "max_tokens", "timeout", "extra_body",
-        "chat_template_kwargs"),
+        "chat_template_kwargs", "stream_usage"),
     "from-chatollama": ("model", "base_url"),
     "from-community-vllm": ("model_name",),
     "from-llama-index-vllm": ("messages_to_prompt", "completion_to_prompt", "is_chat_model"),
