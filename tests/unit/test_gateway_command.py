@@ -265,6 +265,7 @@ def test_a_change_while_it_starts_is_seen(
 
     monkeypatch.setattr("shared_engine.gateway.config.read_config", read)
     monkeypatch.setattr("shared_engine.gateway.server.serve", serve)
+    monkeypatch.setattr("shared_engine.cli.commands.serve.setup", lambda: None)  # of all tests' logging
     assert said(capsys, "--config", file, "--watch", "--port", "0") == (USAGE, "vllm-local: True, False\n")
 
 
